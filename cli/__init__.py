@@ -1,0 +1,1 @@
+"""The command line of lever: one thin file per command; parse, call one library verb, render."""

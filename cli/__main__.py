@@ -1,0 +1,74 @@
+"""Entry point of the console script ``lever`` and of ``python -m lever_cli``.
+
+Every command is a function in a module of its own; heavy imports (duckdb, pyarrow, torch) stand
+inside the functions, so that ``lever --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from . import (
+    runs,
+)
+
+app = typer.Typer(
+    name="lever",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Offline reinforcement learning of an in-context-demonstration selector: "
+    "legacy JSON → Parquet → SQL views → one trainer.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.add_typer(runs.app, name="runs")
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if debug:
+        os.environ["LEVER_DEBUG"] = "1"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line: exit 0 done, 1 the user's data, 2 usage, 130 interrupted."""
+    from lever_data.errors import LeverError
+
+    try:
+        code = app(args=argv, standalone_mode=False)
+    except LeverError as error:
+        code = _report(error.message(), error.hint, error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        code = _report("interrupted", None, 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except MemoryError:
+        code = _report("out of memory", "lower --batch-size or the memory limit", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(message: str, hint: str | None, code: int) -> int:
+    print(f"Error: {message}", file=sys.stderr)
+    if hint:
+        print(f"Hint: {hint}", file=sys.stderr)
+    if os.environ.get("LEVER_DEBUG"):
+        traceback.print_exc()
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What every command shares: option types, output to stdout, notices and progress to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+StoreOption = Annotated[
+    Path,
+    typer.Option("--store", envvar="LEVER_STORE", help="The store, a directory.", metavar="DIR"),
+]
+RunsOption = Annotated[
+    list[str],
+    typer.Option("--run", help="Only this run (repeatable; an unambiguous prefix will do)."),
+]
+SqlDirOption = Annotated[
+    Path | None,
+    typer.Option("--sql-dir", help="Folder of your own .sql views, besides <store>/views/."),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of a table.")]
+
+DEFAULT_STORE = Path("lever-store")
+
+
+class Advance(Protocol):
+    """What long library calls report to: work done and work in all, in the call's own unit."""
+
+    def __call__(self, done: float, total: float | None, note: str = "") -> None:
+        """Report ``done`` of ``total`` units; ``note`` is shown behind the bar."""
+
+
+def notice(message: str) -> None:
+    """Tell the user something beside the result: one line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def emit_json(value: object) -> None:
+    """The result as JSON on stdout."""
+    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def emit_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None
+) -> None:
+    """The result as a table on stdout: numbers right-aligned, null as a dash."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = [list(row) for row in rows]
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for index, name in enumerate(columns):
+        numeric = any(isinstance(r[index], int | float) for r in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width).print(table)
+
+
+def progress_bar(label: str, unit: str = "") -> AbstractContextManager[Advance]:
+    """A progress bar on stderr with rate and time left; silent where stderr is no terminal."""
+    return _Bar(label, unit)
+
+
+class _Bar(AbstractContextManager[Advance]):
+    def __init__(self, label: str, unit: str) -> None:
+        self.label, self.unit = label, unit
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> Advance:
+        from rich import progress
+        from rich.console import Console
+
+        amount: list[progress.ProgressColumn] = (
+            [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+            if self.unit == "B"
+            else [progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[rate]}")]
+        )
+        self.bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            *amount,
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self.bar.start()
+        task = self.bar.add_task(self.label, total=None, note="", rate="")
+
+        def advance(done: float, total: float | None, note: str = "") -> None:
+            bar = cast(Any, self.bar)
+            speed = bar.tasks[0].speed
+            rate = f"{speed:,.0f} {self.unit}/s" if speed else ""
+            bar.update(task, completed=done, total=total, note=note, rate=rate)
+
+        return advance
+
+    def __exit__(self, *exc: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value).translate({10: "\\n", 13: "\\r", 27: "\\e"}).replace("[", "\\[")

@@ -1,0 +1,83 @@
+"""``lever runs``: list, show and remove the runs of a store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from .common import DEFAULT_STORE, JsonFlag, StoreOption, emit_json, emit_table, notice
+
+app = typer.Typer(help="List, show and remove runs.", invoke_without_command=True)
+
+
+@app.callback()
+def list_runs(
+    context: typer.Context, store: StoreOption = DEFAULT_STORE, json: JsonFlag = False
+) -> None:
+    """List the runs of a store, oldest first."""
+    if context.invoked_subcommand is not None:
+        context.obj = store
+        return
+    from lever_data.store import Store
+
+    runs = [
+        {
+            "run": r.run,
+            "kind": r.kind,
+            "dataset": r.dataset,
+            "split": r.split,
+            "rows": r.num_rows,
+            "committed_at": r.committed_at,
+        }
+        for r in Store.open(store).runs()
+    ]
+    if json:
+        emit_json(runs)
+    elif not runs:
+        notice("The store has no runs yet; `lever ingest FILE` makes one.")
+    else:
+        emit_table(list(runs[0]), [list(r.values()) for r in runs])
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="The run's id, or a prefix only it has.")],
+    store: StoreOption = DEFAULT_STORE,
+    json: JsonFlag = False,
+) -> None:
+    """Show one run's manifest: source, parameters, rows, files."""
+    from lever_data.store import Store
+
+    found = asdict(Store.open(_store(context, store)).run(run))
+    found["path"] = str(found["path"])
+    if json:
+        emit_json(found)
+        return
+    rows: list[list[Any]] = []
+    for key, value in found.items():
+        if isinstance(value, dict):
+            rows += [[f"{key}.{name}", inner] for name, inner in value.items()]
+        else:
+            rows.append([key, value])
+    emit_table(["field", "value"], rows)
+
+
+@app.command()
+def rm(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="The run's id, or a prefix only it has.")],
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Remove a run from the store, whole."""
+    from lever_data.store import Store
+
+    removed = Store.open(_store(context, store)).remove(run)
+    notice(f"removed {removed.run} ({removed.num_rows:,} rows)")
+
+
+def _store(context: typer.Context, given: Any) -> Any:
+    """The store named after the subcommand, else the one named before it."""
+    return given if given != DEFAULT_STORE or context.obj is None else context.obj

@@ -1,0 +1,1 @@
+"""The store of lever and everything columnar. Nothing in here imports torch."""

@@ -1,0 +1,119 @@
+"""The tables of a store: one definition each, as Arrow schemas.
+
+What comes in are the legacy records (see ``legacy.py``); what comes out is what every Parquet
+file of a run holds. The column ``run`` is not stored: it is the folder name ``run=<id>``.
+
+A *query* is the triple (dataset, split, query_id); ``query_id`` is the index of the question in
+its split. An *example* is (dataset, split, example_id), the index of the item in its split;
+pointers hold example ids. Scores without a unit are fractions in [0, 1]; log-probabilities are
+natural logarithms (nats). Null always means "not known", never zero.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+SHOT_SCORE = pa.struct(
+    [
+        pa.field("shot", pa.int8(), nullable=False),  # k: the prompt held the first k examples
+        pa.field("vqa_correct", pa.int8()),  # 0 | 1
+        pa.field("vqa_acc_score", pa.float64()),  # official accuracy in [0, 1]
+        pa.field("vqa_gt_prob", pa.float64()),
+        pa.field("vqa_pred_answer", pa.string()),
+        pa.field("eval_mode", pa.string()),
+    ]
+)
+
+_QUERY_KEY = [
+    pa.field("dataset", pa.string(), nullable=False),
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("query_id", pa.int64(), nullable=False),
+]
+
+CANDIDATES = pa.schema(
+    [
+        *_QUERY_KEY,
+        pa.field("candidate", pa.int32(), nullable=False),  # ordinal in the source, from 0
+        pa.field("shot_num", pa.int8(), nullable=False),  # len(pointer)
+        pa.field("pointer", pa.list_(pa.int32()), nullable=False),  # ordered example ids
+        pa.field("pointer_pos", pa.list_(pa.int16())),  # positions in candidate_pool
+        pa.field("gen_method", pa.string()),  # beam | sample | random | retrieval
+        pa.field("beam_rank", pa.int32()),  # 0 = best beam
+        pa.field("beam_score", pa.float64()),  # sum of the step probabilities
+        pa.field("logprob_score", pa.float64()),  # nats, at `temperature`
+        pa.field("temperature", pa.float64()),  # null: not sampled
+        pa.field("eval_mode", pa.string()),  # file (official metric) | fallback | null
+        pa.field("eval_split", pa.string()),  # split whose annotations scored the row
+        pa.field("eval_failed", pa.bool_()),  # the answerer raised; see `error`
+        pa.field("error", pa.string()),
+        pa.field("vqa_pred_answer", pa.string()),  # after post-processing
+        pa.field("vqa_raw_generation", pa.string()),
+        pa.field("vqa_correct", pa.int8()),  # 0 | 1: accuracy > 0
+        pa.field("vqa_acc_score", pa.float64()),
+        pa.field("vqa_gt_prob", pa.float64()),  # expected accuracy under the model
+        pa.field("vqa_rel_token_f1", pa.float64()),
+        pa.field("vqa_rel_edit_sim", pa.float64()),
+        pa.field("vqa_rel_score", pa.float64()),
+        pa.field("info_score", pa.float64()),  # InfoScore: gain in log-probability, nats
+        pa.field("shot_scores", pa.list_(SHOT_SCORE)),
+        pa.field("scorer", pa.string()),  # the model that answered
+        pa.field("metric_version", pa.string()),
+        pa.field("policy", pa.string()),  # what proposed the candidate
+        pa.field("extra", pa.string()),  # JSON object of keys lever does not know
+    ]
+)
+
+QUERIES = pa.schema(
+    [
+        *_QUERY_KEY,
+        pa.field("question_id", pa.int64()),
+        pa.field("image_id", pa.int64()),
+        pa.field("question", pa.string()),
+        pa.field("gt_answers", pa.list_(pa.string())),
+        pa.field("candidate_pool", pa.list_(pa.int32())),  # example ids; null: a shared pool
+        pa.field("extra", pa.string()),
+    ]
+)
+
+EXAMPLES = pa.schema(
+    [
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("question_id", pa.int64(), nullable=False),
+        pa.field("image_id", pa.int64()),
+        pa.field("image_path", pa.string()),  # relative to the image root
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("answers", pa.list_(pa.string())),  # the annotators' answers, ten as a rule
+        pa.field("answer", pa.string()),  # the one shown in a demonstration
+    ]
+)
+
+
+def embeddings(width: int) -> pa.Schema:
+    """Schema of an embeddings table of vectors of ``width`` float32 numbers."""
+    return pa.schema(
+        [
+            pa.field("dataset", pa.string(), nullable=False),
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("name", pa.string(), nullable=False),
+            pa.field("example_id", pa.int64(), nullable=False),  # the row of the source tensor
+            pa.field("vector", pa.list_(pa.float32(), width), nullable=False),
+        ]
+    )
+
+
+TABLES: dict[str, pa.Schema] = {
+    "candidates": CANDIDATES,
+    "queries": QUERIES,
+    "examples": EXAMPLES,
+}
+
+SORT_KEYS: dict[str, tuple[str, ...]] = {
+    "candidates": ("query_id", "candidate"),
+    "queries": ("query_id",),
+    "examples": ("example_id",),
+    "embeddings": ("example_id",),
+}

@@ -1,0 +1,411 @@
+"""The store: a directory of immutable runs, each committed by one atomic rename.
+
+In go Arrow tables through a :class:`RunWriter`; out come :class:`Run` records read from the
+manifests. A run is complete or absent: it is written under ``staging/``, every file and folder is
+flushed to disk, and then the folder is renamed into ``runs/``. Readers never lock.
+
+    store/lever.json                      format version
+    store/runs/run=<id>/manifest.json     what the run is and the sha256 of every file
+    store/runs/run=<id>/<table>/part-00000.parquet
+    store/staging/<uuid>/                 work in progress, invisible to views
+    store/views.sql                       the same relations for any DuckDB shell
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+
+from lever_data.errors import LeverError
+from lever_data.schema import SCHEMA_VERSION
+from lever_data.tables import TableWriter
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_RUN_ID = re.compile(r"[a-z][a-z0-9_]*(-[a-z0-9_]+)*-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One committed run, as its manifest describes it.
+
+    ``rows`` counts rows per table; ``parameters`` is what, with the source, the id derives from;
+    ``details`` holds what the kind needs besides (the layout of the legacy file, counts of nulls).
+    """
+
+    run: str
+    kind: str
+    dataset: str | None
+    split: str | None
+    committed_at: str
+    rows: dict[str, int]
+    files: dict[str, str]
+    query_range: tuple[int, int] | None
+    source: dict[str, Any]
+    parameters: dict[str, Any]
+    parents: tuple[str, ...]
+    details: dict[str, Any]
+    path: Path = field(repr=False)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the run's main table (candidates, else examples, else the only one)."""
+        for table in ("candidates", "examples"):
+            if table in self.rows:
+                return self.rows[table]
+        return next(iter(self.rows.values()), 0)
+
+    def table_files(self, table: str) -> list[Path]:
+        """The Parquet files of one table, in order; empty where the run has no such table."""
+        return [self.path / f for f in sorted(self.files) if f.split("/", 1)[0] == table]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run will be, before it is written.
+
+    The id of the run is a hash of ``kind, dataset, split, source_sha256, parameters, parents``:
+    the same source with the same parameters is the same run.
+    """
+
+    kind: str
+    dataset: str | None
+    split: str | None
+    source: dict[str, Any] = field(default_factory=dict)  # path, sha256, bytes: for people
+    source_sha256: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+
+    def run_id(self) -> str:
+        """``<kind>-<dataset>-<split>-<12 hex digits>``; never only digits, safe as a folder."""
+        identity = {
+            "kind": self.kind,
+            "dataset": self.dataset,
+            "split": self.split,
+            "source": self.source_sha256,
+            "parameters": self.parameters,
+            "parents": list(self.parents),
+            "schema": SCHEMA_VERSION,
+        }
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        words = [self.kind, self.dataset, self.split]
+        return "-".join([*(_slug(w) for w in words if w), digest])
+
+
+class Store:
+    """A directory of runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open an existing store.
+
+        Raises:
+            LeverError: there is no store at ``path``, or a newer lever wrote it.
+        """
+        store = cls(Path(path))
+        marker = store.path / "lever.json"
+        try:
+            found = json.loads(marker.read_bytes())
+        except FileNotFoundError:
+            raise LeverError(
+                "there is no store here",
+                where=str(store.path),
+                hint="make one with `lever ingest FILE --store DIR`, or name it with --store "
+                "or the variable LEVER_STORE",
+            ) from None
+        except (OSError, ValueError) as error:
+            raise LeverError(
+                f"the store's marker lever.json cannot be read ({error})", where=str(marker)
+            ) from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise LeverError(
+                f"this lever reads store format {FORMAT}",
+                where=str(marker),
+                value=found,
+                hint="use the lever version that wrote the store",
+            )
+        return store
+
+    @classmethod
+    def create(cls, path: str | Path) -> Store:
+        """Open the store at ``path``, making an empty one where there is none."""
+        root = Path(path)
+        try:
+            (root / "runs").mkdir(parents=True, exist_ok=True)
+            (root / "staging").mkdir(exist_ok=True)
+            if not (root / "lever.json").exists():
+                write_atomic(root / "lever.json", _to_json({"format": FORMAT}))
+        except OSError as error:
+            raise LeverError(
+                f"the store cannot be made or written ({error.strerror})", where=str(root)
+            ) from error
+        return cls.open(root)
+
+    def runs(self) -> list[Run]:
+        """All committed runs, oldest first (then by id).
+
+        Raises:
+            LeverError: a manifest cannot be read; it names the run.
+        """
+        folders = sorted((self.path / "runs").glob("run=*"))
+        found = [run for f in folders if (run := _read_manifest(f)) is not None]
+        return sorted(found, key=lambda run: (run.committed_at, run.run))
+
+    def run(self, run_id: str) -> Run:
+        """One run by its id, or by a prefix that only one run has."""
+        runs = self.runs()
+        matches = [r for r in runs if r.run == run_id] or [
+            r for r in runs if run_id and r.run.startswith(run_id)
+        ]
+        if len(matches) == 1:
+            return matches[0]
+        names = ", ".join(r.run for r in (matches or runs)) or "none"
+        problem = "several runs begin like this" if matches else "there is no such run"
+        raise LeverError(problem, value=run_id, hint=f"runs of {self.path}: {names}")
+
+    def select(self, run_ids: tuple[str, ...] | list[str] | None) -> list[Run]:
+        """The named runs in commit order, each once; all runs for ``None`` or no names."""
+        if not run_ids:
+            return self.runs()
+        wanted = {self.run(run_id).run for run_id in run_ids}
+        return [run for run in self.runs() if run.run in wanted]
+
+    def find(self, spec: RunSpec) -> Run | None:
+        """The run this spec would make, where it is already committed."""
+        folder = self.path / "runs" / f"run={spec.run_id()}"
+        return _read_manifest(folder) if folder.exists() else None
+
+    def begin(self, spec: RunSpec) -> RunWriter:
+        """Start writing a run; use it as a context manager and call ``commit`` inside."""
+        self.sweep_staging()
+        return RunWriter(self, spec)
+
+    def remove(self, run_id: str) -> Run:
+        """Remove a run: renamed into staging first, so no reader sees half of it."""
+        run = self.run(run_id)
+        grave = self.path / "staging" / f"removed-{uuid.uuid4().hex}"
+        run.path.rename(grave)
+        fsync_dir(run.path.parent)
+        shutil.rmtree(grave)
+        self.write_views_sql()
+        return run
+
+    def sweep_staging(self) -> None:
+        """Delete what dead writers left under staging/; a live writer holds a lock on its own."""
+        for folder in (self.path / "staging").iterdir():
+            if not folder.is_dir():
+                continue
+            if folder.name.startswith("removed-"):
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            try:
+                handle = os.open(folder / ".lock", os.O_RDWR)
+            except FileNotFoundError:
+                continue  # its writer has not made the lock yet, or it is just being removed
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            except BlockingIOError:
+                pass  # alive
+            finally:
+                os.close(handle)
+
+    def write_views_sql(self) -> None:
+        """Write ``views.sql``: every relation of lever for an ad-hoc DuckDB shell."""
+        from lever_data.catalog import shell_script
+
+        write_atomic(self.path / "views.sql", shell_script(self.path).encode())
+
+
+class RunWriter:
+    """A run being written. Leaving the ``with`` block without ``commit`` discards it."""
+
+    def __init__(self, store: Store, spec: RunSpec) -> None:
+        self.store = store
+        self.spec = spec
+        self.folder = store.path / "staging" / uuid.uuid4().hex
+        self._tables: dict[str, TableWriter] = {}
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(parents=True)
+            self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise LeverError(
+                f"the store cannot be written ({error.strerror})", where=str(self.folder)
+            ) from error
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for table in self._tables.values():
+            table.abandon()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+        if isinstance(error, OSError) and not isinstance(error, LeverError):
+            raise LeverError(
+                f"writing the run failed ({error.strerror or error}); nothing was committed",
+                where=str(self.store.path),
+            ) from error
+
+    def write(self, table: str, rows: pa.Table | pa.RecordBatch) -> None:
+        """Append rows to a table. Rows that come out of order are sorted at commit."""
+        if table not in self._tables:
+            self._tables[table] = TableWriter(self.folder / table, table, rows.schema)
+        self._tables[table].write(rows)
+
+    def commit(self, details: Mapping[str, Any] | None = None) -> Run:
+        """Flush, hash and publish the run; returns it.
+
+        A second writer of the same run that comes too late gets the run already there: both
+        wrote the same rows.
+        """
+        for table in self._tables.values():
+            table.close()
+        manifest = self._manifest(dict(details or {}))
+        write_atomic(self.folder / MANIFEST, _to_json(manifest))
+        (self.folder / ".lock").unlink()
+        _fsync_tree(self.folder)
+        target = self.store.path / "runs" / f"run={self.spec.run_id()}"
+        try:
+            self.folder.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+        fsync_dir(target.parent)
+        self.store.write_views_sql()
+        return self.store.run(self.spec.run_id())
+
+    def _manifest(self, details: dict[str, Any]) -> dict[str, Any]:
+        files = {
+            str(p.relative_to(self.folder)): sha256_file(p)
+            for p in sorted(self.folder.rglob("*.parquet"))
+        }
+        ranges = [t.key_range for t in self._tables.values() if t.key_range is not None]
+        low_high = [min(r[0] for r in ranges), max(r[1] for r in ranges)] if ranges else None
+        spec = self.spec
+        return {
+            "run": spec.run_id(),
+            "kind": spec.kind,
+            "dataset": spec.dataset,
+            "split": spec.split,
+            "committed_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "rows": {name: t.num_rows for name, t in sorted(self._tables.items())},
+            "files": files,
+            "query_range": low_high,
+            "source": {**spec.source, "sha256": spec.source_sha256},
+            "parameters": spec.parameters,
+            "parents": list(spec.parents),
+            "details": details,
+            "schema_version": SCHEMA_VERSION,
+            "lever_version": version("lever"),
+        }
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old bytes or the new ones."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+
+
+def fsync_dir(path: Path) -> None:
+    """Flush a directory's entries to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for path in _walk(folder):
+        fsync_dir(path)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        yield path
+    yield folder
+
+
+def _to_json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _slug(word: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "_", word.lower()).strip("_")[:40] or "x"
+
+
+def _read_manifest(folder: Path) -> Run | None:
+    """The run in ``folder``; ``None`` where it was removed while we looked."""
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_bytes())
+        run = Run(
+            run=raw["run"],
+            kind=raw["kind"],
+            dataset=raw["dataset"],
+            split=raw["split"],
+            committed_at=raw["committed_at"],
+            rows=raw["rows"],
+            files=raw["files"],
+            query_range=tuple(raw["query_range"]) if raw["query_range"] else None,
+            source=raw["source"],
+            parameters=raw["parameters"],
+            parents=tuple(raw["parents"]),
+            details=raw["details"],
+            path=folder,
+        )
+    except FileNotFoundError:
+        if not folder.exists():
+            return None
+        raise LeverError("a run has no manifest", where=str(path), hint=_REMOVE_HINT) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise LeverError(
+            f"a run's manifest is damaged ({type(error).__name__}: {error})",
+            where=str(path),
+            hint=_REMOVE_HINT,
+        ) from error
+    if f"run={run.run}" != folder.name:
+        raise LeverError("a run's folder and manifest disagree", where=str(path), value=run.run)
+    return run
+
+
+_REMOVE_HINT = "restore the folder from a copy, or move it out of runs/ and ingest the source again"

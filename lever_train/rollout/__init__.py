@@ -1,0 +1,1 @@
+"""Rollouts: propose candidates, have them answered, score the answers."""

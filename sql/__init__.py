@@ -1,0 +1,1 @@
+"""The SQL of lever: macros, staging, views, diagnostics and data tests, one relation a file."""
