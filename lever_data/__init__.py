@@ -1,1 +1,22 @@
 """The store of lever and everything columnar. Nothing in here imports torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lever_data.db import connect
+    from lever_data.errors import LeverError
+    from lever_data.store import Store
+
+__all__ = ["LeverError", "Store", "connect"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import lever_data` alone must stay cheap for the command line."""
+    from importlib import import_module
+
+    homes = {"connect": "db", "LeverError": "errors", "Store": "store"}
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"lever_data.{homes[name]}"), name)

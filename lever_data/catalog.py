@@ -1,0 +1,236 @@
+"""The SQL files as relations: read, parse the header, order by dependency, write for a shell.
+
+In go the ``.sql`` files of the package ``lever_sql`` and of the user's folders; out come
+:class:`Relation` records. Nothing is executed here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from lever_data.errors import LeverError
+
+RL_KINDS = ("rl_data", "rollout", "rescore")
+# relation over Parquet files → (kinds of runs it reads, their table, staging file with its types)
+RAW_TABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "raw_candidates": (RL_KINDS, "candidates", "stg_candidates"),
+    "raw_beams": (("beam",), "candidates", "stg_beams"),
+    "raw_queries": (RL_KINDS, "queries", "stg_queries"),
+    "raw_examples": (("examples",), "examples", "stg_examples"),
+    "raw_embeddings": (("embeddings",), "embeddings", "stg_embeddings"),
+}
+_FOLDERS = ("staging", "views", "diagnostics")
+_COLUMN = re.compile(r"^--   (\w+) (.+?): (.+)$")
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A documented column: name, DuckDB type in lower case, meaning with its unit."""
+
+    name: str
+    type: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One ``.sql`` file: a single SELECT whose file stem is the relation's name.
+
+    ``columns_as`` names the relation whose columns this one shares (``columns: as NAME``).
+    """
+
+    name: str
+    folder: str  # staging | views | diagnostics | user
+    sql: str
+    purpose: str
+    grain: str
+    columns: tuple[Column, ...]
+    columns_as: str | None
+
+
+@cache
+def builtin() -> dict[str, Relation]:
+    """Every relation that comes with lever, by name."""
+    root = resources.files("lever_sql")
+    found = [
+        parse(entry.name.removesuffix(".sql"), folder, entry.read_text("utf-8"))
+        for folder in _FOLDERS
+        for entry in (root / folder).iterdir()
+        if entry.name.endswith(".sql")
+    ]
+    return {relation.name: relation for relation in sorted(found, key=lambda r: r.name)}
+
+
+@cache
+def macros() -> dict[str, str]:
+    """The ``create macro`` statements by macro name; each may use those of earlier names."""
+    root = resources.files("lever_sql") / "macros"
+    files = sorted((e for e in root.iterdir() if e.name.endswith(".sql")), key=lambda e: e.name)
+    return {e.name.removesuffix(".sql"): e.read_text("utf-8") for e in files}
+
+
+def user_relations(folders: Iterable[Path]) -> tuple[dict[str, Relation], dict[str, str]]:
+    """The user's ``.sql`` files: the readable ones by name, and what is wrong with the others."""
+    good: dict[str, Relation] = {}
+    broken: dict[str, str] = {}
+    for path in (p for folder in folders for p in sorted(folder.glob("*.sql"))):
+        name = path.name.removesuffix(".sql")
+        try:
+            if not _NAME.fullmatch(name):
+                broken[name] = "the file name is not a relation name (a-z, 0-9, _)"
+            elif name in builtin() or name in RAW_TABLES:
+                broken[name] = "lever has a relation of this name; rename the file"
+            elif name in good:
+                broken[name] = "two folders hold a file of this name"
+            else:
+                good[name] = parse(name, "user", path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            broken[name] = f"the file cannot be read: {error}"
+    return good, broken
+
+
+def parse(name: str, folder: str, text: str) -> Relation:
+    """Read the header comment of a SQL file; a user's file may have none."""
+    purpose: list[str] = []
+    grain, columns_as = "", None
+    columns: list[Column] = []
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            break
+        if match := _COLUMN.match(line):
+            columns.append(Column(*match.groups()))
+        elif line.startswith("-- grain:"):
+            grain = line.removeprefix("-- grain:").strip()
+        elif line.startswith("-- columns: as "):
+            columns_as = line.removeprefix("-- columns: as ").strip()
+        elif line.strip() != "-- columns:" and not grain:
+            purpose.append(line.removeprefix("--").strip())
+    return Relation(name, folder, text, " ".join(purpose), grain, tuple(columns), columns_as)
+
+
+def documented_columns(relation: Relation) -> tuple[Column, ...]:
+    """The columns a built-in relation's header documents, ``as NAME`` followed."""
+    return builtin()[relation.columns_as].columns if relation.columns_as else relation.columns
+
+
+def in_order(con: duckdb.DuckDBPyConnection, relations: dict[str, Relation]) -> list[Relation]:
+    """The relations so that each comes after those it reads.
+
+    Raises:
+        LeverError: relations read each other in a circle.
+        duckdb.Error: a file does not parse.
+    """
+    ordered: dict[str, Relation] = {}
+    open_names: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in ordered or name not in relations:
+            return
+        if name in open_names:
+            circle = " → ".join([*open_names[open_names.index(name) :], name])
+            raise LeverError("relations read each other in a circle", value=circle)
+        open_names.append(name)
+        for other in sorted(tables_read(con, relations[name].sql) - {name}):
+            visit(other)
+        open_names.pop()
+        ordered[name] = relations[name]
+
+    for name in relations:
+        visit(name)
+    return list(ordered.values())
+
+
+def tables_read(con: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
+    """Names of the tables a SELECT reads, its own common table expressions left out.
+
+    ``con.get_table_names`` would do, but it binds, and fails on `join … using` over tables that
+    do not exist yet.
+    """
+    row = con.execute("select json_serialize_sql(?)", [sql]).fetchall()[0]
+    tree = json.loads(row[0])
+    if tree["error"]:
+        raise LeverError(f"the SQL does not parse as a SELECT: {tree['error_message']}")
+    read: set[str] = set()
+    own: set[str] = set()
+    waiting: list[Any] = [tree["statements"]]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting.extend(node)
+        elif isinstance(node, dict):
+            if node.get("type") == "BASE_TABLE":
+                read.add(node["table_name"].lower())
+            if isinstance(node.get("cte_map"), dict):
+                own |= {entry["key"].lower() for entry in node["cte_map"]["map"]}
+            waiting.extend(node.values())
+    return read - own
+
+
+def read_parquet_sql(files: Sequence[str], like: str) -> str:
+    """SELECT over Parquet files with their run; typed and empty where there are no files."""
+    if not files:
+        columns = ", ".join(f"null::{c.type} as {c.name}" for c in builtin()[like].columns)
+        return f"select {columns} where false"
+    listed = ", ".join(quote_literal(f) for f in files)
+    return (
+        f"select * from read_parquet([{listed}], hive_partitioning = true, "
+        "hive_types = {'run': varchar}, union_by_name = true)"
+    )
+
+
+def shell_script(store: Path) -> str:
+    """``views.sql``: the relations of lever for any DuckDB shell, new runs seen by themselves."""
+    root = store.resolve()
+    lines = [
+        "-- Written by lever at every commit: duckdb -init views.sql",
+        f"set file_search_path = {quote_literal(str(root))};",
+        "create or replace table chosen_scorer as select null::varchar as scorer;",
+        f"create or replace view raw_runs as {_raw_runs_sql(root)};",
+    ]
+    for name, (kinds, table, like) in RAW_TABLES.items():
+        globs = [f"runs/run={kind}-*/{table}/*.parquet" for kind in kinds]
+        present = [g for g in globs if any(root.glob(g))]
+        lines.append(f"create or replace view {name} as {read_parquet_sql(present, like)};")
+    lines += [text.strip() for text in macros().values()]
+    with duckdb.connect() as con:
+        for relation in in_order(con, builtin()):
+            lines.append(f'create or replace view "{relation.name}" as\n{body(relation)};')
+    return "\n\n".join(lines) + "\n"
+
+
+def body(relation: Relation) -> str:
+    """The SELECT of a file without the semicolon it may end with."""
+    return relation.sql.strip().removesuffix(";")
+
+
+def quote_literal(text: str) -> str:
+    """A SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def quote_identifier(name: str) -> str:
+    """A SQL identifier, quoted: the only way a name from outside gets into SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _raw_runs_sql(root: Path) -> str:
+    if not any(root.glob("runs/*/manifest.json")):
+        return read_parquet_sql([], "stg_runs")
+    return (
+        "select run, kind, dataset, split, committed_at, rows.candidates as num_candidates, "
+        "rows.queries as num_queries, query_range[1] as query_low, query_range[2] as query_high, "
+        "parents from read_json('runs/*/manifest.json', columns = {run: 'varchar', "
+        "kind: 'varchar', dataset: 'varchar', split: 'varchar', committed_at: 'varchar', "
+        "rows: 'struct(candidates bigint, queries bigint)', query_range: 'bigint[]', "
+        "parents: 'varchar[]'})"
+    )

@@ -1,0 +1,4 @@
+-- 2 * w_h * hard + w_s * soft. A missing score counts as 0.
+create or replace macro reward_hard_plus_soft_v2(vqa_correct, vqa_acc_score, hard_weight, soft_weight) as
+    2 * hard_weight * coalesce(vqa_correct, 0)::double
+    + soft_weight * coalesce(vqa_acc_score, 0)::double;

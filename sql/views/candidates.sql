@@ -1,0 +1,131 @@
+-- Every candidate once: of the same query, ordered pointer and scorer (an unknown scorer equals
+-- any) the newest run counts. Failed evaluations are included. Only queries that several runs hold
+-- are compared.
+-- grain: one row per stored candidate that no newer run holds
+-- columns:
+--   run varchar: id of the run the row is stored in
+--   dataset varchar: dataset the query belongs to
+--   split varchar: split the query belongs to
+--   query_id bigint: index of the question in its split
+--   candidate integer: ordinal in the source, from 0
+--   shot_num tinyint: number of demonstrations, the length of pointer
+--   pointer integer[]: ordered example ids of the demonstrations
+--   pointer_pos smallint[]: positions of the pointer in the candidate pool
+--   gen_method varchar: beam, sample, random or retrieval
+--   beam_rank integer: 0 for the best beam
+--   beam_score double: sum of the step probabilities
+--   logprob_score double: sequence log-probability in nats, at temperature
+--   temperature double: sampling temperature; null where not sampled
+--   eval_mode varchar: file (official metric), fallback (string match) or null (unknown)
+--   eval_split varchar: split whose annotations scored the row
+--   eval_failed boolean: true where the answerer raised
+--   error varchar: what it raised
+--   vqa_pred_answer varchar: the answer after post-processing
+--   vqa_raw_generation varchar: the answer as generated
+--   vqa_correct tinyint: 1 where the accuracy is above 0, else 0
+--   vqa_acc_score double: VQA accuracy in [0, 1]
+--   vqa_gt_prob double: expected accuracy under the model in [0, 1]
+--   vqa_rel_token_f1 double: token F1 to the nearest ground truth in [0, 1]
+--   vqa_rel_edit_sim double: edit similarity to the nearest ground truth in [0, 1]
+--   vqa_rel_score double: similarity to the ground truth in [0, 1]
+--   info_score double: InfoScore in nats
+--   shot_scores struct(shot tinyint, vqa_correct tinyint, vqa_acc_score double, vqa_gt_prob double, vqa_pred_answer varchar, eval_mode varchar)[]: scores of every prefix of the pointer
+--   scorer varchar: the model that answered; null where unknown
+--   metric_version varchar: version of the metric that scored the row
+--   policy varchar: what proposed the candidate
+--   extra varchar: JSON object of keys lever does not know
+with stored as (
+    select stg_candidates.*
+    from stg_candidates
+    where
+        (select chosen.scorer from chosen_scorer as chosen) is null
+        or stg_candidates.scorer is null
+        or stg_candidates.scorer = (select chosen.scorer from chosen_scorer as chosen)
+),
+
+alone as (
+    select stored.* from stored
+    where stored.run in (select runs.run from runs where not runs.may_overlap)
+),
+
+contested as (
+    select stored.*, runs.run_order
+    from stored
+    inner join runs on stored.run = runs.run and runs.may_overlap
+),
+
+shared_queries as (
+    select dataset, split, query_id
+    from contested
+    group by dataset, split, query_id
+    having min(run_order) <> max(run_order)
+),
+
+unshared as (
+    select contested.* exclude (run_order)
+    from contested
+    anti join shared_queries using (dataset, split, query_id)
+),
+
+compared as (
+    select
+        contested.*,
+        max(run_order) over (partition by dataset, split, query_id, pointer) as newest,
+        max(run_order) over (partition by dataset, split, query_id, pointer, scorer) as newest_same,
+        max(case when scorer is null then run_order end)
+            over (partition by dataset, split, query_id, pointer) as newest_unknown
+    from contested
+    semi join shared_queries using (dataset, split, query_id)
+),
+
+newest as (
+    select compared.* exclude (run_order, newest, newest_same, newest_unknown)
+    from compared
+    where
+        case
+            when scorer is null then run_order = newest
+            else run_order = newest_same and run_order >= coalesce(newest_unknown, 0)
+        end
+),
+
+final as (
+    select * from alone
+    union all
+    select * from unshared
+    union all
+    select * from newest
+)
+
+select
+    run,
+    dataset,
+    split,
+    query_id,
+    candidate,
+    shot_num,
+    pointer,
+    pointer_pos,
+    gen_method,
+    beam_rank,
+    beam_score,
+    logprob_score,
+    temperature,
+    eval_mode,
+    eval_split,
+    eval_failed,
+    error,
+    vqa_pred_answer,
+    vqa_raw_generation,
+    vqa_correct,
+    vqa_acc_score,
+    vqa_gt_prob,
+    vqa_rel_token_f1,
+    vqa_rel_edit_sim,
+    vqa_rel_score,
+    info_score,
+    shot_scores,
+    scorer,
+    metric_version,
+    policy,
+    extra
+from final

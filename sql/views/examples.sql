@@ -1,0 +1,41 @@
+-- Dataset items; of an item that several runs hold, the newest counts.
+-- grain: one row per example
+-- columns:
+--   run varchar: id of the run the row is stored in
+--   dataset varchar: dataset the query belongs to
+--   split varchar: split the query belongs to
+--   example_id bigint: index of the item in its split
+--   question_id bigint: id of the question in the official files
+--   image_id bigint: id of its image
+--   image_path varchar: image file, relative to the image root
+--   question varchar: the question
+--   answers varchar[]: the annotators' answers
+--   answer varchar: the answer shown in a demonstration
+with stored as (select * from stg_examples),
+
+compared as (
+    select
+        stored.*,
+        runs.run_order,
+        max(runs.run_order) over (partition by stored.dataset, stored.split, stored.example_id) as newest
+    from stored
+    inner join runs on stored.run = runs.run
+),
+
+final as (
+    select
+        run,
+        dataset,
+        split,
+        example_id,
+        question_id,
+        image_id,
+        image_path,
+        question,
+        answers,
+        answer
+    from compared
+    where run_order = newest
+)
+
+select * from final
