@@ -1,0 +1,100 @@
+"""Log-probabilities of whole pointer sequences from one score per pool position.
+
+In go scores [B, K] that do not change between steps and the positions [B, N, S] of N candidates;
+out come the terms of every step [B, N, S]. No copy of the pool per candidate is made: the
+normaliser of step t is the sum over the pool minus what was already chosen.
+
+The subtraction is arranged so that it cannot cancel: the S largest scores of a pool are kept apart
+from the rest. A prefix holds at most S - 1 positions, so one of the S largest is always unchosen
+and bounds what is subtracted; the relative error is at most S roundings, in float32 as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHOSEN = -100.0  # logit of a position already chosen (LEGACY mathematics)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What every loss needs of every step of every candidate, [B, N, S], zero where padded.
+
+    ``log_prob``: log-probability of the position chosen, in nats, at most 0.
+    ``mean_nll``: mean over the K positions of the pool of -log p, chosen positions counted with
+    the logit -100; the part of the cross-entropy that label smoothing weighs.
+    """
+
+    log_prob: Tensor
+    mean_nll: Tensor
+
+    def cross_entropy(self, label_smoothing: float) -> Tensor:
+        """Cross-entropy per step [B, N, S] as ``torch.nn.functional.cross_entropy`` defines it."""
+        return -(1.0 - label_smoothing) * self.log_prob + label_smoothing * self.mean_nll
+
+    def sequence_log_prob(self) -> Tensor:
+        """Log-probability of each candidate's ordered pointer, [B, N], in nats."""
+        return self.log_prob.sum(-1)
+
+
+def static_steps(
+    scores: Tensor, positions: Tensor, step_mask: Tensor, pool_mask: Tensor | None = None
+) -> Steps:
+    """Terms of every step for scores that do not depend on the step.
+
+    Args:
+        scores: [B, K] float, finite; natural units of the softmax (cosine / 0.1).
+        positions: [B, N, S] int64, distinct within a candidate's real steps.
+        step_mask: [B, N, S] bool; real steps come first.
+        pool_mask: [B, K] bool, False at padding; ``None``: every position is real.
+
+    The step distribution is the softmax over positions not yet chosen. The legacy code leaves
+    chosen positions in with logit -100, which adds less than e^-80 of the sum; only the smoothing
+    term sees them.
+    """
+    normaliser = _log_remaining(scores, positions, step_mask, pool_mask)
+    target = _at(scores, positions)
+    log_prob = torch.where(step_mask, target - normaliser, 0.0)
+    total, size = _total(scores, pool_mask)
+    chosen = torch.where(step_mask, target, 0.0)
+    before = chosen.cumsum(-1) - chosen
+    count = torch.arange(positions.shape[-1], device=scores.device)
+    masked_sum = total[:, None, None] - before + CHOSEN * count
+    mean_nll = torch.where(step_mask, normaliser - masked_sum / size[:, None, None], 0.0)
+    return Steps(log_prob, mean_nll)
+
+
+def _total(scores: Tensor, pool_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum of a pool's scores [B] and its size [B]."""
+    if pool_mask is None:
+        return scores.sum(-1), scores.new_full((scores.shape[0],), scores.shape[1])
+    return torch.where(pool_mask, scores, 0.0).sum(-1), pool_mask.sum(-1).to(scores.dtype)
+
+
+def _log_remaining(
+    scores: Tensor, positions: Tensor, step_mask: Tensor, pool_mask: Tensor | None
+) -> Tensor:
+    """log of the sum of exp(score) over what is unchosen before each step, [B, N, S]."""
+    if pool_mask is not None:
+        scores = scores.masked_fill(~pool_mask, float("-inf"))
+    highest = scores.detach().amax(-1, keepdim=True)
+    mass = (scores - highest).exp()
+    top_mass, top_at = mass.topk(min(positions.shape[-1], mass.shape[-1]), dim=-1)
+    rest = mass.scatter(1, top_at, 0.0).sum(-1)
+    is_top = (positions[..., None] == top_at[:, None, None, :]) & step_mask[..., None]
+    outside = torch.where(step_mask & ~is_top.any(-1), _at(mass, positions), 0.0)
+    removed = outside.cumsum(-1) - outside
+    taken = is_top.to(mass.dtype)
+    open_top = 1.0 - (taken.cumsum(-2) - taken)
+    top_left = (open_top * top_mass[:, None, None, :]).sum(-1)
+    remaining = rest[:, None, None] - removed + top_left
+    # a padded step may find the pool exhausted: log 1 keeps its gradient out of the sum
+    return torch.where(step_mask, remaining, 1.0).log() + highest[:, :, None]
+
+
+def _at(values: Tensor, positions: Tensor) -> Tensor:
+    """``values`` [B, K] at ``positions`` [B, N, S]."""
+    return values.gather(1, positions.flatten(1)).view(positions.shape)
