@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -78,6 +79,7 @@ def rm(
     notice(f"removed {removed.run} ({removed.num_rows:,} rows)")
 
 
-def _store(context: typer.Context, given: Any) -> Any:
+def _store(context: typer.Context, given: Path) -> Path:
     """The store named after the subcommand, else the one named before it."""
-    return given if given != DEFAULT_STORE or context.obj is None else context.obj
+    before: Path | None = context.obj
+    return given if given != DEFAULT_STORE or before is None else before

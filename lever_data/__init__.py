@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lever_data.db import connect
@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 __all__ = ["LeverError", "Store", "connect"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import on first use: `import lever_data` alone must stay cheap for the command line."""
     from importlib import import_module
 
     homes = {"connect": "db", "LeverError": "errors", "Store": "store"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"lever_data.{homes[name]}"), name)
+    found: object = getattr(import_module(f"lever_data.{homes[name]}"), name)
+    return found

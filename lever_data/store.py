@@ -14,14 +14,11 @@ flushed to disk, and then the folder is renamed into ``runs/``. Readers never lo
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,79 +28,14 @@ from typing import Any, Self
 import pyarrow as pa
 
 from lever_data.errors import LeverError
+from lever_data.files import fsync_dir, fsync_tree, sha256_file, write_atomic
+from lever_data.manifest import MANIFEST, Run, RunSpec, read_manifest
 from lever_data.schema import SCHEMA_VERSION
 from lever_data.tables import TableWriter
 
+__all__ = ["Run", "RunSpec", "RunWriter", "Store", "sha256_file", "write_atomic"]
+
 FORMAT = 1
-MANIFEST = "manifest.json"
-_RUN_ID = re.compile(r"[a-z][a-z0-9_]*(-[a-z0-9_]+)*-[0-9a-f]{12}")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One committed run, as its manifest describes it.
-
-    ``rows`` counts rows per table; ``parameters`` is what, with the source, the id derives from;
-    ``details`` holds what the kind needs besides (the layout of the legacy file, counts of nulls).
-    """
-
-    run: str
-    kind: str
-    dataset: str | None
-    split: str | None
-    committed_at: str
-    rows: dict[str, int]
-    files: dict[str, str]
-    query_range: tuple[int, int] | None
-    source: dict[str, Any]
-    parameters: dict[str, Any]
-    parents: tuple[str, ...]
-    details: dict[str, Any]
-    path: Path = field(repr=False)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the run's main table (candidates, else examples, else the only one)."""
-        for table in ("candidates", "examples"):
-            if table in self.rows:
-                return self.rows[table]
-        return next(iter(self.rows.values()), 0)
-
-    def table_files(self, table: str) -> list[Path]:
-        """The Parquet files of one table, in order; empty where the run has no such table."""
-        return [self.path / f for f in sorted(self.files) if f.split("/", 1)[0] == table]
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """What a run will be, before it is written.
-
-    The id of the run is a hash of ``kind, dataset, split, source_sha256, parameters, parents``:
-    the same source with the same parameters is the same run.
-    """
-
-    kind: str
-    dataset: str | None
-    split: str | None
-    source: dict[str, Any] = field(default_factory=dict)  # path, sha256, bytes: for people
-    source_sha256: str = ""
-    parameters: dict[str, Any] = field(default_factory=dict)
-    parents: tuple[str, ...] = ()
-
-    def run_id(self) -> str:
-        """``<kind>-<dataset>-<split>-<12 hex digits>``; never only digits, safe as a folder."""
-        identity = {
-            "kind": self.kind,
-            "dataset": self.dataset,
-            "split": self.split,
-            "source": self.source_sha256,
-            "parameters": self.parameters,
-            "parents": list(self.parents),
-            "schema": SCHEMA_VERSION,
-        }
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-        words = [self.kind, self.dataset, self.split]
-        return "-".join([*(_slug(w) for w in words if w), digest])
 
 
 class Store:
@@ -165,7 +97,7 @@ class Store:
             LeverError: a manifest cannot be read; it names the run.
         """
         folders = sorted((self.path / "runs").glob("run=*"))
-        found = [run for f in folders if (run := _read_manifest(f)) is not None]
+        found = [run for f in folders if (run := read_manifest(f)) is not None]
         return sorted(found, key=lambda run: (run.committed_at, run.run))
 
     def run(self, run_id: str) -> Run:
@@ -190,7 +122,7 @@ class Store:
     def find(self, spec: RunSpec) -> Run | None:
         """The run this spec would make, where it is already committed."""
         folder = self.path / "runs" / f"run={spec.run_id()}"
-        return _read_manifest(folder) if folder.exists() else None
+        return read_manifest(folder) if folder.exists() else None
 
     def begin(self, spec: RunSpec) -> RunWriter:
         """Start writing a run; use it as a context manager and call ``commit`` inside."""
@@ -288,7 +220,7 @@ class RunWriter:
         manifest = self._manifest(dict(details or {}))
         write_atomic(self.folder / MANIFEST, _to_json(manifest))
         (self.folder / ".lock").unlink()
-        _fsync_tree(self.folder)
+        fsync_tree(self.folder)
         target = self.store.path / "runs" / f"run={self.spec.run_id()}"
         try:
             self.folder.rename(target)
@@ -325,87 +257,5 @@ class RunWriter:
         }
 
 
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old bytes or the new ones."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_dir(path.parent)
-
-
-def fsync_dir(path: Path) -> None:
-    """Flush a directory's entries to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _fsync_tree(folder: Path) -> None:
-    for path in _walk(folder):
-        fsync_dir(path)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        yield path
-    yield folder
-
-
 def _to_json(value: object) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def _slug(word: str) -> str:
-    return re.sub(r"[^a-z0-9_]+", "_", word.lower()).strip("_")[:40] or "x"
-
-
-def _read_manifest(folder: Path) -> Run | None:
-    """The run in ``folder``; ``None`` where it was removed while we looked."""
-    path = folder / MANIFEST
-    try:
-        raw = json.loads(path.read_bytes())
-        run = Run(
-            run=raw["run"],
-            kind=raw["kind"],
-            dataset=raw["dataset"],
-            split=raw["split"],
-            committed_at=raw["committed_at"],
-            rows=raw["rows"],
-            files=raw["files"],
-            query_range=tuple(raw["query_range"]) if raw["query_range"] else None,
-            source=raw["source"],
-            parameters=raw["parameters"],
-            parents=tuple(raw["parents"]),
-            details=raw["details"],
-            path=folder,
-        )
-    except FileNotFoundError:
-        if not folder.exists():
-            return None
-        raise LeverError("a run has no manifest", where=str(path), hint=_REMOVE_HINT) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise LeverError(
-            f"a run's manifest is damaged ({type(error).__name__}: {error})",
-            where=str(path),
-            hint=_REMOVE_HINT,
-        ) from error
-    if f"run={run.run}" != folder.name:
-        raise LeverError("a run's folder and manifest disagree", where=str(path), value=run.run)
-    return run
-
-
-_REMOVE_HINT = "restore the folder from a copy, or move it out of runs/ and ingest the source again"

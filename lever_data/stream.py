@@ -9,116 +9,26 @@ memory limit, beyond which the sort spills to disk.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from lever_data.catalog import quote_identifier
-from lever_data.errors import LeverError, UsageError
-
-TRAINING_COLUMNS = (
-    "run",
-    "dataset",
-    "split",
-    "query_id",
-    "candidate",
-    "pointer",
-    "gen_method",
-    "eval_mode",
-    "eval_failed",
+from lever_data.errors import LeverError
+from lever_data.selection import (
+    GROUP_KEY,
+    Census,
+    Selection,
+    census,
+    conditions,
+    readable_errors,
+    require_columns,
+    run_sql,
+    union_sql,
 )
-_OPTIONAL = {"logprob_score": "double", "temperature": "double", "scorer": "varchar"}
-_GROUP = ("view_index", "dataset", "split", "query_id", "shot_num")
 
-
-@dataclass(frozen=True)
-class Selection:
-    """What to stream.
-
-    Args:
-        views: relations with the columns ``TRAINING_COLUMNS``; several are interleaved in
-            proportion to their sizes.
-        reward: SQL expression over the alias ``v`` (see ``rewards.reward_sql``).
-        gen_methods: only candidates of these sources; all where empty.
-        skip_fallback: leave out rows scored by string matching; an unknown mode stays.
-        queries: a relation with dataset, split, query_id to which the stream is limited.
-        merge_shots: pointers of different lengths of one query form one group.
-        columns: further columns of the views to pass through.
-    """
-
-    views: tuple[str, ...]
-    reward: str
-    gen_methods: tuple[str, ...] = ()
-    skip_fallback: bool = False
-    queries: str | None = None
-    merge_shots: bool = False
-    columns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Census:
-    """What a selection holds, counted before streaming.
-
-    ``dropped`` counts rows left out by reason (``eval_failed``, ``gen_method``, ``fallback``);
-    ``emptied`` counts the queries of which nothing is left.
-    """
-
-    rows: int
-    groups: int
-    queries: int
-    null_rewards: int
-    datasets: tuple[tuple[str, str], ...]
-    scorers: tuple[str, ...]
-    dropped: dict[str, int]
-    emptied: int
-
-
-def census(con: duckdb.DuckDBPyConnection, selection: Selection) -> Census:
-    """Count what the selection holds and what its filters leave out.
-
-    Raises:
-        LeverError: a view lacks a training column or holds no rows, or the reward cannot be
-            computed.
-    """
-    require_columns(con, selection)
-    failed, other_source, fallback = _conditions(selection)
-    keep = f"not ({failed}) and not ({other_source}) and not ({fallback})"
-    sql = f"""
-        select
-            count(*) filter (keep),
-            count(distinct (view_index, dataset, split, query_id, shot_num)) filter (keep),
-            count(distinct (dataset, split, query_id)) filter (keep),
-            count(distinct (dataset, split, query_id)),
-            count(*) filter (keep and raw_reward is null),
-            list_sort(list(distinct (dataset, split)) filter (keep)),
-            list_sort(list(distinct scorer) filter (keep and scorer is not null)),
-            count(*) filter (failed),
-            count(*) filter (not failed and other_source),
-            count(*) filter (not failed and not other_source and fallback)
-        from (
-            select
-                *,
-                {failed} as failed,
-                {other_source} as other_source,
-                {fallback} as fallback,
-                {keep} as keep
-            from ({_union(con, selection)})
-        )"""
-    row = _run(con.cursor(), sql, {"methods": list(selection.gen_methods)}).fetchall()[0]
-    return Census(
-        rows=row[0],
-        groups=row[1],
-        queries=row[2],
-        null_rewards=row[4],
-        datasets=tuple(tuple(pair) for pair in row[5] or ()),
-        scorers=tuple(row[6] or ()),
-        dropped={"eval_failed": row[7], "gen_method": row[8], "fallback": row[9]},
-        emptied=row[3] - row[2],
-    )
+__all__ = ["Census", "Selection", "census", "group_starts", "scan"]
 
 
 def scan(
@@ -151,14 +61,14 @@ def scan(
             finite.
     """
     require_columns(con, selection)
-    failed, other_source, fallback = _conditions(selection)
+    failed, other_source, fallback = conditions(selection)
     source = (
-        f"from ({_union(con, selection)}) "
+        f"from ({union_sql(con, selection)}) "
         f"where not ({failed}) and not ({other_source}) and not ({fallback})"
     )
     bound: dict[str, object] = {"methods": list(selection.gen_methods)}
-    expected = _run(con.cursor(), f"select count(*) {source}", bound).fetchall()[0][0]
-    key = ", ".join(_GROUP)
+    expected = run_sql(con.cursor(), f"select count(*) {source}", bound).fetchall()[0][0]
+    key = ", ".join(GROUP_KEY)
     shuffled = ""
     if order == "random":
         shuffled = f"hash({key}, $seed::bigint, $epoch::bigint), "
@@ -175,109 +85,11 @@ def scan(
     yield from _whole_groups(reader, skip_groups, expected, selection.views)
 
 
-def require_columns(con: duckdb.DuckDBPyConnection, selection: Selection) -> None:
-    """Refuse a view that is not there or lacks a training column.
-
-    Raises:
-        UsageError: no view is named, or one does not exist.
-        LeverError: a view lacks columns; all of them are named.
-    """
-    if not selection.views:
-        raise UsageError("no view is named", hint="--view all_candidates")
-    for view in selection.views:
-        present = _columns(con, view)
-        missing = [c for c in (*TRAINING_COLUMNS, *selection.columns) if c not in present]
-        if missing:
-            raise LeverError(
-                "the view lacks columns that training needs", where=view, value=", ".join(missing)
-            )
-
-
-def _columns(con: duckdb.DuckDBPyConnection, view: str) -> set[str]:
-    try:
-        found = con.cursor().execute(f"describe {quote_identifier(view)}").fetchall()
-    except duckdb.CatalogException:
-        raise UsageError(
-            "there is no such view", value=view, hint="`lever views` lists them"
-        ) from None
-    return {row[0] for row in found}
-
-
-def _conditions(selection: Selection) -> tuple[str, str, str]:
-    """SQL conditions of the rows left out: failed, of another source, scored by fallback."""
-    fallback = "coalesce(eval_mode = 'fallback', false)" if selection.skip_fallback else "false"
-    return (
-        "coalesce(eval_failed, false)",
-        "len($methods::varchar[]) > 0"
-        " and not coalesce(list_contains($methods::varchar[], gen_method), false)",
-        fallback,
-    )
-
-
-def _union(con: duckdb.DuckDBPyConnection, selection: Selection) -> str:
-    return "\nunion all by name\n".join(
-        _one_view(con, selection, index, view) for index, view in enumerate(selection.views)
-    )
-
-
-def _one_view(con: duckdb.DuckDBPyConnection, selection: Selection, index: int, view: str) -> str:
-    present = _columns(con, view)
-    optional = [
-        f"v.{c}::{kind} as {c}" if c in present else f"null::{kind} as {c}"
-        for c, kind in _OPTIONAL.items()
-        if c not in selection.columns
-    ]
-    further = [f"v.{quote_identifier(c)}" for c in selection.columns]
-    limit = (
-        f" semi join {quote_identifier(selection.queries)} using (dataset, split, query_id)"
-        if selection.queries
-        else ""
-    )
-    shots = "0" if selection.merge_shots else "len(v.pointer)"
-    listed = ", ".join([*optional, *further])
-    return f"""
-        select
-            {index}::integer as view_index,
-            v.dataset,
-            v.split,
-            v.query_id::bigint as query_id,
-            {shots}::tinyint as shot_num,
-            v.run,
-            v.candidate::integer as candidate,
-            v.pointer::integer[] as pointer,
-            v.gen_method,
-            v.eval_mode,
-            v.eval_failed,
-            {listed},
-            {selection.reward} as raw_reward
-        from {quote_identifier(view)} as v{limit}"""
-
-
 def _read(
     cursor: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, object], batch_rows: int
 ) -> pa.RecordBatchReader:
-    with _as_lever_error():
+    with readable_errors():
         return cursor.sql(sql, params=parameters).to_arrow_reader(batch_rows)
-
-
-def _run(
-    cursor: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, object]
-) -> duckdb.DuckDBPyConnection:
-    with _as_lever_error():
-        return cursor.execute(sql, parameters)
-
-
-@contextmanager
-def _as_lever_error() -> Iterator[None]:
-    try:
-        yield
-    except (duckdb.BinderException, duckdb.ConversionException) as error:
-        raise LeverError(
-            f"the reward or the view cannot be computed ({error})",
-            hint="`lever query` runs the same expression by itself",
-        ) from error
-    except duckdb.InvalidInputException as error:
-        raise LeverError(f"the view refuses its rows ({error})") from error
 
 
 def _whole_groups(
@@ -320,7 +132,7 @@ def _drop(table: pa.Table, starts: np.ndarray, skip: int) -> tuple[int, pa.Recor
 def group_starts(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
     """Row numbers at which a group begins, int64; rows of a group stand together."""
     change = np.zeros(max(rows.num_rows - 1, 0), dtype=bool)
-    for name in _GROUP:
+    for name in GROUP_KEY:
         column = rows.column(name)
         if pa.types.is_string(column.type):
             column = column.dictionary_encode()

@@ -76,7 +76,7 @@ class TableWriter:
             self._writer = None
 
     def _flush(self) -> None:
-        if self._pending_rows or self._writer is None and self._part == 0:
+        if self._pending_rows or (self._writer is None and self._part == 0):
             self._write_group(self._pending_rows)
         self.abandon()
 
@@ -133,10 +133,10 @@ class TableWriter:
         con.execute(f"set memory_limit = '{SORT_MEMORY}'")
         con.execute("set temp_directory = ?", [str(unsorted / "spill")])
         keys = ", ".join(self._keys)
-        reader = con.execute(
-            f"select * from read_parquet(?) order by {keys}", [str(unsorted / "*.parquet")]
-        ).to_arrow_reader(ROW_GROUP)
-        for batch in reader:
+        rows = con.sql(
+            f"select * from read_parquet(?) order by {keys}", params=[str(unsorted / "*.parquet")]
+        )
+        for batch in rows.to_arrow_reader(ROW_GROUP):
             fresh.write(pa.Table.from_batches([batch]).cast(self.schema))
         fresh._flush()
         con.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def _read(con: duckdb.DuckDBPyConnection, selection: Selection, **options: Any) 
     for batch in scan(con, selection, **options):
         starts = [*group_starts(batch), batch.num_rows]
         rows = batch.to_pylist()
-        for low, high in zip(starts, starts[1:], strict=False):
+        for low, high in pairwise(starts):
             groups.append([(r["query_id"], r["shot_num"], r["candidate"]) for r in rows[low:high]])
     return groups
 
