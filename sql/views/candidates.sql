@@ -34,7 +34,7 @@
 --   metric_version varchar: version of the metric that scored the row
 --   policy varchar: what proposed the candidate
 --   extra varchar: JSON object of keys lever does not know
-with stored as (
+with stored as not materialized (
     select stg_candidates.*
     from stg_candidates
     where
@@ -43,12 +43,12 @@ with stored as (
         or stg_candidates.scorer = (select chosen.scorer from chosen_scorer as chosen)
 ),
 
-alone as (
+alone as not materialized (
     select stored.* from stored
     where stored.run in (select runs.run from runs where not runs.may_overlap)
 ),
 
-contested as (
+contested as not materialized (
     select stored.*, runs.run_order
     from stored
     inner join runs on stored.run = runs.run and runs.may_overlap
