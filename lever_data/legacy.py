@@ -1,0 +1,269 @@
+"""Decode legacy RL and beam data into Arrow batches of the store's tables.
+
+In goes the text of one giant JSON object (query id → value), out come
+:class:`~lever_data.legacy_rows.Built` batches in file order. A block of text is first decoded at
+once by the typed decoder of its format; only where that refuses are its members taken one by one
+by the careful path, which reads what is unusual (NaN, new keys) and says exactly what is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from lever_data import json_exact
+from lever_data.errors import LeverError
+from lever_data.json_exact import Place
+from lever_data.json_object import Block, Member, Scanner, split_blocks
+from lever_data.legacy_rows import Built, Context, Record, RefusedError
+from lever_data.legacy_types import Made
+
+TOP_LIMIT = 4 << 20  # bytes of `_…` members, which are kept in the manifest
+BATCH_BYTES = 4 << 20  # of text, per batch of the careful path
+_MAX_SKIPPED = 1000
+
+_ESCAPED_QUOTE = re.compile(rb'\\+"')
+_QUERY_ID = re.compile(r"0|[1-9][0-9]{0,18}")
+
+
+@dataclass
+class Findings:
+    """What one file turned out to hold, gathered while it is read.
+
+    Attributes:
+        top: its ``_…`` members.
+        non_finite: NaN and infinite numbers stored as null, by key.
+        skipped: with salvage, what was left out and why (the first thousand).
+        num_skipped: how many were left out.
+    """
+
+    top: dict[str, Any] = field(default_factory=dict)
+    non_finite: Counter[str] = field(default_factory=Counter)
+    skipped: list[str] = field(default_factory=list)
+    num_skipped: int = 0
+
+    def skip(self, error: LeverError) -> None:
+        """Note something left out."""
+        self.num_skipped += 1
+        if len(self.skipped) < _MAX_SKIPPED:
+            self.skipped.append(error.message())
+
+
+class RestartError(Exception):
+    """``_meta`` came behind the first queries: read again, knowing its scorer."""
+
+    def __init__(self, scorer: str) -> None:
+        super().__init__(scorer)
+        self.scorer = scorer
+
+
+class Format(Protocol):
+    """What the reader must know of a kind of data: RL data or beams."""
+
+    context: Context
+
+    def decode_block(self, text: bytes) -> list[Record]:
+        """Decode the members of an object's text at once, or raise RefusedError."""
+
+    def decode_value(self, query_id: int, value: object, data: bytes, place: Place) -> Made:
+        """Decode one member's value, or raise a LeverError that says what is wrong with it."""
+
+    def build(self, records: Sequence[Record]) -> Built:
+        """Make Arrow batches of records."""
+
+
+class LegacyReader:
+    """Reads one file of RL or beam data.
+
+    Args:
+        read: gives up to n uncompressed bytes, ``b""`` at the end.
+        name: the file, for messages.
+        form: the kind of data.
+        salvage: leave out what is broken, and note it, instead of raising.
+    """
+
+    def __init__(
+        self, read: Callable[[int], bytes], name: str, form: Format, salvage: bool = False
+    ) -> None:
+        self._read = read
+        self._name = name
+        self._format = form
+        self._salvage = salvage
+        self._seen = _SeenIds()
+        self._top_bytes = 0
+        self.num_queries = 0
+        self.found = Findings()
+
+    def batches(self) -> Iterator[Built]:
+        """The file's rows in file order, in batches of about a megabyte of text.
+
+        Raises:
+            LeverError: the text or a record is wrong: file, byte offset, query, field, value.
+            RestartError: the scorer became known too late.
+        """
+        blocks = split_blocks(self._safe_read)
+        for block in blocks:
+            try:
+                yield self._fast(block)
+            except RefusedError:
+                yield from self._careful(block, blocks)
+
+    def _safe_read(self, size: int) -> bytes:
+        try:
+            return self._read(size)
+        except LeverError as error:
+            if not self._salvage:
+                raise
+            self.found.skip(error)
+            return b""
+
+    def _fast(self, block: Block) -> Built:
+        text = block.as_object()
+        if text is None:
+            raise RefusedError("no boundary")
+        records = self._format.decode_block(text)
+        ids = np.array([query_id for query_id, _ in records], dtype=np.int64)
+        if self._seen.has_any(ids):
+            raise RefusedError("a query occurs twice")
+        built = self._format.build(records)
+        if built.tokens != count_tokens(text):
+            raise RefusedError("a key occurs twice in one object")
+        self._seen.add(ids)
+        self.num_queries += len(records)
+        return built
+
+    def _careful(self, block: Block, blocks: Iterator[Block]) -> Iterator[Built]:
+        """Take the members one by one, from ``block`` to the next end of a block."""
+        scanner = Scanner(_feed(block, blocks), self._name, block.offset)
+        records: list[Record] = []
+        size = 0
+        for member in self._members(scanner, block.first):
+            try:
+                record = self._record(member)
+            except LeverError as error:
+                if not self._salvage:
+                    raise
+                self.found.skip(error)
+                continue
+            if record is not None:
+                records.append(record)
+                size += len(member.value)
+            if size > BATCH_BYTES:
+                yield self._format.build(records)
+                records, size = [], 0
+        if records:
+            yield self._format.build(records)
+
+    def _members(self, scanner: Scanner, first: bool) -> Iterator[Member]:
+        if first:
+            scanner.skip_bom()
+            if not scanner.enter(b"{", "an object: { … }"):
+                scanner.finish()
+                return
+        while True:
+            try:
+                yield scanner.member()
+                if not scanner.more(b"}"):
+                    scanner.finish()
+                    return
+            except LeverError as error:
+                if not self._salvage:
+                    raise
+                self.found.skip(error)
+                if not scanner.recover():
+                    return
+                continue
+            if scanner.is_drained():
+                return
+
+    def _record(self, member: Member) -> Record | None:
+        """One query; ``None`` for a ``_…`` member, which is kept apart."""
+        at_key = Place(self._name, member.key_offset)
+        key, _ = json_exact.parse(member.key, at_key)
+        assert isinstance(key, str)
+        if key.startswith("_"):
+            self._keep_top(key, member)
+            return None
+        if not _QUERY_ID.fullmatch(key) or int(key) >= 2**63:
+            raise at_key.error("a query key must be a plain decimal integer", value=key)
+        place = Place(self._name, member.value_offset, key)
+        value, non_finite = json_exact.parse(member.value, place)
+        record = self._format.decode_value(int(key), value, member.value, place)
+        if not self._seen.add(np.array([int(key)])):
+            raise Place(self._name, member.key_offset, key).error("a query occurs twice")
+        self.found.non_finite += non_finite
+        self.num_queries += 1
+        return int(key), record
+
+    def _keep_top(self, key: str, member: Member) -> None:
+        place = Place(self._name, member.value_offset)
+        value, non_finite = json_exact.parse(member.value, place)
+        if key in self.found.top:
+            raise Place(self._name, member.key_offset).error("a key occurs twice", value=key)
+        self._top_bytes += len(member.value)
+        if self._top_bytes > TOP_LIMIT:
+            raise place.error(f"members that begin with _ exceed {TOP_LIMIT >> 20} MB", value=key)
+        json_exact.encode(value, member.value, place)
+        scorer = value.get("vqa_model") if key == "_meta" and isinstance(value, dict) else None
+        context = self._format.context
+        if isinstance(scorer, str) and context.scorer is None:
+            if self.num_queries:
+                raise RestartError(scorer)
+            self._format.context = replace(context, scorer=scorer)
+        self.found.top[key] = value
+        self.found.non_finite += non_finite
+
+
+def count_tokens(text: bytes) -> int:
+    """String tokens in valid JSON text: unescaped quotation marks, halved."""
+    quotes = text.count(b'"')
+    if b'\\"' in text:
+        quotes -= sum(1 for m in _ESCAPED_QUOTE.finditer(text) if len(m.group()) % 2 == 0)
+    return quotes // 2
+
+
+def _feed(block: Block, blocks: Iterator[Block]) -> Callable[[], bytes]:
+    """Bytes for a scanner: the block, then, if it asks for more, those behind it."""
+    pending: list[Block] = [block]
+
+    def feed() -> bytes:
+        if pending:
+            return pending.pop().data
+        following = next(blocks, None)
+        return following.data if following is not None else b""
+
+    return feed
+
+
+class _SeenIds:
+    """Query ids met so far: a table of bytes for ids below 2^25 (33 MB at most), else a set."""
+
+    def __init__(self) -> None:
+        self._low = np.zeros(1 << 14, dtype=bool)
+        self._high: set[int] = set()
+
+    def has_any(self, ids: np.ndarray) -> bool:
+        """Whether any of these ids was met before."""
+        low = ids[ids < len(self._low)]
+        return bool(self._low[low].any()) or (
+            bool(self._high) and not self._high.isdisjoint(ids.tolist())
+        )
+
+    def add(self, ids: np.ndarray) -> bool:
+        """Remember these ids; False, and nothing is remembered, where one was met before."""
+        if self.has_any(ids):
+            return False
+        low = ids[ids < 1 << 25]
+        if low.size:
+            if int(low.max()) >= len(self._low):
+                grown = np.zeros(1 << int(low.max()).bit_length(), dtype=bool)
+                grown[: len(self._low)] = self._low
+                self._low = grown
+            self._low[low] = True
+        self._high.update(ids[ids >= 1 << 25].tolist())
+        return True
