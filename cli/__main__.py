@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from . import (
+    query,
     runs,
+    views,
 )
+
+# Newer versions of typer carry a click of their own, so its base error is found through typer.
+_CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="lever",
@@ -29,7 +33,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(query.query)
 app.add_typer(runs.app, name="runs")
+app.add_typer(views.app, name="views")
 
 
 @app.callback()
@@ -48,10 +54,10 @@ def main(argv: list[str] | None = None) -> None:
         code = app(args=argv, standalone_mode=False)
     except LeverError as error:
         code = _report(error.message(), error.hint, error.exit_code)
-    except click.ClickException as error:
+    except _CLICK_ERROR as error:
         error.show()
         code = error.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         code = _report("interrupted", None, 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,6 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import duckdb
@@ -33,14 +34,12 @@ class Session:
 
     def explain_missing(self, name: str) -> LeverError:
         """The error for a relation that is not there: broken, or unknown with the nearest name."""
-        from rapidfuzz import process
-
         if name in self.broken:
             return LeverError(
                 f"the view {name} is broken: {self.broken[name]}",
                 hint=f"mend {name}.sql in your views folder; `lever views` lists all",
             )
-        near = process.extractOne(name, self.relations, score_cutoff=60)
+        near = get_close_matches(name, [*catalog.builtin(), *self.relations], n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return UsageError(
             "there is no such view", value=name, hint=hint + "`lever views` lists them"

@@ -5,7 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from lever_data.errors import LeverError
 
 
 def sha256_file(path: Path) -> str:
@@ -41,3 +46,26 @@ def fsync_tree(folder: Path) -> None:
     """Flush every file and folder below ``folder``, and the folder itself, to disk."""
     for path in [*sorted(folder.rglob("*")), folder]:
         fsync_dir(path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Open ``path`` for writing whole: it appears under its name only when the block ends well.
+
+    Raises:
+        LeverError: the file cannot be made or written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+        fsync_dir(path.absolute().parent)
+    except OSError as error:
+        raise LeverError(
+            f"the file cannot be written ({error.strerror or error})", where=str(path)
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ the file. The expression is to be used on a relation with the alias ``v``.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -166,18 +167,24 @@ def _require_weights(spec: RewardSpec) -> None:
 
 
 def _require_expression(expression: str) -> None:
-    """One scalar expression and no more: it is parsed, and must come back as a lone select item."""
+    """One scalar expression and no more.
+
+    Parsed twice: bare it must be the one item of a lone SELECT, so that a list is refused; in
+    parentheses it must be that too, so that a clause after it is.
+    """
     with duckdb.connect() as con:
-        row = con.execute(
-            "select json_serialize_sql(?)::json->>'$.error', "
-            "json_array_length(json_serialize_sql(?)::json, '$.statements'), "
-            "json_array_length(json_serialize_sql(?)::json, '$.statements[0].node.select_list'), "
-            "json_serialize_sql(?)::json->>'$.statements[0].node.from_table.type'",
-            [f"select (\n{expression}\n)"] * 4,
-        ).fetchall()[0]
-    if row != ("false", 1, 1, "EMPTY"):
-        raise UsageError(
-            "the reward is not one SQL expression",
-            value=expression,
-            hint="for example --reward 'vqa_correct + 0.5 * vqa_gt_prob'",
-        )
+        for text in (f"select {expression}\n", f"select (\n{expression}\n)"):
+            parsed = json.loads(
+                con.execute("select json_serialize_sql(?)", [text]).fetchall()[0][0]
+            )
+            nodes = [statement["node"] for statement in parsed.get("statements", [])]
+            if (
+                len(nodes) != 1
+                or len(nodes[0].get("select_list", [])) != 1
+                or nodes[0]["from_table"]["type"] != "EMPTY"
+            ):
+                raise UsageError(
+                    "the reward is not one SQL expression",
+                    value=expression,
+                    hint="for example --reward 'vqa_correct + 0.5 * vqa_gt_prob'",
+                )

@@ -1,0 +1,156 @@
+"""`lever query`: one reading SELECT, in a sandbox whose limits hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from lever_data.errors import LeverError, UsageError
+from lever_data.query import QueryOptions, query
+from lever_data.store import Store
+from tests.stores import candidate, commit, new_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = new_store(tmp_path_factory.mktemp("query"))
+    commit(made, [candidate(q, c, [q, q + c + 1], vqa_correct=c) for q in range(5) for c in (0, 1)])
+    return made
+
+
+def _files(store: Store) -> list[str]:
+    return sorted(str(p) for p in store.path.rglob("*"))
+
+
+def _lever(store: Store, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lever_cli", "query", "--store", str(store.path), *words],
+        capture_output=True,
+        text=True,
+    )
+
+
+WRITES = [
+    "copy (select 1) to '{store}/x.csv'",
+    "with x as (copy (select 1) to '{store}/x.csv') select 1",
+    "explain analyze copy (select 1) to '{store}/x.csv'",
+    "select 1; copy (select 1) to '{store}/x.csv'",
+    "export database '{store}/x'",
+    "attach '{store}/x.db'",
+    "create table t as select 1",
+    "insert into chosen_scorer values ('x')",
+    "set threads = 1",
+    "install httpfs",
+    "load json",
+    "pragma version",
+    "select * from query('copy (select 1) to ''{store}/x.csv''')",
+    "select * from read_text('/etc/hostname')",
+    "select * from '/etc/hostname'",
+    "select * from glob('/*')",
+    "",
+    ";",
+]
+
+
+@pytest.mark.parametrize("sql", WRITES)
+def test_nothing_is_written_and_nothing_outside_is_read(store: Store, sql: str) -> None:
+    before = _files(store)
+    with (
+        pytest.raises(LeverError),
+        query(store.path, sql.format(store=store.path)) as reader,
+    ):
+        reader.read_all()
+    assert _files(store) == before
+
+
+def test_a_query_that_takes_too_long_is_killed_on_time(store: Store) -> None:
+    endless = "select count(*) from range(1000000000) a, range(1000000) b"
+    start = time.monotonic()
+    with (
+        pytest.raises(LeverError, match="out of time"),
+        query(store.path, endless, QueryOptions(timeout=1.5)) as reader,
+    ):
+        reader.read_all()
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select list(range) from range(300000000)",
+        "select sum(length(repeat('x', 2000000000 + i))) from range(8) t(i)",
+        "select length(string_agg(repeat('x', 1000), '')) from range(3000000)",
+    ],
+)
+def test_a_query_that_takes_too_much_memory_ends(store: Store, sql: str) -> None:
+    options = QueryOptions(memory=300_000_000, timeout=60)
+    with (
+        pytest.raises(LeverError, match=r"memory|size"),
+        query(store.path, sql, options) as reader,
+    ):
+        reader.read_all()
+
+
+def test_unknown_names_get_the_nearest(store: Store) -> None:
+    with (
+        pytest.raises(UsageError, match="no such view") as caught,
+        query(store.path, "select * from beam_sampel") as reader,
+    ):
+        reader.read_all()
+    assert "did you mean beam_sample?" in str(caught.value.hint)
+
+
+def test_the_error_of_a_column_names_the_candidates(store: Store) -> None:
+    done = _lever(store, "select vqa_corect from beam")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert 'Error: Binder Error: Referenced column "vqa_corect" not found' in done.stderr
+    assert "LINE 1" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_formats(store: Store, tmp_path: Path) -> None:
+    sql = (
+        "select query_id, pointer, sum(vqa_correct) as n "
+        "from candidates where query_id = 1 group by all order by all"
+    )
+    as_json = _lever(store, sql, "--format", "json")
+    assert json.loads(as_json.stdout) == [
+        {"query_id": 1, "pointer": [1, 2], "n": 0},
+        {"query_id": 1, "pointer": [1, 3], "n": 1},
+    ]
+    as_csv = _lever(store, sql, "--format", "csv")
+    assert as_csv.stdout == 'query_id,pointer,n\n1,"[1,2]",0\n1,"[1,3]",1\n'
+    out = tmp_path / "o.parquet"
+    done = _lever(store, sql, "--out", str(out))
+    assert done.stdout == "" and "wrote 2 rows" in done.stderr
+    assert pq.read_table(out).column("pointer").to_pylist() == [[1, 2], [1, 3]]
+    assert "[1, 3]" in _lever(store, sql).stdout
+    (tmp_path / "q.sql").write_text("select count(*) as n from all_candidates")
+    done = _lever(store, "--file", str(tmp_path / "q.sql"), "--format", "json")
+    assert json.loads(done.stdout) == [{"n": 10}]
+
+
+def test_an_empty_result_is_still_a_table(store: Store) -> None:
+    none = "select query_id from candidates where false"
+    assert json.loads(_lever(store, none, "--format", "json").stdout) == []
+    assert _lever(store, none, "--format", "csv").stdout == "query_id\n"
+
+
+def test_a_failed_query_leaves_no_file(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "o.csv"
+    sql = "select case when i = 99999 then error('late') end from range(100000) t(i)"
+    done = _lever(store, sql, "--out", str(out))
+    assert done.returncode == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_usage_errors_exit_with_2(store: Store) -> None:
+    assert _lever(store).returncode == 2
+    assert _lever(store, "select 1", "--frmat", "x").returncode == 2
+    assert _lever(store, "drop view beam").returncode == 2

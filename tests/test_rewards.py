@@ -1,0 +1,148 @@
+"""The reward macros against the legacy code's figures and against formulas written out here."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from lever_data import connect
+from lever_data.errors import LeverError, UsageError
+from lever_data.rewards import RewardSpec, modes, require_scores, reward_sql
+from tests.stores import candidate, commit, new_store
+
+CASES = json.loads((Path(__file__).parent / "data" / "rewards.json").read_text())["cases"]
+
+
+def _con(tmp_path: Path, rows: list[dict[str, Any]], **connect_options: Any) -> Any:
+    store = new_store(tmp_path)
+    commit(store, [candidate(0, i, [i], **row) for i, row in enumerate(rows)])
+    return connect(store, **connect_options)
+
+
+def _rewards(con: duckdb.DuckDBPyConnection, spec: RewardSpec) -> list[float]:
+    sql = f"select {reward_sql(spec)} from candidates as v order by candidate"
+    return [row[0] for row in con.execute(sql).fetchall()]
+
+
+def test_every_golden_case_is_equal_to_the_last_bit(tmp_path: Path) -> None:
+    columns = ("beam_score", "logprob_score", "vqa_correct", "vqa_acc_score")
+    con = _con(tmp_path, [{c: case[c] for c in columns} for case in CASES])
+    con.execute("create table golden as select * from candidates")  # 360 scans of Parquet are slow
+    wrong = []
+    for index, case in enumerate(CASES):
+        spec = RewardSpec(
+            mode=case["reward_mode"],
+            hard_weight=case["hard_weight"],
+            soft_weight=case["soft_weight"],
+            reward_alpha=case.get("alpha", 0.0),
+            reward_beta=case.get("beta", 0.0),
+            correctness_mode=case.get("correctness_mode", "01"),
+            use_logprob=case.get("use_logprob", False),
+        )
+        sql = f"select {reward_sql(spec)} from golden as v where candidate = {index}"
+        found = con.execute(sql).fetchall()[0][0]
+        if found != case["expected"]:
+            wrong.append((index, found, case))
+    assert len(CASES) == 360
+    assert not wrong
+
+
+def _gt_rows() -> list[dict[str, Any]]:
+    draw = random.Random(7)
+    return [
+        {
+            "vqa_correct": draw.choice([0, 1, None]),
+            "vqa_gt_prob": draw.choice([None, draw.random()]),
+            "vqa_rel_score": draw.choice([None, draw.random()]),
+        }
+        for _ in range(60)
+    ]
+
+
+@pytest.mark.parametrize("mode", [m for m in modes() if "gtprob" in m])
+def test_gt_prob_modes_against_the_formula(tmp_path: Path, mode: str) -> None:
+    rows = _gt_rows()
+    spec = RewardSpec(mode=mode, hard_weight=0.7, soft_weight=1.3, rel_weight=0.4)
+    expected = []
+    for row in rows:
+        hard, gt = row["vqa_correct"] or 0, row["vqa_gt_prob"] or 0.0
+        rel = row["vqa_rel_score"] or 0.0
+        expected.append(
+            {
+                "hard01_plus_gtprob": 0.7 * hard + 1.3 * gt,
+                "hard01_plus_gtprob_separated": (1.4 if hard else 0.0) + 1.3 * gt,
+                "hard_plus_gtprob_plus_rel": 0.7 * hard + 1.3 * gt + 0.4 * (1 - hard) * rel,
+            }[mode]
+        )
+    assert _rewards(_con(tmp_path, rows), spec) == pytest.approx(expected, abs=1e-12)
+
+
+def test_hybrid_joins_the_info_score_of_the_ordered_pointer(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    commit(
+        store,
+        [
+            candidate(0, 0, [1, 2], beam_score=5.0, vqa_correct=1, vqa_acc_score=0.6),
+            candidate(0, 1, [2, 1], beam_score=3.0, vqa_correct=0, vqa_acc_score=0.0),
+            candidate(0, 2, [3, 4], vqa_correct=0, vqa_acc_score=0.0),
+        ],
+    )
+    commit(store, [candidate(0, 0, [1, 2], info_score=-1.0, beam_rank=0)], kind="beam", name="b")
+    con = connect(store)
+    # raw info: -1 (joined), 3 (beam score), unknown; normalised to 0, 1 and nothing.
+    found = _rewards(con, RewardSpec(mode="hybrid", hybrid_alpha=0.25))
+    assert found == pytest.approx([0.75 * 1.6, 0.25, 0.0])
+
+
+def test_multi_shot_weighs_every_prefix_and_refuses_a_missing_one(tmp_path: Path) -> None:
+    def shot(k: int, right: int, soft: float) -> dict[str, Any]:
+        return {"shot": k, "vqa_correct": right, "vqa_acc_score": soft}
+
+    store = new_store(tmp_path)
+    rows = [
+        candidate(0, 0, [1, 2], shot_scores=[shot(1, 0, 0.0), shot(2, 1, 0.6)]),
+        candidate(0, 1, [1], shot_scores=[shot(1, 1, 1.0)]),
+    ]
+    commit(store, rows)
+    con = connect(store)
+    assert _rewards(con, RewardSpec(mode="multi_shot")) == pytest.approx([0.8, 2.0])
+    weighted = RewardSpec(mode="multi_shot", shot_weights=(0.25, 0.75))
+    assert _rewards(con, weighted) == pytest.approx([1.2, 0.5])
+    commit(store, [candidate(1, 0, [1, 2], shot_scores=[shot(2, 1, 1.0)])], name="b")
+    with pytest.raises(duckdb.InvalidInputException, match="lack a prefix"):
+        _rewards(connect(store), RewardSpec(mode="multi_shot"))
+
+
+def test_an_expression_is_cast_clipped_and_refused_where_it_is_none(tmp_path: Path) -> None:
+    con = _con(tmp_path, [{"vqa_correct": 1, "vqa_gt_prob": 0.5}, {"vqa_correct": 0}])
+    spec = RewardSpec(expression="vqa_correct + 0.5*vqa_gt_prob -- halved")
+    assert _rewards(con, spec) == [1.25, None]
+    assert _rewards(con, RewardSpec(expression="100 * vqa_correct - 50")) == [5.0, -5.0]
+    for bad in ("1) from runs; select (1", "vqa_correct, 1", "select", "", "1; drop table x"):
+        with pytest.raises(UsageError, match="not one SQL expression"):
+            reward_sql(RewardSpec(expression=bad))
+
+
+def test_unknown_modes_and_weights_are_usage_errors() -> None:
+    with pytest.raises(UsageError, match="unknown reward mode") as caught:
+        reward_sql(RewardSpec(mode="hard_plus_sofft"))
+    assert "did you mean hard_plus_soft?" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="sum to 1"):
+        reward_sql(RewardSpec(mode="multi_shot", shot_weights=(1.0, 1.0)))
+    with pytest.raises(UsageError, match="01 or pm1"):
+        reward_sql(RewardSpec(mode="legacy", correctness_mode="x"))
+
+
+def test_a_mode_whose_column_is_all_null_says_which_and_how(tmp_path: Path) -> None:
+    con = _con(tmp_path, [{"vqa_correct": 1, "vqa_acc_score": 1.0}])
+    require_scores(con, "candidates", RewardSpec())
+    with pytest.raises(LeverError, match="vqa_gt_prob") as caught:
+        require_scores(con, "candidates", RewardSpec(mode="hard01_plus_gtprob"))
+    assert "log-probabilities" in str(caught.value.hint)
+    with pytest.raises(LeverError, match="null in every row"):
+        require_scores(con, "candidates", RewardSpec(expression="vqa_gt_prob"))

@@ -1,0 +1,199 @@
+"""The views: their headers, their rows against counts in plain Python, and the user's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from lever_data import connect
+from lever_data.catalog import builtin, documented_columns
+from lever_data.db import open_session
+from lever_data.errors import UsageError
+from lever_data.store import Store
+from lever_data.views import list_views, view_sql
+from tests.stores import candidate, commit, new_store
+
+ROWS = [
+    candidate(0, 0, [1, 2], vqa_correct=1, vqa_acc_score=0.6, eval_mode="file"),
+    candidate(0, 1, [2, 1], vqa_correct=0, vqa_acc_score=0.0, eval_mode="fallback"),
+    candidate(0, 2, [3, 4], vqa_correct=0, gen_method="sample", eval_mode="file"),
+    candidate(1, 0, [1, 2], vqa_correct=1, vqa_acc_score=0.6, eval_mode=None),
+    candidate(1, 1, [4, 2], vqa_correct=1, vqa_acc_score=0.3, gen_method="random"),
+    candidate(2, 0, [1, 2], gen_method="retrieval", eval_mode="file"),
+    candidate(2, 1, [1, 3], gen_method="beam", eval_mode="file", eval_failed=True, error="boom"),
+    candidate(3, 0, [5], vqa_correct=0, vqa_acc_score=0.0, gen_method="sample", eval_mode="file"),
+]
+
+
+def _keys(con: duckdb.DuckDBPyConnection, view: str) -> list[tuple[int, int]]:
+    return con.execute(f"select query_id, candidate from {view} order by all").fetchall()
+
+
+@pytest.mark.parametrize("name", sorted(builtin()))
+def test_the_header_says_what_describe_says(tmp_path: Path, name: str) -> None:
+    relation = builtin()[name]
+    con = connect(new_store(tmp_path))
+    described = [
+        (row[0], row[1].lower().replace('"', ""))
+        for row in con.execute(f"describe {name}").fetchall()
+    ]
+    assert described == [(c.name, c.type) for c in documented_columns(relation)]
+    assert relation.purpose and relation.grain.startswith("one row")
+
+
+def test_training_views_row_by_row(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    commit(store, ROWS)
+    con = connect(store)
+    assert _keys(con, "candidates") == [(r["query_id"], r["candidate"]) for r in ROWS]
+    assert (2, 1) not in _keys(con, "all_candidates")  # failed evaluations leave
+    assert _keys(con, "beam") == [(0, 0), (0, 1), (1, 0)]
+    assert _keys(con, "beam_sample") == [(0, 0), (0, 1), (0, 2), (1, 0), (3, 0)]
+    assert _keys(con, "beam_file_only") == [(0, 0), (1, 0)]  # an unknown mode stays
+    assert _keys(con, "beam_sample_file_only") == [(0, 0), (0, 2), (1, 0), (3, 0)]
+    assert (0, 1) not in _keys(con, "all_candidates_file_only")
+    assert _keys(con, "balanced") == [(0, 0), (0, 1), (0, 2)]
+    assert _keys(con, "learnable") == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+
+
+def _newer(**columns: Any) -> list[dict[str, Any]]:
+    return [candidate(0, 0, [1, 2], vqa_correct=0, **columns), candidate(9, 0, [1], vqa_correct=0)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rows"),
+    [
+        (None, None, 9),  # two unknown scorers are the same
+        (None, "x", 9),  # unknown equals any
+        ("x", None, 9),
+        ("x", "x", 9),
+        ("x", "y", 10),  # two known scorers are two candidates
+    ],
+)
+def test_of_a_candidate_two_runs_hold_the_newest_counts(
+    tmp_path: Path, old: str | None, new: str | None, rows: int
+) -> None:
+    store = new_store(tmp_path)
+    commit(store, [{**r, "scorer": old} for r in ROWS])
+    newest = commit(store, _newer(scorer=new), name="b")
+    con = connect(store)
+    assert len(_keys(con, "candidates")) == rows
+    held = con.execute(
+        "select run from candidates where query_id = 0 and pointer = [1, 2] order by vqa_correct"
+    ).fetchall()
+    assert held[0] == (newest.run,)
+    assert len(held) == (2 if rows == 10 else 1)
+    assert len(_keys(connect(store, runs=[newest.run]), "candidates")) == 2
+    if old != new and old and new:
+        assert len(_keys(connect(store, scorer=new), "candidates")) == 2
+
+
+def test_repeats_inside_one_run_stay(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    commit(store, [candidate(0, 0, [1, 2]), candidate(0, 1, [1, 2])])
+    commit(store, [candidate(0, 0, [7, 8])], name="b")
+    assert len(_keys(connect(store), "candidates")) == 3
+
+
+def test_beam_runs_appear_in_beam_infoscore_and_nowhere_else(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    beams = [candidate(5, i, [i, 9], beam_rank=i, info_score=1.0 - i) for i in range(3)]
+    commit(store, beams, kind="beam")
+    con = connect(store)
+    assert _keys(con, "candidates") == []
+    assert con.execute("select rank, info_score from beam_infoscore order by 1").fetchall() == [
+        (0, 1.0),
+        (1, 0.0),
+        (2, -1.0),
+    ]
+
+
+def test_views_sql_gives_any_shell_the_same_rows(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    commit(store, ROWS)
+    commit(store, _newer(), name="b")
+    commit(store, [candidate(5, 0, [1, 9], info_score=1.0)], kind="beam")
+    con = connect(store)
+    with duckdb.connect() as shell:
+        shell.execute((store.path / "views.sql").read_text())
+        for name in ("candidates", "beam_sample_file_only", "runs", "queries", "beam_infoscore"):
+            order = "run, query_id, candidate" if name in ("candidates",) else "all"
+            sql = f"select * from {name} order by {order}"
+            assert shell.execute(sql).fetchall() == con.execute(sql).fetchall(), name
+
+
+def test_a_users_view_joins_and_a_broken_one_does_not_break_the_others(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    commit(store, ROWS)
+    folder = store.path / "views"
+    folder.mkdir()
+    (folder / "zz_base.sql").write_text("select * from beam where vqa_correct = 1;")
+    (folder / "aa_top.sql").write_text("-- Mine.\nselect * from zz_base")
+    (folder / "bad.sql").write_text("select nothing from beam")
+    (folder / "writes.sql").write_text("copy beam to 'x.parquet'")
+    (folder / "outside.sql").write_text("select * from read_text('/etc/hostname')")
+    (folder / "beam.sql").write_text("select 1")
+    (folder / "a b.sql").write_text("select 1")
+    session = open_session(store)
+    assert _keys(session.con, "aa_top") == [(0, 0), (1, 0)]
+    assert set(session.broken) == {"bad", "writes", "outside", "beam", "a b"}
+    found = {v.name: v for v in list_views(store.path) if v.folder == "user"}
+    assert found["aa_top"].rows == 2
+    assert "nothing" in str(found["bad"].error)
+    with pytest.raises(UsageError) as caught:
+        view_sql(store.path, "beem")
+    assert "did you mean beam" in str(caught.value.hint)
+    assert view_sql(store.path, "beam").startswith("-- Candidates found by beam search.")
+
+
+def test_a_folder_of_views_can_be_named(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    commit(store, ROWS)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "only_right.sql").write_text("select * from all_candidates where vqa_correct = 1")
+    con = connect(store, sql_dir=mine)
+    assert _keys(con, "only_right") == [(0, 0), (1, 0), (1, 1)]
+
+
+def test_the_connection_reads_the_store_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    con = connect(new_store(tmp_path))
+    for sql in (
+        f"select * from read_text('{tmp_path}/secret.txt')",
+        f"copy (select 1) to '{tmp_path}/x.csv'",
+        f"attach '{tmp_path}/x.db'",
+        "set enable_external_access = true",
+    ):
+        with pytest.raises(duckdb.Error):
+            con.execute(sql)
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_many_runs_are_one_relation(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    for index in range(30):
+        commit(store, [candidate(index, 0, [1])], name=str(index))
+    assert connect(store).execute("select count(*) from all_candidates").fetchall() == [(30,)]
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = (
+        "import sys; from lever_cli.__main__ import app; "
+        "print([m for m in ('torch', 'duckdb', 'pyarrow', 'polars', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_store_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
+    from lever_data.errors import LeverError
+
+    with pytest.raises(LeverError, match="no store here") as caught:
+        Store.open(tmp_path)
+    assert "lever ingest" in str(caught.value.hint)
