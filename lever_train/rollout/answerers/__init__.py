@@ -1,0 +1,1 @@
+"""Answerers: models, endpoints and rules that answer prompts, behind one interface."""

@@ -1,0 +1,102 @@
+"""The interface of everything that answers prompts.
+
+In go :class:`Prompt` records, out come as many :class:`Answer` records in the same order. A prompt
+that could not be answered gets an answer with ``error``; only what makes all further work
+pointless is raised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lever_train.rollout.prompts import Item, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back for one prompt.
+
+    ``text`` is the raw generation, ``None`` where ``error`` says why there is none; ``log_probs``
+    are those of the prompt's ``given`` answers in nats (-inf: impossible), ``None`` where the
+    answerer has none.
+    """
+
+    text: str | None
+    log_probs: tuple[float, ...] | None = None
+    error: str | None = None
+
+
+@dataclass
+class Usage:
+    """What was paid so far: prompts answered, tokens in and out where they are known."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Answerer(Protocol):
+    """Answers prompts in batches. An implementation answers the same prompt the same way whatever
+    else is in the batch."""
+
+    @property
+    def name(self) -> str:
+        """The scorer: what the column ``scorer`` says."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """How many prompts to hand over at once: enough to keep it busy."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """What was paid so far."""
+        ...
+
+    def generation(self) -> dict[str, Any]:
+        """Everything besides the items that an answer depends on: model, prompt, parameters.
+        JSON; part of the cache key and stored with each row. Holds no secrets."""
+        ...
+
+    def fingerprint(self, item: Item) -> bytes:
+        """A digest of what the answerer sees of an item, ground truth of a query left out."""
+        ...
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Answer prompts, one answer each, in order."""
+        ...
+
+
+def canonical(value: object) -> bytes:
+    """JSON with sorted keys: equal values, equal bytes."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@dataclass
+class ShownFingerprints:
+    """Fingerprints of items by what a model is shown: image bytes, question, answer; kept."""
+
+    _known: dict[int, tuple[Item, bytes]] = field(default_factory=dict)
+    _images: dict[Path, str] = field(default_factory=dict)
+
+    def of(self, item: Item) -> bytes:
+        """32 bytes; the image file is read once. Raises ``OSError`` where it cannot be read."""
+        found = self._known.get(id(item))
+        if found is None or found[0] is not item:
+            image = None if item.image is None else self._image(item.image)
+            shown = [item.question, item.answer, image]
+            found = (item, hashlib.sha256(canonical(shown)).digest())
+            self._known[id(item)] = found
+        return found[1]
+
+    def _image(self, path: Path) -> str:
+        if path not in self._images:
+            with path.open("rb") as handle:
+                self._images[path] = hashlib.file_digest(handle, "sha256").hexdigest()
+        return self._images[path]

@@ -1,0 +1,85 @@
+"""The policy that proposes: a trained selector, or similarity alone.
+
+In go a checkpoint, or nothing; out comes a :class:`Policy` that scores a pool for a query and can
+be asked step by step. Scores are computed in float64 and rounded to six decimals: a matrix product
+differs in its last bits with the number of rows in the batch, and a proposal must not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lever_data.files import sha256_file
+from lever_train.pool import Pool
+from lever_train.selector import History, Selector, StaticHistory, cosine_scores
+
+SCORE_DECIMALS = 6
+
+
+class Policy(Protocol):
+    """What proposals need of a policy."""
+
+    @property
+    def name(self) -> str:
+        """What the column ``policy`` says: ``similarity``, or the checkpoint's name and hash."""
+        ...
+
+    def begin(self, query: Tensor, pool: Pool) -> History:
+        """Start choosing for queries [B, d] float64."""
+        ...
+
+
+class Similarity:
+    """No checkpoint: scores are cosine similarities divided by 0.1, as the selector's are."""
+
+    name = "similarity"
+
+    def begin(self, query: Tensor, pool: Pool) -> History:
+        """Scores [B, 1, K] that stay the same at every step."""
+        scores = cosine_scores(
+            functional.normalize(query, dim=-1),
+            functional.normalize(pool.vectors, dim=-1),
+            pool,
+        )
+        return StaticHistory(scores.round(decimals=SCORE_DECIMALS)[:, None, :])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A selector from a checkpoint, in float64."""
+
+    name: str
+    selector: Selector
+
+    @torch.no_grad()
+    def begin(self, query: Tensor, pool: Pool) -> History:
+        """The selector's own history, its scores rounded."""
+        return _Rounded(self.selector.begin(query, pool))
+
+
+class _Rounded(History):
+    def __init__(self, inner: History) -> None:
+        self.inner = inner
+
+    def scores(self) -> Tensor:
+        return self.inner.scores().round(decimals=SCORE_DECIMALS)
+
+    def advance(self, parent: Tensor, chosen: Tensor) -> History:
+        return _Rounded(self.inner.advance(parent, chosen))
+
+
+def load_policy(checkpoint: Path | None, device: str) -> Policy:
+    """The policy of a checkpoint file, or similarity where there is none."""
+    if checkpoint is None:
+        return Similarity()
+    from lever_train.checkpoint import load_selector
+
+    selector, _ = load_selector(checkpoint)
+    name = f"{checkpoint.name}@{sha256_file(checkpoint)[:12]}"
+    return Trained(name, selector.double().to(device))
