@@ -18,7 +18,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -79,15 +80,11 @@ class Store:
     def create(cls, path: str | Path) -> Store:
         """Open the store at ``path``, making an empty one where there is none."""
         root = Path(path)
-        try:
+        with _writable(root):
             (root / "runs").mkdir(parents=True, exist_ok=True)
             (root / "staging").mkdir(exist_ok=True)
             if not (root / "lever.json").exists():
                 write_atomic(root / "lever.json", _to_json({"format": FORMAT}))
-        except OSError as error:
-            raise LeverError(
-                f"the store cannot be made or written ({error.strerror})", where=str(root)
-            ) from error
         return cls.open(root)
 
     def runs(self) -> list[Run]:
@@ -126,38 +123,47 @@ class Store:
 
     def begin(self, spec: RunSpec) -> RunWriter:
         """Start writing a run; use it as a context manager and call ``commit`` inside."""
-        self.sweep_staging()
+        with _writable(self.path):
+            self.sweep_staging()
         return RunWriter(self, spec)
 
     def remove(self, run_id: str) -> Run:
         """Remove a run: renamed into staging first, so no reader sees half of it."""
         run = self.run(run_id)
         grave = self.path / "staging" / f"removed-{uuid.uuid4().hex}"
-        run.path.rename(grave)
-        fsync_dir(run.path.parent)
-        shutil.rmtree(grave)
-        self.write_views_sql()
+        with _writable(self.path):
+            run.path.rename(grave)
+            fsync_dir(run.path.parent)
+            shutil.rmtree(grave, ignore_errors=True)  # a sweeper may be at it too
+            self.write_views_sql()
         return run
 
     def sweep_staging(self) -> None:
         """Delete what dead writers left under staging/; a live writer holds a lock on its own."""
-        for folder in (self.path / "staging").iterdir():
-            if not folder.is_dir():
-                continue
-            if folder.name.startswith("removed-"):
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-            try:
-                handle = os.open(folder / ".lock", os.O_RDWR)
-            except FileNotFoundError:
-                continue  # its writer has not made the lock yet, or it is just being removed
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            except BlockingIOError:
-                pass  # alive
-            finally:
-                os.close(handle)
+        graves = []
+        with self.staging_locked():
+            for entry in (self.path / "staging").iterdir():
+                if entry.name.startswith("removed-"):
+                    graves.append(entry)
+                elif entry.is_dir() and not _held(_lock_of(entry)):
+                    grave = entry.with_name(f"removed-{uuid.uuid4().hex}")
+                    entry.rename(grave)
+                    graves.append(grave)
+                elif (
+                    entry.suffix == ".lock"
+                    and not entry.with_suffix("").exists()
+                    and not _held(entry)
+                ):
+                    entry.unlink()
+        for grave in graves:
+            shutil.rmtree(grave, ignore_errors=True)  # another sweeper may be at it too
+
+    @contextmanager
+    def staging_locked(self) -> Iterator[None]:
+        """Hold the one lock under which writers appear in staging/ and dead ones are swept."""
+        with (self.path / "staging" / "lock").open("a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def write_views_sql(self) -> None:
         """Write ``views.sql``: every relation of lever for an ad-hoc DuckDB shell."""
@@ -177,14 +183,10 @@ class RunWriter:
         self._lock = -1
 
     def __enter__(self) -> Self:
-        try:
-            self.folder.mkdir(parents=True)
-            self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise LeverError(
-                f"the store cannot be written ({error.strerror})", where=str(self.folder)
-            ) from error
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        with _writable(self.store.path), self.store.staging_locked():
+            self._lock = os.open(_lock_of(self.folder), os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self.folder.mkdir()
         return self
 
     def __exit__(
@@ -196,6 +198,7 @@ class RunWriter:
         for table in self._tables.values():
             table.abandon()
         shutil.rmtree(self.folder, ignore_errors=True)
+        _lock_of(self.folder).unlink(missing_ok=True)
         os.close(self._lock)
         if isinstance(error, OSError) and not isinstance(error, LeverError):
             raise LeverError(
@@ -219,7 +222,6 @@ class RunWriter:
             table.close()
         manifest = self._manifest(dict(details or {}))
         write_atomic(self.folder / MANIFEST, _to_json(manifest))
-        (self.folder / ".lock").unlink()
         fsync_tree(self.folder)
         target = self.store.path / "runs" / f"run={self.spec.run_id()}"
         try:
@@ -255,6 +257,38 @@ class RunWriter:
             "schema_version": SCHEMA_VERSION,
             "lever_version": version("lever"),
         }
+
+
+@contextmanager
+def _writable(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LeverError(
+            f"the store cannot be written ({error.strerror or error})",
+            where=str(root),
+            hint="is the disk full, or the folder read-only?",
+        ) from error
+
+
+def _lock_of(folder: Path) -> Path:
+    """The lock file of a staging folder, beside it: the folder itself moves at commit."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _held(lock: Path) -> bool:
+    """Whether a live writer holds this lock file."""
+    try:
+        handle = os.open(lock, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _to_json(value: object) -> bytes:

@@ -1,0 +1,175 @@
+"""Runs are atomic, immutable and named after their content."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lever_data import tables
+from lever_data.errors import LeverError
+from lever_data.schema import CANDIDATES
+from lever_data.store import RunSpec, Store, sha256_file
+from tests.stores import candidate, commit, new_store, table
+
+
+def _bytes(store: Store) -> dict[str, str]:
+    return {str(p.relative_to(store.path)): sha256_file(p) for p in store.path.rglob("*.parquet")}
+
+
+def test_a_run_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    spec = RunSpec(kind="rl_data", dataset="d", split="train", source_sha256="a")
+    with pytest.raises(RuntimeError), store.begin(spec) as writer:
+        writer.write("candidates", table(CANDIDATES, [candidate(0, 0, [1])]))
+        raise RuntimeError
+    assert store.runs() == []
+    assert [p.name for p in (store.path / "staging").iterdir()] == ["lock"]
+
+
+def test_the_same_content_has_the_same_id_and_bytes(tmp_path: Path) -> None:
+    rows = [candidate(q, c, [c, c + 1]) for q in range(50) for c in range(3)]
+    one, two = Store.create(tmp_path / "1"), Store.create(tmp_path / "2")
+    first = commit(one, rows)
+    spec = RunSpec(kind="rl_data", dataset="d", split="train", source_sha256="a")
+    with two.begin(spec) as writer:  # the same rows in other batches
+        for row in rows:
+            writer.write("candidates", table(CANDIDATES, [row]))
+        second = writer.commit()
+    assert first.run == second.run == spec.run_id()
+    name = f"runs/run={first.run}/candidates/part-00000.parquet"
+    assert _bytes(one)[name] == _bytes(two)[name]
+    for other in (
+        RunSpec(kind="rollout", dataset="d", split="train", source_sha256="a"),
+        RunSpec(kind="rl_data", dataset="d", split="val", source_sha256="a"),
+        RunSpec(kind="rl_data", dataset="d", split="train", source_sha256="b"),
+        RunSpec(kind="rl_data", dataset="d", split="train", source_sha256="a", parents=("x",)),
+    ):
+        assert other.run_id() != spec.run_id()
+
+
+def test_rows_out_of_order_are_sorted_and_parts_split_between_queries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ROW_GROUP", 16)
+    monkeypatch.setattr(tables, "PART_ROWS", 40)
+    rows = [candidate(q, c, [c]) for q in (5, 3, 11, 2, 7, 1) for c in range(12)]
+    run = commit(new_store(tmp_path), rows)
+    files = run.table_files("candidates")
+    parts = [pq.read_table(f, partitioning=None) for f in files]
+    assert len(parts) > 1
+    keys = [
+        (q, c)
+        for part in parts
+        for q, c in zip(part["query_id"].to_pylist(), part["candidate"].to_pylist(), strict=True)
+    ]
+    assert keys == sorted((r["query_id"], r["candidate"]) for r in rows)
+    held = [set(part["query_id"].to_pylist()) for part in parts]
+    assert sum(len(queries) for queries in held) == len(set().union(*held))
+    assert run.query_range == (1, 11)
+    assert run.rows == {"candidates": 72, "queries": 6}
+
+
+def test_a_table_with_another_schema_is_our_bug(tmp_path: Path) -> None:
+    spec = RunSpec(kind="rl_data", dataset="d", split="train")
+    with new_store(tmp_path).begin(spec) as writer:
+        writer.write("candidates", table(CANDIDATES, [candidate(0, 0, [1])]))
+        with pytest.raises(AssertionError):
+            writer.write("candidates", pa.table({"query_id": [1]}))
+
+
+def test_runs_are_found_by_prefix_and_an_unknown_one_lists_what_there_is(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    one = commit(store, [candidate(0, 0, [1])])
+    two = commit(store, [candidate(0, 0, [1])], name="b")
+    assert store.run(one.run) == one
+    with pytest.raises(LeverError, match="several runs begin like this"):
+        store.run("rl_data")
+    with pytest.raises(LeverError, match="no such run") as caught:
+        store.run("x")
+    assert one.run in str(caught.value.hint) and two.run in str(caught.value.hint)
+    assert [r.run for r in store.select([two.run, one.run, two.run])] == [one.run, two.run]
+
+
+def test_what_dead_writers_left_is_swept_and_live_ones_are_not(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    dead = store.path / "staging" / "dead"
+    dead.mkdir()
+    (store.path / "staging" / "dead.lock").touch()
+    (store.path / "staging" / "orphan.lock").touch()
+    (store.path / "staging" / "removed-x").mkdir()
+    spec = RunSpec(kind="rl_data", dataset="d", split="train", source_sha256="live")
+    with store.begin(spec) as writer:
+        commit(store, [candidate(0, 0, [1])])  # begins, and so sweeps, while the other lives
+        writer.write("candidates", table(CANDIDATES, [candidate(0, 0, [1])]))
+        writer.commit()
+    assert len(store.runs()) == 2
+    assert [p.name for p in (store.path / "staging").iterdir()] == ["lock"]
+
+
+def test_two_writers_of_one_run_end_with_one_run(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    rows = [candidate(0, 0, [1])]
+    spec = RunSpec(kind="rl_data", dataset="d", split="train", source_sha256="a")
+    ids = []
+
+    def write() -> None:
+        with store.begin(spec) as writer:
+            writer.write("candidates", table(CANDIDATES, rows))
+            ids.append(writer.commit().run)
+
+    threads = [threading.Thread(target=write) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ids == [spec.run_id()] * 6
+    assert [r.run for r in store.runs()] == [spec.run_id()]
+
+
+def test_removing_a_run_leaves_the_others(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    one = commit(store, [candidate(0, 0, [1])])
+    two = commit(store, [candidate(1, 0, [1])], name="b")
+    store.remove(one.run)
+    assert [r.run for r in store.runs()] == [two.run]
+    assert not one.path.exists()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"run": "x"}', json.dumps({"run": "other"})])
+def test_a_damaged_manifest_names_its_file(tmp_path: Path, damage: str) -> None:
+    store = new_store(tmp_path)
+    run = commit(store, [candidate(0, 0, [1])])
+    (run.path / "manifest.json").write_text(damage)
+    with pytest.raises(LeverError, match="manifest") as caught:
+        store.runs()
+    assert run.run in str(caught.value.where)
+
+
+def test_a_newer_store_format_is_refused(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    (store.path / "lever.json").write_text('{"format": 99}')
+    with pytest.raises(LeverError, match="store format 1"):
+        Store.open(store.path)
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LeverError, match="cannot be written"):
+        Store.create(tmp_path / "file" / "store")
+
+
+def test_a_full_disk_commits_nothing_and_says_so(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    store = new_store(tmp_path)
+    spec = RunSpec(kind="rl_data", dataset="d", split="train", source_sha256="a")
+    with pytest.raises(LeverError, match="nothing was committed"), store.begin(spec) as writer:
+        writer.write("candidates", table(CANDIDATES, [candidate(0, 0, [1])]))
+        (writer.folder / "candidates" / "part-00000.parquet").symlink_to("/dev/full")
+        writer.commit()
+    assert store.runs() == []
