@@ -27,6 +27,7 @@ RAW_TABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "raw_queries": (RL_KINDS, "queries", "stg_queries"),
     "raw_examples": (("examples",), "examples", "stg_examples"),
     "raw_embeddings": (("embeddings",), "embeddings", "stg_embeddings"),
+    "raw_evaluations": (("evaluation",), "evaluations", "stg_evaluations"),
 }
 _FOLDERS = ("staging", "views", "diagnostics")
 _COLUMN = re.compile(r"^--   (\w+) (.+?): (.+)$")

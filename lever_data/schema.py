@@ -91,6 +91,21 @@ EXAMPLES = pa.schema(
     ]
 )
 
+EVALUATIONS = pa.schema(
+    [
+        *_QUERY_KEY,
+        pa.field("selector", pa.string(), nullable=False),  # zero_shot, random, nearest, oracle, …
+        pa.field("shots", pa.int8(), nullable=False),  # 0 for zero_shot
+        pa.field("pointer", pa.list_(pa.int32()), nullable=False),  # ordered example ids shown
+        pa.field("prediction", pa.string()),  # after post-processing; null: the answerer failed
+        pa.field("accuracy", pa.float64()),  # official, in [0, 1]; null: failed
+        pa.field("correct", pa.int8()),  # 1: accuracy > 0
+        pa.field("error", pa.string()),
+        pa.field("scorer", pa.string(), nullable=False),  # the answerer
+        pa.field("metric_version", pa.string(), nullable=False),
+    ]
+)
+
 
 def embeddings(width: int) -> pa.Schema:
     """Schema of an embeddings table of vectors of ``width`` float32 numbers."""
@@ -109,6 +124,7 @@ TABLES: dict[str, pa.Schema] = {
     "candidates": CANDIDATES,
     "queries": QUERIES,
     "examples": EXAMPLES,
+    "evaluations": EVALUATIONS,
 }
 
 SORT_KEYS: dict[str, tuple[str, ...]] = {
@@ -116,4 +132,5 @@ SORT_KEYS: dict[str, tuple[str, ...]] = {
     "queries": ("query_id",),
     "examples": ("example_id",),
     "embeddings": ("example_id",),
+    "evaluations": ("query_id",),
 }
