@@ -1,0 +1,108 @@
+"""A store of synthetic RL data of any size: ``python -m benchmarks.synthetic DIR [QUERIES]``.
+
+15 candidates a query: 5 beams, 4 samples at each of two temperatures, 2 random. Half of the
+queries have no right candidate; the others have some, so that every class of query occurs. A few
+rows are fallback, unknown or failed, a few pointers occur twice or in another order.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from lever_data.schema import CANDIDATES, QUERIES
+from lever_data.store import Run, RunSpec, Store
+
+PER_QUERY = 15
+POOL = 9_009  # examples, as many as OK-VQA has training questions
+CHUNK = 65_536  # queries generated at a time
+
+_CANDIDATES = """
+with rolls as (
+    select
+        q as query_id,
+        c as candidate,
+        hash(q, 'difficulty', $seed) % 1000 / 1000.0 as difficulty,
+        hash(q, least(c, 13), 'right', $seed) % 1000 / 1000.0 as luck,
+        hash(q, c, 'eval', $seed) % 1000 as evaluation,
+        (hash(q, least(c, 13), 'a', $seed) % $pool)::integer as first,
+        (hash(q, least(c, 13), 'b', $seed) % ($pool - 1))::integer as step
+    from range($low, $high) as queries(q), range($per_query) as candidates(c)
+),
+
+scored as (
+    select
+        *,
+        difficulty > 0.5 and luck < difficulty - 0.4 as is_right,
+        ((first + 1 + step) % $pool)::integer as second
+    from rolls
+)
+
+select
+    'synthetic' as dataset,
+    'train' as split,
+    query_id,
+    candidate::integer as candidate,
+    2::tinyint as shot_num,
+    case when candidate = 14 then [second, first] else [first, second] end as pointer,
+    case when candidate < 5 then 'beam' when candidate < 13 then 'sample' else 'random' end
+        as gen_method,
+    case when candidate < 5 then candidate::integer end as beam_rank,
+    case when candidate < 5 then 0.15 - 0.001 * candidate end as beam_score,
+    case when candidate < 13 then -5.0 - luck - 0.1 * candidate end as logprob_score,
+    case when candidate between 5 and 8 then 1.0 when candidate between 9 and 12 then 1.3 end
+        as temperature,
+    case when evaluation < 30 then 'fallback' when evaluation >= 40 then 'file' end as eval_mode,
+    evaluation = 999 as eval_failed,
+    case when is_right then 'answer ' || first % 50 else 'other ' || second % 50 end
+        as vqa_pred_answer,
+    is_right::tinyint as vqa_correct,
+    case when is_right then [0.3, 0.6, 0.9, 1.0][1 + first % 4] else 0.0 end as vqa_acc_score,
+    'synthetic' as scorer
+from scored
+order by query_id, candidate
+"""
+
+
+def make_store(path: Path, queries: int, *, seed: int = 0) -> Run:
+    """Commit one run of ``queries`` × 15 candidates; the same seed gives the same rows."""
+    spec = RunSpec("rl_data", "synthetic", "train", parameters={"queries": queries, "seed": seed})
+    store = Store.create(path)
+    con = duckdb.connect()
+    with store.begin(spec) as writer:
+        for low in range(0, queries, CHUNK):
+            high = min(low + CHUNK, queries)
+            bounds = {"low": low, "high": high, "per_query": PER_QUERY}
+            rows = con.execute(_CANDIDATES, {**bounds, "seed": seed, "pool": POOL})
+            writer.write("candidates", _conform(rows.to_arrow_table(), CANDIDATES))
+            keys = con.execute(
+                "select 'synthetic' as dataset, 'train' as split, range as query_id "
+                "from range(?, ?)",
+                [low, high],
+            )
+            writer.write("queries", _conform(keys.to_arrow_table(), QUERIES))
+        return writer.commit()
+
+
+def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``rows`` with every column of ``schema``, null where they have none."""
+    columns = [
+        rows[f.name].cast(f.type) if f.name in rows.column_names else pa.nulls(len(rows), f.type)
+        for f in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def main() -> None:
+    start = time.perf_counter()
+    queries = int(sys.argv[2]) if len(sys.argv) > 2 else 666_667
+    run = make_store(Path(sys.argv[1]), queries)
+    print(f"{run.run}: {run.num_rows:,} candidates in {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

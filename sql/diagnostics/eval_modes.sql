@@ -1,0 +1,81 @@
+-- How the candidates of the selected runs were scored, failures included, and how often string
+-- match would have judged otherwise than the official metric, where both can be computed (official
+-- rows of scored_sample whose annotators' answers are in the store).
+-- grain: one row per run and generation method
+-- columns:
+--   run varchar: id of the run the candidates are stored in
+--   gen_method varchar: beam, sample, random or retrieval; null: not known
+--   num_candidates bigint: candidates
+--   num_file bigint: scored by the official metric
+--   num_fallback bigint: scored by string match
+--   num_unknown bigint: not known how
+--   num_failed bigint: evaluation failed; counted here and in none of the three above
+--   num_missing bigint: not failed, but without vqa_correct or vqa_acc_score, which count as 0
+--   num_compared bigint: sampled official rows for which string match can be computed
+--   verdict_differs_share double: share of those where one says right and the other wrong
+--   accuracy_differs_share double: share of those where the accuracies differ
+with source as (select * from candidates),
+
+counts as (
+    select
+        run,
+        gen_method,
+        count(*) as num_candidates,
+        count(*) filter (where eval_failed is not true and eval_mode = 'file') as num_file,
+        count(*) filter (where eval_failed is not true and eval_mode = 'fallback') as num_fallback,
+        count(*) filter (where eval_failed is not true and eval_mode is null) as num_unknown,
+        count(*) filter (where eval_failed) as num_failed,
+        count(*) filter (
+            where eval_failed is not true and (vqa_correct is null or vqa_acc_score is null)
+        ) as num_missing
+    from source
+    group by run, gen_method
+),
+
+matched as (
+    select
+        scored_sample.run,
+        scored_sample.gen_method,
+        scored_sample.vqa_acc_score as official,
+        fallback_match(scored_sample.vqa_pred_answer, query_answers.answers) as fallback
+    from scored_sample
+    inner join query_answers using (dataset, split, query_id)
+    where
+        scored_sample.eval_mode = 'file'
+        and scored_sample.vqa_pred_answer is not null
+        and scored_sample.vqa_acc_score is not null
+),
+
+disagreements as (
+    select
+        run,
+        gen_method,
+        count(*) as num_compared,
+        avg(((official > 0) <> (fallback > 0))::integer) as verdict_differs_share,
+        avg((official <> fallback)::integer) as accuracy_differs_share
+    from matched
+    group by run, gen_method
+),
+
+final as (
+    select
+        counts.run,
+        counts.gen_method,
+        counts.num_candidates,
+        counts.num_file,
+        counts.num_fallback,
+        counts.num_unknown,
+        counts.num_failed,
+        counts.num_missing,
+        coalesce(disagreements.num_compared, 0) as num_compared,
+        disagreements.verdict_differs_share,
+        disagreements.accuracy_differs_share
+    from counts
+    left join disagreements
+        on
+            counts.run = disagreements.run
+            and counts.gen_method is not distinct from disagreements.gen_method
+    order by counts.run, counts.gen_method
+)
+
+select * from final

@@ -1,0 +1,27 @@
+-- The annotators' answers to each sampled query: from the query itself, else from the dataset's
+-- items, whose index is the query id.
+-- grain: one row per query of scored_sample with known answers
+-- columns:
+--   dataset varchar: dataset the query belongs to
+--   split varchar: split the query belongs to
+--   query_id bigint: index of the question in its split
+--   answers varchar[]: the annotators' answers
+with sampled as (select distinct dataset, split, query_id from scored_sample),
+
+final as (
+    select
+        sampled.dataset,
+        sampled.split,
+        sampled.query_id,
+        coalesce(queries.gt_answers, examples.answers) as answers
+    from sampled
+    left join queries using (dataset, split, query_id)
+    left join examples
+        on
+            sampled.dataset = examples.dataset
+            and sampled.split = examples.split
+            and sampled.query_id = examples.example_id
+    where coalesce(queries.gt_answers, examples.answers) is not null
+)
+
+select * from final

@@ -1,0 +1,104 @@
+-- What each query can teach: how its rewards spread, and how its best candidate compares with the
+-- one the policy would pick (beam rank 0, else the highest log-probability; the mean of several).
+-- grain: one row per query
+-- columns:
+--   dataset varchar: dataset the query belongs to
+--   split varchar: split the query belongs to
+--   query_id bigint: index of the question in its split
+--   num_candidates bigint: candidates
+--   num_pointers bigint: distinct ordered pointers, told apart by a 64-bit hash
+--   num_right bigint: candidates with vqa_correct 1
+--   num_wrong bigint: candidates with vqa_correct 0
+--   num_unscored bigint: candidates whose vqa_correct is null
+--   mean_reward double: mean reward
+--   reward_variance double: population variance of the rewards; 0 for one candidate
+--   min_reward double: smallest reward
+--   max_reward double: largest reward
+--   best_accuracy double: largest vqa_acc_score
+--   picked_reward double: reward of the policy's pick; null without rank and log-probability
+--   picked_accuracy double: vqa_acc_score of the policy's pick
+--   class varchar: mixed (rewards differ), all_wrong (all 0), all_right (all the mode's maximum) or tied
+with source as (select * from scores),
+
+settings as (select max_reward from audit_settings),
+
+figures as (
+    select
+        dataset,
+        split,
+        query_id,
+        count(*) as num_candidates,
+        count(*) filter (where vqa_correct = 1) as num_right,
+        count(*) filter (where vqa_correct = 0) as num_wrong,
+        count(*) filter (where vqa_correct is null) as num_unscored,
+        avg(reward) as mean_reward,
+        var_pop(reward) as reward_variance,
+        min(reward) as min_reward,
+        max(reward) as max_reward,
+        max(vqa_acc_score) as best_accuracy,
+        avg(reward) filter (where beam_rank = 0) as beam_reward,
+        avg(vqa_acc_score) filter (where beam_rank = 0) as beam_accuracy,
+        max(logprob_score) as max_logprob
+    from source
+    group by dataset, split, query_id
+),
+
+without_beam as (
+    select dataset, split, query_id, max_logprob
+    from figures
+    where beam_reward is null and max_logprob is not null
+),
+
+likeliest as (
+    select
+        source.dataset,
+        source.split,
+        source.query_id,
+        avg(source.reward) as reward,
+        avg(source.vqa_acc_score) as accuracy
+    from source
+    inner join without_beam
+        on
+            source.dataset = without_beam.dataset
+            and source.split = without_beam.split
+            and source.query_id = without_beam.query_id
+            and source.logprob_score = without_beam.max_logprob
+    group by source.dataset, source.split, source.query_id
+),
+
+pointers as (
+    select dataset, split, query_id, count(*) as num_pointers
+    from (select distinct dataset, split, query_id, hash(pointer) as order_key from source)
+    group by dataset, split, query_id
+),
+
+final as (
+    select
+        figures.dataset,
+        figures.split,
+        figures.query_id,
+        figures.num_candidates,
+        pointers.num_pointers,
+        figures.num_right,
+        figures.num_wrong,
+        figures.num_unscored,
+        figures.mean_reward,
+        figures.reward_variance,
+        figures.min_reward,
+        figures.max_reward,
+        figures.best_accuracy,
+        coalesce(figures.beam_reward, likeliest.reward) as picked_reward,
+        coalesce(figures.beam_accuracy, likeliest.accuracy) as picked_accuracy,
+        case
+            when figures.min_reward < figures.max_reward then 'mixed'
+            when figures.max_reward = 0 then 'all_wrong'
+            when figures.max_reward = settings.max_reward then 'all_right'
+            else 'tied'
+        end as class
+    from figures
+    inner join pointers using (dataset, split, query_id)
+    cross join settings
+    left join likeliest using (dataset, split, query_id)
+)
+
+select * from final

@@ -1,0 +1,176 @@
+-- Every reward mode on the same candidates (scored_sample), at the weights of audit_settings: how
+-- many queries tie, how far the rewards spread, and whether the order is that of hard_plus_soft.
+-- Modes whose columns are null throughout are left out, and so is legacy with both weights 0.
+-- grain: one row per reward mode, and one for a reward of the user's own
+-- columns:
+--   reward_mode varchar: the mode, or the user's expression
+--   num_queries bigint: queries
+--   tied_share double: share of them whose rewards are all equal
+--   mean_deviation double: mean over queries of the population standard deviation
+--   right_wrong_gap double: mean reward of right candidates minus that of wrong ones
+--   rank_agreement double: Kendall's tau-b with hard_plus_soft over the pairs within a query
+with settings as (select * from audit_settings),
+
+known as (
+    select
+        count(vqa_correct) > 0 as has_hard,
+        count(vqa_acc_score) > 0 as has_soft,
+        count(vqa_gt_prob) > 0 as has_gt,
+        count(vqa_rel_score) > 0 as has_rel,
+        count(shot_scores) = count(*) as has_shots,
+        count(beam_score) > 0 or count(logprob_score) > 0 as has_quality
+    from scored_sample
+),
+
+source as (
+    select v.*, candidate_info.info
+    from scored_sample as v
+    left join candidate_info using (run, dataset, split, query_id, candidate)
+),
+
+wide as (
+    select
+        v.dataset,
+        v.split,
+        v.query_id,
+        v.run,
+        v.candidate,
+        v.vqa_correct,
+        reward_clip(reward_hard_plus_soft(
+            v.vqa_correct, v.vqa_acc_score, s.hard_weight, s.soft_weight
+        )) as default_reward,
+        unnest([
+            {'mode': 'hard_plus_soft', 'reward': case when k.has_hard or k.has_soft then
+                reward_hard_plus_soft(v.vqa_correct, v.vqa_acc_score, s.hard_weight, s.soft_weight)
+            end},
+            {'mode': 'hard_plus_soft_v2', 'reward': case when k.has_hard and k.has_soft then
+                reward_hard_plus_soft_v2(
+                    v.vqa_correct, v.vqa_acc_score, s.hard_weight, s.soft_weight
+                )
+            end},
+            {'mode': 'separated', 'reward': case when k.has_hard and k.has_soft then
+                reward_separated(v.vqa_correct, v.vqa_acc_score, s.hard_weight, s.soft_weight)
+            end},
+            {'mode': 'hard_only', 'reward': case when k.has_hard then
+                reward_hard_only(v.vqa_correct, s.hard_weight)
+            end},
+            {'mode': 'soft_only', 'reward': case when k.has_soft then
+                reward_soft_only(v.vqa_acc_score, s.soft_weight)
+            end},
+            {'mode': 'hard01_plus_gtprob', 'reward': case when k.has_hard and k.has_gt then
+                reward_hard01_plus_gtprob(
+                    v.vqa_correct, v.vqa_gt_prob, s.hard_weight, s.soft_weight
+                )
+            end},
+            {
+                'mode': 'hard01_plus_gtprob_separated',
+                'reward': case when k.has_hard and k.has_gt then
+                    reward_hard01_plus_gtprob_separated(
+                        v.vqa_correct, v.vqa_gt_prob, s.hard_weight, s.soft_weight
+                    )
+                end
+            },
+            {
+                'mode': 'hard_plus_gtprob_plus_rel',
+                'reward': case when k.has_hard and k.has_gt and k.has_rel then
+                    reward_hard_plus_gtprob_plus_rel(
+                        v.vqa_correct, v.vqa_gt_prob, v.vqa_rel_score,
+                        s.hard_weight, s.soft_weight, s.rel_weight
+                    )
+                end
+            },
+            {'mode': 'hybrid', 'reward': case when v.info is not null then
+                reward_hybrid(v.info, v.vqa_correct, v.vqa_acc_score, s.hybrid_alpha)
+            end},
+            {'mode': 'legacy', 'reward': case
+                when k.has_quality and (s.reward_alpha <> 0 or s.reward_beta <> 0) then
+                    reward_legacy(
+                        v.beam_score, v.logprob_score, v.vqa_correct, v.vqa_acc_score,
+                        s.reward_alpha, s.reward_beta, s.correctness_mode, s.use_logprob
+                    )
+            end},
+            {'mode': 'multi_shot', 'reward': case when k.has_shots then
+                reward_multi_shot(v.shot_scores, v.pointer, s.shot_weights)
+            end},
+            {'mode': s.reward_name, 'reward': v.reward}
+        ]) as choice
+    from source as v
+    cross join settings as s
+    cross join known as k
+),
+
+long as (
+    select
+        dataset,
+        split,
+        query_id,
+        run,
+        candidate,
+        vqa_correct,
+        default_reward,
+        choice.mode as reward_mode,
+        any_value(reward_clip(choice.reward)) as reward
+    from wide
+    where choice.reward is not null
+    group by all
+),
+
+spread as (
+    select reward_mode, stddev_pop(reward) as deviation, min(reward) = max(reward) as is_tied
+    from long
+    group by reward_mode, dataset, split, query_id
+),
+
+spreads as (
+    select
+        reward_mode,
+        count(*) as num_queries,
+        avg(is_tied::integer) as tied_share,
+        avg(deviation) as mean_deviation
+    from spread
+    group by reward_mode
+),
+
+gaps as (
+    select
+        reward_mode,
+        avg(reward) filter (where vqa_correct = 1) - avg(reward) filter (where vqa_correct = 0)
+            as right_wrong_gap
+    from long
+    group by reward_mode
+),
+
+pairs as (
+    select
+        a.reward_mode,
+        sign(a.reward - b.reward) as by_mode,
+        sign(a.default_reward - b.default_reward) as by_default
+    from long as a
+    inner join long as b using (reward_mode, dataset, split, query_id)
+    where (a.run, a.candidate) < (b.run, b.candidate)
+),
+
+agreements as (
+    select
+        reward_mode,
+        sum(by_mode * by_default)
+        / nullif(sqrt(sum(abs(by_mode)) * sum(abs(by_default))), 0) as rank_agreement
+    from pairs
+    group by reward_mode
+),
+
+final as (
+    select
+        spreads.reward_mode,
+        spreads.num_queries,
+        spreads.tied_share,
+        spreads.mean_deviation,
+        gaps.right_wrong_gap,
+        agreements.rank_agreement
+    from spreads
+    inner join gaps using (reward_mode)
+    left join agreements using (reward_mode)
+    order by spreads.reward_mode
+)
+
+select * from final

@@ -1,0 +1,20 @@
+-- The candidates of at most 20,000 queries, chosen by a hash of the query: for diagnostics that
+-- compare pairs or texts, where more queries would cost time and no longer change the figures.
+-- grain: one row per candidate
+-- columns: as scored
+with source as (select * from scored),
+
+chosen as (
+    select dataset, split, query_id
+    from query_rewards
+    order by hash(query_id), dataset, split, query_id
+    limit 20000
+),
+
+final as (
+    select source.*
+    from source
+    semi join chosen using (dataset, split, query_id)
+)
+
+select * from final
