@@ -9,7 +9,7 @@
 --   query_id bigint: index of the question in its split
 --   candidate integer: ordinal in the source, from 0
 --   info double: normalised InfoScore or beam score in [0, 1]
-with stored as (select * from candidates),
+with stored as not materialized (select * from candidates),
 
 scores as (
     select dataset, split, query_id, pointer, max(info_score) as info_score
@@ -17,7 +17,7 @@ scores as (
     group by dataset, split, query_id, pointer
 ),
 
-joined as (
+joined as not materialized (
     select
         stored.run,
         stored.dataset,
