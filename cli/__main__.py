@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from . import (
+    ingest,
     query,
     runs,
     views,
@@ -33,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(ingest.ingest)
 app.command()(query.query)
 app.add_typer(runs.app, name="runs")
 app.add_typer(views.app, name="views")
