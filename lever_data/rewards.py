@@ -188,3 +188,17 @@ def _require_expression(expression: str) -> None:
                     value=expression,
                     hint="for example --reward 'vqa_correct + 0.5 * vqa_gt_prob'",
                 )
+
+
+def parse_shot_weights(text: str) -> tuple[float, ...]:
+    """Weights as the command line takes them: ``0.5,0.3,0.2``; empty for equal ones.
+
+    Raises:
+        UsageError: something between the commas is no number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise UsageError(
+            "shot weights are numbers with commas between", value=text, hint="such as 0.5,0.3,0.2"
+        ) from None
