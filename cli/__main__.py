@@ -14,9 +14,13 @@ from typing import Annotated, Any
 import typer
 
 from . import (
+    audit,
+    convert,
+    export,
     ingest,
     query,
     runs,
+    train,
     views,
 )
 
@@ -34,9 +38,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(audit.audit)
+app.command()(convert.convert)
+app.command()(export.export)
 app.command()(ingest.ingest)
 app.command()(query.query)
 app.add_typer(runs.app, name="runs")
+app.command()(train.train)
 app.add_typer(views.app, name="views")
 
 

@@ -103,26 +103,24 @@ def rce_weights(rewards: Tensor, mask: Tensor, temperature: float) -> Tensor:
     return (rewards / temperature).masked_fill(~mask, float("-inf")).softmax(-1)
 
 
-def rce_loss(cross_entropy: Tensor, weights: Tensor, group_weight: Tensor) -> Tensor:
-    """Reward-weighted cross-entropy: mean over groups of Σ_i w_i Σ_steps CE.
+def rce_groups(cross_entropy: Tensor, weights: Tensor) -> Tensor:
+    """Reward-weighted cross-entropy of each group, [B]: Σ_i w_i Σ_steps CE.
 
     Args:
         cross_entropy: [B, N, S], 0 where padded.
         weights: [B, N], summing to 1 in each group.
-        group_weight: [B], 1 for a group that counts, 0 for one that does not (a tied group that
-            is skipped), or between; the mean is over their sum.
     """
-    per_group = (weights.to(cross_entropy.dtype) * cross_entropy.sum(-1)).sum(-1)
-    return weighted_mean(per_group, group_weight)
+    return (weights.to(cross_entropy.dtype) * cross_entropy.sum(-1)).sum(-1)
 
 
-def top1_loss(cross_entropy: Tensor, step_mask: Tensor, group_weight: Tensor) -> Tensor:
-    """Cross-entropy of each group's first candidate, mean over its steps, mean over groups.
+def one_candidate_groups(cross_entropy: Tensor, step_mask: Tensor, chosen: Tensor) -> Tensor:
+    """Cross-entropy of one candidate of each group, mean over its steps, [B].
 
-    This is the legacy ``top1_only``, and SFT where the first candidate is the best beam.
+    ``chosen`` [B] int64 is its ordinal: 0 is the legacy ``top1_only``; the best beam is SFT.
     """
-    steps = step_mask[:, 0].sum(-1).clamp(min=1)
-    return weighted_mean(cross_entropy[:, 0].sum(-1) / steps, group_weight)
+    rows = torch.arange(len(chosen), device=chosen.device)
+    steps = step_mask[rows, chosen].sum(-1).clamp(min=1)
+    return cross_entropy[rows, chosen].sum(-1) / steps
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -159,23 +157,11 @@ class GrpoOptions:
 
 
 @dataclass(frozen=True)
-class GrpoTerms:
-    """The loss and what is logged of it, scalars; ``ratio`` [B, N] is detached."""
-
-    loss: Tensor
-    ppo: Tensor
-    kl: Tensor
-    ratio: Tensor
-    clipped_low: Tensor
-    clipped_high: Tensor
-
-
-@dataclass(frozen=True)
-class GrpoGroup:
-    """What the GRPO loss reads of B groups, each [B, N] but the last.
+class GrpoGroups:
+    """What the GRPO loss reads of B groups, each [B, N].
 
     ``chosen``: the candidates that count; ``importance``: weights that multiply each candidate's
-    PPO term (1 where there is no correction); ``group_weight`` [B]: 0 leaves a group out.
+    PPO term (1 where there is no correction).
     """
 
     log_prob: Tensor
@@ -183,17 +169,30 @@ class GrpoGroup:
     advantage: Tensor
     chosen: Tensor
     importance: Tensor
-    group_weight: Tensor
 
 
-def grpo_loss(group: GrpoGroup, beta: float, options: GrpoOptions) -> GrpoTerms:
-    """-mean(min(ρ A, clip(ρ, 1 - low, 1 + high) A)) + β KL, mean over candidates, then groups.
+@dataclass(frozen=True)
+class GrpoTerms:
+    """Parts of the loss and what is logged, [B] each; ``ratio`` [B, N] is detached.
+
+    The loss of a group is ``ppo + β kl``. The clip figures are shares of the chosen candidates.
+    """
+
+    ppo: Tensor
+    kl: Tensor
+    ratio: Tensor
+    clipped_low: Tensor
+    clipped_high: Tensor
+
+
+def grpo_terms(groups: GrpoGroups, options: GrpoOptions) -> GrpoTerms:
+    """-mean(min(ρ A, clip(ρ, 1 - low, 1 + high) A)) and the KL, means over a group's candidates.
 
     ρ = exp(log π_new - log π_ref) of the whole sequence.
     """
-    log_ratio = (group.log_prob - group.reference).masked_fill(~group.chosen, 0.0)
+    log_ratio = (groups.log_prob - groups.reference).masked_fill(~groups.chosen, 0.0)
     ratio = log_ratio.exp()
-    advantage = group.advantage.to(ratio.dtype)
+    advantage = groups.advantage.to(ratio.dtype)
     bounded = ratio.clamp(1.0 - options.clip_low, 1.0 + options.clip_high)
     gain = torch.minimum(ratio * advantage, bounded * advantage)
     if options.dual_clip is not None:
@@ -201,20 +200,15 @@ def grpo_loss(group: GrpoGroup, beta: float, options: GrpoOptions) -> GrpoTerms:
         gain = torch.where(advantage < 0, torch.maximum(gain, floor), gain)
 
     def mean(values: Tensor) -> Tensor:
-        inside = values.masked_fill(~group.chosen, 0.0).sum(-1)
-        return weighted_mean(inside / group.chosen.sum(-1).clamp(min=1), group.group_weight)
+        inside = values.to(ratio.dtype).masked_fill(~groups.chosen, 0.0).sum(-1)
+        return inside / groups.chosen.sum(-1).clamp(min=1)
 
-    ppo = -mean(gain * group.importance.to(ratio.dtype))
-    kl = mean(kl_estimate(log_ratio, options.kl_estimator, options.kl_direction))
-    low = (ratio < 1.0 - options.clip_low) & (advantage < 0)
-    high = (ratio > 1.0 + options.clip_high) & (advantage > 0)
     return GrpoTerms(
-        ppo + beta * kl,
-        ppo,
-        kl,
-        ratio.detach(),
-        mean(low.to(ratio.dtype)),
-        mean(high.to(ratio.dtype)),
+        ppo=-mean(gain * groups.importance.to(ratio.dtype)),
+        kl=mean(kl_estimate(log_ratio, options.kl_estimator, options.kl_direction)),
+        ratio=ratio.detach(),
+        clipped_low=mean((ratio < 1.0 - options.clip_low) & (advantage < 0)),
+        clipped_high=mean((ratio > 1.0 + options.clip_high) & (advantage > 0)),
     )
 
 

@@ -1,0 +1,30 @@
+"""``lever convert``: a checkpoint as the older format v2format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import JsonFlag, emit_json, notice
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint: v3, v2 or v2format.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write. Default: <stem>_v2format.ckpt beside it."),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Write a checkpoint as <stem>_v2format.ckpt; all its attention layers are kept."""
+    from lever_train import checkpoint as checkpoints
+
+    path, found = checkpoints.convert(checkpoint, out)
+    if found.foreign:
+        notice(f"not the selector's, left out: {', '.join(found.foreign)}")
+    if json:
+        emit_json({"checkpoint": str(path), "selector": found.config.model_dump()})
+    else:
+        print(path)

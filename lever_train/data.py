@@ -1,0 +1,241 @@
+"""What is trained on: the selection, its split into training and validation, pools, embeddings.
+
+In go a store and a config; out comes :class:`TrainingData`. The split and the shared pool come
+from the selected runs before view and filters, so that ablations compare on the same queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+from torch import Tensor
+
+from lever_data.catalog import quote_literal
+from lever_data.db import open_session, quote_identifier
+from lever_data.errors import LeverError, UsageError
+from lever_data.rewards import RewardSpec, require_scores, reward_sql
+from lever_data.selection import Census, Selection, census
+from lever_data.store import Store
+from lever_train.config import TrainConfig
+from lever_train.embeddings import load_embeddings
+from lever_train.pools import PoolSource, open_pools
+
+TRAIN, VALIDATION = "training_queries", "validation_queries"
+_KEY = "dataset, split, query_id"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data is: a store, some of its runs (all where empty), a folder of views."""
+
+    store: Path
+    runs: tuple[str, ...] = ()
+    sql_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Everything the loop reads.
+
+    ``queries`` [n, d] and ``candidates`` [m, d] float32 on the CPU. ``validation`` is ``None``
+    where there is none. ``provenance`` says where all of it came from, for the reader and for a
+    resumed training to compare.
+    """
+
+    con: duckdb.DuckDBPyConnection
+    train: Selection
+    census: Census
+    validation: Selection | None
+    validation_census: Census | None
+    pools: PoolSource
+    queries: Tensor
+    candidates: Tensor
+    provenance: dict[str, object]
+
+
+def open_data(source: Source, config: TrainConfig) -> TrainingData:
+    """Select, split and load.
+
+    Raises:
+        LeverError: nothing to train on, a column missing or empty, several scorers, embeddings of
+            different widths.
+        UsageError: an unknown view, or several datasets or splits without ``allow_mixed``.
+    """
+    data = config.data
+    session = open_session(
+        source.store, runs=source.runs, scorer=data.scorer, sql_dir=source.sql_dir
+    )
+    con = session.con
+    con.execute("set memory_limit = ?", [config.run.memory_limit])
+    for view in data.view:
+        if view not in session.relations:
+            raise session.explain_missing(view)
+    selection = _selection(con, config)
+    base = _base(con, data.view)
+    split = _split(con, base, config)
+    train = _limited(selection, TRAIN)
+    counted = census(con, train)
+    _require_trainable(counted, config)
+    validation = _limited(selection, VALIDATION) if split[1] else None
+    held_out = census(con, validation) if validation is not None else None
+    if held_out is not None and not held_out.rows:
+        validation = None  # the filters left nothing of it; the notices say so
+    queries, candidates = _embeddings(con, config)
+    pools = open_pools(con, data.pool, base)
+    provenance = {
+        "runs": [r.run for r in Store.open(source.store).select(list(source.runs))],
+        "views": {view: session.relations[view].sql for view in data.view},
+        "reward": selection.reward,
+        "rows": counted.rows,
+        "groups": counted.groups,
+        "queries": {"training": split[0], "validation": split[1]},
+        "dropped": counted.dropped | {"queries_emptied": counted.emptied},
+        "pool": pools.describe(),
+        "embeddings": [list(queries.shape), list(candidates.shape)],
+    }
+    return TrainingData(
+        con, train, counted, validation, held_out, pools, queries, candidates, provenance
+    )
+
+
+def reward_spec(config: TrainConfig) -> RewardSpec:
+    """The reward the config asks for."""
+    reward = config.reward
+    return RewardSpec(
+        mode=reward.mode,
+        hard_weight=reward.hard_weight,
+        soft_weight=reward.soft_weight,
+        rel_weight=reward.rel_weight,
+        hybrid_alpha=reward.hybrid_alpha,
+        reward_alpha=reward.alpha,
+        reward_beta=reward.beta,
+        correctness_mode=reward.correctness_mode,
+        use_logprob=reward.use_logprob,
+        shot_weights=reward.shot_weights,
+        expression=reward.expression,
+    )
+
+
+def _selection(con: duckdb.DuckDBPyConnection, config: TrainConfig) -> Selection:
+    data = config.data
+    if config.run.stage == "sft":  # the best beam is the one with the highest InfoScore
+        return Selection(
+            views=data.view,
+            reward="v.info_score::double",
+            gen_methods=data.gen_method,
+            columns=("info_score",),
+        )
+    spec = reward_spec(config)
+    for view in data.view:
+        require_scores(con, view, spec)
+    return Selection(
+        views=data.view,
+        reward=reward_sql(spec),
+        gen_methods=data.gen_method,
+        skip_fallback=data.skip_fallback,
+        merge_shots=spec.mode == "multi_shot" and spec.expression is None,
+        columns=_accuracy_column(con, data.view),
+    )
+
+
+def _accuracy_column(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> tuple[str, ...]:
+    """The stored VQA accuracy, where every view has it: validation reports it."""
+    for view in views:
+        described = con.cursor().execute(f"describe {quote_identifier(view)}").fetchall()
+        if "vqa_acc_score" not in {row[0] for row in described}:
+            return ()
+    return ("vqa_acc_score",)
+
+
+def _limited(selection: Selection, queries: str) -> Selection:
+    return Selection(**{**vars(selection), "queries": queries})
+
+
+def _base(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> str:
+    """A relation with every stored pointer of the kind of runs the views read, unfiltered."""
+    runs = " union ".join(f"select run from {quote_identifier(v)}" for v in views)
+    rows = (
+        con.cursor()
+        .execute(f"select distinct kind = 'beam' from runs where run in ({runs})")
+        .fetchall()
+    )
+    if not rows:
+        raise LeverError(
+            "the view holds no rows", where=", ".join(views), hint="`lever runs` lists the runs"
+        )
+    parts = ["stg_beams" if is_beam else "stg_candidates" for (is_beam,) in sorted(rows)]
+    union = " union all ".join(f"select {_KEY}, pointer from {part}" for part in parts)
+    con.execute(f"create view training_base as {union}")
+    return "training_base"
+
+
+def _split(con: duckdb.DuckDBPyConnection, base: str, config: TrainConfig) -> tuple[int, int]:
+    """Make the relations of training and validation queries; returns how many each holds."""
+    data = config.data
+    if data.split_by == "id":  # legacy: sorted ids, the first int(ratio · n) train
+        place = f"row_number() over (order by {_KEY}) - 1"
+        trains = f"{place} < floor(count(*) over () * $ratio::double)"
+    else:
+        key = "concat_ws('/', dataset, split, query_id)"
+        place = f"md5_number_lower({key}) / 18446744073709551616.0"  # uniform in [0, 1)
+        trains = f"$ratio::double >= 1 or {place} < $ratio::double"
+    con.execute(
+        f"create table split_queries as select {_KEY}, {trains} as is_training "
+        f"from (select distinct {_KEY} from {base})",
+        {"ratio": data.split_ratio},
+    )
+    counts = []
+    for name, condition in ((TRAIN, "is_training"), (VALIDATION, "not is_training")):
+        con.execute(f"create view {name} as select {_KEY} from split_queries where {condition}")
+        counts.append(int(con.cursor().execute(f"select count(*) from {name}").fetchall()[0][0]))
+    if not counts[0]:
+        raise UsageError("no query is left to train on", value=f"--split-ratio {data.split_ratio}")
+    return counts[0], counts[1]
+
+
+def _require_trainable(counted: Census, config: TrainConfig) -> None:
+    views = ", ".join(config.data.view)
+    if not counted.rows:
+        reasons = ", ".join(f"{n:,} {why}" for why, n in counted.dropped.items() if n)
+        raise LeverError(
+            "the view holds no rows to train on",
+            where=views,
+            value=reasons or None,
+            hint="`lever views` counts every view; check --gen-method, --skip-fallback and --run",
+        )
+    if len(counted.datasets) > 1 and not config.data.allow_mixed:
+        raise UsageError(
+            "the selection mixes datasets or splits, whose query ids mean different things",
+            where=views,
+            value=", ".join(f"{d}/{s}" for d, s in counted.datasets),
+            hint="choose runs with --run, or pass --allow-mixed",
+        )
+    if len(counted.scorers) > 1:
+        raise UsageError(
+            "the selection holds scores of several models",
+            where=views,
+            value=", ".join(counted.scorers),
+            hint=f"choose one: --scorer {quote_literal(counted.scorers[0])}",
+        )
+    if config.run.stage == "sft" and counted.null_rewards == counted.rows:
+        raise LeverError("info_score is null in every row", where=views)
+
+
+def _embeddings(con: duckdb.DuckDBPyConnection, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    data = config.data
+    if data.query_embeddings is None:
+        raise UsageError("no embeddings are named", hint="--query-embeddings FILE")
+    queries = load_embeddings(data.query_embeddings, con)
+    if data.candidate_embeddings is None:
+        return queries, queries
+    candidates = load_embeddings(data.candidate_embeddings, con)
+    if queries.shape[1] != candidates.shape[1]:
+        raise LeverError(
+            "query and candidate embeddings have different widths",
+            where=f"{data.query_embeddings} and {data.candidate_embeddings}",
+            value=f"{queries.shape[1]} and {candidates.shape[1]}",
+        )
+    return queries, candidates

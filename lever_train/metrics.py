@@ -1,0 +1,125 @@
+"""What was measured: one row a step and one an epoch, kept exactly, written as one table.
+
+In go named figures; out comes the long table ``metrics.parquet``: phase, epoch, step (null for
+figures of a whole epoch), metric, value. The log is part of the saved state, so a resumed training
+ends with the same table, bit for bit; nothing in it depends on the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+SCHEMA = pa.schema(
+    [
+        pa.field("phase", pa.string(), nullable=False),  # sft | rce | grpo
+        pa.field("epoch", pa.int32(), nullable=False),  # from 1 within the phase
+        pa.field("step", pa.int64()),  # batch number in the phase, from 0; null: whole epoch
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64()),  # null: the batch made no step
+    ]
+)
+
+
+@dataclass
+class Frame:
+    """Rows of equal columns; the first two are epoch and step (-1: whole epoch)."""
+
+    names: tuple[str, ...]
+    rows: list[list[float]] = field(default_factory=list)
+
+
+class Log:
+    """Figures by phase, of steps and of epochs apart."""
+
+    def __init__(self) -> None:
+        self.frames: dict[str, Frame] = {}
+
+    def step(self, phase: str, epoch: int, step: int, figures: Mapping[str, float]) -> None:
+        """Add the figures of one batch."""
+        self._add(f"{phase}/step", epoch, step, figures)
+
+    def epoch(self, phase: str, epoch: int, figures: Mapping[str, float]) -> None:
+        """Add the figures of one epoch."""
+        self._add(f"{phase}/epoch", epoch, -1, figures)
+
+    def mean(self, phase: str, epoch: int, weight: str) -> dict[str, float]:
+        """Means of an epoch's step figures, weighted by the figure ``weight``; NaN left out."""
+        frame = self.frames[f"{phase}/step"]
+        table = torch.tensor([r for r in frame.rows if r[0] == epoch], dtype=torch.float64)
+        by_name = dict(zip(frame.names, table[:, 2:].T, strict=True))
+        share = by_name[weight]
+        means: dict[str, float] = {}
+        for name, values in by_name.items():
+            known = ~values.isnan() & (share > 0)
+            if known.any():
+                total = (values[known] * share[known]).sum() / share[known].sum()
+                means[name] = float(total)
+        return means
+
+    def total(self, phase: str, epoch: int, name: str) -> float:
+        """Sum of one step figure over an epoch."""
+        frame = self.frames[f"{phase}/step"]
+        at = frame.names.index(name) + 2
+        return float(sum(r[at] for r in frame.rows if r[0] == epoch))
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The figures of every epoch, in order, with their phase and epoch."""
+        found: list[dict[str, Any]] = []
+        for key, frame in self.frames.items():
+            phase, kind = key.split("/")
+            if kind == "epoch":
+                found += [
+                    {"phase": phase, "epoch": int(r[0])}
+                    | dict(zip(frame.names, r[2:], strict=True))
+                    for r in frame.rows
+                ]
+        return found
+
+    def table(self) -> pa.Table:
+        """The long table."""
+        parts = [_long(key.split("/")[0], frame) for key, frame in self.frames.items()]
+        return pa.concat_tables([SCHEMA.empty_table(), *parts]).combine_chunks()
+
+    def state(self) -> dict[str, object]:
+        """For ``torch.save``: names and one float64 tensor a frame."""
+        return {
+            key: {"names": list(f.names), "rows": torch.tensor(f.rows, dtype=torch.float64)}
+            for key, f in self.frames.items()
+        }
+
+    @classmethod
+    def of(cls, state: Mapping[str, Mapping[str, object]]) -> Log:
+        """The log whose :meth:`state` this is."""
+        log = cls()
+        for key, part in state.items():
+            names, rows = part["names"], part["rows"]
+            assert isinstance(names, list) and isinstance(rows, torch.Tensor)
+            log.frames[key] = Frame(tuple(names), rows.tolist())
+        return log
+
+    def _add(self, key: str, epoch: int, step: int, figures: Mapping[str, float]) -> None:
+        frame = self.frames.setdefault(key, Frame(tuple(figures)))
+        if tuple(figures) != frame.names:
+            raise AssertionError(f"{key}: {tuple(figures)} are not {frame.names}")
+        frame.rows.append([float(epoch), float(step), *figures.values()])
+
+
+def _long(phase: str, frame: Frame) -> pa.Table:
+    """One row per row and name, in that order."""
+    rows = torch.tensor(frame.rows, dtype=torch.float64).numpy()
+    width = len(frame.names)
+    step = rows[:, 1].astype("int64").repeat(width)
+    values = rows[:, 2:].ravel()
+    columns = [
+        pa.array([phase] * len(values), pa.string()),
+        pa.array(rows[:, 0].astype("int32").repeat(width)),
+        pa.array(step, mask=step < 0),
+        pa.array(list(frame.names) * len(rows), pa.string()),
+        pa.array(values, mask=values != values),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)

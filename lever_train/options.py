@@ -1,0 +1,162 @@
+"""Options from a TOML file and from flags become a TrainConfig, and back to TOML.
+
+In go a file and the flags given on the command line; out comes a validated config. A flag beats
+the file, the file beats the default; an unknown key is an error that suggests the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from lever_data.errors import UsageError
+from lever_train.config import Section, TrainConfig
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field as the command line sees it."""
+
+    section: str
+    name: str
+    flag: str  # "--rce-epochs", or "--on/--off"
+    field: FieldInfo
+    panel: str
+
+    @property
+    def key(self) -> str:
+        """Name of the parameter: unique over all sections."""
+        return f"{self.section}__{self.name}"
+
+    @property
+    def base(self) -> tuple[type, bool]:
+        """The Python type of one value, and whether the option is repeatable."""
+        kind = self.field.annotation
+        if get_origin(kind) is tuple:
+            return get_args(kind)[0], True
+        inner = [a for a in get_args(kind) if a is not type(None)]
+        if get_origin(kind) is Literal:
+            return str, False
+        if inner:
+            kind = inner[0]
+        return (kind if isinstance(kind, type) else str), False
+
+    @property
+    def declarations(self) -> tuple[str, ...]:
+        """What the command line is told: the flag, or both flags of a switch."""
+        return (self.flag,)
+
+    @property
+    def help(self) -> str:
+        """What the option does, and its default where it has one to speak of."""
+        default = self.field.default
+        shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = str(self.field.description)
+        return text if shown in (None, "", False) else f"{text} Default: {shown}."
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The allowed words, where they are listed."""
+        kind = self.field.annotation
+        return tuple(get_args(kind)) if get_origin(kind) is Literal else ()
+
+
+def options() -> Iterator[Option]:
+    """Every option, in the order of the sections."""
+    for section, field in TrainConfig.model_fields.items():
+        model = field.annotation
+        assert isinstance(model, type) and issubclass(model, Section)
+        panel = f"[{section}] {(model.__doc__ or '').strip().rstrip('.')}"
+        for name, inner in model.model_fields.items():
+            extra = inner.json_schema_extra
+            flag = f"--{name.replace('_', '-')}"
+            if inner.annotation is bool:
+                flag = f"{flag}/--no-{flag[2:]}"
+            if isinstance(extra, dict) and "flag" in extra:
+                flag = str(extra["flag"])
+                if inner.annotation is bool and "/" not in flag:
+                    flag = f"{flag}/--no-{flag[2:]}"
+            yield Option(section, name, flag, inner, panel)
+
+
+def resolve(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """Defaults, then the file, then the flags (by :attr:`Option.key`; None: not given).
+
+    Raises:
+        UsageError: the file cannot be read, or a key or value is not allowed; an unknown key
+            comes with the nearest one.
+    """
+    tables = _read_toml(file) if file is not None else {}
+    for section, values in tables.items():
+        _require_known(section, TrainConfig.model_fields, str(file))
+        if not isinstance(values, dict):
+            raise UsageError("a section of the config is not a table", where=f"{file}: {section}")
+        model = TrainConfig.model_fields[section].annotation
+        assert isinstance(model, type) and issubclass(model, Section)
+        for key in values:
+            _require_known(key, model.model_fields, f"{file}: [{section}]")
+    for item in options():
+        value = flags.get(item.key)
+        if value is not None and value != []:
+            tables.setdefault(item.section, {})[item.name] = value
+    try:
+        return TrainConfig.model_validate(tables)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"the option is not allowed: {first['msg'].removeprefix('Value error, ')}",
+            where=_flag_of(first["loc"]),
+            value=first["input"] if not isinstance(first["input"], dict) else None,
+        ) from None
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The resolved config as TOML; an option that is not set is left out."""
+    lines: list[str] = []
+    for section, values in config.model_dump(mode="json").items():
+        lines.append(f"[{section}]")
+        lines += [f"{k} = {_toml(v)}" for k, v in values.items() if v is not None]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"the config cannot be read ({error.strerror})", where=str(file)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the config is not TOML ({error})", where=str(file)) from None
+
+
+def _require_known(key: str, known: Mapping[str, Any], where: str) -> None:
+    if key in known:
+        return
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
+    raise UsageError("unknown key in the config", where=where, value=key, hint=hint)
+
+
+def _flag_of(loc: tuple[int | str, ...]) -> str:
+    for item in options():
+        if loc[:2] == (item.section, item.name):
+            return f"{item.flag.split('/')[0]} ([{item.section}] {item.name})"
+    return ".".join(str(part) for part in loc)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(v) for v in value)}]"
+    return repr(value)

@@ -1,0 +1,96 @@
+"""The state of a training: saved whole, refused where it does not fit, continued bit for bit.
+
+In goes everything the next step depends on; out comes ``state.pt``, written to a temporary name,
+flushed and renamed. The order of the data is a pure function of (seed, epoch) and the dropout
+noise of (seed, step), so the position is two integers and no generator is kept.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lever_data.errors import LeverError, shorten
+from lever_data.store import write_atomic
+from lever_train.metrics import Log
+
+VERSION = 1
+STATE = "state.pt"
+
+
+@dataclass
+class State:
+    """Where a training stands.
+
+    ``phase`` counts the stages that are done; ``epoch`` those done within it; ``groups`` those
+    seen of the running epoch; ``step`` the batches seen in the phase. ``beta`` is the KL weight of
+    the next GRPO step. ``best`` is the best epoch so far, by its checkpoint.
+    """
+
+    fingerprint: dict[str, str]
+    phase: int = 0
+    epoch: int = 0
+    groups: int = 0
+    step: int = 0
+    beta: float = 0.0
+    best: tuple[str, float] | None = None
+    log: Log = field(default_factory=Log)
+    selector: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    references: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def save_state(folder: Path, state: State) -> None:
+    """Write ``state.pt``; a crash leaves the old one or the new one."""
+    content = {**vars(state), "version": VERSION, "log": state.log.state()}
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    try:
+        write_atomic(folder / STATE, buffer.getvalue())
+    except OSError as error:
+        raise LeverError(
+            f"the state cannot be written ({error.strerror})", where=str(folder / STATE)
+        ) from error
+
+
+def load_state(folder: Path, fingerprint: Mapping[str, str]) -> State:
+    """Read ``state.pt`` and check that it continues this very training.
+
+    Raises:
+        LeverError: there is none, it cannot be read, or it belongs to another version, config,
+            data or view; both values are named.
+    """
+    path = folder / STATE
+    try:
+        content = torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        raise LeverError(
+            "there is no training here to resume", where=str(path), hint="leave --resume out"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise LeverError(
+            f"the state cannot be read ({str(error).splitlines()[0]})", where=str(path)
+        ) from None
+    if not isinstance(content, dict) or content.pop("version", None) != VERSION:
+        raise LeverError(f"the state is not of version {VERSION}", where=str(path))
+    _require_same(content["fingerprint"], fingerprint, path)
+    content["log"] = Log.of(content["log"])
+    return State(**content)
+
+
+def _require_same(saved: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise LeverError(
+                f"the state belongs to another training: {name} was "
+                f"{shorten(saved.get(name))}, now it is {shorten(wanted.get(name))}",
+                where=str(path),
+                hint="resume with what it was started with, or start anew in another --out",
+            )
