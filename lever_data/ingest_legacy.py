@@ -60,8 +60,8 @@ def _ingest_once(
     digest, progress, notice = around
     salvage = bool(spec.parameters.get("salvage"))
     with store.begin(spec) as writer, source.reader(progress) as bytes_in:
-        reader = LegacyReader(bytes_in.read, str(source.path), form, salvage)
-        _write_all(writer, (b for b in reader.batches()))
+        reader = LegacyReader(bytes_in.read, str(source.path), form, salvage=salvage)
+        _write_all(writer, reader.batches())
         if not reader.num_queries:
             raise _no_queries(reader, source)
         spec = replace(spec, source_sha256=digest.result())

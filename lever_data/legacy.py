@@ -19,7 +19,7 @@ import numpy as np
 from lever_data import json_exact
 from lever_data.errors import LeverError
 from lever_data.json_exact import Place
-from lever_data.json_object import Block, Member, Scanner, split_blocks
+from lever_data.json_object import BLOCK, Block, Member, Scanner, split_blocks
 from lever_data.legacy_rows import Built, Context, Record, RefusedError
 from lever_data.legacy_types import Made
 
@@ -85,15 +85,23 @@ class LegacyReader:
         name: the file, for messages.
         form: the kind of data.
         salvage: leave out what is broken, and note it, instead of raising.
+        block: bytes of text decoded at once; no result depends on it.
     """
 
     def __init__(
-        self, read: Callable[[int], bytes], name: str, form: Format, salvage: bool = False
+        self,
+        read: Callable[[int], bytes],
+        name: str,
+        form: Format,
+        *,
+        salvage: bool = False,
+        block: int = BLOCK,
     ) -> None:
         self._read = read
         self._name = name
         self._format = form
         self._salvage = salvage
+        self._block = block
         self._seen = _SeenIds()
         self._top_bytes = 0
         self.num_queries = 0
@@ -106,7 +114,7 @@ class LegacyReader:
             LeverError: the text or a record is wrong: file, byte offset, query, field, value.
             RestartError: the scorer became known too late.
         """
-        blocks = split_blocks(self._safe_read)
+        blocks = split_blocks(self._safe_read, self._block)
         for block in blocks:
             try:
                 yield self._fast(block)
