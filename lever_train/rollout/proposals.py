@@ -51,9 +51,10 @@ class Proposals:
     """M candidates, by query and within it by source, best or first draw first.
 
     ``row`` [M] index into the queries asked; ``positions`` and ``pointer`` [M, S] int64, places in
-    the pool and example ids; ``method`` [M] index into :data:`METHODS`; ``rank`` [M] of a beam,
-    else -1; ``score`` [M] sum of step probabilities; ``log_prob`` [M] at temperature 1 and
-    ``log_prob_at`` [M] at ``temperature`` [M] (NaN where not sampled), nats.
+    the pool and example ids, -1 after the end of a shorter pointer; ``method`` [M] index into
+    :data:`METHODS`; ``rank`` [M] of a beam, else -1; ``score`` [M] sum of a beam's step
+    probabilities; ``log_prob`` [M] at temperature 1; ``temperature`` [M] of a sample;
+    ``log_prob_at`` [M] at that temperature, of a beam at 1. Nats; NaN where there is none.
     """
 
     row: npt.NDArray[np.int64]
@@ -126,7 +127,7 @@ def _open_pool(
     ask: Ask, ids: npt.NDArray[np.int64], shown: npt.NDArray[np.int64], shots: int
 ) -> tuple[Pool, Tensor]:
     """The pool of a block in float64, and [B, K] bool: positions that must not be picked."""
-    shut = np.broadcast_to(shown < 0, (len(ids), shown.shape[-1]))
+    shut = np.broadcast_to(shown < 0, (len(ids), shown.shape[-1])).copy()
     if ask.own:
         shut = shut | (shown == ids[:, None])
     room = (~shut).sum(1)
@@ -157,15 +158,16 @@ def _flatten(
     pointer = np.take_along_axis(shown[row], kept, 1) if shown.ndim == 2 else shown[kept]
     values = (terms.score, terms.log_prob, terms.log_prob_at)
     score, log_prob, log_prob_at = (v.cpu().numpy()[row, column] for v in values)
+    method = plan.method[column]
     return Proposals(
         row=row + first,
         positions=kept,
         pointer=pointer,
-        method=plan.method[column],
+        method=method,
         rank=plan.rank[column],
-        score=score,
+        score=np.where(method == 0, score, np.nan),
         log_prob=log_prob,
-        log_prob_at=log_prob_at,
+        log_prob_at=np.where(method <= 1, log_prob_at, np.nan),
         temperature=plan.temperature[column],
     )
 
@@ -176,4 +178,5 @@ def _fresh(places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     equal = (places[:, :, None, :] == places[:, None, :, :]).all(-1)
     earlier = np.tril(np.ones(equal.shape[1:], dtype=bool), -1)
     repeated = np.asarray((equal & earlier).any(-1))
-    return exists & ~repeated
+    fresh: npt.NDArray[np.bool_] = np.logical_and(exists, ~repeated)
+    return fresh
