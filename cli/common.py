@@ -58,7 +58,8 @@ def emit_table(
     rows = [list(row) for row in rows]
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for index, name in enumerate(columns):
-        numeric = any(isinstance(r[index], int | float) for r in rows)
+        values = [row[index] for row in rows if row[index] is not None]
+        numeric = bool(values) and all(isinstance(v, int | float) for v in values)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
