@@ -16,7 +16,9 @@ import typer
 from . import (
     audit,
     convert,
+    demo,
     export,
+    generate,
     ingest,
     query,
     runs,
@@ -40,7 +42,9 @@ app = typer.Typer(
 
 app.command()(audit.audit)
 app.command()(convert.convert)
+app.command()(demo.demo)
 app.command()(export.export)
+app.command()(generate.generate)
 app.command()(ingest.ingest)
 app.command()(query.query)
 app.add_typer(runs.app, name="runs")

@@ -23,7 +23,7 @@ from lever_data.errors import LeverError
 from lever_train.pool import Pool
 from lever_train.rollout import search
 from lever_train.rollout.policy import Policy
-from lever_train.rollout.search import Recipe
+from lever_train.rollout.request import Recipe
 
 METHODS = ("beam", "sample", "random", "retrieval")  # of duplicates the earlier is kept
 PROPOSAL_VERSION = 1  # part of a job's key: a change of any draw or rule below raises it

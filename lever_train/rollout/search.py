@@ -17,37 +17,10 @@ from torch.nn.functional import pad
 from lever_train.pool import Pool
 from lever_train.rollout import draws
 from lever_train.rollout.policy import Similarity
+from lever_train.rollout.request import Recipe
 from lever_train.selector import History
 
 DECIMALS = 6  # what is stored; float64 sums differ in the last bits from batch to batch
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What to propose for each query; the defaults are those of the legacy script.
-
-    ``round`` tells later helpings apart: their samples are fresh and their beams reach further.
-    """
-
-    shot_num: int = 2
-    num_beams: int = 5
-    temps: tuple[float, ...] = (1.0, 1.3)
-    num_samples_per_temp: int = 2
-    num_random: int = 1
-    num_retrieval: int = 0
-    seed: int = 0
-    round: int = 0
-
-    @property
-    def per_query(self) -> int:
-        """Candidates per query before duplicates are dropped."""
-        sampled = len(self.temps) * self.num_samples_per_temp
-        return self.num_beams + sampled + self.num_random + self.num_retrieval
-
-    @property
-    def beam_width(self) -> int:
-        """Later rounds search wider: the best beams are known by then."""
-        return self.num_beams * (self.round + 1)
 
 
 def beams(start: History, closed: Tensor, recipe: Recipe) -> Tensor:

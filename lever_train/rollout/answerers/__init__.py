@@ -1,1 +1,75 @@
-"""Answerers: models, endpoints and rules that answer prompts, behind one interface."""
+"""Answerers: models, endpoints and rules that answer prompts, behind one interface.
+
+:func:`make_answerer` reads a specification such as ``nearest`` or ``openai:http://…/v1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from lever_data.errors import UsageError
+from lever_train.rollout.answerers.base import Answer, Answerer, Usage
+from lever_train.rollout.request import AnswererSpec
+
+__all__ = ["Answer", "Answerer", "Surroundings", "Usage", "make_answerer", "needs_images"]
+
+# the names of the legacy scripts, and where the models live today
+LEGACY_MODELS = {
+    "qwen2.5_vl_3B": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "Qwen2_5-VL-3B-Instruct": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "flamingo_3B": "openflamingo/OpenFlamingo-3B-vitl-mpt1b",
+}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an answerer may draw on besides the prompts: vectors by item id, and the answers of
+    all examples."""
+
+    query_vectors: npt.NDArray[np.float32] | None = None
+    example_vectors: npt.NDArray[np.float32] | None = None
+    prior: Iterable[tuple[str, ...]] = field(default_factory=tuple)
+
+
+def needs_images(spec: AnswererSpec) -> bool:
+    """Whether the answerer looks at images."""
+    return spec.spec != "nearest"
+
+
+def make_answerer(spec: AnswererSpec, around: Surroundings) -> Answerer:
+    """The answerer a specification names.
+
+    Raises:
+        UsageError: no such answerer, or it lacks what it needs.
+    """
+    kind, _, rest = spec.spec.partition(":")
+    if spec.spec in LEGACY_MODELS:
+        kind, rest = "transformers", spec.spec
+    if kind == "nearest" and not rest:
+        return _nearest(around)
+    if kind == "transformers" and rest:
+        from lever_train.rollout.answerers.transformers import TransformersAnswerer
+
+        return TransformersAnswerer.load(LEGACY_MODELS.get(rest, rest), spec)
+    if kind == "openai" and rest.startswith(("http://", "https://")):
+        from lever_train.rollout.answerers.openai import OpenAIAnswerer
+
+        return OpenAIAnswerer.connect(rest, spec)
+    raise UsageError(
+        "unknown answerer",
+        value=spec.spec,
+        hint="nearest, transformers:NAME (such as transformers:Qwen/Qwen2.5-VL-3B-Instruct) or "
+        "openai:URL (such as openai:http://127.0.0.1:8000/v1 with --model NAME)",
+    )
+
+
+def _nearest(around: Surroundings) -> Answerer:
+    from lever_train.rollout.answerers.nearest import NearestAnswerer
+
+    if around.query_vectors is None or around.example_vectors is None:
+        raise UsageError("the nearest answerer compares embeddings", hint="--query-embeddings F")
+    return NearestAnswerer(around.query_vectors, around.example_vectors, around.prior)

@@ -1,0 +1,202 @@
+"""``generate``: the whole rollout as one library call.
+
+In go a :class:`Request` and how to run it; out comes an :class:`Outcome`. Shards are made by this
+process or by Ray workers, in any order, and when all of them are there they become one run of kind
+``rollout``. Whatever was finished before, by a killed call or by another machine, is not redone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lever_data.errors import LeverError, UsageError
+from lever_data.schema import TABLES as SCHEMAS
+from lever_data.store import Run
+from lever_train.rollout.asking import Asker, Tally, scope
+from lever_train.rollout.cache import open_cache
+from lever_train.rollout.job import Job, resolve
+from lever_train.rollout.request import Request
+from lever_train.rollout.shards import TABLES, Report, ShardFolder
+from lever_train.rollout.work import candidates_of, make_shard, prompts_of
+
+Progress = Callable[[float, float | None, str], None]
+FALLBACK_LIMIT = 0.1  # a larger share of fallback rows is called out
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where shards are made. ``part`` (i, n): only every n-th shard, from the i-th of 0…n-1."""
+
+    engine: str = "local"
+    workers: int = 2
+    part: tuple[int, int] = (0, 1)
+
+    def check(self) -> None:
+        """Refuse an unknown engine or an impossible part.
+
+        Raises:
+            UsageError: it says which.
+        """
+        index, count = self.part
+        if self.engine not in ("local", "ray"):
+            raise UsageError("unknown engine", value=self.engine, hint="local or ray")
+        if not 0 <= index < count:
+            raise UsageError("--shard i/n needs 0 <= i < n", value=f"{index}/{count}")
+        if self.workers < 1:
+            raise UsageError("--workers must be above 0", value=self.workers)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call achieved. ``run`` ``None``: shards of other parts are still missing."""
+
+    run: Run | None
+    report: Report
+    tally: Tally
+    missing: int = 0
+    already: bool = False
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a call would do: ``asked`` answers to pay for, of ``wanted`` in all, in ``shards``
+    that are not done. With a budget ``asked`` counts the first round."""
+
+    queries: int
+    candidates: int
+    wanted: int
+    asked: int
+    shards: int
+    run: str
+    already: bool
+
+
+def generate(
+    request: Request,
+    execution: Execution | None = None,
+    progress: Progress = lambda done, total, note: None,
+) -> Outcome:
+    """Make what is missing of a rollout and commit it once it is whole.
+
+    Raises:
+        LeverError: the request does not fit the store, an endpoint is down, a disk is full. What
+            was finished stays; the same call goes on from there.
+    """
+    execution = execution or Execution()
+    execution.check()
+    job = resolve(request)
+    if (run := job.store.find(job.spec)) is not None:
+        return Outcome(run, Report(**run.details["report"]), Tally(), already=True)
+    folder = shard_folder(job)
+    indices = list(range(execution.part[0], folder.count, execution.part[1]))
+    if execution.engine == "ray":
+        from lever_train.rollout.ray_engine import make_with_ray
+
+        tally = make_with_ray(job, folder.missing(indices), execution.workers, progress)
+    else:
+        tally = _make_here(job, folder, indices, progress)
+    missing = folder.missing()
+    if missing:
+        return Outcome(None, folder.report(), tally, missing=len(missing))
+    run = commit(job, folder)
+    report = Report(**run.details["report"])
+    return Outcome(run, report, tally, notices=_notices(report))
+
+
+def forecast(request: Request) -> Forecast:
+    """How many answers :func:`generate` would ask for; nothing is written or asked."""
+    job = resolve(request)
+    folder = shard_folder(job)
+    asker = new_asker(job)
+    candidates = wanted = asked = 0
+    already = job.store.find(job.spec) is not None
+    missing = [] if already else folder.missing()
+    for index in missing:
+        part = job.shards[index]
+        proposals = candidates_of(job, part)
+        prompts = prompts_of(job, job.query_ids[part], proposals)
+        candidates += len(proposals.row)
+        wanted += len(prompts)
+        asked += asker.missing(prompts)
+    return Forecast(
+        len(job.query_ids), candidates, wanted, asked, len(missing), job.spec.run_id(), already
+    )
+
+
+def shard_folder(job: Job) -> ShardFolder:
+    """Where the job's shards lie: named after the run and the size of a shard."""
+    key = f"{job.spec.run_id()}-s{job.request.shard_size}"
+    return ShardFolder(job.store.path / "jobs" / key, len(job.shards))
+
+
+def new_asker(job: Job, on_progress: Callable[[Tally], None] = lambda tally: None) -> Asker:
+    """The job's answerer behind the store's cache."""
+    return Asker(job.answerer, open_cache(job.store.path, scope(job.answerer)), on_progress)
+
+
+def commit(job: Job, folder: ShardFolder) -> Run:
+    """Turn a complete set of shards into a run and delete them.
+
+    Of several processes that come here at once one commits; the others find its run.
+    """
+    try:
+        report = folder.report()
+        with job.store.begin(job.spec) as writer:
+            for table in TABLES:
+                for rows in folder.tables(table, SCHEMAS[table]):
+                    writer.write(table, rows)
+            run = writer.commit({"report": vars(report)})
+    except FileNotFoundError:
+        found = job.store.find(job.spec)
+        if found is None:
+            raise LeverError(
+                "finished shards of this job vanished", where=str(folder.folder)
+            ) from None
+        return found
+    folder.remove()
+    return run
+
+
+def _make_here(job: Job, folder: ShardFolder, indices: list[int], progress: Progress) -> Tally:
+    shards = job.shards
+    total = float(sum(shards[i].stop - shards[i].start for i in indices))
+    todo = folder.missing(indices)
+    done = total - sum(shards[i].stop - shards[i].start for i in todo)
+    asker = new_asker(job, lambda tally: progress(done, total, describe(job, tally)))
+    progress(done, total, "")
+
+    def finished(index: int) -> None:
+        nonlocal done
+        done += shards[index].stop - shards[index].start
+        progress(done, total, describe(job, asker.tally))
+
+    folder.make_all(indices, lambda i: make_shard(job, shards[i], asker), finished)
+    return asker.tally
+
+
+def describe(job: Job, tally: Tally) -> str:
+    """What was paid so far and what the cache saved, for the progress bar."""
+    usage = job.answerer.usage
+    tokens = usage.prompt_tokens + usage.completion_tokens
+    paid = f"{tally.asked:,} asked" + (f" ({tokens:,} tokens)" if tokens else "")
+    failed = f", {tally.failed:,} failed" if tally.failed else ""
+    return f"{paid}, {tally.hits:,} cached{failed}"
+
+
+def _notices(report: Report) -> list[str]:
+    found = []
+    rows = max(report.candidates, 1)
+    if report.fallback / rows > FALLBACK_LIMIT:
+        found.append(
+            f"WARNING: {report.fallback / rows:.1%} of the rows were scored by string matching "
+            "(fallback), not by the official metric. Give --questions and --annotations of the "
+            "right split, or train on a *_file_only view."
+        )
+    if report.failed:
+        found.append(
+            f"{report.failed:,} answers failed; their rows say why (eval_failed, error) and stay "
+            "out of the training views"
+        )
+    return found

@@ -1,0 +1,153 @@
+"""Durable shards: a finished one is on disk for good, a missing one is made once.
+
+    <store>/jobs/<key>/shard-00012/{candidates,queries}.parquet, report.json
+    <store>/jobs/<key>/shard-00012.lock                          held while it is being made
+
+A shard appears by an atomic rename of a folder flushed to disk. Any number of processes may work
+on one job: each makes the shards nobody else is making.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lever_data.errors import LeverError
+from lever_data.files import fsync_dir, fsync_tree
+
+TABLES = ("candidates", "queries")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Counts of one shard or, added up, of a job; all in candidates but ``queries``."""
+
+    queries: int = 0
+    candidates: int = 0
+    file: int = 0
+    fallback: int = 0
+    failed: int = 0
+
+    def __add__(self, other: Report) -> Report:
+        sums = (getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
+        return Report(*sums)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A shard's rows."""
+
+    tables: dict[str, pa.Table]
+    report: Report
+
+
+class ShardFolder:
+    """The shards of one job.
+
+    Args:
+        folder: ``<store>/jobs/<key>``.
+        count: how many shards the job has.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder = folder
+        self.count = count
+
+    def path(self, index: int) -> Path:
+        """Where a shard lies once it is done."""
+        return self.folder / f"shard-{index:05d}"
+
+    def missing(self, indices: Sequence[int] | None = None) -> list[int]:
+        """Those of ``indices`` (all where ``None``) that are not done."""
+        wanted = range(self.count) if indices is None else indices
+        return [i for i in wanted if not self.path(i).is_dir()]
+
+    def make_all(
+        self,
+        indices: Sequence[int],
+        make: Callable[[int], Made],
+        on_done: Callable[[int], None] = lambda index: None,
+    ) -> None:
+        """Make the missing shards of ``indices``; those another process is making are waited for
+        at the end."""
+        for wait in (False, True):
+            for index in self.missing(indices):
+                with self._claimed(index, wait=wait) as mine:
+                    if mine and not self.path(index).is_dir():
+                        self._write(index, make(index))
+                        on_done(index)
+
+    def report(self) -> Report:
+        """The sum over the shards that are done."""
+        total = Report()
+        for path in sorted(self.folder.glob("shard-*/report.json")):
+            total += Report(**json.loads(path.read_bytes()))
+        return total
+
+    def tables(self, table: str, schema: pa.Schema) -> Iterator[pa.Table]:
+        """A table's rows, shard by shard in order.
+
+        Raises:
+            LeverError: a shard cannot be read.
+        """
+        for index in range(self.count):
+            path = self.path(index) / f"{table}.parquet"
+            try:
+                yield pq.read_table(path).cast(schema)
+            except (pa.ArrowInvalid, OSError) as error:
+                if isinstance(error, FileNotFoundError):
+                    raise
+                raise LeverError(
+                    f"a finished shard cannot be read ({error})",
+                    where=str(path),
+                    hint="delete its folder and run the command again: it will be made anew",
+                ) from error
+
+    def remove(self) -> None:
+        """Delete the job's folder: its rows are in a committed run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, index: int, made: Made) -> None:
+        temporary = self.folder / f".{uuid.uuid4().hex}"
+        try:
+            temporary.mkdir(parents=True)
+            for name, rows in made.tables.items():
+                pq.write_table(
+                    rows,
+                    temporary / f"{name}.parquet",
+                    compression="zstd",
+                    write_page_checksum=True,
+                )
+            (temporary / "report.json").write_text(json.dumps(asdict(made.report)))
+            fsync_tree(temporary)
+            temporary.rename(self.path(index))
+            fsync_dir(self.folder)
+        except OSError as error:
+            raise LeverError(
+                f"the shard cannot be written ({error.strerror}); those before it are kept",
+                where=str(self.path(index)),
+                hint="run the same command again to go on",
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    @contextmanager
+    def _claimed(self, index: int, *, wait: bool) -> Iterator[bool]:
+        """Hold the shard's lock; the kernel lets it go when the process dies."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path(index).with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True

@@ -1,0 +1,194 @@
+"""Rows of a rollout: proposals with their scores as Arrow tables of the store's schema.
+
+In go :class:`Proposals` and one list of prefix scores per candidate; out come the tables
+``candidates`` and ``queries``. Nothing here depends on time, machine or batching.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lever_data.schema import CANDIDATES, QUERIES
+from lever_data.vqa_metric import METRIC_VERSION
+from lever_train.rollout.items import Truth
+from lever_train.rollout.prompts import Item
+from lever_train.rollout.proposals import METHODS, Proposals
+from lever_train.rollout.scoring import Score
+
+
+@dataclass(frozen=True)
+class Label:
+    """What every row of a job shares."""
+
+    dataset: str
+    split: str
+    scorer: str
+    policy: str
+    generation: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate's scores: of the whole pointer, of the prefixes asked for, and the key of the
+    whole prompt."""
+
+    whole: Score
+    prefixes: tuple[tuple[int, Score], ...]
+    key: bytes | None
+
+
+def candidates_table(
+    label: Label,
+    query_ids: npt.NDArray[np.int64],
+    proposals: Proposals,
+    scored: Sequence[Scored],
+) -> pa.Table:
+    """The table ``candidates``, sorted by (query_id, candidate).
+
+    Args:
+        query_ids: [B] ascending; ``proposals.row`` indexes it.
+        scored: one per proposal.
+    """
+    order = np.argsort(proposals.row, kind="stable")
+    proposals, scored = proposals.select(order), [scored[i] for i in order]
+    count = len(order)
+    starts = np.flatnonzero(np.diff(proposals.row, prepend=-1))
+    ordinal = np.arange(count) - np.repeat(starts, np.diff(starts, append=count))
+    columns: dict[str, Any] = {
+        "dataset": [label.dataset] * count,
+        "split": [label.split] * count,
+        "query_id": query_ids[proposals.row],
+        "candidate": ordinal.astype(np.int32),
+        **_proposed(proposals),
+        **_scores([s.whole for s in scored], label),
+        "error": [_error(s) for s in scored],
+        "shot_scores": [_shot_scores(s) for s in scored],
+        "scorer": [label.scorer] * count,
+        "metric_version": [METRIC_VERSION] * count,
+        "policy": [label.policy] * count,
+        "extra": _extra(label, proposals, scored),
+    }
+    arrays = [pa.array(columns.get(f.name, [None] * count), f.type) for f in CANDIDATES]
+    return pa.Table.from_arrays(arrays, schema=CANDIDATES)
+
+
+def queries_table(
+    label: Label,
+    items: Sequence[Item],
+    truths: Sequence[Truth],
+    pools: Sequence[Sequence[int] | None],
+) -> pa.Table:
+    """The table ``queries``; a pool is ``None`` where all queries share one."""
+    rows = [
+        {
+            "dataset": label.dataset,
+            "split": label.split,
+            "query_id": item.example_id,
+            "question_id": item.question_id,
+            "image_id": item.image_id,
+            "question": item.question,
+            "gt_answers": list(truth.answers),
+            "candidate_pool": pool,
+            "extra": None,
+        }
+        for item, truth, pool in zip(items, truths, pools, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, QUERIES)
+
+
+def _proposed(proposals: Proposals) -> dict[str, Any]:
+    lengths = (proposals.pointer >= 0).sum(1)
+    methods = np.array([*METHODS, None], dtype=object)
+    return {
+        "shot_num": lengths.astype(np.int8),
+        "pointer": _ragged(proposals.pointer, lengths, pa.int32()),
+        "pointer_pos": _positions(proposals, lengths),
+        "gen_method": methods[proposals.method],
+        "beam_rank": pa.array(proposals.rank, pa.int32(), mask=proposals.rank < 0),
+        "beam_score": _nullable(proposals.score),
+        "logprob_score": _nullable(proposals.log_prob_at),
+        "temperature": _nullable(proposals.temperature),
+    }
+
+
+def _positions(proposals: Proposals, lengths: npt.NDArray[np.int64]) -> pa.Array:
+    """Positions in the pool; null where the pool is too large for the column or not known."""
+    if proposals.positions.size and not (
+        proposals.positions.max() <= np.iinfo(np.int16).max
+        and (proposals.positions >= 0).sum() == lengths.sum()
+    ):
+        return pa.nulls(len(lengths), pa.list_(pa.int16()))
+    return _ragged(proposals.positions, lengths, pa.int16())
+
+
+def _ragged(
+    values: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], kind: pa.DataType
+) -> pa.Array:
+    inside = np.arange(values.shape[1]) < lengths[:, None]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[inside], kind))
+
+
+def _nullable(values: npt.NDArray[np.float64]) -> pa.Array:
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
+
+
+def _scores(scores: Sequence[Score], label: Label) -> dict[str, list[Any]]:
+    return {
+        "eval_mode": [s.eval_mode for s in scores],
+        "eval_split": [label.split if s.eval_mode == "file" else None for s in scores],
+        "eval_failed": [s.eval_mode is None for s in scores],
+        "vqa_pred_answer": [s.prediction for s in scores],
+        "vqa_raw_generation": [s.raw for s in scores],
+        "vqa_correct": [s.correct for s in scores],
+        "vqa_acc_score": [s.accuracy for s in scores],
+        "vqa_gt_prob": [s.gt_prob for s in scores],
+        "vqa_rel_token_f1": [s.token_f1 for s in scores],
+        "vqa_rel_edit_sim": [s.edit_sim for s in scores],
+        "vqa_rel_score": [
+            None if s.token_f1 is None or s.edit_sim is None else max(s.token_f1, s.edit_sim)
+            for s in scores
+        ],
+    }
+
+
+def _error(scored: Scored) -> str | None:
+    """What went wrong, with the whole prompt or with the first prefix that failed."""
+    return scored.whole.error or next((s.error for _, s in scored.prefixes if s.error), None)
+
+
+def _shot_scores(scored: Scored) -> list[dict[str, Any]] | None:
+    """The prefixes' scores; ``None`` where none were asked for or one of them failed."""
+    if not scored.prefixes or any(s.eval_mode is None for _, s in scored.prefixes):
+        return None
+    return [
+        {
+            "shot": shot,
+            "vqa_correct": s.correct,
+            "vqa_acc_score": s.accuracy,
+            "vqa_gt_prob": s.gt_prob,
+            "vqa_pred_answer": s.prediction,
+            "eval_mode": s.eval_mode,
+        }
+        for shot, s in scored.prefixes
+    ]
+
+
+def _extra(label: Label, proposals: Proposals, scored: Sequence[Scored]) -> list[str]:
+    """JSON: log-probability at temperature 1, hash of the prompt, generation parameters."""
+    generation = json.dumps(label.generation, sort_keys=True, ensure_ascii=False)
+    rows = []
+    for log_prob, one in zip(proposals.log_prob.tolist(), scored, strict=True):
+        known = "null" if np.isnan(log_prob) else repr(log_prob)
+        prompt = "null" if one.key is None else f'"{one.key.hex()[:32]}"'
+        rows.append(
+            f'{{"generation": {generation}, "logprob_t1": {known}, "prompt_sha256": {prompt}}}'
+        )
+    return rows
