@@ -23,6 +23,7 @@ def list_runs(
         return
     from lever_data.store import Store
 
+    found = Store.open(store).inventory()
     runs = [
         {
             "run": r.run,
@@ -32,14 +33,18 @@ def list_runs(
             "rows": r.num_rows,
             "committed_at": r.committed_at,
         }
-        for r in Store.open(store).runs()
+        for r in found.runs
     ]
     if json:
         emit_json(runs)
-    elif not runs:
+    elif not runs and not found.damaged:
         notice("The store has no runs yet; `lever ingest FILE` makes one.")
-    else:
+    elif runs:
         emit_table(list(runs[0]), [list(r.values()) for r in runs])
+    for error in found.damaged.values():
+        notice(f"Error: {error.message()}\nHint: {error.hint}")
+    if found.damaged:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -76,7 +81,7 @@ def rm(
     from lever_data.store import Store
 
     removed = Store.open(_store(context, store)).remove(run)
-    notice(f"removed {removed.run} ({removed.num_rows:,} rows)")
+    notice(f"removed {removed}")
 
 
 def _store(context: typer.Context, given: Path) -> Path:

@@ -124,7 +124,8 @@ def _ingest_legacy(found: Found, store: Store, options: IngestOptions) -> Ingest
 
 def _find_early(store: Store, spec: RunSpec, source: Source) -> Run | None:
     """The run already there; the file is hashed first only where one of its size was ingested."""
-    sizes = {run.source.get("bytes") for run in store.runs() if run.kind == spec.kind}
+    known = store.inventory().runs  # a damaged run does not keep other files out
+    sizes = {run.source.get("bytes") for run in known if run.kind == spec.kind}
     if source.size not in sizes:
         return None
     return store.find(replace(spec, source_sha256=source.sha256()))

@@ -2,7 +2,9 @@
 
 In go Arrow tables through a :class:`RunWriter`; out come :class:`Run` records read from the
 manifests. A run is complete or absent: it is written under ``staging/``, every file and folder is
-flushed to disk, and then the folder is renamed into ``runs/``. Readers never lock.
+flushed to disk, and then the folder is renamed into ``runs/``. Readers never lock. A run whose
+manifest is damaged does not hide the others: they are read by name, it can be removed by name, and
+whoever asks for all runs gets an error that names it.
 
     store/lever.json                      format version
     store/runs/run=<id>/manifest.json     what the run is and the sha256 of every file
@@ -28,13 +30,23 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from lever_data import staging
 from lever_data.errors import LeverError
 from lever_data.files import fsync_dir, fsync_tree, sha256_file, write_atomic
-from lever_data.manifest import MANIFEST, Run, RunSpec, read_manifest
+from lever_data.manifest import (
+    MANIFEST,
+    Inventory,
+    Run,
+    RunSpec,
+    read_inventory,
+    read_manifest,
+    sealed,
+    to_json,
+)
 from lever_data.schema import SCHEMA_VERSION
 from lever_data.tables import TableWriter
 
-__all__ = ["Run", "RunSpec", "RunWriter", "Store", "sha256_file", "write_atomic"]
+__all__ = ["Inventory", "Run", "RunSpec", "RunWriter", "Store", "sha256_file", "write_atomic"]
 
 FORMAT = 1
 
@@ -79,42 +91,57 @@ class Store:
     @classmethod
     def create(cls, path: str | Path) -> Store:
         """Open the store at ``path``, making an empty one where there is none."""
-        root = Path(path)
-        with _writable(root):
-            (root / "runs").mkdir(parents=True, exist_ok=True)
-            (root / "staging").mkdir(exist_ok=True)
-            if not (root / "lever.json").exists():
-                write_atomic(root / "lever.json", _to_json({"format": FORMAT}))
-        return cls.open(root)
+        store = cls(Path(path))
+        with _writable(store.path):
+            (store.path / "runs").mkdir(parents=True, exist_ok=True)
+            store.staging_folder.mkdir(exist_ok=True)
+            marker = store.path / "lever.json"
+            if not marker.exists():
+                with staging.locked(store.staging_folder):
+                    staging.replace_file(store.staging_folder, marker, to_json({"format": FORMAT}))
+        opened = cls.open(path)
+        opened._mend()
+        return opened
+
+    @property
+    def staging_folder(self) -> Path:
+        """Where runs are written before they are committed."""
+        return self.path / "staging"
+
+    def inventory(self) -> Inventory:
+        """Every run that can be read, and the damaged ones with why."""
+        return read_inventory(self.path / "runs")
 
     def runs(self) -> list[Run]:
         """All committed runs, oldest first (then by id).
 
         Raises:
-            LeverError: a manifest cannot be read; it names the run.
+            LeverError: a run is damaged; it names the run. Leaving it out would change every
+                figure without a word; to go on without it, name the others.
         """
-        folders = sorted((self.path / "runs").glob("run=*"))
-        found = [run for f in folders if (run := read_manifest(f)) is not None]
-        return sorted(found, key=lambda run: (run.committed_at, run.run))
+        found = self.inventory()
+        for error in found.damaged.values():
+            raise error
+        return found.runs
 
     def run(self, run_id: str) -> Run:
-        """One run by its id, or by a prefix that only one run has."""
-        runs = self.runs()
-        matches = [r for r in runs if r.run == run_id] or [
-            r for r in runs if run_id and r.run.startswith(run_id)
-        ]
-        if len(matches) == 1:
-            return matches[0]
-        names = ", ".join(r.run for r in (matches or runs)) or "none"
-        problem = "several runs begin like this" if matches else "there is no such run"
-        raise LeverError(problem, value=run_id, hint=f"runs of {self.path}: {names}")
+        """One run by its id, or by a prefix that only one run has.
+
+        Raises:
+            LeverError: there is none, there are several, or the one is damaged.
+        """
+        found = self.inventory()
+        name = found.name_of(run_id)
+        if name in found.damaged:
+            raise found.damaged[name]
+        return next(r for r in found.runs if r.run == name)
 
     def select(self, run_ids: tuple[str, ...] | list[str] | None) -> list[Run]:
         """The named runs in commit order, each once; all runs for ``None`` or no names."""
         if not run_ids:
             return self.runs()
-        wanted = {self.run(run_id).run for run_id in run_ids}
-        return [run for run in self.runs() if run.run in wanted]
+        chosen = {run.run: run for run in map(self.run, run_ids)}
+        return sorted(chosen.values(), key=lambda run: (run.committed_at, run.run))
 
     def find(self, spec: RunSpec) -> Run | None:
         """The run this spec would make, where it is already committed."""
@@ -124,52 +151,40 @@ class Store:
     def begin(self, spec: RunSpec) -> RunWriter:
         """Start writing a run; use it as a context manager and call ``commit`` inside."""
         with _writable(self.path):
-            self.sweep_staging()
+            self.staging_folder.mkdir(exist_ok=True)
+            staging.sweep(self.staging_folder)
         return RunWriter(self, spec)
 
-    def remove(self, run_id: str) -> Run:
-        """Remove a run: renamed into staging first, so no reader sees half of it."""
-        run = self.run(run_id)
-        grave = self.path / "staging" / f"removed-{uuid.uuid4().hex}"
+    def remove(self, run_id: str) -> str:
+        """Remove a run, damaged or not, by its id or a prefix only it has; returns the id.
+
+        It is renamed into staging first, so that no reader sees half of it.
+        """
+        name = self.inventory().name_of(run_id)
+        folder = self.path / "runs" / f"run={name}"
+        grave = staging.grave_in(self.staging_folder)
         with _writable(self.path):
-            run.path.rename(grave)
-            fsync_dir(run.path.parent)
+            folder.rename(grave)
+            fsync_dir(folder.parent)
             shutil.rmtree(grave, ignore_errors=True)  # a sweeper may be at it too
             self.write_views_sql()
-        return run
+        return name
 
-    def sweep_staging(self) -> None:
-        """Delete what dead writers left under staging/; a live writer holds a lock on its own."""
-        graves = []
-        with self.staging_locked():
-            for entry in (self.path / "staging").iterdir():
-                if entry.name.startswith("removed-"):
-                    graves.append(entry)
-                elif entry.is_dir() and not _held(_lock_of(entry)):
-                    grave = entry.with_name(f"removed-{uuid.uuid4().hex}")
-                    entry.rename(grave)
-                    graves.append(grave)
-                elif (
-                    entry.suffix == ".lock"
-                    and not entry.with_suffix("").exists()
-                    and not _held(entry)
-                ):
-                    entry.unlink()
-        for grave in graves:
-            shutil.rmtree(grave, ignore_errors=True)  # another sweeper may be at it too
-
-    @contextmanager
-    def staging_locked(self) -> Iterator[None]:
-        """Hold the one lock under which writers appear in staging/ and dead ones are swept."""
-        with (self.path / "staging" / "lock").open("a") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+    def _mend(self) -> None:
+        """Do what a writer that died after its rename left undone: ``views.sql``."""
+        script, runs = self.path / "views.sql", self.path / "runs"
+        with _writable(self.path):
+            is_stale = not script.exists() or script.stat().st_mtime < runs.stat().st_mtime
+            if is_stale and any(runs.iterdir()):
+                self.write_views_sql()
 
     def write_views_sql(self) -> None:
         """Write ``views.sql``: every relation of lever for an ad-hoc DuckDB shell."""
         from lever_data.catalog import shell_script
 
-        write_atomic(self.path / "views.sql", shell_script(self.path).encode())
+        with staging.locked(self.staging_folder):  # the last of two writers has seen both runs
+            script = shell_script(self.path).encode()
+            staging.replace_file(self.staging_folder, self.path / "views.sql", script)
 
 
 class RunWriter:
@@ -178,13 +193,13 @@ class RunWriter:
     def __init__(self, store: Store, spec: RunSpec) -> None:
         self.store = store
         self.spec = spec
-        self.folder = store.path / "staging" / uuid.uuid4().hex
+        self.folder = store.staging_folder / uuid.uuid4().hex
         self._tables: dict[str, TableWriter] = {}
         self._lock = -1
 
     def __enter__(self) -> Self:
-        with _writable(self.store.path), self.store.staging_locked():
-            self._lock = os.open(_lock_of(self.folder), os.O_RDWR | os.O_CREAT, 0o644)
+        with _writable(self.store.path), staging.locked(self.store.staging_folder):
+            self._lock = os.open(staging.lock_of(self.folder), os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             self.folder.mkdir()
         return self
@@ -198,7 +213,7 @@ class RunWriter:
         for table in self._tables.values():
             table.abandon()
         shutil.rmtree(self.folder, ignore_errors=True)
-        _lock_of(self.folder).unlink(missing_ok=True)
+        staging.lock_of(self.folder).unlink(missing_ok=True)
         os.close(self._lock)
         if isinstance(error, OSError) and not isinstance(error, LeverError):
             raise LeverError(
@@ -221,7 +236,7 @@ class RunWriter:
         for table in self._tables.values():
             table.close()
         manifest = self._manifest(dict(details or {}))
-        write_atomic(self.folder / MANIFEST, _to_json(manifest))
+        write_atomic(self.folder / MANIFEST, to_json(sealed(manifest)))
         fsync_tree(self.folder)
         target = self.store.path / "runs" / f"run={self.spec.run_id()}"
         try:
@@ -231,7 +246,10 @@ class RunWriter:
                 raise
         fsync_dir(target.parent)
         self.store.write_views_sql()
-        return self.store.run(self.spec.run_id())
+        found = self.store.find(self.spec)
+        if found is None:
+            raise LeverError("the run was removed while it was committed", value=target.name)
+        return found
 
     def _manifest(self, details: dict[str, Any]) -> dict[str, Any]:
         files = {
@@ -269,27 +287,3 @@ def _writable(root: Path) -> Iterator[None]:
             where=str(root),
             hint="is the disk full, or the folder read-only?",
         ) from error
-
-
-def _lock_of(folder: Path) -> Path:
-    """The lock file of a staging folder, beside it: the folder itself moves at commit."""
-    return folder.with_name(f"{folder.name}.lock")
-
-
-def _held(lock: Path) -> bool:
-    """Whether a live writer holds this lock file."""
-    try:
-        handle = os.open(lock, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
-
-
-def _to_json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pytest
 
 from lever_data import tables
 from lever_data.errors import LeverError
+from lever_data.manifest import sealed
 from lever_data.schema import CANDIDATES
 from lever_data.store import RunSpec, Store, sha256_file
 from tests.stores import candidate, commit, new_store, table
@@ -140,14 +143,71 @@ def test_removing_a_run_leaves_the_others(tmp_path: Path) -> None:
     assert not one.path.exists()
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"run": "x"}', json.dumps({"run": "other"})])
-def test_a_damaged_manifest_names_its_file(tmp_path: Path, damage: str) -> None:
+def _forged(text: str) -> str:
+    manifest = {**json.loads(text), "files": {"candidates/../../x.parquet": "0"}}
+    del manifest["seal"]
+    return json.dumps(sealed(manifest))
+
+
+DAMAGE: dict[str, Callable[[str], str]] = {
+    "cut short": lambda text: text[:-40],
+    "empty": lambda text: "",
+    "another JSON value": lambda text: "[]",
+    "too deep": lambda text: "[" * 100_000,
+    "another run's": lambda text: json.dumps(sealed({"run": "other"})),
+    "a number changed": lambda text: text.replace('"candidates": 1', '"candidates": 2'),
+    "no seal": lambda text: text.replace('"seal"', '"sea1"'),
+    "a file outside the run": _forged,
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_manifest_is_named_and_hides_no_other_run(tmp_path: Path, how: str) -> None:
+    store = new_store(tmp_path)
+    bad = commit(store, [candidate(0, 0, [1])])
+    good = commit(store, [candidate(0, 0, [1])], name="b")
+    path = bad.path / "manifest.json"
+    path.write_text(DAMAGE[how](path.read_text()))
+    with pytest.raises(LeverError, match=f"manifest of run {bad.run} is damaged") as caught:
+        store.runs()
+    assert str(path) == caught.value.where
+    assert f"lever runs rm {bad.run}" in str(caught.value.hint)
+    found = store.inventory()
+    assert (found.runs, list(found.damaged)) == ([good], [bad.run])
+    assert store.select([good.run]) == [good]
+    with pytest.raises(LeverError, match="is damaged"):
+        store.select([bad.run])
+    new = commit(store, [candidate(0, 0, [1])], name="c")
+    assert store.remove(bad.run) == bad.run
+    assert store.runs() == [good, new]
+
+
+def test_text_that_utf8_cannot_hold_is_committed(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    spec = RunSpec(kind="rl_data", dataset="d", split="train", parameters={"1": "x", "10": "y"})
+    with store.begin(spec) as writer:
+        writer.write("candidates", table(CANDIDATES, [candidate(0, 0, [1])]))
+        writer.commit({"top": {"_meta": "half a pair \ud800"}, "shape": (1, 2), "by": {2: 1}})
+    assert store.runs()[0].details["top"] == {"_meta": "half a pair \ud800"}
+
+
+def test_what_a_writer_left_undone_after_its_rename_is_mended(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     run = commit(store, [candidate(0, 0, [1])])
-    (run.path / "manifest.json").write_text(damage)
-    with pytest.raises(LeverError, match="manifest") as caught:
-        store.runs()
-    assert run.run in str(caught.value.where)
+    script = store.path / "views.sql"
+    expected = script.read_bytes()
+    script.unlink()
+    (store.path / "staging" / "new-views.sql").write_text("half a file")
+    Store.create(store.path)
+    assert script.read_bytes() == expected
+    commit(store, [candidate(0, 0, [1])], name="b")
+    assert [p.name for p in (store.path / "staging").iterdir()] == ["lock"]
+    os.utime(script, (1, 1))
+    script.write_text("of before the commit")
+    os.utime(script, (1, 1))
+    Store.create(store.path)
+    assert script.read_bytes() == expected
+    assert run in store.runs()
 
 
 def test_a_newer_store_format_is_refused(tmp_path: Path) -> None:
