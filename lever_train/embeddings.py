@@ -106,7 +106,7 @@ def _from_store(name: str, con: duckdb.DuckDBPyConnection) -> np.ndarray:
             "rows of the embeddings are missing", where=name, value=f"{count} of {last + 1}"
         )
     sql = "select vector from embeddings where name = ? order by example_id"
-    table = cast(pa.Table, reader.execute(sql, [name]).to_arrow_table())
+    table = cast(pa.Table, reader.sql(sql, params=[name]).to_arrow_table())
     lists = table.column(0).combine_chunks()
     flat = lists.flatten().to_numpy(zero_copy_only=False)
     if len(flat) % count:

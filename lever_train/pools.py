@@ -140,7 +140,8 @@ def _shared(con: duckdb.DuckDBPyConnection, base: str) -> SharedPool:
 
 def _stored(con: duckdb.DuckDBPyConnection) -> StoredPool:
     sql = "select query_id, candidate_pool from queries order by query_id"
-    table = cast(pa.Table, con.cursor().execute(sql).to_arrow_table())
+    cursor = con.cursor()
+    table = cast(pa.Table, cursor.sql(sql).to_arrow_table())
     queries = table.column(0).to_numpy()
     if len(queries) > 1 and not (np.diff(queries) > 0).all():
         twice = int(queries[1:][np.diff(queries) == 0][0])
