@@ -1,0 +1,119 @@
+"""What an audit means, in sentences: the verdict that the terminal and the page open with.
+
+In go the figures of :mod:`audit`, out come short lines of plain text, most important first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Level = Literal["good", "fair", "bad"]
+
+_FEW_TEACH = 0.2  # below this share of mixed queries most of the training data is dead weight
+_MUCH_NOISE = 0.05  # above this share of string-matched rewards, filter or rescore
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the verdict, how it should be taken, and what to do about it."""
+
+    level: Level
+    text: str
+    advice: str = ""
+
+
+def verdict(figures: Mapping[str, Any]) -> list[Finding]:
+    """How many queries can teach, how far the rewards can be trusted, which source helps."""
+    found = [_teachable(figures), _trust(figures), _sources(figures), _oracle(figures)]
+    return [finding for finding in [*found, _order(figures), _repeats(figures)] if finding]
+
+
+def percent(share: float | None) -> str:
+    """A share as people read it: ``12.3 %``, or a dash where there is none."""
+    if share is None:
+        return "–"
+    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
+
+
+def _teachable(figures: Mapping[str, Any]) -> Finding:
+    share, classes = figures["teachable_share"], figures["classes"]
+    flat = ", ".join(
+        f"{classes[name]:,} {text}"
+        for name, text in [
+            ("all_wrong", "all wrong"),
+            ("all_right", "all right"),
+            ("tied", "tied"),
+        ]
+        if classes[name]
+    )
+    text = (
+        f"{classes['mixed']:,} of {figures['queries']:,} queries ({percent(share)}) can teach "
+        f"anything" + (f"; the rest are flat: {flat}." if flat else ".")
+    )
+    level: Level = "bad" if share == 0 else "fair" if share < _FEW_TEACH else "good"
+    advice = (
+        "" if level == "good" else "Propose more candidates for the queries that are all wrong."
+    )
+    return Finding(level, text, advice)
+
+
+def _trust(figures: Mapping[str, Any]) -> Finding:
+    fallback, unknown, failed, missing = (
+        figures[f"{name}_share"] for name in ("fallback", "unknown", "failed", "missing")
+    )
+    text = f"{percent(fallback)} of the rewards come from string match"
+    text += f", {percent(unknown)} from an unknown evaluation" if unknown else ""
+    text += f"; {percent(missing)} lack a score, which counts as 0" if missing else ""
+    text += f"; {percent(failed)} of the stored evaluations failed" if failed else ""
+    noise = fallback > _MUCH_NOISE or missing > _MUCH_NOISE
+    level: Level = "bad" if noise else "fair" if fallback or unknown or missing else "good"
+    advice = "`lever rescore` replaces them by the official metric." if fallback or unknown else ""
+    return Finding(level, text + ".", advice)
+
+
+def _sources(figures: Mapping[str, Any]) -> Finding | None:
+    rows = [row for row in figures["by_gen_method"] if row["gen_method"] is not None]
+    if len(rows) < 2:
+        return None
+    best = max(rows, key=lambda row: row["num_queries_needing"])
+    least = min(rows, key=lambda row: row["num_queries_needing"])
+    text = (
+        f"{best['gen_method']} helps most: {best['num_queries_needing']:,} queries teach only "
+        f"because of it ({least['gen_method']}: {least['num_queries_needing']:,})."
+    )
+    return Finding("good", text)
+
+
+def _oracle(figures: Mapping[str, Any]) -> Finding | None:
+    oracle = figures["oracle"]
+    if not oracle["num_queries"]:
+        return None
+    text = (
+        f"The best stored candidate earns {oracle['best_reward']:.3f}, the policy's own pick "
+        f"{oracle['picked_reward']:.3f}: a gap of {oracle['gap']:.3f} to train for."
+    )
+    return Finding("good" if oracle["gap"] > 0 else "bad", text)
+
+
+def _order(figures: Mapping[str, Any]) -> Finding | None:
+    rows = [row for row in figures["order_sensitivity"] if row["num_sets"]]
+    if not rows:
+        return None
+    most = max(rows, key=lambda row: row["differing_share"])
+    text = (
+        f"Reordering the same {most['shot_num']} demonstrations changes the reward in "
+        f"{percent(most['differing_share'])} of the cases."
+    )
+    return Finding("good", text)
+
+
+def _repeats(figures: Mapping[str, Any]) -> Finding | None:
+    duplicates = figures["duplicates"]
+    if not duplicates["num_repeats"]:
+        return None
+    text = f"{duplicates['num_repeats']:,} candidates repeat another of their query"
+    conflicts = duplicates["num_conflicting"]
+    text += f"; {conflicts:,} pointers have several rewards." if conflicts else "."
+    return Finding("bad" if conflicts else "fair", text)
