@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lever_train.rollout.answerers.base import Answer, Answerer, canonical
+from lever_train.rollout.answerers.base import Answer, Answerer, AnswererDownError, canonical
 from lever_train.rollout.cache import AnswerCache
 from lever_train.rollout.prompts import Prompt
 
@@ -84,7 +84,12 @@ class Asker:
         return found
 
     def _pay(self, keys: list[bytes], prompts: list[Prompt]) -> dict[bytes, Answer]:
-        answers = self.answerer.answer(prompts)
+        try:
+            answers = self.answerer.answer(prompts)
+        except AnswererDownError as error:
+            for index, answer in error.done.items():
+                self.cache.put(keys[index], answer)
+            raise
         for key, answer in zip(keys, answers, strict=True):
             self.cache.put(key, answer)
         self.tally.asked += len(keys)

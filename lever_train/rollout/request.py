@@ -147,6 +147,9 @@ class AnswererSpec:
     )
     concurrency: int = field(default=16, metadata=_help("Requests at a time, of an endpoint."))
     timeout: float = field(default=120.0, metadata=_help("Seconds a request may take."))
+    patience: float = field(
+        default=600.0, metadata=_help("Seconds an endpoint may fail to answer a prompt.")
+    )
     device: str = "cpu"
 
 

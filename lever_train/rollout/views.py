@@ -68,7 +68,8 @@ def pointers(
         f"from {quote_identifier(view)} where dataset = ? and split = ? "
         "order by query_id, run, candidate"
     )
-    table = cast(pa.Table, con.cursor().execute(sql, [dataset, split]).to_arrow_table())
+    cursor = con.cursor()
+    table = cast(pa.Table, cursor.sql(sql, params=[dataset, split]).to_arrow_table())
     column: Ids = table.column("query_id").to_numpy()
     asked, row = np.unique(column, return_inverse=True)
     padded = _padded(table.column("pointer").combine_chunks())

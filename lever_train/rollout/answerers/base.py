@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from lever_data.errors import LeverError
 from lever_train.rollout.prompts import Item, Prompt
 
 
@@ -29,6 +30,19 @@ class Answer:
     text: str | None
     log_probs: tuple[float, ...] | None = None
     error: str | None = None
+
+
+class AnswererDownError(LeverError):
+    """The answerer can do no more. ``done`` holds the answers of the batch that did come, by the
+    index of their prompt: they are paid for and worth keeping."""
+
+    def __init__(self, cause: LeverError, done: dict[int, Answer]) -> None:
+        super().__init__(cause.what, where=cause.where, value=cause.value, hint=cause.hint)
+        self.done = done
+
+    def __reduce__(self) -> tuple[object, ...]:
+        plain = LeverError(self.what, where=self.where, value=self.value, hint=self.hint)
+        return (AnswererDownError, (plain, self.done))
 
 
 @dataclass

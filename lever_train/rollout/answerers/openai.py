@@ -1,0 +1,270 @@
+"""Answers from an OpenAI-compatible chat endpoint with images, such as a vLLM server.
+
+In go prompts, out come chat completions: one request a prompt, a bounded number at a time, greedy
+(temperature 0). What may pass is tried again for as long as the patience lasts: refused or broken
+connections, timeouts, 408, 425, 429 and 5xx (``Retry-After`` is honoured), and bodies that are no
+completion. A prompt the endpoint refuses for good (400, 413, 422) is a failed answer. An endpoint
+that answers nothing at all stops the job, which goes on where it stood when called again.
+
+The key is read from ``OPENAI_API_KEY`` when a request is sent; it stands in no message and no file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import mimetypes
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import tenacity
+
+from lever_data.errors import LeverError, UsageError
+from lever_train.rollout.answerers.base import Answer, AnswererDownError, ShownFingerprints, Usage
+from lever_train.rollout.prompts import Item, Part, Prompt, Template
+from lever_train.rollout.request import AnswererSpec
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+_PASSING = {408, 425, 429}
+_REFUSED = {400, 413, 422}
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
+_BATCHES = 8  # prompts handed over per slot: a slow one does not leave the others idle
+_NO_COMPLETION_TRIES = 3  # a body that is no completion may be a proxy's page; not forever
+
+
+class _PassingError(Exception):
+    """A failure that may pass; ``wait`` seconds as the endpoint asked, if it did."""
+
+    def __init__(self, reason: str, wait: float | None = None, body: bool = False) -> None:
+        super().__init__(reason)
+        self.wait = wait
+        self.body = body
+
+
+class _RefusedError(Exception):
+    """The endpoint will not answer this prompt."""
+
+
+@dataclass
+class OpenAIAnswerer:
+    """A chat endpoint. Make one with :meth:`connect`."""
+
+    base_url: str
+    model: str
+    spec: AnswererSpec
+    template: Template = field(default_factory=Template)
+    usage: Usage = field(default_factory=Usage)
+    _shown: ShownFingerprints = field(default_factory=ShownFingerprints)
+
+    @classmethod
+    def connect(cls, url: str, spec: AnswererSpec) -> OpenAIAnswerer:
+        """An answerer for the endpoint at ``url`` (``…/v1``); nothing is sent yet.
+
+        Raises:
+            UsageError: no model is named, or the URL holds a password.
+        """
+        if spec.model is None:
+            raise UsageError("the endpoint needs the name of a model", hint="--model NAME")
+        if httpx.URL(url).userinfo:
+            raise UsageError(
+                "the endpoint's URL must not hold credentials", hint=f"export {KEY_VARIABLE}=…"
+            )
+        return cls(url.rstrip("/"), spec.model, spec)
+
+    @property
+    def name(self) -> str:
+        """The model's name; where it is served does not matter."""
+        return self.model
+
+    @property
+    def batch_size(self) -> int:
+        """Enough to keep every slot busy."""
+        return self.spec.batch_size or self.spec.concurrency * _BATCHES
+
+    def generation(self) -> dict[str, Any]:
+        """Prompt and parameters of the request."""
+        return {
+            "api": "chat",
+            "max_tokens": self.spec.max_new_tokens,
+            "temperature": 0,
+            "template": self.template.sha256()[:16],
+        }
+
+    def fingerprint(self, item: Item) -> bytes:
+        """Digest of image, question and answer."""
+        return self._shown.of(item)
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Answer prompts.
+
+        Raises:
+            AnswererDownError: the endpoint rejects the key or the model, or answered nothing at all
+                within the patience; it carries the answers that did come.
+        """
+        return asyncio.run(self._all(prompts))
+
+    async def _all(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        slots = asyncio.Semaphore(self.spec.concurrency)
+        key = os.environ.get(KEY_VARIABLE)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        async with httpx.AsyncClient(
+            headers=headers,
+            timeout=self.spec.timeout,
+            limits=httpx.Limits(max_connections=self.spec.concurrency),
+        ) as client:
+            tasks = [asyncio.create_task(self._one(client, slots, p)) for p in prompts]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        return self._sorted_out(results)
+
+    def _sorted_out(
+        self, results: Sequence[Answer | _PassingError | BaseException]
+    ) -> list[Answer]:
+        """The answers; a prompt that never got through failed if others did."""
+        done = {i: r for i, r in enumerate(results) if isinstance(r, Answer)}
+        fatal = next((r for r in results if isinstance(r, LeverError)), None)
+        passing = next((r for r in results if isinstance(r, _PassingError)), None)
+        if fatal is None and passing is not None and not done:
+            fatal = LeverError(
+                f"the endpoint does not answer ({passing})",
+                where=self.base_url,
+                hint="nothing is lost: run the same command again when it is back",
+            )
+        if fatal is not None:
+            raise AnswererDownError(fatal, done)
+        found = []
+        for result in results:
+            if isinstance(result, _PassingError):
+                result = Answer(None, error=self._clean(f"gave up: {result}"))
+            if not isinstance(result, Answer):
+                assert isinstance(result, BaseException)
+                raise result
+            found.append(result)
+        return found
+
+    async def _one(
+        self, client: httpx.AsyncClient, slots: asyncio.Semaphore, prompt: Prompt
+    ) -> Answer | _PassingError:
+        """One answer; what did not pass within the patience is returned, not raised."""
+        async with slots:
+            try:
+                body = self._body(prompt)
+                async for attempt in self._attempts():
+                    with attempt:
+                        return await self._post(client, body)
+            except _RefusedError as error:
+                return Answer(None, error=self._clean(str(error)))
+            except _PassingError as error:
+                return error
+            except OSError as error:
+                return Answer(None, error=f"an image cannot be read: {error}")
+        raise AssertionError("the attempts end with an answer or an error")
+
+    def _attempts(self) -> tenacity.AsyncRetrying:
+        backoff = tenacity.wait_random_exponential(_FIRST_WAIT, _LONGEST_WAIT)
+        started = time.monotonic()
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            asked = error.wait if isinstance(error, _PassingError) else None
+            left = max(0.0, self.spec.patience - (time.monotonic() - started))
+            return min(backoff(state) if asked is None else asked, left)
+
+        def stop(state: tenacity.RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            page = isinstance(error, _PassingError) and error.body
+            return (
+                page and state.attempt_number >= _NO_COMPLETION_TRIES
+            ) or time.monotonic() - started >= self.spec.patience
+
+        return tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_PassingError),
+            wait=wait,
+            stop=stop,
+            reraise=True,
+        )
+
+    async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
+        try:
+            response = await client.post(f"{self.base_url}/chat/completions", json=body)
+        except httpx.TransportError as error:
+            raise _PassingError(f"{type(error).__name__}: {error}") from error
+        status = response.status_code
+        if status in _PASSING or status >= 500:
+            raise _PassingError(f"HTTP {status}", _retry_after(response))
+        if status in _REFUSED:
+            raise _RefusedError(f"HTTP {status}: {response.text[:200]}")
+        if status != httpx.codes.OK:
+            raise LeverError(
+                self._clean(f"the endpoint rejects the request: HTTP {status}"),
+                where=self.base_url,
+                value=self._clean(response.text[:200]),
+                hint=f"check the URL, --model, and the key in {KEY_VARIABLE}",
+            )
+        return self._read(response)
+
+    def _read(self, response: httpx.Response) -> Answer:
+        try:
+            content = response.json()
+            text = content["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            kind = response.headers.get("content-type", "unknown type")
+            raise _PassingError(f"the body is no chat completion ({kind})", body=True) from error
+        usage = content.get("usage") or {}
+        self.usage.answers += 1
+        self.usage.prompt_tokens += int(usage.get("prompt_tokens") or 0)
+        self.usage.completion_tokens += int(usage.get("completion_tokens") or 0)
+        if not isinstance(text, str):
+            return Answer(None, error="the completion has no text")
+        return Answer(text)
+
+    def _body(self, prompt: Prompt) -> dict[str, Any]:
+        content = [self._content(part) for part in self.template.parts(prompt)]
+        return {
+            "model": self.model,
+            "messages": [
+                {"role": "system", "content": self.template.system},
+                {"role": "user", "content": content},
+            ],
+            "max_tokens": self.spec.max_new_tokens,
+            "temperature": 0,
+        }
+
+    def _content(self, part: Part) -> dict[str, Any]:
+        if part.image is None:
+            return {"type": "text", "text": part.text}
+        return {"type": "image_url", "image_url": {"url": _data_url(part.image)}}
+
+    def _clean(self, text: str) -> str:
+        """Without the key, which an endpoint may repeat in its message."""
+        key = os.environ.get(KEY_VARIABLE)
+        return text.replace(key, "***") if key else text
+
+
+def _data_url(path: Path) -> str:
+    kind = mimetypes.guess_type(path.name)[0] or "image/jpeg"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds the header asks to wait: a number or an HTTP date."""
+    value = response.headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    if value.replace(".", "", 1).isdecimal():
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

@@ -1,0 +1,93 @@
+"""Shards on Ray Data: a pool of actors, each with the answerer loaded once.
+
+In go a resolved job and the numbers of its missing shards; the actors resolve the same request
+against the same store (a file system all of them see), check that they mean the same run, and
+write the same shards a local process would. Only shard numbers and tallies travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lever_data.errors import LeverError, UsageError
+from lever_train.rollout.asking import Tally
+from lever_train.rollout.job import Job, resolve
+from lever_train.rollout.request import Request
+
+Progress = Callable[[float, float | None, str], None]
+
+
+class ShardWorker:
+    """An actor that makes shards of one request."""
+
+    def __init__(self, request: Request, run: str) -> None:
+        from lever_train.rollout.generate import new_asker, shard_folder
+
+        self.job = resolve(request)
+        if self.job.spec.run_id() != run:
+            raise LeverError(
+                "a worker sees other data than the driver; the store must be on a shared file "
+                "system and must not change under a job",
+                value=f"{self.job.spec.run_id()} instead of {run}",
+            )
+        self.folder = shard_folder(self.job)
+        self.asker = new_asker(self.job)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Make one shard; the row comes back with what it took."""
+        from lever_train.rollout.work import make_shard
+
+        index, before = int(row["shard"]), vars(self.asker.tally).copy()
+        part = self.job.shards[index]
+        self.folder.make_all([index], lambda i: make_shard(self.job, part, self.asker))
+        spent = {k: v - before[k] for k, v in vars(self.asker.tally).items()}
+        return {"shard": index, "queries": part.stop - part.start, **spent}
+
+
+def make_with_ray(job: Job, missing: list[int], workers: int, progress: Progress) -> Tally:
+    """Make the missing shards with a pool of ``workers`` actors; returns what they spent.
+
+    Starts a local Ray where none is connected (``ray.init`` reads ``RAY_ADDRESS``).
+
+    Raises:
+        UsageError: Ray is not installed.
+        LeverError: a worker failed; shards finished before are kept.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--engine ray needs Ray", hint="pip install 'lever[ray]'") from None
+    tally = Tally()
+    if not missing:
+        return tally
+    if not ray.is_initialized():
+        ray.init(logging_level="warning", include_dashboard=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    # one block a shard, so that shards spread evenly and a lost worker costs one shard
+    shards = ray.data.from_items([{"shard": i} for i in missing], override_num_blocks=len(missing))
+    made = shards.map(
+        ShardWorker,
+        fn_constructor_args=(job.request, job.spec.run_id()),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
+    )
+    total = float(sum(job.shards[i].stop - job.shards[i].start for i in missing))
+    done = 0.0
+    try:
+        for row in made.iter_rows():
+            done += row["queries"]
+            tally = Tally(*(getattr(tally, k) + row[k] for k in vars(tally)))
+            progress(done, total, f"{tally.asked:,} asked, {tally.hits:,} cached")
+    except ray.exceptions.RayError as error:
+        raise _worker_error(error) from error
+    return tally
+
+
+def _worker_error(error: BaseException) -> LeverError:
+    """The error a worker raised, as it raised it where it was one of ours."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LeverError):
+            return LeverError(cause.what, where=cause.where, value=cause.value, hint=cause.hint)
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return LeverError(f"a Ray worker failed ({error})", hint="finished shards are kept; run again")
