@@ -21,6 +21,7 @@ from . import (
     generate,
     ingest,
     query,
+    rescore,
     runs,
     train,
     views,
@@ -47,6 +48,7 @@ app.command()(export.export)
 app.command()(generate.generate)
 app.command()(ingest.ingest)
 app.command()(query.query)
+app.command()(rescore.rescore)
 app.add_typer(runs.app, name="runs")
 app.command()(train.train)
 app.add_typer(views.app, name="views")

@@ -26,6 +26,7 @@ _SOURCE_COLUMNS = {
     "within_query_variance": "variance in query",
     "num_queries_needing": "queries only it makes teach",
 }
+_MODE_COLUMNS = ("mean_deviation", "right_wrong_gap", "rank_agreement")
 _COMPARED = {
     "view": "view",
     "queries": "queries",
@@ -139,8 +140,7 @@ def _render(audits: list[Audit]) -> None:
     emit_table(["source", *_SOURCE_COLUMNS.values()], rows)
     print()
     modes = [
-        [row["reward_mode"], percent(row["tied_share"]), row["mean_deviation"]]
-        + [row["right_wrong_gap"], row["rank_agreement"]]
+        [row["reward_mode"], percent(row["tied_share"]), *(row[key] for key in _MODE_COLUMNS)]
         for row in figures["reward_modes"]
     ]
     columns = ["reward mode", "tied queries", "deviation in query", "right - wrong"]

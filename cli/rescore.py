@@ -1,0 +1,58 @@
+"""``lever rescore``: official scores from the stored answers, without calling any model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import DEFAULT_STORE, JsonFlag, StoreOption, emit_json, emit_table, notice
+
+_SHOWN = 20
+
+
+def rescore(
+    run: Annotated[str, typer.Option("--run", help="The run, or a prefix only it has.")],
+    questions: Annotated[Path, typer.Option(help="Official VQA question file of the run's split.")],
+    annotations: Annotated[Path, typer.Option(help="Official VQA annotation file.")],
+    store: StoreOption = DEFAULT_STORE,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave rows without annotation as they are.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Recompute the official accuracy of stored answers, as a new run.
+
+    No model is called. Rows scored by string match become official rows; those whose score
+    changes are listed.
+    """
+    from dataclasses import asdict
+
+    from lever_data.rescore import RescoreRequest, rescore
+    from lever_data.store import Store
+
+    request = RescoreRequest(run, questions, annotations, allow_missing)
+    done = rescore(Store.open(store), request)
+    if json:
+        changes = [asdict(change) for change in done.changes]
+        emit_json({**asdict(done), "run": done.run.run, "changes": changes})
+        return
+    notice(f"{'rescored as' if done.is_new else 'already rescored as'} {done.run.run}")
+    counts = {
+        "rows": done.num_rows,
+        "fallback before": done.num_fallback_before,
+        "fallback rows whose score changed": len(done.changes),
+        "without annotation, left as they were": done.num_missing,
+        "without answer, left as they were": done.num_unanswered,
+        "failed in scoring, now scored": done.num_healed,
+    }
+    emit_table(["rescore", "rows"], counts.items())
+    if done.changes:
+        print()
+        emit_table(
+            ["query", "candidate", "answer", "string match", "official"],
+            [[c.query_id, c.candidate, c.prediction, c.old, c.new] for c in done.changes[:_SHOWN]],
+        )
+    if len(done.changes) > _SHOWN:
+        notice(f"{len(done.changes) - _SHOWN} more: --json lists them all")
