@@ -1,0 +1,37 @@
+"""What every torture room has: a warm process to kill children of, and a count of what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.torture.harness import Nursery
+
+Report = Callable[[str], None]
+_REPORTED: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """A nursery with everything that ingest, query and rm import."""
+    modules = ("lever_data.ingest", "lever_data.db", "lever_data.query", "lever_data.export")
+    with Nursery(tmp_path_factory.mktemp("nursery"), *modules) as warm:
+        yield warm
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
+    """Say what a room did (how many kills, how many inputs); shown at the end of the tests."""
+
+    def say(line: str) -> None:
+        _REPORTED.append(f"{request.node.name}: {line}")
+
+    return say
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _REPORTED:
+        terminalreporter.section("torture rooms")
+        for line in _REPORTED:
+            terminalreporter.write_line(line)
