@@ -60,8 +60,13 @@ def train(
                 advance=advance,
             )
         )
-    names = list(dict.fromkeys(name for row in result.epochs for name in row))
-    emit_table(names, [[row.get(name) for name in names] for row in result.epochs])
+    for phase in dict.fromkeys(row["phase"] for row in result.epochs):
+        epochs = [row for row in result.epochs if row["phase"] == phase]
+        metrics = [name for name in epochs[0] if name not in ("phase", "epoch")]
+        emit_table(
+            [f"{phase} epoch", *(str(row["epoch"]) for row in epochs)],
+            [[name, *(row[name] for row in epochs)] for name in metrics],
+        )
     if result.groups:
         rate = result.groups / result.seconds
         notice(f"{result.groups:,} groups in {result.seconds:.1f} s: {rate:,.0f} queries/s")

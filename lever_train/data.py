@@ -6,7 +6,7 @@ from the selected runs before view and filters, so that ablations compare on the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from lever_data.db import open_session, quote_identifier
 from lever_data.errors import LeverError, UsageError
 from lever_data.rewards import RewardSpec, require_scores, reward_sql
 from lever_data.selection import Census, Selection, census
-from lever_data.store import Store
 from lever_train.config import TrainConfig
 from lever_train.embeddings import load_embeddings
 from lever_train.pools import PoolSource, open_pools
@@ -86,7 +85,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     queries, candidates = _embeddings(con, config)
     pools = open_pools(con, data.pool, base)
     provenance = {
-        "runs": [r.run for r in Store.open(source.store).select(list(source.runs))],
+        "runs": _runs_read(con, data.view),
         "views": {view: session.relations[view].sql for view in data.view},
         "reward": selection.reward,
         "rows": counted.rows,
@@ -99,6 +98,25 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     return TrainingData(
         con, train, counted, validation, held_out, pools, queries, candidates, provenance
     )
+
+
+def describe_data(data: TrainingData) -> Iterator[str]:
+    """Lines that say what is trained on and what was left out."""
+    counted = data.census
+    yield (
+        f"training on {counted.queries:,} queries: {counted.groups:,} groups of "
+        f"{counted.rows:,} candidates; {data.pools.describe()}"
+    )
+    left_out = [f"{n:,} {why}" for why, n in counted.dropped.items() if n]
+    if left_out:
+        yield f"left out: {', '.join(left_out)} candidates; {counted.emptied:,} queries emptied"
+    if counted.null_rewards:
+        yield f"{counted.null_rewards:,} candidates have no score: it counts as 0"
+    held_out = data.validation_census
+    if data.validation is None and held_out is not None:
+        yield "the filters leave nothing of the validation queries: there is no validation"
+    elif held_out is not None:
+        yield f"validating on {held_out.queries:,} queries: {held_out.rows:,} candidates"
 
 
 def reward_spec(config: TrainConfig) -> RewardSpec:
@@ -150,16 +168,25 @@ def _accuracy_column(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> tu
     return ("vqa_acc_score",)
 
 
+def _runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[str]:
+    """The runs the views' rows come from, by id."""
+    union = " union ".join(f"select run from {quote_identifier(v)}" for v in views)
+    rows = con.cursor().execute(f"select distinct run from ({union}) order by run").fetchall()
+    return [row[0] for row in rows]
+
+
 def _limited(selection: Selection, queries: str) -> Selection:
     return Selection(**{**vars(selection), "queries": queries})
 
 
 def _base(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> str:
     """A relation with every stored pointer of the kind of runs the views read, unfiltered."""
-    runs = " union ".join(f"select run from {quote_identifier(v)}" for v in views)
     rows = (
         con.cursor()
-        .execute(f"select distinct kind = 'beam' from runs where run in ({runs})")
+        .execute(
+            "select distinct kind = 'beam' from runs where run in (select unnest(?))",
+            [_runs_read(con, views)],
+        )
         .fetchall()
     )
     if not rows:

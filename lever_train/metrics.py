@@ -47,25 +47,19 @@ class Log:
         """Add the figures of one epoch."""
         self._add(f"{phase}/epoch", epoch, -1, figures)
 
-    def mean(self, phase: str, epoch: int, weight: str) -> dict[str, float]:
-        """Means of an epoch's step figures, weighted by the figure ``weight``; NaN left out."""
+    def epoch_figures(self, phase: str, epoch: int) -> dict[str, float]:
+        """An epoch's step figures: ``train_<name>``, means weighted by the step's ``weight``, and
+        the sums ``groups`` and ``tied``. A mean is left out where no step was made."""
         frame = self.frames[f"{phase}/step"]
         table = torch.tensor([r for r in frame.rows if r[0] == epoch], dtype=torch.float64)
         by_name = dict(zip(frame.names, table[:, 2:].T, strict=True))
-        share = by_name[weight]
-        means: dict[str, float] = {}
-        for name, values in by_name.items():
-            known = ~values.isnan() & (share > 0)
-            if known.any():
-                total = (values[known] * share[known]).sum() / share[known].sum()
-                means[name] = float(total)
-        return means
-
-    def total(self, phase: str, epoch: int, name: str) -> float:
-        """Sum of one step figure over an epoch."""
-        frame = self.frames[f"{phase}/step"]
-        at = frame.names.index(name) + 2
-        return float(sum(r[at] for r in frame.rows if r[0] == epoch))
+        share = by_name.pop("weight")
+        sums = {name: float(by_name.pop(name).sum()) for name in ("groups", "tied")}
+        made = share > 0
+        if not made.any():
+            return sums
+        share = share[made] / share[made].sum()
+        return {f"train_{n}": float((v[made] * share).sum()) for n, v in by_name.items()} | sums
 
     def epochs(self) -> list[dict[str, Any]]:
         """The figures of every epoch, in order, with their phase and epoch."""

@@ -25,13 +25,16 @@ class Settings:
     """What changes from step to step.
 
     ``temperature``: τ of RCE; ``beta``: weight of the KL; ``top_k``: candidates that train, all
-    where ``None``; ``reference``: the policy π_old of GRPO, in eval mode.
+    where ``None``, chosen by ``pick``; ``reference``: the policy π_old of GRPO, in eval mode;
+    ``lr_factor`` multiplies the learning rate.
     """
 
     temperature: float = 1.0
     beta: float = 0.0
     top_k: int | None = None
+    pick: Callable[[Tensor, Tensor, int | None], Tensor] = losses.top_k_mask
     reference: Selector | None = None
+    lr_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def grpo(
     assert settings.reference is not None
     with torch.no_grad():
         reference = _steps(settings.reference, feed).sequence_log_prob()
-    chosen = losses.top_k_mask(batch.reward, batch.mask, settings.top_k)
+    chosen = settings.pick(batch.reward, batch.mask, settings.top_k)
     advantage = grpo_advantages(batch, chosen, config)
     importance = torch.ones_like(reference)
     if options.importance_cap is not None:

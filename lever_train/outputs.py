@@ -1,11 +1,13 @@
 """The folder a training writes: checkpoints, links, metrics, config, provenance.
 
-In go the figures and the selector; out come files that are whole or not there. A folder that holds
-another training is refused unless it is to be resumed or overwritten.
+In go the figures and the selector; out come files that are whole or not there, and a run of kind
+``training`` in the store. A folder that holds another training is refused unless it is to be
+resumed or overwritten.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import uuid
@@ -16,78 +18,115 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.store import write_atomic
+from lever_data.files import write_atomic
+from lever_data.store import RunSpec, Store
 from lever_train.checkpoint import Progress, save_v3
 from lever_train.config import TrainConfig
+from lever_train.curves import curves_page
+from lever_train.data import Source, TrainingData
+from lever_train.metrics import Log
 from lever_train.options import to_toml
 from lever_train.selector import Selector
 from lever_train.state import STATE
 
-METRICS, CONFIG, PROVENANCE, CURVES = (
-    "metrics.parquet",
-    "config.toml",
-    "provenance.json",
-    "curves.html",
-)
+METRICS, CONFIG = "metrics.parquet", "config.toml"
+PROVENANCE, CURVES = "provenance.json", "curves.html"
 _OURS = (STATE, METRICS, CONFIG, PROVENANCE, CURVES)
 
 
-def prepare(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder, or refuse one that holds another training.
+class Outputs:
+    """Writes into one folder."""
 
-    Raises:
-        UsageError: it holds a training and neither ``resume`` nor ``overwrite`` is given, or both.
-        LeverError: it cannot be made.
-    """
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite exclude each other")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LeverError(f"--out cannot be made ({error.strerror})", where=str(out)) from error
-    found = _earlier(out)
-    if found and not resume and not overwrite:
-        raise UsageError(
-            "--out holds another training",
-            value=str(out),
-            hint="continue it with --resume, replace it with --overwrite, or name another folder",
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def prepare(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, or refuse one that holds another training.
+
+        Raises:
+            UsageError: it holds a training and neither flag is given, or both are.
+            LeverError: it cannot be made.
+        """
+        if resume and overwrite:
+            raise UsageError("--resume and --overwrite exclude each other")
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LeverError(
+                f"--out cannot be made ({error.strerror})", where=str(self.out)
+            ) from error
+        found = self._earlier()
+        if found and not resume and not overwrite:
+            raise UsageError(
+                "--out holds another training",
+                value=str(self.out),
+                hint="continue it with --resume, replace it with --overwrite, or name another",
+            )
+        if overwrite:
+            for path in found:
+                path.unlink(missing_ok=True)
+            shutil.rmtree(self.out / "tensorboard", ignore_errors=True)
+
+    def describe(self, config: TrainConfig, provenance: Mapping[str, object]) -> None:
+        """Write the resolved config and where the data came from."""
+        write_atomic(self.out / CONFIG, to_toml(config).encode())
+        text = json.dumps(provenance, indent=2, ensure_ascii=False, default=str)
+        write_atomic(self.out / PROVENANCE, f"{text}\n".encode())
+
+    def checkpoint(self, selector: Selector, progress: Progress, is_best: bool) -> Path:
+        """Write ``<phase>_epoch<k>.pt`` and point ``last.pt``, and ``best.pt`` if it is, to it."""
+        path = self.out / f"{progress.phase}_epoch{progress.epoch}.pt"
+        save_v3(path, selector, progress)
+        _link(self.out / "last.pt", path.name)
+        if is_best:
+            _link(self.out / "best.pt", path.name)
+        return path
+
+    def metrics(self, log: Log) -> None:
+        """Write ``metrics.parquet`` and ``curves.html``."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(log.table(), sink, compression="zstd")
+        write_atomic(self.out / METRICS, sink.getvalue().to_pybytes())
+        write_atomic(self.out / CURVES, curves_page(log, title=self.out.name).encode())
+
+    def commit(self, source: Source, config: TrainConfig, data: TrainingData, log: Log) -> str:
+        """Commit the metrics to the store as a run of kind ``training``; returns what to say.
+
+        The same training commits the same run, so doing it again changes nothing.
+        """
+        table = log.table()
+        dataset, split = data.census.datasets[0]
+        digest = hashlib.sha256()
+        for column in table.columns:
+            for buffer in column.combine_chunks().buffers():
+                digest.update(buffer or b"")
+        runs = data.provenance["runs"]
+        spec = RunSpec(
+            kind="training",
+            dataset=dataset,
+            split=split,
+            source={"path": str(self.out)},
+            source_sha256=digest.hexdigest(),
+            parameters=config.model_dump(mode="json"),
+            parents=tuple(map(str, runs)) if isinstance(runs, list) else (),
         )
-    if overwrite:
-        for path in found:
-            path.unlink(missing_ok=True)
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)
+        store = Store.open(source.store)
+        if (found := store.find(spec)) is not None:
+            return f"these metrics are in the store already: {found.run}"
+        with store.begin(spec) as writer:
+            writer.write("training_metrics", table)
+            run = writer.commit({"provenance": data.provenance})
+        return f"metrics committed as {run.run}: select … from training_metrics"
 
-
-def write_description(out: Path, config: TrainConfig, provenance: Mapping[str, object]) -> None:
-    """Write the resolved config and where the data came from."""
-    write_atomic(out / CONFIG, to_toml(config).encode())
-    text = json.dumps(provenance, indent=2, ensure_ascii=False, default=str)
-    write_atomic(out / PROVENANCE, f"{text}\n".encode())
-
-
-def write_checkpoint(out: Path, selector: Selector, progress: Progress, is_best: bool) -> Path:
-    """Write ``<phase>_epoch<k>.pt`` and point ``last.pt``, and ``best.pt`` if it is, to it."""
-    path = out / f"{progress.phase}_epoch{progress.epoch}.pt"
-    save_v3(path, selector, progress)
-    _link(out / "last.pt", path.name)
-    if is_best:
-        _link(out / "best.pt", path.name)
-    return path
-
-
-def write_metrics(out: Path, table: pa.Table) -> None:
-    """Write ``metrics.parquet``."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomic(out / METRICS, sink.getvalue().to_pybytes())
-
-
-def _earlier(out: Path) -> list[Path]:
-    """Files of an earlier training in the folder."""
-    own = [out / name for name in _OURS if (out / name).exists()]
-    checkpoints = [p for phase in ("sft", "rce", "grpo") for p in out.glob(f"{phase}_epoch*.pt")]
-    links = [out / name for name in ("last.pt", "best.pt") if (out / name).is_symlink()]
-    return own + checkpoints + links
+    def _earlier(self) -> list[Path]:
+        """Files of an earlier training in the folder."""
+        out = self.out
+        own = [out / name for name in _OURS if (out / name).exists()]
+        checkpoints = [
+            p for phase in ("sft", "rce", "grpo") for p in out.glob(f"{phase}_epoch*.pt")
+        ]
+        links = [out / name for name in ("last.pt", "best.pt") if (out / name).is_symlink()]
+        return own + checkpoints + links
 
 
 def _link(link: Path, target: str) -> None:

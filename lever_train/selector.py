@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lever_train.closed_form import Steps, static_steps
+from lever_train.kernels import dropout, picked_scores
 from lever_train.pool import Pool
 
 SCORE_TEMPERATURE = 0.1  # scores are cosines divided by this
@@ -116,7 +117,7 @@ class Selector(nn.Module):
 
     def head(self, state: Tensor) -> Tensor:
         """The unit vector [..., h] that candidates are compared with."""
-        projected = functional.dropout(self.query_proj(state), self.config.dropout, self.training)
+        projected = dropout(self.query_proj(state), self.config.dropout, self.training)
         return functional.normalize(projected, dim=-1)
 
     def units(self, pool: Pool) -> Tensor:
@@ -132,9 +133,7 @@ class Selector(nn.Module):
             projected = pool.vectors @ (outer @ inner).T
         else:
             projected = (pool.vectors @ inner.T) @ outer.T
-        return functional.normalize(
-            functional.dropout(projected, self.config.dropout, self.training), dim=-1
-        )
+        return functional.normalize(dropout(projected, self.config.dropout, self.training), dim=-1)
 
     def _input_weight(self) -> Tensor | None:
         return self.input_proj.weight if isinstance(self.input_proj, nn.Linear) else None
@@ -178,7 +177,7 @@ class FoldedAttention(nn.Module):
         logits = raw @ keys.transpose(-1, -2) / math.sqrt(h // heads)
         if mask is not None:
             logits = logits.masked_fill(~mask[:, None, :], float("-inf"))
-        weights = functional.dropout(logits.softmax(-1), self.dropout, self.training)
+        weights = dropout(logits.softmax(-1), self.dropout, self.training)
         context = weights @ keys  # [B, heads, d]
         if input_weight is not None:
             context = context @ input_weight.T
@@ -190,12 +189,13 @@ class FoldedAttention(nn.Module):
 
 def cosine_scores(query: Tensor, units: Tensor, pool: Pool) -> Tensor:
     """Scores of unit queries [B, h] or [B, N, h] against a pool's units [U, h]: [B, (N,) K]."""
+    if torch.bfloat16 in (query.dtype, units.dtype):  # autocast: products only, not the scores
+        query, units = query.float(), units.float()
     if pool.index is None:
         return query @ units.T / SCORE_TEMPERATURE
-    gathered = pool.gathered(units).transpose(-1, -2)
     if query.dim() == 3:
-        return query @ gathered / SCORE_TEMPERATURE
-    return (query[:, None, :] @ gathered).squeeze(1) / SCORE_TEMPERATURE
+        return query @ pool.gathered(units).transpose(-1, -2) / SCORE_TEMPERATURE
+    return picked_scores(query, units, pool.index) / SCORE_TEMPERATURE
 
 
 class History:

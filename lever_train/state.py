@@ -7,6 +7,7 @@ noise of (seed, step), so the position is two integers and no generator is kept.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from collections.abc import Mapping
@@ -19,10 +20,13 @@ from torch import Tensor
 
 from lever_data.errors import LeverError, shorten
 from lever_data.store import write_atomic
+from lever_train.config import TrainConfig
+from lever_train.data import TrainingData
 from lever_train.metrics import Log
 
 VERSION = 1
 STATE = "state.pt"
+_FREE = {"threads", "save_every", "tensorboard", "memory_limit"}  # they change no result
 
 
 @dataclass
@@ -83,6 +87,21 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> State:
     _require_same(content["fingerprint"], fingerprint, path)
     content["log"] = Log.of(content["log"])
     return State(**content)
+
+
+def fingerprint(config: TrainConfig, data: TrainingData, processes: int) -> dict[str, str]:
+    """What must be the same for a resumed training to end as the uninterrupted one would."""
+    found = {"processes": str(processes)}
+    for section, values in config.model_dump(mode="json").items():
+        for name, value in values.items():
+            if name not in _FREE:
+                found[f"[{section}] {name}"] = repr(value)
+    for name, value in data.provenance.items():
+        found[name] = repr(value)
+    for name in ("queries", "candidates"):
+        vectors = getattr(data, name).numpy()
+        found[f"sha256 of the {name}' vectors"] = hashlib.sha256(vectors.tobytes()).hexdigest()
+    return found
 
 
 def _require_same(saved: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:

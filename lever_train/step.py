@@ -62,7 +62,7 @@ class Stepper:
         self.optimizer = make_optimizer(phase, self.trained, config)
         self.names = _figure_names(phase, config)
 
-    def step(self, batch: Batch, settings: Settings, step: int, lr_factor: float = 1.0) -> Figures:
+    def step(self, batch: Batch, settings: Settings, step: int) -> Figures:
         """Train on a batch; the figures have NaN for the loss where no group was left.
 
         Raises:
@@ -80,7 +80,7 @@ class Stepper:
         norm = math.nan
         if total:
             self._require_finite(means[0], "loss", batch, step)
-            norm = self._descend(objective, total, lr_factor, batch, step)
+            norm = self._descend(objective, total, settings.lr_factor, batch, step)
         figures = {"groups": groups, "tied": num_tied, "weight": total}
         return figures | dict(zip(self.names, means, strict=True)) | {"gradient_norm": norm}
 

@@ -7,15 +7,57 @@ candidates earns, the expected reward under its policy, and the rows to compare 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from lever_data.errors import UsageError
 from lever_data.selection import Selection
 from lever_train import losses
 from lever_train.config import TrainConfig
 from lever_train.distributed import World
 from lever_train.loader import Feed, Loader, Position
 from lever_train.selector import Selector
+
+_JUDGED_BY = {
+    "reward": "val_pick_reward",
+    "accuracy": "val_pick_accuracy",
+    "expected_reward": "val_expected_reward",
+    "loss": "val_loss",
+}
+
+
+def judged(figures: Mapping[str, float], config: TrainConfig) -> float:
+    """The figure of an epoch that decides which checkpoint is best; NaN without validation.
+
+    SFT has no rewards to compare: its loss decides.
+
+    Raises:
+        UsageError: the view has no stored accuracy to select by.
+    """
+    if "val_loss" not in figures:
+        return math.nan
+    name = _judged_by(config)
+    if name not in figures:
+        raise UsageError(
+            "the view has no column vqa_acc_score to select the best checkpoint by",
+            value="--select-by accuracy",
+            hint="--select-by reward",
+        )
+    return figures[name]
+
+
+def is_better(value: float, best: float, config: TrainConfig) -> bool:
+    """Whether a later epoch takes the place of the best so far; without validation it does."""
+    if math.isnan(value):
+        return True
+    return value < best if _judged_by(config) == "val_loss" else value > best
+
+
+def _judged_by(config: TrainConfig) -> str:
+    return "val_loss" if config.run.stage == "sft" else _JUDGED_BY[config.run.select_by]
 
 
 @torch.no_grad()
