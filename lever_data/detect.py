@@ -63,7 +63,7 @@ def detect(source: Source) -> Found:
         scanner = Scanner(
             lambda: pending.pop() if pending else reader.read(_PEEK), str(source.path)
         )
-        head = _json_kind(scanner, text, source)
+        head = _json_kind(scanner, source)
     if head.kind is None:
         raise _unknown(source, "a JSON object, but of no kind lever knows", start)
     subtype = head.members.get("data_subtype")
@@ -80,7 +80,7 @@ def _binary_kind(start: bytes) -> Kind | None:
     return None
 
 
-def _json_kind(scanner: Scanner, text: bytes, source: Source) -> _Head:
+def _json_kind(scanner: Scanner, source: Source) -> _Head:
     """Walk the top level until a member tells the kind."""
     head = _Head()
     scanner.skip_bom()
@@ -92,7 +92,7 @@ def _json_kind(scanner: Scanner, text: bytes, source: Source) -> _Head:
         if key in ("questions", "annotations") and scanner.peek() == b"[":
             head.kind = "questions" if key == "questions" else "annotations"
         elif key.isdigit():
-            head.kind = "beam" if _is_beam(text) else "rl_data"
+            head.kind = "beam" if _is_beam(scanner) else "rl_data"
         else:
             _, value = scanner.value()
             if key.startswith("_") and not scanner.more(b"}"):
@@ -106,10 +106,19 @@ def _json_kind(scanner: Scanner, text: bytes, source: Source) -> _Head:
     return head
 
 
-def _is_beam(text: bytes) -> bool:
-    """Whether ``id_list`` comes before ``pointer_candidates``, or stands alone."""
-    beam, rl = text.find(b'"id_list"'), text.find(b'"pointer_candidates"')
-    return beam >= 0 and (rl < 0 or beam < rl)
+def _is_beam(scanner: Scanner) -> bool:
+    """Whether the query's value that comes next holds beams; RL data in any doubt."""
+    try:
+        going = scanner.peek() == b"{" and scanner.enter(b"{", "an object")
+        while going:
+            _, key = scanner.key()
+            if key in (b'"id_list"', b'"score_list"', b'"pointer_candidates"'):
+                return key != b'"pointer_candidates"'
+            scanner.value()
+            going = scanner.more(b"}")
+    except LeverError:
+        return False  # the reader of RL data says what is wrong there
+    return False
 
 
 def _unknown(source: Source, what: str, start: bytes | None) -> LeverError:

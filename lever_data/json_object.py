@@ -274,6 +274,8 @@ class Scanner:
         size = len(self._buffer)
         while len(self._buffer) < 2 * size:
             if not self._fill():
+                if len(self._buffer) > size:
+                    return
                 raise self._cut_short(self._base)
             if len(self._buffer) > VALUE_LIMIT:
                 raise LeverError(

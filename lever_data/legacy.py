@@ -73,8 +73,8 @@ class Format(Protocol):
     def decode_value(self, query_id: int, value: object, data: bytes, place: Place) -> Made:
         """Decode one member's value, or raise a LeverError that says what is wrong with it."""
 
-    def build(self, records: Sequence[Record]) -> Built:
-        """Make Arrow batches of records."""
+    def build(self, records: Sequence[Record], careful: bool = False) -> Built:
+        """Make Arrow batches of records; careful: as ``decode_value`` gave them."""
 
 
 class LegacyReader:
@@ -162,10 +162,10 @@ class LegacyReader:
                 records.append(record)
                 size += len(member.value)
             if size > BATCH_BYTES:
-                yield self._format.build(records)
+                yield self._format.build(records, careful=True)
                 records, size = [], 0
         if records:
-            yield self._format.build(records)
+            yield self._format.build(records, careful=True)
 
     def _members(self, scanner: Scanner, first: bool) -> Iterator[Member]:
         if first:

@@ -61,7 +61,7 @@ class BeamFormat:
             raise place.field_error(what, data, path)
         return record
 
-    def build(self, records: Sequence[Record]) -> Built:
+    def build(self, records: Sequence[Record], careful: bool = False) -> Built:
         """Record batches: a row per beam, and a row per query for what belongs to the query."""
         counts = np.array([len(value.id_list) for _, value in records], dtype=np.int64)
         total = int(counts.sum())

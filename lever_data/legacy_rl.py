@@ -7,7 +7,7 @@ is an error that names the field, with its byte offset. The reader around it is 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import msgspec
@@ -27,10 +27,14 @@ from lever_data.legacy_types import (
 
 _ERROR_PATH = re.compile(r"^(.*) - at `(?:key` in `)?\$([^`]*)`$", re.DOTALL)
 _PATH_PART = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_PLAIN = Types()  # of the careful path: no unknown key is learned, all stand in `rest`
 
 
 class RlFormat:
-    """RL data of one file; learns its layout and its unknown keys while it is read."""
+    """RL data of one file; learns its layout and its unknown keys while it is read.
+
+    What is learned serves ``decode_block``; ``decode_value`` takes unknown keys as they come.
+    """
 
     def __init__(self, context: Context, layout: Layout | None = None) -> None:
         self.context = context
@@ -48,15 +52,17 @@ class RlFormat:
             LeverError: wrong types, a repeated id, lengths that differ: with field and offset.
         """
         self.types.learn(*unknown_keys(value, data, place))
-        record = decode_typed(self.types.value_decoder, value, data, place)
+        _stow(value)
+        record = decode_typed(_PLAIN.value_decoder, value, data, place)
         _check_value(query_id, record, data, place)
         return record
 
-    def build(self, records: Sequence[Record]) -> Built:
-        """Record batches of these queries, in their order."""
+    def build(self, records: Sequence[Record], careful: bool = False) -> Built:
+        """Record batches of these queries, in their order; careful: of ``decode_value``."""
+        types = _PLAIN if careful else self.types
         if self.layout is None:
-            self.layout = find_layout(records, self.types)
-        return build(records, self.types, self.layout, self.context)
+            self.layout = find_layout(records, types)
+        return build(records, types, self.layout, self.context)
 
 
 def decode_object(decoder: msgspec.json.Decoder[Any], text: bytes) -> list[Record]:
@@ -91,6 +97,24 @@ def unknown_keys(value: object, data: bytes, place: Place) -> tuple[set[str], se
     return found
 
 
+def _stow(value: object) -> None:
+    """Move unknown keys under RESERVED, which the types take as ``rest``."""
+    if not isinstance(value, dict):
+        return
+    info, candidates = value.get("query"), value.get("pointer_candidates")
+    _stow_one(value, VALUE_FIELDS)
+    _stow_one(info, INFO_FIELDS)
+    for candidate in candidates if isinstance(candidates, list) else []:
+        _stow_one(candidate, CANDIDATE_FIELDS)
+
+
+def _stow_one(record: object, fields: Container[str]) -> None:
+    if isinstance(record, dict):
+        rest = {key: record.pop(key) for key in list(record) if key not in fields}
+        if rest:
+            record[RESERVED] = rest
+
+
 def decode_typed(
     decoder: msgspec.json.Decoder[Any], value: object, data: bytes, place: Place
 ) -> Made:
@@ -116,7 +140,7 @@ def parse_error(message: str) -> tuple[str, json_exact.Path]:
 
 def _check_value(query_id: int, value: Made, data: bytes, place: Place) -> None:
     """Rules between fields: repeated ids, lengths that differ, a query id that is another one."""
-    if value.query and value.query.query_id not in (UNSET, None, query_id):
+    if value.query and value.query.query_id not in (UNSET, query_id):
         what = "query_id differs from the key of the query"
         raise place.field_error(what, data, ("query", "query_id"))
     for index, candidate in enumerate(value.pointer_candidates):

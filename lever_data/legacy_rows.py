@@ -12,7 +12,7 @@ under ``extra._lever``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -68,7 +68,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Built:
-    """Two record batches of one block, and the string tokens of the text they account for."""
+    """Two record batches of one block, and the string tokens of the text they account for.
+
+    ``tokens`` is -1 where records carry keys outside the types, as those of the careful path may.
+    """
 
     candidates: pa.RecordBatch
     queries: pa.RecordBatch
@@ -94,11 +97,12 @@ def build(records: Sequence[Record], types: Types, layout: Layout, context: Cont
     """Record batches of ``records``, in their order.
 
     Raises:
-        RefusedError: a pointer repeats an id, or pointer and pointer_pos differ in length.
+        RefusedError: a pointer repeats an id, pointer and pointer_pos differ in length, or a
+            query's id is not its key.
     """
     candidates, tokens = _candidate_batch(records, types, layout, context)
     queries, more = _query_batch(records, types, layout, context)
-    return Built(candidates, queries, tokens + more)
+    return Built(candidates, queries, -1 if tokens < 0 or more < 0 else tokens + more)
 
 
 def _candidate_batch(
@@ -106,9 +110,9 @@ def _candidate_batch(
 ) -> tuple[pa.RecordBatch, int]:
     structs = list(chain.from_iterable(value.pointer_candidates for _, value in records))
     counts = np.array([len(value.pointer_candidates) for _, value in records], dtype=np.int64)
-    names = [*CANDIDATE_FIELDS, *types.candidate]
+    names = [*CANDIDATE_FIELDS, *types.candidate, RESERVED]
     rows = list(map(msgspec.structs.astuple, structs))
-    columns: dict[str, Sequence[Any]] = dict(zip(names, zip(*rows, strict=True), strict=False))
+    columns = dict(zip(names, zip(*rows, strict=True), strict=bool(rows)))
     made = _Columns(columns, len(structs), layout)
     arrays = {column: made.array(name) for name, (column, _) in CANDIDATE_FIELDS.items()}
     _check_pointers(arrays["pointer"], arrays["pointer_pos"])
@@ -127,13 +131,13 @@ def _candidate_batch(
     batch = pa.RecordBatch.from_arrays(
         [arrays[f.name] for f in schema.CANDIDATES], schema=schema.CANDIDATES
     )
-    return batch, made.tokens
+    return batch, -1 if RESERVED in made.columns else made.tokens
 
 
 class _Columns:
     """The columns of a block of candidates: which keys are absent, and Arrow arrays of them."""
 
-    def __init__(self, columns: dict[str, Sequence[Any]], num_rows: int, layout: Layout) -> None:
+    def __init__(self, columns: Mapping[str, Sequence[Any]], num_rows: int, layout: Layout) -> None:
         self.num_rows = num_rows
         self.layout = layout
         self.tokens = 0
@@ -180,7 +184,7 @@ class _Columns:
 
     def extra(self, learned: Sequence[str]) -> pa.Array:
         """Unknown keys as one JSON object a row, with what export needs besides."""
-        unknown = [name for name in learned if name in self.columns]
+        unknown = [name for name in (*learned, RESERVED) if name in self.columns]
         notes = self._notes()
         if not unknown:
             return (
@@ -191,10 +195,11 @@ class _Columns:
         texts: list[str | None] = []
         for row, values in enumerate(zip(*(self.columns[n] for n in unknown), strict=True)):
             members = {n: v for n, v in zip(unknown, values, strict=True) if v is not UNSET}
+            members |= members.pop(RESERVED, {})
             self.tokens += sum(map(count_strings, members.values()))
             if notes and notes[row]:
                 members |= notes[row] or {}
-            texts.append(to_json(members))
+            texts.append(to_json(members or None))
         return pa.array(texts, pa.string())
 
     def _notes(self) -> list[dict[str, Any] | None]:
@@ -258,6 +263,9 @@ def _query_batch(
     records: Sequence[Record], types: Types, layout: Layout, context: Context
 ) -> tuple[pa.RecordBatch, int]:
     infos = [value.query if value.query else None for _, value in records]
+    for (query_id, _), info in zip(records, infos, strict=True):
+        if info is not None and info.query_id not in (UNSET, query_id):
+            raise RefusedError("a query_id differs from its key")
     pools = [value.candidate_pool_indices for _, value in records]
     arrays = {
         "dataset": pa.repeat(context.dataset, len(records)),
@@ -296,6 +304,8 @@ def _query_extra(value: Made, types: Types, layout: Layout) -> dict[str, Any] | 
 
 def _count_value(value: Made, types: Types) -> int:
     """String tokens of one query outside its candidates: its id, keys and strings."""
+    if value.rest is not UNSET or (value.query and value.query.rest is not UNSET):
+        return -(1 << 62)
     tokens = 1 + len(_present(value, VALUE_FIELDS))
     tokens += count_strings(_learned(value, types.value))
     if value.query:
@@ -326,7 +336,8 @@ def _present(struct: Made, names: Iterable[str]) -> tuple[str, ...]:
 
 def _learned(struct: Made, names: Sequence[str]) -> dict[str, Any]:
     found = {name: getattr(struct, f"extra{i}") for i, name in enumerate(names)}
-    return {name: value for name, value in found.items() if value is not UNSET}
+    known = {name: value for name, value in found.items() if value is not UNSET}
+    return known if struct.rest is UNSET else known | struct.rest
 
 
 def _info_keys(value: Made, types: Types) -> tuple[str, ...] | None:

@@ -16,6 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 Made = Any  # a struct of a type made at run time, see Types
 RESERVED = "_lever"  # member of `extra` that holds what export needs and columns cannot say
+REST = "rest"  # field of a struct: unknown keys of the careful path; RESERVED in JSON
 MAX_LEARNED = 64
 
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
@@ -108,7 +109,8 @@ class Types:
             (self.info, info),
             (self.value, value),
         ):
-            known += sorted(new - set(known))[: MAX_LEARNED - len(known)]
+            fresh = sorted(filter(_can_be_field, new - set(known)))
+            known += fresh[: MAX_LEARNED - len(known)]
         if self.version != before:
             self._build()
 
@@ -142,5 +144,11 @@ def _struct(
         else:
             fields.append((key, kind | None | UnsetType, UNSET))
     fields += [(f"extra{i}", Any, UNSET) for i in range(len(learned))]
-    rename = {f"extra{i}": key for i, key in enumerate(learned)}
+    fields.append((REST, Any, UNSET))
+    rename = {f"extra{i}": key for i, key in enumerate(learned)} | {REST: RESERVED}
     return msgspec.defstruct(name, fields, rename=rename, forbid_unknown_fields=True, gc=False)
+
+
+def _can_be_field(key: str) -> bool:
+    """Whether msgspec takes the key as a field's name."""
+    return not any(char in '\\"' or char < " " for char in key)

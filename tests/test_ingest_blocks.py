@@ -1,0 +1,128 @@
+"""Decoding in blocks: no result depends on where the text is cut, and every file comes back."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lever_data.errors import LeverError
+from lever_data.export_records import BeamRecords, RlRecords
+from lever_data.legacy import LegacyReader, RestartError
+from lever_data.legacy_beam import BeamFormat
+from lever_data.legacy_rl import RlFormat
+from lever_data.legacy_rows import Context
+from tests.legacy_strategies import (
+    Json,
+    beam_files,
+    difference,
+    null_non_finite,
+    rl_files,
+    texts,
+)
+
+FAST = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+THOROUGH = settings(FAST, max_examples=3000)
+
+
+def read(text: bytes, form: RlFormat | BeamFormat, block: int) -> tuple[Json, dict[str, Any]]:
+    """Ingest and export in memory: the file as it comes back, and its candidate rows."""
+    reader = LegacyReader(io.BytesIO(text).read, "file", form, block=block)
+    built = list(reader.batches())
+    queries = pa.Table.from_batches([b.queries for b in built]).to_pylist()
+    candidates = pa.Table.from_batches([b.candidates for b in built]).to_pylist()
+    by_query: dict[int, list[Json]] = {row["query_id"]: [] for row in queries}
+    for row in candidates:
+        by_query[row["query_id"]].append(row)
+    layout = form.layout if isinstance(form, RlFormat) else None
+    records = BeamRecords() if layout is None else RlRecords(layout)
+    back = dict(reader.found.top)
+    for row in queries:
+        back[str(row["query_id"])] = records.value(row["query_id"], row, by_query[row["query_id"]])
+    for row in (*candidates, *queries):
+        row["extra"] = without_notes(row["extra"])
+    return back, {"candidates": candidates, "queries": queries}
+
+
+def without_notes(extra: str | None) -> Json:
+    """The unknown keys of a row; notes depend on the layout, which the first block decides."""
+    members: Json = json.loads(extra or "{}")
+    members.pop("_lever", None)
+    return members
+
+
+def check_rl(file: Json, text: bytes, block: int) -> None:
+    scorer = file.get("_meta", {}).get("vqa_model")
+    first, rows = read(text, RlFormat(Context("d", "s", scorer)), 1 << 20)
+    assert difference(first, null_non_finite(file)) is None
+    again, rows_again = read(text, RlFormat(Context("d", "s", scorer)), block)
+    assert difference(again, null_non_finite(file)) is None
+    assert rows == rows_again
+
+
+@FAST
+@given(texts(rl_files()), st.integers(1, 600))
+def test_rl_data_is_the_same_in_blocks_of_any_size(case: tuple[Json, bytes], block: int) -> None:
+    check_rl(*case, block)
+
+
+@pytest.mark.long
+@THOROUGH
+@given(texts(rl_files()), st.integers(1, 600))
+def test_rl_data_in_blocks_thoroughly(case: tuple[Json, bytes], block: int) -> None:
+    check_rl(*case, block)
+
+
+@FAST
+@given(texts(beam_files()), st.integers(1, 200))
+def test_beams_are_the_same_in_blocks_of_any_size(case: tuple[Json, bytes], block: int) -> None:
+    file, text = case
+    back, rows = read(text, BeamFormat(Context("d", "s", None)), block)
+    assert difference(back, null_non_finite(file)) is None
+    for row in rows["candidates"]:
+        beam = file[str(row["query_id"])]["id_list"][row["candidate"]]
+        assert [*row["pointer"], row["query_id"]] == beam
+        assert row["beam_rank"] == row["candidate"]
+        assert row["shot_num"] == len(beam) - 1
+
+
+def test_meta_behind_the_queries_asks_for_a_second_reading() -> None:
+    text = b'{"1": {"pointer_candidates": [{"pointer": [2]}]}, "_meta": {"vqa_model": "m"}}'
+    with pytest.raises(RestartError) as found:
+        read(text, RlFormat(Context("d", "s", None)), 10)
+    assert found.value.scorer == "m"
+    _, rows = read(text, RlFormat(Context("d", "s", "m")), 10)
+    assert [row["scorer"] for row in rows["candidates"]] == ["m"]
+
+
+def test_a_boundary_inside_a_value_is_not_taken_for_one() -> None:
+    inner: Json = {"a": {"pointer_candidates": []}, "5": {"pointer_candidates": []}, "b": {}}
+    record = {"pointer_candidates": [{"pointer": [1], "note": inner, "t": '}, "5": {'}]}
+    file = {str(i): record for i in range(20)}
+    text = json.dumps(file).encode()
+    for block in (10, 50, 100, 150, 1000):
+        back, _ = read(text, RlFormat(Context("d", "s", None)), block)
+        assert back == file
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        '"beam_score": 1, "beam_score": 2',
+        '"note": {"a": 1, "b": 2, "a": 3}',
+        '"gen_method": "beam", "gen_method": "\\"be\\\\am\\""',
+        '"pointer": [3]',
+    ],
+)
+def test_a_key_that_occurs_twice_is_found_at_any_depth(inner: str) -> None:
+    good = '"0": {"pointer_candidates": [{"pointer": [1], "note": 0}]}'
+    text = f'{{{good}, "1": {{"pointer_candidates": [{{"pointer": [1], {inner}}}]}}}}'.encode()
+    with pytest.raises(LeverError, match="a key occurs twice") as found:
+        read(text, RlFormat(Context("d", "s", None)), 1 << 20)
+    assert "query '1'" in str(found.value.where)
+    assert "pointer_candidates[0]." in str(found.value.where)
