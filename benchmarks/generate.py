@@ -1,0 +1,108 @@
+"""Make RL data files of any size: deterministic, in the look of the legacy generator.
+
+    python benchmarks/generate.py OUT.json --megabytes 200 [--generation 1|2|3] [--flat]
+
+Queries in order, fifteen candidates each, two shots, indented as the legacy code writes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CANDIDATES = 15
+_METHODS = [("beam", None)] * 5 + [("sample", 1.0)] * 4 + [("sample", 1.3)] * 5 + [("random", None)]
+_ANSWERS = ["yes", "no", "pony tail", "two", "skate board", "red and white", "café", "umbrella"]
+
+
+def records(generation: int, seed: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """An endless stream of (query id, value)."""
+    rng = random.Random(seed)
+    query_id = 0
+    while True:
+        yield str(query_id), _value(rng, query_id, generation)
+        query_id += 1
+
+
+def write(path: Path, size: int, generation: int = 2, indent: int | None = 2) -> int:
+    """Write a file of about ``size`` bytes; returns the number of queries."""
+    written = count = 0
+    pad = "" if indent is None else "  "
+    with path.open("w", encoding="utf-8") as file:
+        for key, value in records(generation):
+            text = json.dumps(value, indent=indent).replace("\n", f"\n{pad}")
+            piece = f'{"{" if not count else ","}\n{pad}"{key}": {text}'
+            written += file.write(piece)
+            count += 1
+            if written >= size:
+                break
+        file.write("\n}\n")
+    return count
+
+
+def _value(rng: random.Random, query_id: int, generation: int) -> dict[str, Any]:
+    pool = rng.sample(range(10_000), 32)
+    value: dict[str, Any] = {}
+    if generation == 3:
+        answers = rng.choices(_ANSWERS, k=10)
+        value["query"] = {
+            "query_id": query_id,
+            "question_id": query_id * 10 + 5,
+            "image_id": query_id * 7,
+            "question": f"What is the {rng.choice(_ANSWERS)} doing in picture {query_id}?",
+            "gt_answers_raw": answers,
+            "gt_answers_norm": answers,
+        }
+        value["candidate_pool_indices"] = pool
+    value["pointer_candidates"] = [
+        _candidate(rng, pool, rank, generation) for rank in range(CANDIDATES)
+    ]
+    return value
+
+
+def _candidate(rng: random.Random, pool: list[int], rank: int, generation: int) -> dict[str, Any]:
+    method, temperature = _METHODS[rank]
+    positions = rng.sample(range(len(pool)), 2)
+    accuracy = rng.choice([0.0, 0.0, 0.0, 0.3, 0.6, 0.9, 1.0])
+    record: dict[str, Any] = {
+        "pointer": [pool[p] for p in positions],
+        "gen_method": method,
+        "beam_rank": rank if method == "beam" else None,
+        "beam_score": rng.random() if method == "beam" else None,
+        "logprob_score": None if method == "random" else -10 * rng.random(),
+        "temperature": temperature,
+        "vqa_pred_answer": rng.choice(_ANSWERS),
+        "vqa_correct": int(accuracy > 0),
+        "vqa_acc_score": accuracy,
+    }
+    if generation >= 2:
+        record["vqa_eval_mode"] = "file" if rng.random() < 0.97 else "fallback"
+    if generation == 3:
+        record["pointer_pos"] = positions
+        record["vqa_raw_generation"] = record["vqa_pred_answer"] + "\n"
+        for key in ("vqa_gt_prob", "vqa_rel_token_f1", "vqa_rel_edit_sim", "vqa_rel_score"):
+            record[key] = round(rng.random(), 6)
+        record["eval_split_used"] = "train"
+        record["eval_failed"] = False
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--generation", type=int, choices=(1, 2, 3), default=2)
+    parser.add_argument("--flat", action="store_true", help="no indentation")
+    given = parser.parse_args()
+    count = write(
+        given.out, given.megabytes * 1_000_000, given.generation, None if given.flat else 2
+    )
+    print(f"{count} queries, {given.out.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
