@@ -1,0 +1,160 @@
+"""Answers from a local vision-language model through transformers, Qwen2.5-VL first.
+
+In go prompts, out come answers with the log-probabilities of the ground truth. Prompts are batched
+by length. The answer to a prompt must not depend on what else is in the batch: the first batch is
+answered once more one by one, and where that differs (bf16 does not promise it) everything is
+answered one by one. Out of memory halves the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lever_data.files import sha256_file
+from lever_train.rollout.answerers.base import Answer, ShownFingerprints, Usage
+from lever_train.rollout.answerers.vision_language import (
+    Encoded,
+    Generation,
+    VisionLanguageModel,
+)
+from lever_train.rollout.prompts import Item, Prompt, Template
+from lever_train.rollout.request import AnswererSpec
+
+SELF_TEST = 4  # prompts answered twice at the start
+_BATCH = {"cpu": 4, "cuda": 32}
+_LOG = logging.getLogger("lever.transformers")
+
+
+@dataclass
+class TransformersAnswerer:
+    """A model that is loaded when it is first asked. Make one with :meth:`load`."""
+
+    model_name: str
+    spec: AnswererSpec
+    template: Template = field(default_factory=Template)
+    usage: Usage = field(default_factory=Usage)
+    _model: VisionLanguageModel | None = None
+    _batch: int = 0
+    _tested: bool = False
+    _shown: ShownFingerprints = field(default_factory=ShownFingerprints)
+
+    @classmethod
+    def load(cls, model_name: str, spec: AnswererSpec) -> TransformersAnswerer:
+        """An answerer for a model of the hub or in a folder; nothing is loaded yet."""
+        kind = spec.device.split(":")[0]
+        return cls(model_name, spec, _batch=spec.batch_size or _BATCH.get(kind, 4))
+
+    @property
+    def name(self) -> str:
+        """The model's name without the folder it lies in."""
+        return Path(self.model_name).name
+
+    @property
+    def batch_size(self) -> int:
+        """Several batches at once, so that prompts of like length meet."""
+        return max(self._batch, 1) * 8
+
+    def generation(self) -> dict[str, Any]:
+        """Prompt and parameters; a model in a folder is known by its config's digest."""
+        config = Path(self.model_name) / "config.json"
+        return {
+            "dtype": "bfloat16" if self.spec.device.startswith("cuda") else "float32",
+            "length_penalty": self.spec.length_penalty,
+            "log_probs": self.spec.log_probs,
+            "max_new_tokens": self.spec.max_new_tokens,
+            "model": sha256_file(config)[:16] if config.is_file() else self.model_name,
+            "num_beams": self.spec.num_beams,
+            "template": self.template.sha256()[:16],
+        }
+
+    def fingerprint(self, item: Item) -> bytes:
+        """Digest of image, question and answer."""
+        return self._shown.of(item)
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Answer prompts.
+
+        Raises:
+            LeverError: the model cannot be loaded.
+        """
+        if self._model is None:
+            self._model = VisionLanguageModel.load(self.model_name, self.spec.device)
+        model = self._model
+        answers: dict[int, Answer] = {}
+        encoded: dict[int, Encoded] = {}
+        failed = model.read_images([i for p in prompts for i in _images(p)])
+        for index, prompt in enumerate(prompts):
+            broken = next((failed[i] for i in _images(prompt) if i in failed), None)
+            if broken is not None:
+                answers[index] = Answer(None, error=f"an image cannot be read: {broken}")
+            else:
+                encoded[index] = model.encode(prompt, self.template)
+                self.usage.prompt_tokens += len(encoded[index].ids)
+        if not self._tested and len(encoded) > 1 and self._batch > 1:
+            self._self_test(model, [encoded[i] for i in list(encoded)[:SELF_TEST]])
+        todo = sorted(encoded, key=lambda i: len(encoded[i].ids))
+        for indices, texts, log_probs in self._batches(model, prompts, encoded, todo):
+            for index, text, known in zip(indices, texts, log_probs, strict=True):
+                answers[index] = Answer(text, known) if text is not None else _OUT_OF_MEMORY
+        self.usage.answers += len(encoded)
+        return [answers[i] for i in range(len(prompts))]
+
+    def _batches(
+        self,
+        model: VisionLanguageModel,
+        prompts: Sequence[Prompt],
+        encoded: dict[int, Encoded],
+        todo: list[int],
+    ) -> Iterator[tuple[list[int], Sequence[str | None], Sequence[tuple[float, ...] | None]]]:
+        """Batches of indices with their texts and log-probabilities; a batch that does not fit in
+        memory is halved, and one prompt that does not fit alone has no text."""
+        while todo:
+            indices = todo[: self._batch]
+            batch = [encoded[i] for i in indices]
+            try:
+                texts: Sequence[str | None] = model.generate(batch, self._how)
+                log_probs: Sequence[tuple[float, ...] | None] = [None] * len(batch)
+                if self.spec.log_probs:
+                    log_probs = model.log_probs(batch, [prompts[i].given for i in indices])
+            except torch.OutOfMemoryError:
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                if len(indices) > 1:
+                    self._batch = len(indices) // 2
+                    _LOG.warning("out of memory: batches of %d from here on", self._batch)
+                    continue
+                texts, log_probs = [None], [None]
+            todo = todo[len(indices) :]
+            yield indices, texts, log_probs
+
+    def _self_test(self, model: VisionLanguageModel, sample: list[Encoded]) -> None:
+        """Batch 1 against batch N."""
+        self._tested = True
+        together = model.generate(sample, self._how)
+        alone = [model.generate([one], self._how)[0] for one in sample]
+        if together != alone:
+            _LOG.warning(
+                "answers depend on the batch (%d of %d differ): answering one by one",
+                sum(a != b for a, b in zip(together, alone, strict=True)),
+                len(sample),
+            )
+            self._batch = 1
+
+    @property
+    def _how(self) -> Generation:
+        spec = self.spec
+        return Generation(spec.max_new_tokens, spec.num_beams, spec.length_penalty)
+
+
+_OUT_OF_MEMORY = Answer(None, error="the device has not enough memory for this prompt alone")
+
+
+def _images(prompt: Prompt) -> list[Path]:
+    items = (*prompt.demonstrations, prompt.query)
+    return [item.image for item in items if item.image is not None]

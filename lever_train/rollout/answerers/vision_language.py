@@ -1,0 +1,290 @@
+"""A local vision-language model: encode prompts, reuse vision features, generate, score answers.
+
+In go prompts as template parts; out come texts and log-probabilities. The features of an image are
+computed once and kept (demonstrations come again and again), and a prompt is read once for all the
+answers whose probability is asked: its key-value cache serves them all. That needs a model of the
+Qwen-VL family, whose image tokens can be laid out without its processor; that matters because the
+composite processor does not construct where torchvision is missing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lever_data.errors import LeverError
+from lever_train.rollout.prompts import Prompt, Template
+
+FEATURE_BYTES = 1 << 30  # vision features kept on the device
+_READERS = 4  # threads that decode and resize images
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as the model reads it: token ids with one id per image patch group, and its
+    images in order."""
+
+    ids: list[int]
+    images: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are generated."""
+
+    max_new_tokens: int
+    num_beams: int
+    length_penalty: float
+
+
+@dataclass
+class _Feature:
+    tokens: Tensor  # [n, h], as they replace the image's placeholder tokens
+    grid: Tensor  # [3] int64: frames, rows, columns of patches
+
+
+class VisionLanguageModel:
+    """A Qwen-VL model with its tokenizer and image processor; make one with :meth:`load`."""
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, device: str) -> None:
+        self.model = model.eval().to(device)
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.device = device
+        self.image_token: int = model.config.image_token_id
+        self._features: OrderedDict[Path, _Feature] = OrderedDict()
+        self._kept_bytes = 0
+        ends = model.generation_config.eos_token_id
+        self._ends = list(ends) if isinstance(ends, list | tuple) else [ends]
+        # transformers before 5 derive the token types themselves
+        self._wants_types = "mm_token_type_ids" in inspect.signature(model.forward).parameters
+
+    @classmethod
+    def load(cls, name: str, device: str) -> VisionLanguageModel:
+        """Load a model by its name or folder; bf16 on a GPU, float32 on the CPU.
+
+        Raises:
+            LeverError: it cannot be loaded, or is of another family.
+        """
+        from transformers import AutoModelForImageTextToText
+
+        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        try:
+            tokenizer, images = _load_processors(name)
+            model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+        except (OSError, ValueError, ImportError) as error:
+            raise LeverError(
+                f"the model cannot be loaded ({type(error).__name__}: {error})",
+                where=name,
+                hint="name a folder or a model of the Hugging Face hub",
+            ) from error
+        if not hasattr(model.config, "image_token_id") or not hasattr(images, "merge_size"):
+            raise LeverError(
+                "the model lays out images in a way this answerer does not know",
+                where=name,
+                value=type(model).__name__,
+                hint="serve it with vLLM and use openai:URL",
+            )
+        return cls(model, tokenizer, images, device)
+
+    def encode(self, prompt: Prompt, template: Template) -> Encoded:
+        """Token ids of the chat: system prompt, then one user message of images and texts.
+
+        Raises:
+            OSError: an image cannot be read.
+        """
+        parts = template.parts(prompt)
+        content = [
+            {"type": "image"} if p.image is not None else {"type": "text", "text": p.text}
+            for p in parts
+        ]
+        messages = [
+            {"role": "system", "content": template.system},
+            {"role": "user", "content": content},
+        ]
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        images = tuple(p.image for p in parts if p.image is not None)
+        counts = iter([len(self._feature(path).tokens) for path in images])
+        ids: list[int] = []
+        for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            ids += [token] * (next(counts) if token == self.image_token else 1)
+        return Encoded(ids, images)
+
+    def read_images(self, paths: Sequence[Path]) -> dict[Path, str]:
+        """Compute the features of images not seen before; returns why some cannot be read."""
+        todo = [p for p in dict.fromkeys(paths) if p not in self._features]
+        failed: dict[Path, str] = {}
+        with ThreadPoolExecutor(_READERS) as readers:
+            for path, pixels in zip(todo, readers.map(self._pixels, todo), strict=True):
+                if isinstance(pixels, str):
+                    failed[path] = pixels
+                else:
+                    self._keep(path, *pixels)
+        return failed
+
+    @torch.inference_mode()
+    def generate(self, batch: Sequence[Encoded], how: Generation) -> list[str]:
+        """Generated texts, one a prompt; prompts are padded on the left."""
+        inputs = self._inputs(batch)
+        out = self.model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=how.max_new_tokens,
+            min_new_tokens=0,
+            num_beams=how.num_beams,
+            length_penalty=how.length_penalty,
+        )
+        width = inputs["input_ids"].shape[1]
+        texts: list[str] = self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+        return texts
+
+    @torch.inference_mode()
+    def log_probs(
+        self, batch: Sequence[Encoded], given: Sequence[Sequence[str]]
+    ) -> list[tuple[float, ...]]:
+        """Log-probability (nats) of generating exactly each given answer and then stopping."""
+        inputs = self._inputs(batch)
+        mask = inputs["attention_mask"]
+        positions, deltas = self._positions(inputs)
+        shown = "inputs_embeds" if "inputs_embeds" in inputs else "input_ids"
+        read = self.model(
+            **{shown: inputs[shown]},
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        rows = [i for i, answers in enumerate(given) for _ in answers]
+        if not rows:
+            return [() for _ in given]
+        index = torch.tensor(rows, device=self.device)
+        tokens, real = self._answers([a for answers in given for a in answers])
+        cache = read.past_key_values
+        cache.batch_select_indices(index)
+        full = torch.cat([mask[index], real.to(mask.dtype)], dim=1)
+        after = (full.cumsum(-1) - 1)[:, mask.shape[1] :] + deltas[index]
+        logits = self.model(
+            input_ids=tokens,
+            attention_mask=full,
+            position_ids=after[None].expand(3, -1, -1),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        # what predicts answer token t is the output before it; the first is the prompt's last
+        steps = torch.cat([read.logits[index], logits], dim=1).float().log_softmax(-1)
+        return _grouped(self._sequence(steps, tokens, real), given)
+
+    def _sequence(self, steps: Tensor, tokens: Tensor, real: Tensor) -> list[float]:
+        """Sum over the answer's tokens plus the probability of any end token after them."""
+        spoken = steps[:, :-1].gather(2, tokens[..., None])[..., 0]
+        total = torch.where(real, spoken, 0.0).sum(-1)
+        last = steps[torch.arange(len(steps), device=steps.device), real.sum(-1)]
+        ends = torch.tensor(self._ends, device=steps.device)
+        found: list[float] = (total + last[:, ends].logsumexp(-1)).tolist()
+        return found
+
+    def _answers(self, answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Answers as tokens [M, T], padded on the right, and the mask of what is real."""
+        ids = [self.tokenizer(a, add_special_tokens=False)["input_ids"] for a in answers]
+        width = max(1, *(len(i) for i in ids))
+        tokens = torch.tensor([i + [self._pad] * (width - len(i)) for i in ids])
+        real = torch.arange(width) < torch.tensor([len(i) for i in ids])[:, None]
+        return tokens.to(self.device), real.to(self.device)
+
+    @property
+    def _pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self._ends[0])
+
+    def _inputs(self, batch: Sequence[Encoded]) -> dict[str, Tensor]:
+        """The batch padded on the left, vision features in place of the image tokens."""
+        width = max(len(e.ids) for e in batch)
+        ids = torch.tensor([[self._pad] * (width - len(e.ids)) + e.ids for e in batch])
+        lengths = torch.tensor([len(e.ids) for e in batch])
+        mask = (torch.arange(width) >= width - lengths[:, None]).long()
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        features = [self._feature(path) for e in batch for path in e.images]
+        is_image = (ids == self.image_token) & mask.bool()
+        if self._wants_types:
+            inputs["mm_token_type_ids"] = is_image.int()
+        if features:
+            embeds = self.model.get_input_embeddings()(ids)
+            tokens = torch.cat([f.tokens for f in features]).to(embeds.dtype)
+            inputs["inputs_embeds"] = embeds.masked_scatter(is_image[..., None], tokens)
+            inputs["image_grid_thw"] = torch.stack([f.grid for f in features]).to(self.device)
+        return inputs
+
+    def _positions(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Positions [3, B, P] of the prompt's tokens, and [B, 1] what text after it adds to its
+        own count."""
+        mask = inputs["attention_mask"]
+        if "image_grid_thw" not in inputs:
+            plain = (mask.cumsum(-1) - 1).clamp(min=0)
+            return plain[None].expand(3, -1, -1), torch.zeros_like(mask[:, :1])
+        named = {k: v for k, v in inputs.items() if k != "inputs_embeds"}
+        positions, deltas = self.model.model.get_rope_index(**named)
+        return positions, deltas
+
+    def _feature(self, path: Path) -> _Feature:
+        """The features of an image, computed where they were dropped since."""
+        if path not in self._features:
+            pixels = self._pixels(path)
+            if isinstance(pixels, str):
+                raise OSError(pixels)
+            self._keep(path, *pixels)
+        self._features.move_to_end(path)
+        return self._features[path]
+
+    def _pixels(self, path: Path) -> tuple[Tensor, Tensor] | str:
+        """An image as the vision tower reads it: patches and grid; a text says why not."""
+        try:
+            with Image.open(path) as image:
+                out = self.image_processor(images=[image.convert("RGB")], return_tensors="pt")
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            return f"{path.name}: {error}"
+        return out["pixel_values"], out["image_grid_thw"]
+
+    @torch.inference_mode()
+    def _keep(self, path: Path, pixels: Tensor, grid: Tensor) -> None:
+        """Run the vision tower on one image and keep what it says, the oldest making room."""
+        features = self.model.get_image_features(
+            pixels.to(self.device, self.model.dtype), grid.to(self.device)
+        )
+        pooled = getattr(features, "pooler_output", features)
+        tokens = torch.cat(list(pooled)) if not isinstance(pooled, Tensor) else pooled
+        self._features[path] = _Feature(tokens, grid[0])
+        self._kept_bytes += tokens.nbytes
+        while self._kept_bytes > FEATURE_BYTES and len(self._features) > 1:
+            _, dropped = self._features.popitem(last=False)
+            self._kept_bytes -= dropped.tokens.nbytes
+
+
+def _load_processors(name: str) -> tuple[Any, Any]:
+    """Tokenizer and image processor: the model's own processor, else its two parts."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+    except ImportError:  # the video half of it wants torchvision
+        return AutoTokenizer.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
+    tokenizer = processor.tokenizer
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = processor.chat_template
+    return tokenizer, processor.image_processor
+
+
+def _grouped(values: list[float], given: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+    left = iter(values)
+    return [tuple(next(left) for _ in answers) for answers in given]
