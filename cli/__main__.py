@@ -17,9 +17,11 @@ from . import (
     audit,
     convert,
     demo,
+    eval,
     export,
     generate,
     ingest,
+    predict,
     query,
     rescore,
     runs,
@@ -44,9 +46,11 @@ app = typer.Typer(
 app.command()(audit.audit)
 app.command()(convert.convert)
 app.command()(demo.demo)
+app.command("eval")(eval.evaluate)
 app.command()(export.export)
 app.command()(generate.generate)
 app.command()(ingest.ingest)
+app.command()(predict.predict)
 app.command()(query.query)
 app.command()(rescore.rescore)
 app.add_typer(runs.app, name="runs")

@@ -169,7 +169,7 @@ def _questions(split: str, items: Items) -> dict[str, Any]:
         "info": {"description": "an embedded visual-question world", "version": "1"},
         "task_type": "Open-Ended",
         "data_type": DATASET,
-        "data_subtype": split,
+        "data_subtype": f"{split}2026",
         "questions": [{name: row[name] for name in fields} for row in rows],
     }
 
@@ -189,7 +189,7 @@ def _annotations(split: str, items: Items) -> dict[str, Any]:
         }
         for query, said in enumerate(items.answers)
     ]
-    return {"data_type": DATASET, "data_subtype": split, "annotations": annotations}
+    return {"data_type": DATASET, "data_subtype": f"{split}2026", "annotations": annotations}
 
 
 def _commonest(said: list[str]) -> str:

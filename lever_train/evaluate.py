@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.vqa_metric import vqa_accuracy
 from lever_train import baselines
 from lever_train.baselines import Accuracy, Pointers, Rows
 from lever_train.heldout import HeldOut
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.policy import Policy
-from lever_train.rollout.prompts import Prompt
-from lever_train.rollout.scoring import Score, score
+from lever_train.rollout.prompts import Prompt, postprocess
 
 Answers = Callable[[Sequence[Prompt]], list[Answer]]
 BASELINES = ("zero_shot", "random", "nearest", "oracle")
@@ -48,18 +47,17 @@ class EvalOptions:
 class Outcome:
     """One selector at one shot number.
 
-    ``pointer`` [n, shots] int64 example ids in the order shown; ``scores`` n of them.
+    ``pointer`` [n, shots] int64: example ids in the order shown. ``predictions``: n answers after
+    post-processing, ``None`` where the answerer failed for the reason in ``errors``.
+    ``accuracy`` [n] float64: official, in [0, 1], NaN where it failed.
     """
 
     selector: str
     shots: int
     pointer: Pointers
-    scores: tuple[Score, ...]
-
-    @property
-    def accuracy(self) -> Accuracy:
-        """Official accuracy [n] float64 in [0, 1], NaN where the answerer failed."""
-        return _accuracies(self.scores)
+    predictions: tuple[str | None, ...]
+    errors: tuple[str | None, ...]
+    accuracy: Accuracy
 
 
 def evaluate(
@@ -115,15 +113,23 @@ class _Court:
 
     def outcome(self, selector: str, pointer: Pointers) -> Outcome:
         rows = np.arange(len(self.held), dtype=np.int64)
-        scores = self._scores(rows, pointer, f"{selector}, {pointer.shape[1]} shots")
-        return Outcome(selector, pointer.shape[1], pointer, tuple(scores))
+        answers = self._ask(rows, pointer, f"{selector}, {pointer.shape[1]} shots")
+        return Outcome(
+            selector,
+            pointer.shape[1],
+            pointer,
+            tuple(None if a.text is None else postprocess(a.text) for a in answers),
+            tuple(a.error for a in answers),
+            self._score(rows, answers),
+        )
 
     def accuracy(self, rows: Rows, pointers: Pointers) -> Accuracy:
         """The judge of the oracle."""
-        return _accuracies(self._scores(rows, pointers, f"oracle, {pointers.shape[1]} shots"))
+        answers = self._ask(rows, pointers, f"oracle, {pointers.shape[1]} shots")
+        return self._score(rows, answers)
 
-    def _scores(self, rows: Rows, pointers: Pointers, note: str) -> list[Score]:
-        found: list[Score] = []
+    def _ask(self, rows: Rows, pointers: Pointers, note: str) -> list[Answer]:
+        found: list[Answer] = []
         examples = self.held.examples
         for first in range(0, len(rows), _PROMPTS_AT_ONCE):
             part = slice(first, first + _PROMPTS_AT_ONCE)
@@ -131,12 +137,13 @@ class _Court:
                 Prompt(self.held.queries[row], tuple(examples[i] for i in shown))
                 for row, shown in zip(rows[part].tolist(), pointers[part].tolist(), strict=True)
             ]
-            truths = [self.held.truths[row] for row in rows[part].tolist()]
-            found += score(self.answer(prompts), truths)
+            found += self.answer(prompts)
             self.asked += len(prompts)
             self.options.progress(self.asked, None, note)
         return found
 
-
-def _accuracies(scores: Sequence[Score]) -> npt.NDArray[np.float64]:
-    return np.array([np.nan if s.accuracy is None else s.accuracy for s in scores])
+    def _score(self, rows: Rows, answers: Sequence[Answer]) -> Accuracy:
+        predictions = [postprocess(a.text) if a.text is not None else "" for a in answers]
+        accuracy = vqa_accuracy(predictions, [self.held.truths[r].answers for r in rows.tolist()])
+        failed = np.array([a.text is None for a in answers], dtype=bool)
+        return np.where(failed, np.nan, accuracy)

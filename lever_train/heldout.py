@@ -1,20 +1,21 @@
 """Queries to evaluate on: their items, truths, embeddings and pools, and the examples to show.
 
-In go a store, a (dataset, split) and the files beside it; out comes a :class:`HeldOut`. The
-demonstrations are the items of another split, ``train`` as a rule.
+In go a connection and :class:`Questions`; out comes a :class:`HeldOut`. The demonstrations are the
+items of another split, ``train`` as a rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import duckdb
 import numpy as np
+from torch import Tensor
 
 from lever_data.errors import LeverError, UsageError
 from lever_train.embeddings import load_embeddings
+from lever_train.eval_request import Questions
 from lever_train.pools import SharedPool, open_pools
 from lever_train.rollout.items import Place, Truth, load_items, load_truth
 from lever_train.rollout.official import Official, load_official
@@ -23,33 +24,12 @@ from lever_train.rollout.proposals import Ask
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to evaluate on.
-
-    ``split`` holds the queries, ``candidate_split`` the demonstrations. Embeddings are files or
-    names in the store. ``pool``: a file [n, K], row = query id; without it the store's pools, and
-    without those every example is in every pool. ``questions`` and ``annotations``: the official
-    files of ``split``; without them the examples table must hold the annotators' answers.
-    """
-
-    dataset: str
-    split: str
-    query_embeddings: str
-    candidate_embeddings: str | None = None
-    candidate_split: str = "train"
-    pool: str | None = None
-    questions: Path | None = None
-    annotations: Path | None = None
-    image_root: Path | None = None
-    limit: int | None = None
-
-
-@dataclass(frozen=True)
 class HeldOut:
     """n queries, in the order of their ids.
 
     ``ask``: their ids, embeddings and pools. ``queries`` and ``truths``: n items and what their
-    answers are compared with. ``examples``: the demonstrations by example id.
+    answers are compared with. ``examples``: the demonstrations by example id. ``query_table``: the
+    query embeddings whole, row = query id.
     """
 
     dataset: str
@@ -58,35 +38,43 @@ class HeldOut:
     queries: tuple[Item, ...]
     truths: tuple[Truth, ...]
     examples: Mapping[int, Item]
+    query_table: Tensor
 
     def __len__(self) -> int:
         return len(self.queries)
 
 
-def open_held_out(con: duckdb.DuckDBPyConnection, request: Request) -> HeldOut:
-    """Load everything an evaluation reads.
+def open_held_out(
+    con: duckdb.DuckDBPyConnection, questions: Questions, limit: int | None = None
+) -> HeldOut:
+    """Load everything an evaluation reads; of the first ``limit`` queries where it is given.
 
     Raises:
         LeverError: items, answers, embeddings or pools are missing; it names the query.
-        UsageError: only one of the official files is given.
+        UsageError: the dataset or embeddings are not named.
     """
-    place = Place(request.dataset, request.split, request.image_root)
-    official = _official(request)
-    items = load_items(con, place, official)
-    if request.limit is not None:
-        items = {number: items[number] for number in sorted(items)[: request.limit]}
-    own = request.candidate_split == request.split
-    source = Place(request.dataset, request.candidate_split, request.image_root)
+    dataset = questions.dataset or _only_dataset(con)
+    official = _official(questions)
+    items = load_items(con, Place(dataset, questions.split, questions.image_root), official)
+    if limit is not None:
+        items = {number: items[number] for number in sorted(items)[:limit]}
+    own = questions.candidate_split == questions.split
+    source = Place(dataset, questions.candidate_split, questions.image_root)
     examples = load_items(con, source, official if own else None)
     truths = load_truths(items, official)
     numbers = np.array(sorted(items), dtype=np.int64)
+    queries, table = _embeddings(con, questions)
+    _require_rows(numbers, len(queries), "the query embeddings")
+    _require_rows(np.array(sorted(examples)), len(table), "the candidate embeddings")
+    pool = _pool(con, questions, numbers, examples)
     return HeldOut(
-        request.dataset,
-        request.split,
-        _ask(con, request, numbers, examples),
+        dataset,
+        questions.split,
+        Ask(numbers, queries[numbers], table, pool, own),
         tuple(items[int(i)] for i in numbers),
         tuple(truths[int(i)] for i in numbers),
         examples,
+        queries,
     )
 
 
@@ -111,29 +99,35 @@ def load_truths(items: Mapping[int, Item], official: Official | None) -> dict[in
     }
 
 
-def _official(request: Request) -> Official | None:
-    if (request.questions is None) != (request.annotations is None):
-        raise UsageError("--questions and --annotations belong together: give both or neither")
-    if request.questions is None or request.annotations is None:
+def _only_dataset(con: duckdb.DuckDBPyConnection) -> str:
+    found = con.cursor().execute("select distinct dataset from examples order by 1").fetchall()
+    if len(found) == 1:
+        return str(found[0][0])
+    raise UsageError(
+        "the store holds examples of several datasets, or of none",
+        value=", ".join(str(row[0]) for row in found) or None,
+        hint="--dataset NAME; `lever ingest QUESTIONS ANNOTATIONS` makes examples",
+    )
+
+
+def _official(questions: Questions) -> Official | None:
+    if questions.questions is None or questions.annotations is None:
         return None
-    return load_official(request.questions, request.annotations)
+    return load_official(questions.questions, questions.annotations)
 
 
-def _ask(
-    con: duckdb.DuckDBPyConnection,
-    request: Request,
-    numbers: np.ndarray,
-    examples: Mapping[int, Item],
-) -> Ask:
-    queries = load_embeddings(request.query_embeddings, con)
-    own = request.candidate_split == request.split
-    if request.candidate_embeddings is not None:
-        table = load_embeddings(request.candidate_embeddings, con)
-    elif own:
+def _embeddings(con: duckdb.DuckDBPyConnection, questions: Questions) -> tuple[Tensor, Tensor]:
+    """Query and candidate embeddings, row = item of their split."""
+    if questions.query_embeddings is None:
+        raise UsageError("no query embeddings are named", hint="--query-embeddings FILE")
+    queries = load_embeddings(questions.query_embeddings, con)
+    if questions.candidate_embeddings is not None:
+        table = load_embeddings(questions.candidate_embeddings, con)
+    elif questions.candidate_split == questions.split:
         table = queries
     else:
         raise UsageError(
-            f"the demonstrations are of another split ({request.candidate_split}) and need "
+            f"the demonstrations are of another split ({questions.candidate_split}) and need "
             "embeddings of their own",
             hint="--candidate-embeddings FILE",
         )
@@ -142,27 +136,25 @@ def _ask(
             "query and candidate embeddings differ in width",
             value=f"{queries.shape[1]} and {table.shape[1]}",
         )
-    _require_rows(numbers, len(queries), "the query embeddings")
-    _require_rows(np.array(sorted(examples)), len(table), "the candidate embeddings")
-    return Ask(numbers, queries[numbers], table, _pool(con, request, numbers, examples), own)
+    return queries, table
 
 
 def _pool(
     con: duckdb.DuckDBPyConnection,
-    request: Request,
+    questions: Questions,
     numbers: np.ndarray,
     examples: Mapping[int, Item],
 ) -> np.ndarray:
     """Example ids [n, K], or [K] where all queries share one pool."""
-    if request.pool is None and request.candidate_split != request.split:
+    if questions.pool is None and questions.candidate_split != questions.split:
         return np.array(sorted(examples), dtype=np.int64)
-    source = open_pools(con, request.pool, "candidates")
+    source = open_pools(con, questions.pool, "candidates")
     pool = source.ids if isinstance(source, SharedPool) else source.of(numbers)
     unknown = np.setdiff1d(pool[pool >= 0], np.fromiter(examples, np.int64, len(examples)))
     if len(unknown):
         raise LeverError(
             "the pool holds an example that the store does not",
-            where=f"{request.dataset}/{request.candidate_split}",
+            where=f"split {questions.candidate_split}",
             value=int(unknown[0]),
             hint="ingest the questions and annotations of the demonstrations' split",
         )
