@@ -1,0 +1,166 @@
+"""Losses on small groups: ties, groups of one, padding; each variant against a plain formula."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lever_train import losses
+from lever_train.schedule import adapt_beta, noise_seed, rce_temperature, warm_up
+from tests.shared_data import GOLDEN, needs_shared
+
+REWARDS = torch.tensor([[1.0, 0.0, 0.0, 9.0], [0.5, 0.5, 9.0, 9.0], [2.0, 9.0, 9.0, 9.0]])
+MASK = torch.tensor(
+    [[True, True, True, False], [True, True, False, False], [True, False, False, False]]
+)
+
+
+def test_tied_groups() -> None:
+    assert losses.tied_groups(REWARDS, MASK).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["zscore", "center", "loo", "rank"])
+def test_a_tied_group_and_a_group_of_one_have_no_advantage(kind: losses.AdvantageKind) -> None:
+    found = losses.advantages(REWARDS, MASK, kind)
+    assert found.isfinite().all()
+    assert (found[1:] == 0).all() and (found[~MASK] == 0).all()
+    assert found[0, 0] > 0 > found[0, 1] == found[0, 2]
+
+
+def test_advantages_by_hand() -> None:
+    group, mask = REWARDS[:1, :3], MASK[:1, :3]
+    std = math.sqrt(1 / 3)
+    expected = {
+        "zscore": [2 / 3 / std, -1 / 3 / std, -1 / 3 / std],
+        "center": [2 / 3, -1 / 3, -1 / 3],
+        "loo": [1.0, -0.5, -0.5],
+        "rank": [1.0, -0.5, -0.5],  # the tied two share ranks 0 and 1
+    }
+    for kind, values in expected.items():
+        found = losses.advantages(group, mask, kind)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, torch.tensor([values]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.3, 0.6, 1.0, 2.0]), min_size=2, max_size=9))
+def test_one_z_score_is_the_legacy_double_one(rewards: list[float]) -> None:
+    """Legacy: z-score, then z-score again with the std floored at 0.1; equal for untied groups."""
+    group = torch.tensor([rewards], dtype=torch.float64)
+    mask = torch.ones_like(group, dtype=torch.bool)
+    once = losses.z_score(group, mask)
+    twice = losses.z_score(once, mask, losses.SUBSET_STD_FLOOR)
+    torch.testing.assert_close(once, twice)
+
+
+def test_top_k_breaks_ties_by_ordinal() -> None:
+    rewards = torch.tensor([[0.0, 1.0, 1.0, 1.0, 5.0]])
+    mask = torch.tensor([[True, True, True, True, False]])
+    assert losses.top_k_mask(rewards, mask, 2).tolist() == [[False, True, True, False, False]]
+    assert losses.top_k_mask(rewards, mask, None) is mask
+    assert losses.top_k_mask(rewards, mask, 9) is mask
+
+
+def test_rce_weights_ignore_padding() -> None:
+    weights = losses.rce_weights(REWARDS, MASK, 0.5)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3))
+    assert (weights[~MASK] == 0).all()
+    torch.testing.assert_close(weights[0, 0] / weights[0, 1], torch.tensor(math.exp(2.0)))
+
+
+@pytest.mark.parametrize("direction", ["reference_policy", "policy_reference"])
+def test_kl_estimates_are_unbiased_or_positive(direction: losses.KlDirection) -> None:
+    """On all outcomes of two categorical policies, weighted by the policy the draws come from."""
+    new = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
+    reference = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64).log()
+    first, second = (reference, new) if direction == "reference_policy" else (new, reference)
+    exact = float((first.exp() * (first - second)).sum())
+    for estimator in ("k1", "k3"):
+        values = losses.kl_estimate(new - reference, estimator, direction)
+        assert float((first.exp() * values).sum()) == pytest.approx(exact)
+    for estimator in ("k2", "k3"):
+        values = losses.kl_estimate(new - reference, estimator, direction)  # type: ignore[arg-type]
+        assert (values >= 0).all()
+
+
+def _terms(log_ratio: list[float], advantage: list[float], **options: float) -> losses.GrpoTerms:
+    shape = torch.tensor([log_ratio])
+    groups = losses.GrpoGroups(
+        log_prob=shape,
+        reference=torch.zeros_like(shape),
+        advantage=torch.tensor([advantage]),
+        chosen=torch.ones_like(shape, dtype=torch.bool),
+        importance=torch.ones_like(shape),
+    )
+    return losses.grpo_terms(groups, losses.GrpoOptions(**options))  # type: ignore[arg-type]
+
+
+def test_low_and_high_clips_are_apart() -> None:
+    up, down = math.log(1.5), math.log(0.5)
+    terms = _terms([up, down], [1.0, -1.0], clip_low=0.1, clip_high=0.3)
+    torch.testing.assert_close(terms.ppo, torch.tensor([-(1.3 - 0.9) / 2]))
+    torch.testing.assert_close(terms.clipped_high, torch.tensor([0.5]))
+    torch.testing.assert_close(terms.clipped_low, torch.tensor([0.5]))
+
+
+def test_dual_clip_bounds_the_loss_of_bad_candidates() -> None:
+    far = math.log(50.0)
+    assert float(_terms([far], [-1.0]).ppo) == pytest.approx(50.0, rel=1e-5)
+    assert float(_terms([far], [-1.0], dual_clip=3.0).ppo) == pytest.approx(3.0)
+
+
+def test_importance_weights() -> None:
+    reference = torch.tensor([[-1.0, -1.0, -1.0]])
+    behaviour = torch.tensor([[-1.0, -3.0, math.nan]])
+    weights = losses.importance_weights(reference, behaviour, truncate=2.0)
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 2.0, 1.0]]))
+    ess = losses.effective_sample_size(weights, torch.ones_like(weights, dtype=torch.bool))
+    torch.testing.assert_close(ess, torch.tensor([16.0 / 6.0]))
+
+
+def test_one_candidate_groups() -> None:
+    cross_entropy = torch.tensor([[[1.0, 3.0], [5.0, 0.0]]])
+    steps = torch.tensor([[[True, True], [True, False]]])
+    for chosen, expected in ((0, 2.0), (1, 5.0)):
+        found = losses.one_candidate_groups(cross_entropy, steps, torch.tensor([chosen]))
+        assert float(found) == expected
+
+
+@needs_shared
+def test_schedules_are_the_legacy_ones() -> None:
+    golden = json.loads((GOLDEN / "rewards.json").read_text())
+    for case in golden["temperature_schedule"]:
+        assert rce_temperature(case["step"], case["total"]) == pytest.approx(case["expected"])
+    for case in golden["adaptive_kl_beta"]:
+        found = adapt_beta(
+            case["kl"],
+            case["beta"],
+            case["kl_target_min"],
+            case["kl_target_max"],
+            case["factor"],
+        )
+        assert found == pytest.approx(case["expected"], rel=1e-12)
+
+
+def test_warm_up_and_noise() -> None:
+    assert [warm_up(s, 100, 0.05) for s in (0, 4, 5, 99)] == [0.2, 1.0, 1.0, 1.0]
+    seeds = {
+        noise_seed(s, p, n, r)
+        for s in range(3)
+        for p in range(3)
+        for n in range(99)
+        for r in range(2)
+    }
+    assert len(seeds) == 3 * 3 * 99 * 2
+
+
+def test_weighted_groups_with_nan_free_gradients() -> None:
+    scores: Tensor = torch.randn(3, 4, requires_grad=True)
+    weights = losses.rce_weights(REWARDS, MASK, 1.0)
+    losses.rce_groups(scores[..., None], weights).sum().backward()  # type: ignore[no-untyped-call]
+    assert scores.grad is not None and scores.grad.isfinite().all()
