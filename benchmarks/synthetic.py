@@ -67,6 +67,8 @@ from scored
 order by query_id, candidate
 """
 
+_KEYS = "select 'synthetic' as dataset, 'train' as split, range as query_id from range(?, ?)"
+
 
 def make_store(path: Path, queries: int, *, seed: int = 0) -> Run:
     """Commit one run of ``queries`` × 15 candidates; the same seed gives the same rows."""
@@ -77,13 +79,9 @@ def make_store(path: Path, queries: int, *, seed: int = 0) -> Run:
         for low in range(0, queries, CHUNK):
             high = min(low + CHUNK, queries)
             bounds = {"low": low, "high": high, "per_query": PER_QUERY}
-            rows = con.execute(_CANDIDATES, {**bounds, "seed": seed, "pool": POOL})
+            rows = con.sql(_CANDIDATES, params={**bounds, "seed": seed, "pool": POOL})
             writer.write("candidates", _conform(rows.to_arrow_table(), CANDIDATES))
-            keys = con.execute(
-                "select 'synthetic' as dataset, 'train' as split, range as query_id "
-                "from range(?, ?)",
-                [low, high],
-            )
+            keys = con.sql(_KEYS, params=[low, high])
             writer.write("queries", _conform(keys.to_arrow_table(), QUERIES))
         return writer.commit()
 

@@ -15,8 +15,10 @@ import typer
 
 from . import (
     audit,
+    check,
     convert,
     demo,
+    diff,
     eval,
     export,
     generate,
@@ -44,8 +46,10 @@ app = typer.Typer(
 )
 
 app.command()(audit.audit)
+app.command()(check.check)
 app.command()(convert.convert)
 app.command()(demo.demo)
+app.command()(diff.diff)
 app.command("eval")(eval.evaluate)
 app.command()(export.export)
 app.command()(generate.generate)

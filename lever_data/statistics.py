@@ -66,9 +66,35 @@ def bootstrap_mean(
         ValueError: no values, or the lengths differ.
     """
     values = np.asarray(values, np.float64)
-    if not len(values):
+    if clusters is None:
+        index = np.arange(len(values))
+    else:
+        if len(clusters) != len(values):
+            raise ValueError(f"{len(values)} values cannot have {len(clusters)} clusters")
+        _, index = np.unique(clusters, return_inverse=True)
+        sums, sizes = np.bincount(index, weights=values), np.bincount(index)
+    return bootstrap_ratio(sums, sizes, replicates=replicates, confidence=confidence, seed=seed)
+
+
+def bootstrap_ratio(
+    sums: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    replicates: int = REPLICATES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """:func:`bootstrap_mean` of clusters already summed up.
+
+    Args:
+        sums: float [C], sum of the values of each cluster.
+        sizes: int [C], their number.
+        replicates, confidence, seed: as there.
+    """
+    if not len(sums):
         raise ValueError("the mean of no values")
-    sums, sizes, counts = _cells(values, clusters)
+    mean = float(np.sum(sums) / np.sum(sizes))
+    sums, sizes, counts = _cells(sums, sizes)
     shares = counts / counts.sum()
     rng = np.random.default_rng(seed)
     means = np.empty(replicates)
@@ -79,7 +105,7 @@ def bootstrap_mean(
         means[first : first + size] = (drawn @ sums) / (drawn @ sizes)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(values.mean()), float(low), float(high))
+    return Interval(mean, float(low), float(high))
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> McNemar:
@@ -111,19 +137,11 @@ def effective_sample_size(log_weights: np.ndarray) -> float:
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
-def _cells(
-    values: FloatArray, clusters: np.ndarray | None
-) -> tuple[FloatArray, FloatArray, np.ndarray]:
+def _cells(sums: np.ndarray, sizes: np.ndarray) -> tuple[FloatArray, FloatArray, np.ndarray]:
     """Distinct (sum, size) of the clusters and how many clusters have each."""
-    if clusters is None:
-        distinct, counts = np.unique(values, return_counts=True)
-        return distinct, np.ones(len(distinct)), counts
-    if len(clusters) != len(values):
-        raise ValueError(f"{len(values)} values cannot have {len(clusters)} clusters")
-    _, index = np.unique(clusters, return_inverse=True)
-    sizes = np.bincount(index).astype(np.float64)
-    sums = np.round(np.bincount(index, weights=values), 12)  # one cell for equal scores
-    cells, counts = np.unique(np.column_stack([sums, sizes]), axis=0, return_counts=True)
+    rounded = np.round(np.asarray(sums, np.float64), 12)  # one cell for equal scores
+    pairs = np.column_stack([rounded, np.asarray(sizes, np.float64)])
+    cells, counts = np.unique(pairs, axis=0, return_counts=True)
     return cells[:, 0], cells[:, 1], counts
 
 
