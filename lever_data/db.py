@@ -2,7 +2,8 @@
 
 In go a store and a choice of runs, out comes a DuckDB connection on which ``all_candidates`` and
 its kin are views over the Parquet files of just those runs. The connection reads inside the store
-and nowhere else. Take ``con.cursor()`` for every reader.
+and nowhere else. The files are hashed first: an altered one is an error, never other figures. Take
+``con.cursor()`` for every reader.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import duckdb
 from lever_data import catalog
 from lever_data.catalog import Relation, body, quote_identifier, quote_literal
 from lever_data.errors import LeverError, UsageError
+from lever_data.integrity import require_intact
 from lever_data.store import Run, Store
 
 __all__ = ["Session", "connect", "open_session", "quote_identifier", "quote_literal"]
@@ -66,7 +68,7 @@ def connect(
         threads: DuckDB's.
 
     Raises:
-        LeverError: no such store or run, or a manifest that cannot be read.
+        LeverError: no such store or run, or a run that is not what was committed.
     """
     session = open_session(store, runs=runs, scorer=scorer, sql_dir=sql_dir)
     if memory_limit is not None:
@@ -97,9 +99,13 @@ def open_session(
         folders.append(sql_dir)
     user, broken = catalog.user_relations(folders)
     con = duckdb.connect()
-    _define_sources(con, store, store.select(list(runs)), scorer)
+    known, tables = catalog.builtin(), None
+    if only is not None:
+        known, tables = _closure(con, catalog.builtin() | user, only)
+    chosen = store.select(list(runs))
+    require_intact(chosen, tables)
+    _define_sources(con, store, chosen, scorer)
     _close_to_outside(con, store)
-    known = catalog.builtin() if only is None else _closure(con, catalog.builtin() | user, only)
     for relation in catalog.in_order(con, {n: r for n, r in known.items() if r.folder != "user"}):
         con.execute(f"create view {quote_identifier(relation.name)} as {body(relation)}")
     wanted = user if only is None else {n: r for n, r in known.items() if r.folder == "user"}
@@ -128,7 +134,7 @@ def _define_sources(
             raise LeverError(
                 f"a Parquet file of the store cannot be read ({error})",
                 where=str(store.path),
-                hint="`lever check` says which run is damaged; `lever runs rm` removes it",
+                hint="was a run removed meanwhile? Start again; else `lever check` says more",
             ) from error
     for text in catalog.macros().values():
         con.execute(text)
@@ -165,12 +171,15 @@ def _temporary() -> str:
 
 def _closure(
     con: duckdb.DuckDBPyConnection, relations: dict[str, Relation], names: Sequence[str]
-) -> dict[str, Relation]:
-    """The named relations and all they read, as far as they are ours."""
+) -> tuple[dict[str, Relation], set[str]]:
+    """The named relations and all they read, as far as they are ours; the tables under them."""
     found: dict[str, Relation] = {}
+    tables: set[str] = set()
     waiting = list(names)
     while waiting:
         name = waiting.pop()
+        if name in catalog.RAW_TABLES:
+            tables.add(catalog.RAW_TABLES[name][1])
         if name in found or name not in relations:
             continue
         found[name] = relations[name]
@@ -179,7 +188,7 @@ def _closure(
         except LeverError:
             if relations[name].folder != "user":
                 raise
-    return found
+    return found, tables
 
 
 def _define_user(

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from lever_data.errors import LeverError, UsageError
 from lever_data.export_records import BeamRecords, Records, RlRecords, Row, own_layout
 from lever_data.files import writing
-from lever_data.legacy_rows import Layout
+from lever_data.integrity import require_intact
+from lever_data.legacy_layout import Layout
 from lever_data.store import Run, Store
 
 KINDS = ("rl_data", "beam", "rollout", "rescore")
@@ -55,6 +56,7 @@ def export(store: Store, run_id: str, out: Path, progress: Progress | None = Non
             value=run.run,
             hint=f"kinds that have: {', '.join(KINDS)}; `lever query` writes any table",
         )
+    require_intact([run])
     records, top = _form(run)
     num_queries = num_candidates = 0
     with _writing(out) as file:

@@ -16,6 +16,7 @@ from typing import Any
 from lever_data.detect import Found, detect
 from lever_data.errors import LeverError, UsageError
 from lever_data.ingest_legacy import ingest_legacy
+from lever_data.integrity import require_intact
 from lever_data.questions import (
     ItemFile,
     example_batches,
@@ -213,6 +214,7 @@ def _stored_questions(
             where=str(source.path),
             hint="name the question file in the same command, before or after the annotations",
         )
+    require_intact([runs[-1]])
     table = pq.read_table(
         runs[-1].table_files("examples"), columns=["question_id", "image_id", "question"]
     )

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from lever_data.catalog import RL_KINDS
 from lever_data.db import connect
 from lever_data.errors import LeverError, UsageError
+from lever_data.integrity import require_intact
 from lever_data.questions import read_annotations, read_questions, split_of
 from lever_data.source import Source
 from lever_data.store import Run, RunSpec, RunWriter, Store
@@ -109,6 +110,7 @@ def rescore(store: Store, request: RescoreRequest) -> Rescored:
     )
     if (found := store.find(spec)) is not None:
         return _result(store, found, is_new=False)
+    require_intact([run])
     scorer = _Scorer(run, _Truth(run, *sources), request.allow_missing)
     with store.begin(spec) as writer:
         for batch in _batches(run, "candidates"):
