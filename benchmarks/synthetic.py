@@ -37,7 +37,7 @@ with rolls as (
 scored as (
     select
         *,
-        difficulty > 0.5 and luck < difficulty - 0.4 as is_right,
+        difficulty > 0.5 and luck < difficulty - 0.4 and evaluation <> 999 as is_right,
         ((first + 1 + step) % $pool)::integer as second
     from rolls
 )
