@@ -72,7 +72,7 @@ def bootstrap_mean(
         if len(clusters) != len(values):
             raise ValueError(f"{len(values)} values cannot have {len(clusters)} clusters")
         _, index = np.unique(clusters, return_inverse=True)
-        sums, sizes = np.bincount(index, weights=values), np.bincount(index)
+    sums, sizes = np.bincount(index, weights=values), np.bincount(index)
     return bootstrap_ratio(sums, sizes, replicates=replicates, confidence=confidence, seed=seed)
 
 
