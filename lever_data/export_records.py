@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from lever_data.legacy_rows import Layout
+from lever_data.legacy_layout import Layout
 from lever_data.legacy_types import CANDIDATE_FIELDS, INFO_FIELDS, RESERVED
 from lever_data.store import Run
 

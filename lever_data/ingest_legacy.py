@@ -17,8 +17,8 @@ import pyarrow as pa
 from lever_data.errors import LeverError
 from lever_data.legacy import Format, LegacyReader, RestartError
 from lever_data.legacy_beam import BeamFormat
+from lever_data.legacy_layout import Context
 from lever_data.legacy_rl import RlFormat
-from lever_data.legacy_rows import Context
 from lever_data.source import BackgroundHash, Progress, Source
 from lever_data.store import Run, RunSpec, RunWriter, Store
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from lever_data import schema
 from lever_data.json_exact import Place
+from lever_data.legacy_layout import Built, Context, Record, RefusedError, to_json
 from lever_data.legacy_rl import decode_object, decode_typed
-from lever_data.legacy_rows import Built, Context, Record, RefusedError, to_json
 from lever_data.legacy_types import RESERVED, BeamValue
 
 _KNOWN = ("id_list", "score_list")
@@ -61,7 +61,7 @@ class BeamFormat:
             raise place.field_error(what, data, path)
         return record
 
-    def build(self, records: Sequence[Record], careful: bool = False) -> Built:
+    def build(self, records: Sequence[Record], *, careful: bool = False, tokens: int = -1) -> Built:
         """Record batches: a row per beam, and a row per query for what belongs to the query."""
         counts = np.array([len(value.id_list) for _, value in records], dtype=np.int64)
         total = int(counts.sum())

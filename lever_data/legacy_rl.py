@@ -15,7 +15,8 @@ from msgspec import UNSET
 
 from lever_data import json_exact
 from lever_data.json_exact import Place
-from lever_data.legacy_rows import Built, Context, Layout, Record, RefusedError, build, find_layout
+from lever_data.legacy_layout import Built, Context, Layout, Record, RefusedError
+from lever_data.legacy_rows import build, find_layout
 from lever_data.legacy_types import (
     CANDIDATE_FIELDS,
     INFO_FIELDS,
@@ -57,12 +58,20 @@ class RlFormat:
         _check_value(query_id, record, data, place)
         return record
 
-    def build(self, records: Sequence[Record], careful: bool = False) -> Built:
-        """Record batches of these queries, in their order; careful: of ``decode_value``."""
+    def build(self, records: Sequence[Record], *, careful: bool = False, tokens: int = -1) -> Built:
+        """Record batches of these queries, in their order.
+
+        Args:
+            careful: the records are of ``decode_value``.
+            tokens: what the batches must account for, if they can.
+        """
         types = _PLAIN if careful else self.types
         if self.layout is None:
             self.layout = find_layout(records, types)
-        return build(records, types, self.layout, self.context)
+        built = build(records, types, self.layout, self.context, all_keys=careful)
+        if careful or built.tokens == tokens:
+            return built
+        return build(records, types, self.layout, self.context, all_keys=True)
 
 
 def decode_object(decoder: msgspec.json.Decoder[Any], text: bytes) -> list[Record]:

@@ -15,8 +15,8 @@ from lever_data.errors import LeverError
 from lever_data.export_records import BeamRecords, RlRecords
 from lever_data.legacy import LegacyReader, RestartError
 from lever_data.legacy_beam import BeamFormat
+from lever_data.legacy_layout import Context
 from lever_data.legacy_rl import RlFormat
-from lever_data.legacy_rows import Context
 from tests.legacy_strategies import (
     Json,
     beam_files,
