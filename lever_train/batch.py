@@ -177,8 +177,12 @@ def _batch(rows: _Rows, options: CollateOptions) -> Batch:
     ordinal = np.arange(len(group)) - rows.starts[:-1][group]
     pointer, steps = _padded(rows, options.shot_num)
     query = rows.query[rows.starts[:-1]]
-    pool = None if isinstance(options.pools, SharedPool) else options.pools.of(query)
-    found = _positions(pointer, steps, group, pool, options.pools)
+    pool: Ids | None = None
+    if isinstance(options.pools, SharedPool):
+        found = _shared_positions(pointer, steps, options.pools.ids)
+    else:
+        pool = options.pools.of(query)
+        found = _positions(pointer, steps, group, query, pool)
     _require_valid(rows, pointer, steps, found)
 
     def spread(values: Array, fill: float | bool) -> Tensor:
@@ -212,17 +216,25 @@ def _padded(rows: _Rows, shot_num: int | None) -> tuple[Ids, Mask]:
     return pointer, mask
 
 
-def _positions(pointer: Ids, steps: Mask, group: Ids, pool: Ids | None, source: PoolSource) -> Ids:
-    """Pool positions [R, S] of the ids; -1 where padded or not in the pool."""
-    if isinstance(source, SharedPool):
-        at = np.searchsorted(source.ids, pointer).clip(max=len(source.ids) - 1)
-        return np.where(steps & (source.ids[at] == pointer), at, -1)
-    assert pool is not None
+def _shared_positions(pointer: Ids, steps: Mask, ids: Ids) -> Ids:
+    """Positions [R, S] in one ascending pool; -1 where padded or not in it."""
+    at = np.searchsorted(ids, pointer).clip(max=len(ids) - 1)
+    return np.where(steps & (ids[at] == pointer), at, -1)
+
+
+def _positions(pointer: Ids, steps: Mask, group: Ids, query: Ids, pool: Ids) -> Ids:
+    """Positions [R, S] in each group's own pool [B, K]; -1 where padded or not in it."""
     # one sorted array for all pools: ids of row b live in [b·width, (b + 1)·width)
     width = max(int(pool.max(initial=0)), int(pointer.max(initial=0))) + 2
     order = np.argsort(pool, axis=1, kind="stable")
+    ranked = np.take_along_axis(pool, order, 1)
+    repeated = ((ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] >= 0)).any(axis=1)
+    if repeated.any():
+        raise LeverError(
+            "a candidate pool holds an example twice", where=f"query {query[repeated][0]}"
+        )
     base = np.arange(len(pool))[:, None] * width + 1
-    keys = (np.take_along_axis(pool, order, 1) + base).ravel()
+    keys = (ranked + base).ravel()
     wanted = pointer + base[group]
     at = np.searchsorted(keys, wanted).clip(max=max(len(keys) - 1, 0))
     return np.where(steps & (keys[at] == wanted), order.ravel()[at], -1)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from lever_data.errors import LeverError
@@ -214,7 +215,14 @@ def _as_tensor(value: object, key: str, path: Path) -> Tensor:
 def _config(tensors: Mapping[str, Tensor], stated: object, path: Path) -> SelectorConfig:
     """The selector's shape, read off its tensors; what they do not show is stated or default."""
     if isinstance(stated, Mapping):
-        return SelectorConfig.model_validate(dict(stated))
+        try:
+            return SelectorConfig.model_validate(dict(stated))
+        except ValidationError as error:
+            raise LeverError(
+                f"the checkpoint says a shape no selector has ({error.errors()[0]['msg']})",
+                where=str(path),
+                value=dict(stated),
+            ) from None
     if "query_proj.weight" not in tensors:
         raise LeverError(
             "the checkpoint holds no selector",

@@ -92,6 +92,12 @@ class ModelConfig(Section):
     label_smoothing: float = option(0.1, "Label smoothing of the cross-entropy losses.", ge=0, lt=1)
     sft_checkpoint: str | None = option(None, "Start from this checkpoint (v2, v2format or v3).")
 
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide hidden {self.hidden}")
+        return self
+
 
 class RceConfig(Section):
     """Reward-weighted cross-entropy."""

@@ -82,7 +82,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     held_out = census(con, validation) if validation is not None else None
     if held_out is not None and not held_out.rows:
         validation = None  # the filters left nothing of it; the notices say so
-    queries, candidates = _embeddings(con, config)
+    queries, candidates = _embeddings(source, config, counted)
     pools = open_pools(con, data.pool, base)
     provenance = {
         "runs": _runs_read(con, data.view),
@@ -251,14 +251,16 @@ def _require_trainable(counted: Census, config: TrainConfig) -> None:
         raise LeverError("info_score is null in every row", where=views)
 
 
-def _embeddings(con: duckdb.DuckDBPyConnection, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    data = config.data
+def _embeddings(source: Source, config: TrainConfig, counted: Census) -> tuple[Tensor, Tensor]:
+    """The vectors; a name is looked up in every run of the store, not in the selected alone."""
+    data, prefer = config.data, counted.datasets[0]
+    con = open_session(source.store, only=("embeddings",)).con
     if data.query_embeddings is None:
         raise UsageError("no embeddings are named", hint="--query-embeddings FILE")
-    queries = load_embeddings(data.query_embeddings, con)
+    queries = load_embeddings(data.query_embeddings, con, prefer)
     if data.candidate_embeddings is None:
         return queries, queries
-    candidates = load_embeddings(data.candidate_embeddings, con)
+    candidates = load_embeddings(data.candidate_embeddings, con, prefer)
     if queries.shape[1] != candidates.shape[1]:
         raise LeverError(
             "query and candidate embeddings have different widths",

@@ -21,8 +21,12 @@ from lever_data.torch_file import read_torch
 SUFFIXES = (".pt", ".npy", ".safetensors")
 
 
-def load_embeddings(source: str, con: duckdb.DuckDBPyConnection) -> Tensor:
+def load_embeddings(
+    source: str, con: duckdb.DuckDBPyConnection, prefer: tuple[str, str] | None = None
+) -> Tensor:
     """Vectors [n, d] float32, row = example id.
+
+    ``prefer`` is the (dataset, split) to take where the store holds the name for several.
 
     Raises:
         UsageError: neither a file nor a name in the store.
@@ -34,7 +38,7 @@ def load_embeddings(source: str, con: duckdb.DuckDBPyConnection) -> Tensor:
             raise UsageError("there is no such embeddings file", value=source)
         values = _from_file(path)
     else:
-        values = _from_store(source, con)
+        values = _from_store(source, con, prefer)
     if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating) or 0 in values.shape:
         raise LeverError(
             "embeddings must be one tensor [n, d] of floats",
@@ -80,7 +84,9 @@ def _from_safetensors(path: Path) -> np.ndarray:
     return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
 
 
-def _from_store(name: str, con: duckdb.DuckDBPyConnection) -> np.ndarray:
+def _from_store(
+    name: str, con: duckdb.DuckDBPyConnection, prefer: tuple[str, str] | None
+) -> np.ndarray:
     reader = con.cursor()
     keys = reader.execute(
         "select dataset, split, count(*), max(example_id) from embeddings where name = ? "
@@ -95,20 +101,26 @@ def _from_store(name: str, con: duckdb.DuckDBPyConnection) -> np.ndarray:
             hint=f"a {', '.join(SUFFIXES)} file, or one of: {', '.join(sorted(known)) or 'none'}",
         )
     if len(keys) > 1:
+        keys = [key for key in keys if (key[0], key[1]) == prefer] or keys
+    if len(keys) > 1:
         raise UsageError(
             "several datasets or splits hold embeddings of this name",
             value=", ".join(f"{d}/{s}" for d, s, _, _ in keys),
-            hint="choose the run with --run",
+            hint="give the file, or remove one of the runs",
         )
-    count, last = keys[0][2], keys[0][3]
+    dataset, split, count, last = keys[0]
     if count != last + 1:
         raise LeverError(
             "rows of the embeddings are missing", where=name, value=f"{count} of {last + 1}"
         )
-    sql = "select vector from embeddings where name = ? order by example_id"
-    table = cast(pa.Table, reader.sql(sql, params=[name]).to_arrow_table())
+    sql = (
+        "select vector from embeddings where name = $name and dataset = $dataset "
+        "and split = $split order by example_id"
+    )
+    chosen = {"name": name, "dataset": dataset, "split": split}
+    table = cast(pa.Table, reader.sql(sql, params=chosen).to_arrow_table())
     lists = table.column(0).combine_chunks()
     flat = lists.flatten().to_numpy(zero_copy_only=False)
     if len(flat) % count:
         raise LeverError("embeddings of one name have several widths", where=name)
-    return np.asarray(flat, dtype=np.float32).reshape(count, -1)
+    return np.array(flat, dtype=np.float32).reshape(count, -1)

@@ -13,10 +13,10 @@ embeddings once. Only the candidates' own projection is computed, once per disti
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -42,6 +42,12 @@ class SelectorConfig(BaseModel):
     max_shots: int = Field(default=4, ge=1)  # gru: rows of the step embedding
     dropout: float = Field(default=0.1, ge=0, lt=1)
     attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide hidden {self.hidden}")
+        return self
 
 
 class Selector(nn.Module):

@@ -1,0 +1,203 @@
+"""Checkpoints of every format: read whole and safely, written as the legacy code loads them."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lever_data.errors import LeverError
+from lever_train.checkpoint import Progress, convert, load_selector, read_checkpoint, save_v3
+from lever_train.history import make_selector
+from lever_train.selector import Selector, SelectorConfig
+from tests.shared_data import GOLDEN, needs_shared
+
+FOREIGN = ("lever_lm.sen_model.logit_scale", "lever_lm.sen_model.text_projection.weight")
+
+
+def _selector(**config: object) -> Selector:
+    torch.manual_seed(3)
+    return make_selector(SelectorConfig.model_validate({"dim": 12, "hidden": 8} | config))
+
+
+def _save(path: Path, selector: Selector) -> Path:
+    save_v3(path, selector, Progress(2, "rce", 0.1, {"loss": 1.5}))
+    return path
+
+
+def _same(one: Selector, other: Selector) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def _edited(path: Path, **changes: object) -> Path:
+    """A v3 file with tensors replaced (by name, __ for a dot), or removed where None."""
+    content = torch.load(path, weights_only=True)
+    for key, value in changes.items():
+        name = key.replace("__", ".")
+        content["model_state_dict"].pop(name, None)
+        if value is not None:
+            content["model_state_dict"][name] = value
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"layers": 3}, {"layers": 0}, {"dim": 8}, {"kind": "gru", "max_shots": 3}, {"heads": 2}],
+)
+def test_v3_and_v2format_round_trip(tmp_path: Path, config: dict[str, Any]) -> None:
+    selector = _selector(**config)
+    v3 = _save(tmp_path / "rce_epoch2.pt", selector)
+    found, checkpoint = load_selector(v3)
+    assert _same(found, selector) and found.config == selector.config
+    assert (checkpoint.epoch, checkpoint.phase, checkpoint.kl_beta) == (2, "rce", 0.1)
+    assert checkpoint.metrics == {"loss": 1.5}
+    v2, _ = convert(v3)
+    assert v2 == tmp_path / "rce_epoch2_v2format.ckpt"
+    again, checkpoint = load_selector(v2)
+    assert _same(again, selector) and checkpoint.layout == "v2"
+    assert again.config == selector.config
+
+
+def test_v3_is_what_the_legacy_code_expects(tmp_path: Path) -> None:
+    content = torch.load(_save(tmp_path / "a.pt", _selector()), weights_only=True)
+    assert set(content) >= {"epoch", "phase", "model_state_dict", "kl_beta", "metrics"}
+    assert set(content["model_state_dict"]) == {
+        "input_proj.weight",
+        "cross_attn_layers.0.in_proj_weight",
+        "cross_attn_layers.0.in_proj_bias",
+        "cross_attn_layers.0.out_proj.weight",
+        "cross_attn_layers.0.out_proj.bias",
+        "attn_norms.0.weight",
+        "attn_norms.0.bias",
+        "query_proj.weight",
+        "cand_proj.weight",
+    }
+
+
+def test_v2format_names_one_layer_the_old_way_and_keeps_all_of_several(tmp_path: Path) -> None:
+    one, _ = convert(_save(tmp_path / "one.pt", _selector()))
+    content = torch.load(one, weights_only=True)
+    assert content["hyper_parameters"] == {"lr": 1e-4, "weight_decay": 0.001, "warm_steps": 0.05}
+    assert "lever_lm.pointer_selector.cross_attn.in_proj_weight" in content["state_dict"]
+    assert "lever_lm.pointer_selector.attn_norm.bias" in content["state_dict"]
+    three, _ = convert(_save(tmp_path / "three.pt", _selector(layers=3)))
+    names = torch.load(three, weights_only=True)["state_dict"]
+    for layer in range(3):
+        assert f"lever_lm.pointer_selector.cross_attn_layers.{layer}.in_proj_bias" in names
+
+
+def test_the_short_prefix_of_older_files(tmp_path: Path) -> None:
+    selector = _selector()
+    v2, _ = convert(_save(tmp_path / "a.pt", selector))
+    content = torch.load(v2, weights_only=True)
+    content["state_dict"] = {
+        k.replace("pointer_selector.", ""): v for k, v in content["state_dict"].items()
+    }
+    content["state_dict"][FOREIGN[0]] = torch.tensor(1.0)
+    torch.save(content, v2)
+    found, checkpoint = load_selector(v2)
+    assert _same(found, selector) and checkpoint.foreign == FOREIGN[:1]
+
+
+def test_a_missing_tensor_names_both_sides(tmp_path: Path) -> None:
+    path = _edited(_save(tmp_path / "a.pt", _selector()), cand_proj__weight=None)
+    with pytest.raises(LeverError) as error:
+        read_checkpoint(path)
+    assert "the selector needs cand_proj.weight [8, 8], the file lacks it" in str(error.value)
+
+
+def test_a_wrong_shape_names_both_sides(tmp_path: Path) -> None:
+    path = _edited(_save(tmp_path / "a.pt", _selector()), cand_proj__weight=torch.zeros(8, 9))
+    with pytest.raises(LeverError) as error:
+        read_checkpoint(path)
+    assert "cand_proj.weight: the file has [8, 9], the selector needs [8, 8]" in str(error.value)
+
+
+def test_a_missing_layer_is_seen(tmp_path: Path) -> None:
+    path = _save(tmp_path / "a.pt", _selector(layers=3))
+    content = torch.load(path, weights_only=True)
+    content.pop("selector")  # as a legacy file has it
+    kept = {k: v for k, v in content["model_state_dict"].items() if "layers.1." not in k}
+    torch.save(content | {"model_state_dict": kept}, path)
+    with pytest.raises(LeverError, match=r"needs cross_attn_layers\.1\.in_proj_weight"):
+        read_checkpoint(path)
+
+
+def test_a_tensor_of_another_variant_is_refused(tmp_path: Path) -> None:
+    path = _edited(_save(tmp_path / "a.pt", _selector()), gate__weight=torch.zeros(2))
+    with pytest.raises(LeverError, match="no place for") as error:
+        read_checkpoint(path)
+    assert error.value.value == "gate.weight"
+    assert "cand_proj.weight" in str(error.value.hint)
+
+
+def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
+    path = _edited(_save(tmp_path / "a.pt", _selector()), attn_norm__bias=torch.zeros(8))
+    with pytest.raises(LeverError, match="two tensors have one place"):
+        read_checkpoint(path)
+
+
+def test_nan_and_integers_are_refused(tmp_path: Path) -> None:
+    bad = torch.full((8, 8), torch.nan)
+    path = _edited(_save(tmp_path / "a.pt", _selector()), cand_proj__weight=bad)
+    with pytest.raises(LeverError, match="NaN or infinity"):
+        read_checkpoint(path)
+    path = _edited(path, cand_proj__weight=torch.zeros(8, 8, dtype=torch.int64))
+    with pytest.raises(LeverError, match="not of floats"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(3), "not a checkpoint"),
+        ({"weights": {}}, "neither model_state_dict"),
+        ({"model_state_dict": {}}, "holds no selector"),
+        ({"state_dict": {FOREIGN[0]: torch.tensor(1.0)}}, "holds no selector"),
+    ],
+)
+def test_what_is_no_checkpoint(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(LeverError, match=message):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_no_code_of_a_file_runs(tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, (f"open({str(tmp_path / 'owned')!r}, 'w')",))
+
+    content = torch.load(_save(tmp_path / "a.pt", _selector()), weights_only=True)
+    content["hyper_parameters"] = {"x": Attack(), "y": collections.Counter("ab")}
+    torch.save(content, tmp_path / "a.pt")
+    found, _ = load_selector(tmp_path / "a.pt")
+    assert _same(found, _selector())
+    assert not (tmp_path / "owned").exists()
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("selector_k64_s2_l1", ("v3.pt", "v2_lightning.ckpt", "v2_full.ckpt")),
+        ("selector_k20_s4_l3", ("v3.pt", "v2_lightning.ckpt")),
+    ],
+)
+def test_real_files_of_one_selector_are_equal(
+    name: str, files: tuple[str, ...], tmp_path: Path
+) -> None:
+    reference = torch.load(GOLDEN / f"{name}.v3.pt", weights_only=True)["model_state_dict"]
+    for file in files:
+        found, checkpoint = load_selector(GOLDEN / f"{name}.{file}")
+        assert found.state_dict().keys() == reference.keys()
+        assert all(torch.equal(v, reference[k]) for k, v in found.state_dict().items())
+        expected = FOREIGN if file != "v3.pt" else ()
+        assert checkpoint.foreign == expected, file
+        converted, _ = convert(GOLDEN / f"{name}.{file}", tmp_path / f"{file}.ckpt")
+        again, checkpoint = load_selector(converted)
+        assert _same(again, found) and checkpoint.foreign == ()
