@@ -1,0 +1,32 @@
+"""Run commands as a shell would, but inside this process: importing torch costs seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+
+from lever_cli.__main__ import main
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its exit code and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def lever(*argv: object, check: bool = True) -> Done:
+    """Run ``lever`` with these arguments; with ``check`` a failure is an AssertionError."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(word) for word in argv])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+    done = Done(code, out.getvalue(), err.getvalue())
+    assert not check or code == 0, f"lever {' '.join(map(str, argv))}: {code}\n{done.stderr}"
+    return done

@@ -1,0 +1,322 @@
+"""`lever eval` and `lever predict`: picks, answers, accuracies and intervals, each checked."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lever_data import connect
+from lever_data.demo_files import DATASET, WorldFiles, write_world
+from lever_data.demo_world import World, WorldSpec, make_world
+from lever_data.errors import LeverError, UsageError
+from lever_data.ingest import IngestOptions, ingest
+from lever_data.store import Store
+from lever_data.vqa_metric import vqa_accuracy
+from lever_train import baselines
+from lever_train.checkpoint import Progress, save_v3
+from lever_train.eval_request import Contest, EvalRequest, Questions
+from lever_train.evaluate import EvalOptions, evaluate
+from lever_train.evaluation import Evaluated, predict, run_evaluation
+from lever_train.heldout import HeldOut, open_held_out
+from lever_train.history import make_selector
+from lever_train.rollout.answerers import Answer
+from lever_train.rollout.answerers.nearest import NearestAnswerer
+from lever_train.rollout.policy import load_policy
+from lever_train.rollout.prompts import Prompt
+from lever_train.scoreboard import scoreboard
+from lever_train.scoreboard_page import page
+from lever_train.selector import SelectorConfig
+from tests.commands import lever
+
+SPEC = WorldSpec(train=120, held_out=50, pool=10)
+
+
+class Place:
+    """A world on disk, its train split in a store, and a selector nobody trained."""
+
+    def __init__(self, folder: Path) -> None:
+        self.world: World = make_world(SPEC)
+        self.files: WorldFiles = write_world(self.world, folder / "world")
+        self.store = Store.create(folder / "store")
+        paths = [self.files.rl_data, self.files.questions("train"), self.files.annotations("train")]
+        assert len(list(ingest(paths, self.store, IngestOptions(DATASET, "train")))) == 2
+        torch.manual_seed(0)
+        self.checkpoint = folder / "fresh.pt"
+        selector = make_selector(SelectorConfig(dim=96, hidden=32))
+        save_v3(self.checkpoint, selector, Progress(1, "rce", 0.1, {}))
+
+    @property
+    def questions(self) -> Questions:
+        return Questions(
+            dataset=DATASET,
+            query_embeddings=str(self.files.embeddings("val")),
+            candidate_embeddings=str(self.files.embeddings("train")),
+            pool=str(self.files.pool("val")),
+            questions=self.files.questions("val"),
+            annotations=self.files.annotations("val"),
+        )
+
+    def held(self) -> HeldOut:
+        return open_held_out(connect(self.store), self.questions)
+
+    def request(self, **contest: object) -> EvalRequest:
+        return EvalRequest(
+            self.store.path,
+            (self.checkpoint,),
+            self.questions,
+            replace(Contest(), **contest),  # type: ignore[arg-type]
+        )
+
+    @property
+    def flags(self) -> list[str]:
+        q = self.questions
+        named = {
+            "store": self.store.path,
+            "checkpoint": self.checkpoint,
+            "dataset": DATASET,
+            "split": "val",
+            "query-embeddings": q.query_embeddings,
+            "candidate-embeddings": q.candidate_embeddings,
+            "pool": q.pool,
+            "questions": q.questions,
+            "annotations": q.annotations,
+        }
+        return [word for name, value in named.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("eval"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(place: Place) -> Evaluated:
+    return run_evaluation(place.request())
+
+
+def _answerer(place: Place) -> NearestAnswerer:
+    train, val = place.world.train.embedding, place.world.held_out.embedding
+    return NearestAnswerer(val, train, [tuple(a) for a in place.world.train.answers])
+
+
+def _says(place: Place, query: int, shown: Sequence[int]) -> str:
+    """What the nearest rule answers, written out for one query."""
+    sums: Counter[str] = Counter()
+    vector = place.world.held_out.embedding[query]
+    for item in shown:
+        weight = float(np.exp(vector @ place.world.train.embedding[item] / 0.05))
+        for word in place.world.train.answers[item]:
+            sums[word] += weight  # type: ignore[assignment]
+    total = sum(sums.values())
+    return max((round(value / total, 6), word) for word, value in sums.items())[1]
+
+
+def test_accuracies_are_those_of_the_rule(place: Place, evaluated: Evaluated) -> None:
+    answers = place.world.held_out.answers
+    for outcome in evaluated.outcomes:
+        if outcome.shots == 0:
+            continue
+        said = [_says(place, q, outcome.pointer[q].tolist()) for q in range(SPEC.held_out)]
+        assert list(outcome.predictions) == said
+        assert outcome.accuracy.tolist() == vqa_accuracy(said, answers).tolist()
+
+
+def test_zero_shot_gives_the_commonest_training_answer(place: Place, evaluated: Evaluated) -> None:
+    words = Counter(word for said in place.world.train.answers for word in said)
+    commonest = max((count, word) for word, count in words.items())[1]
+    outcome = evaluated.outcomes[0]
+    assert (outcome.selector, outcome.shots) == ("zero_shot", 0)
+    assert set(outcome.predictions) == {commonest}
+
+
+def test_nearest_is_the_head_of_the_pool_and_shots_are_nested(
+    place: Place, evaluated: Evaluated
+) -> None:
+    by_name = {(o.selector, o.shots): o for o in evaluated.outcomes}
+    for name in ("random", "nearest", "oracle", "fresh"):
+        for shots in (1, 2, 3):
+            more = by_name[name, shots + 1].pointer
+            assert (by_name[name, shots].pointer == more[:, :shots]).all()
+    assert (by_name["nearest", 4].pointer == place.world.held_out_pool[:, :4]).all()
+    drawn = by_name["random", 4].pointer
+    assert all(len(set(row)) == 4 for row in drawn.tolist())
+    pool = place.world.held_out_pool
+    assert all(set(row) <= set(pool[q]) for q, row in enumerate(drawn.tolist()))
+
+
+def test_the_oracle_is_exact_at_one_shot_and_greedy_after(
+    place: Place, evaluated: Evaluated
+) -> None:
+    by_name = {(o.selector, o.shots): o for o in evaluated.outcomes}
+    answers, pool = place.world.held_out.answers, place.world.held_out_pool.tolist()
+    for query in range(SPEC.held_out):
+        shown: list[int] = []
+        for shots in (1, 2):
+            rest = [item for item in pool[query] if item not in shown]
+            tried = [_says(place, query, [*shown, item]) for item in rest]
+            scores = vqa_accuracy(tried, [answers[query]] * len(rest))
+            shown.append(rest[int(scores.argmax())])
+            assert by_name["oracle", shots].accuracy[query] == scores.max()
+        assert by_name["oracle", 2].pointer[query].tolist() == shown
+
+
+def test_the_selector_picks_what_its_scores_say(place: Place, evaluated: Evaluated) -> None:
+    policy = load_policy(place.checkpoint, "cpu")
+    expected = baselines.greedy(policy, place.held().ask, 4)
+    found = next(o for o in evaluated.outcomes if (o.selector, o.shots) == ("fresh", 4))
+    assert (found.pointer == expected).all()
+
+
+def test_rows_and_pairs(evaluated: Evaluated) -> None:
+    board = evaluated.scoreboard
+    by_name = {(o.selector, o.shots): o.accuracy for o in evaluated.outcomes}
+    for row in board.rows:
+        assert row.accuracy == pytest.approx(by_name[row.selector, row.shots].mean())
+        assert row.low <= row.accuracy <= row.high and (row.n, row.failed) == (50, 0)
+    assert {(p.a, p.b, p.shots) for p in board.paired} == {
+        ("fresh", b, s) for b in ("random", "nearest") for s in (1, 2, 3, 4)
+    }
+    for pair in board.paired:
+        change = by_name[pair.a, pair.shots] - by_name[pair.b, pair.shots]
+        assert pair.difference == pytest.approx(change.mean())
+        only = (by_name[pair.a, pair.shots] > 0) & ~(by_name[pair.b, pair.shots] > 0)
+        assert pair.only_a == int(only.sum())
+
+
+def test_an_evaluation_is_a_run_and_its_scores_are_a_query(
+    place: Place, evaluated: Evaluated
+) -> None:
+    run = place.store.run(str(evaluated.scoreboard.run))
+    assert (run.kind, run.num_rows) == ("evaluation", 50 * (1 + 4 * 4))
+    con = connect(place.store, runs=[run.run])
+    found = con.execute("select selector, shots, mean_accuracy from evaluation_scores").fetchall()
+    expected = {(r.selector, r.shots): r.accuracy for r in evaluated.scoreboard.rows}
+    assert {(s, k): a for s, k, a in found} == pytest.approx(expected)
+    again = run_evaluation(place.request())
+    assert again.scoreboard == evaluated.scoreboard and not again.is_new
+
+
+def test_limits_are_nested_subsets(place: Place, evaluated: Evaluated) -> None:
+    found = run_evaluation(place.request(limit=(10, 20, 400), shots=(1,), oracle="no"))
+    whole = next(o for o in evaluated.outcomes if (o.selector, o.shots) == ("nearest", 1))
+    rows = [r for r in found.scoreboard.rows if r.selector == "nearest"]
+    assert [r.n for r in rows] == [10, 20, 50]
+    for row in rows:
+        assert row.accuracy == pytest.approx(whole.accuracy[: row.n].mean())
+
+
+def test_failed_answers_are_left_out_and_counted(place: Place) -> None:
+    inner = _answerer(place)
+
+    def answer(prompts: Sequence[Prompt]) -> list[Answer]:
+        found = inner.answer(prompts)
+        lost = {p.query.example_id for p in prompts if p.query.example_id % 5 == 0}
+        return [
+            Answer(None, error="gone") if p.query.example_id in lost else a
+            for p, a in zip(prompts, found, strict=True)
+        ]
+
+    policies = {"fresh": load_policy(place.checkpoint, "cpu")}
+    outcomes = evaluate(place.held(), answer, policies, EvalOptions(shots=(1,), oracle=True))
+    board = scoreboard(outcomes)
+    assert {(r.n, r.failed) for r in board.rows} == {(40, 10)}
+    assert {p.n for p in board.paired} == {40}
+    assert all(o.predictions[5] is None and o.errors[5] == "gone" for o in outcomes)
+    everything = evaluate(
+        place.held(), lambda ps: [Answer(None, error="down") for _ in ps], {}, EvalOptions((1,))
+    )
+    with pytest.raises(LeverError, match=r"failed on every query.*down"):
+        scoreboard(everything)
+
+
+def test_predictions_are_the_picks(place: Place, evaluated: Evaluated) -> None:
+    picks = predict(place.request(shots=(4,), oracle="no"))
+    found = next(o for o in evaluated.outcomes if (o.selector, o.shots) == ("fresh", 4))
+    assert picks.column("pointer").to_pylist() == found.pointer.tolist()
+    asked = json.loads(place.files.questions("train").read_text())["questions"]
+    first = picks.slice(0, 1).to_pylist()[0]
+    assert first["demonstration_question_ids"] == [
+        asked[i]["question_id"] for i in first["pointer"]
+    ]
+
+
+class _Text(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags[tag] += 1
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_draws_every_selector_and_escapes_names(evaluated: Evaluated) -> None:
+    board = evaluated.scoreboard
+    evil = replace(board, rows=tuple(replace(r, selector=f"<{r.selector}>") for r in board.rows))
+    text = _Text()
+    text.feed(page(evil))
+    assert text.tags["polyline"] == 5 and text.tags["circle"] == len(board.rows)
+    assert text.tags["fresh"] == 0 and "<fresh>" in text.words
+    assert text.tags["script"] == text.tags["link"] == text.tags["img"] == 0
+
+
+def test_the_command(place: Place, tmp_path: Path) -> None:
+    out, chart = tmp_path / "e.json", tmp_path / "e.html"
+    done = lever(
+        "eval",
+        *place.flags,
+        "--answerer",
+        "nearest",
+        "--shots",
+        "1,2",
+        "--json",
+        out,
+        "--html",
+        chart,
+    )
+    assert "fresh − nearest" in done.stdout and "oracle (lower bound)" in done.stdout
+    found = json.loads(out.read_text())
+    assert {"selector", "shots", "accuracy", "low", "high", "n"} <= set(found["rows"][0])
+    assert chart.read_text().startswith("<!doctype html>")
+    jsonl, parquet = tmp_path / "p.jsonl", tmp_path / "p.parquet"
+    for path in (jsonl, parquet):
+        lever("predict", *place.flags, "--out", path, "--shot-num", "2")
+    rows = [json.loads(line) for line in jsonl.read_text().splitlines()]
+    assert rows == pq.read_table(parquet).to_pylist() and len(rows) == 50
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--shots", "0"], 2, "--shots are distinct numbers from 1 on"),
+        (["--oracle", "maybe"], 2, "--oracle is auto, yes or no"),
+        (["--pool", "none.npy"], 2, "there is no such pool file"),
+        (["--answerer", "oracle", "--image-root", "."], 2, "unknown answerer"),
+        (["--split", "train"], 1, "the questions file is not that of the stored split"),
+        (["--shots", "11"], 1, "11 demonstrations cannot be picked from this query's pool"),
+    ],
+)
+def test_bad_requests_say_what_is_wrong(
+    place: Place, flags: list[str], code: int, message: str
+) -> None:
+    done = lever("eval", *place.flags, *flags, check=False)
+    assert done.returncode == code
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_pick_needs_embeddings_of_the_candidates(place: Place) -> None:
+    questions = replace(place.questions, candidate_embeddings=None)
+    with pytest.raises(UsageError, match="need embeddings of their own"):
+        open_held_out(connect(place.store), questions)
