@@ -75,7 +75,7 @@ class Store:
                 hint="make one with `lever ingest FILE --store DIR`, or name it with --store "
                 "or the variable LEVER_STORE",
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise LeverError(
                 f"the store's marker lever.json cannot be read ({error})", where=str(marker)
             ) from error
