@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from lever_data.db import connect
+from lever_data.db import open_session
 from lever_data.errors import LeverError, UsageError
 from lever_data.files import sha256_file
 from lever_data.store import Run, RunSpec, Store
@@ -36,6 +36,7 @@ from lever_train.rollout.table import Label
 
 Ids = npt.NDArray[np.int64]
 EXAMPLE_KINDS = ("examples", "embeddings")
+_RELATIONS = ("candidates", "queries", "examples", "embeddings")
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,17 @@ def resolve(request: Request) -> Job:
     request.check()
     store = Store.create(request.which.store)
     runs = store.select(list(request.which.runs))
-    con = connect(store, runs=[r.run for r in runs], sql_dir=request.which.sql_dir)
+    which = request.which
+    view = which.from_view or which.target_view or which.queries
+    # only what is read is defined: a fraction of the time of all views
+    con = open_session(
+        store,
+        runs=[r.run for r in runs],
+        sql_dir=which.sql_dir,
+        only=[*_RELATIONS, *([] if view is None else [view])],
+    ).con
     wide = _with_examples(store, runs, con)
-    which = _placed(con, request.which, runs)
+    which = _placed(con, which, runs)
     return _Resolver(replace(request, which=which), store, runs, con, wide).job()
 
 
@@ -107,6 +116,11 @@ class _Resolver:
     def job(self) -> Job:
         which, inputs = self.request.which, self.request.inputs
         official = _official(self.request)
+        if official is None and not self.request.allow_fallback:
+            raise LeverError(
+                "the official metric needs --questions and --annotations",
+                hint="--allow-fallback scores by string matching instead, and says so in every row",
+            )
         queries, examples, own = self._items(official)
         query_ids, given = self._queries(queries)
         items = {q: queries[q] for q in query_ids.tolist()}
@@ -244,7 +258,7 @@ def _with_examples(
     """A connection that also sees examples and embeddings where ``--run`` left them out."""
     names = [r.run for r in runs]
     further = [r.run for r in store.runs() if r.kind in EXAMPLE_KINDS and r.run not in names]
-    return connect(store, runs=[*names, *further]) if further else con
+    return open_session(store, runs=[*names, *further], only=_RELATIONS).con if further else con
 
 
 def _placed(con: duckdb.DuckDBPyConnection, which: Which, runs: Sequence[Run]) -> Which:

@@ -143,8 +143,14 @@ class ShardFolder:
     @contextmanager
     def _claimed(self, index: int, *, wait: bool) -> Iterator[bool]:
         """Hold the shard's lock; the kernel lets it go when the process dies."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.path(index).with_suffix(".lock").open("w") as lock:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = self.path(index).with_suffix(".lock").open("w")
+        except OSError as error:
+            raise LeverError(
+                f"the store cannot be written ({error.strerror})", where=str(self.folder)
+            ) from error
+        with handle as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:

@@ -36,8 +36,12 @@ class Surroundings:
 
 
 def needs_images(spec: AnswererSpec) -> bool:
-    """Whether the answerer looks at images."""
-    return spec.spec != "nearest"
+    """Whether the answerer looks at images.
+
+    Raises:
+        UsageError: no such answerer.
+    """
+    return _parse(spec)[0] != "nearest"
 
 
 def make_answerer(spec: AnswererSpec, around: Surroundings) -> Answerer:
@@ -46,19 +50,29 @@ def make_answerer(spec: AnswererSpec, around: Surroundings) -> Answerer:
     Raises:
         UsageError: no such answerer, or it lacks what it needs.
     """
+    kind, rest = _parse(spec)
+    if kind == "nearest":
+        return _nearest(around)
+    if kind == "transformers":
+        from lever_train.rollout.answerers.transformers import TransformersAnswerer
+
+        return TransformersAnswerer.load(rest, spec)
+    from lever_train.rollout.answerers.openai import OpenAIAnswerer
+
+    return OpenAIAnswerer.connect(rest, spec)
+
+
+def _parse(spec: AnswererSpec) -> tuple[str, str]:
+    """The kind of an answerer, and its model or URL; a legacy model name alone will do."""
     kind, _, rest = spec.spec.partition(":")
     if spec.spec in LEGACY_MODELS:
         kind, rest = "transformers", spec.spec
     if kind == "nearest" and not rest:
-        return _nearest(around)
+        return kind, ""
     if kind == "transformers" and rest:
-        from lever_train.rollout.answerers.transformers import TransformersAnswerer
-
-        return TransformersAnswerer.load(LEGACY_MODELS.get(rest, rest), spec)
+        return kind, LEGACY_MODELS.get(rest, rest)
     if kind == "openai" and rest.startswith(("http://", "https://")):
-        from lever_train.rollout.answerers.openai import OpenAIAnswerer
-
-        return OpenAIAnswerer.connect(rest, spec)
+        return kind, rest
     raise UsageError(
         "unknown answerer",
         value=spec.spec,

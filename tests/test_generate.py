@@ -1,0 +1,373 @@
+"""`lever generate`: rows that say where they come from; resumed, shared out, never paid twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lever_cli.__main__ import main
+
+from lever_data.db import connect
+from lever_data.errors import LeverError, UsageError
+from lever_data.store import Store
+from lever_data.vqa_metric import METRIC_VERSION, vqa_accuracy
+from lever_train.rollout.asking import Tally
+from lever_train.rollout.generate import Execution, forecast, generate, new_asker, shard_folder
+from lever_train.rollout.job import resolve
+from lever_train.rollout.request import Request
+from lever_train.rollout.work import make_shard
+from tests.rollouts import World, make_world, rows
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path)
+
+
+def lever(*argv: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(list(argv))
+    return int(end.value.code or 0)
+
+
+def test_rows_hold_everything_and_agree_with_the_metric(world: World) -> None:
+    outcome = generate(world.request())
+    found = rows(outcome.run)
+    assert outcome.report.candidates == len(found) == outcome.report.file
+    assert (outcome.report.fallback, outcome.report.failed) == (0, 0)
+    assert [(r["query_id"], r["candidate"]) for r in found] == sorted(
+        (r["query_id"], r["candidate"]) for r in found
+    )
+    truth = _answers(world)
+    accuracy = vqa_accuracy(
+        [r["vqa_pred_answer"] for r in found], [truth[r["query_id"]] for r in found]
+    )
+    pool = np.load(world.pool)
+    for row, expected in zip(found, accuracy.tolist(), strict=True):
+        assert row["vqa_acc_score"] == expected
+        assert row["vqa_correct"] == int(expected > 0)
+        assert row["shot_num"] == len(row["pointer"]) == 2
+        assert [pool[row["query_id"]][p] for p in row["pointer_pos"]] == row["pointer"]
+        assert row["eval_mode"] == "file" and row["eval_split"] == "train"
+        assert row["eval_failed"] is False and row["error"] is None
+        assert (row["scorer"], row["policy"]) == ("nearest", "similarity")
+        assert row["metric_version"] == METRIC_VERSION
+        assert 0 <= row["vqa_gt_prob"] <= 1
+        assert row["vqa_rel_score"] == max(row["vqa_rel_token_f1"], row["vqa_rel_edit_sim"])
+        extra = json.loads(row["extra"])
+        assert set(extra) == {"generation", "logprob_t1", "prompt_sha256"}
+        assert (row["temperature"] is None) == (row["gen_method"] != "sample")
+        assert (row["beam_rank"] is None) == (row["gen_method"] != "beam")
+        assert (row["logprob_score"] is None) == (row["gen_method"] in ("random", "retrieval"))
+    methods = Counter(r["gen_method"] for r in found if r["query_id"] == 0)
+    assert methods["beam"] == 5
+    queries = rows(outcome.run, "queries")
+    assert [q["query_id"] for q in queries] == list(range(world.queries))
+    assert queries[3]["candidate_pool"] == pool[3].tolist()
+    assert queries[3]["gt_answers"] == truth[3]
+
+
+def test_the_expected_accuracy_is_that_of_the_mixture(world: World) -> None:
+    found = rows(generate(world.request()).run)
+    truth, vectors = _answers(world), np.load(world.embeddings)
+    for row in found[::9]:
+        weights = np.exp(vectors[row["pointer"]].astype(float) @ vectors[row["query_id"]] / 0.05)
+        weights /= weights.sum()
+        expected = sum(
+            w * Counter(truth[e])[a] / 10 * min(n / 3, 1)
+            for a, n in Counter(truth[row["query_id"]]).items()
+            for w, e in zip(weights, row["pointer"], strict=True)
+        )
+        assert row["vqa_gt_prob"] == pytest.approx(expected, abs=2e-5)
+
+
+def test_the_same_request_again_is_the_same_run(world: World) -> None:
+    first = generate(world.request())
+    again = generate(world.request(shard_size=3))
+    assert again.already and again.run is not None and first.run is not None
+    assert again.run.run == first.run.run
+    assert again.report == first.report
+    assert not list((world.store / "jobs").iterdir())  # its shards are in the run
+
+
+def test_shard_size_and_parts_do_not_change_a_byte(world: World) -> None:
+    whole = generate(world.request()).run
+    assert whole is not None
+    Store.open(world.store).remove(whole.run)
+    for part in range(3):
+        outcome = generate(world.request(shard_size=5), Execution(part=(part, 3)))
+        assert (outcome.run is None) == (part < 2)
+        assert part == 2 or outcome.missing > 0
+    assert outcome.run is not None
+    assert outcome.run.files == whole.files
+
+
+def test_a_finished_answer_is_never_paid_again(world: World) -> None:
+    first = generate(world.request())
+    assert first.tally.asked > 0
+    # another seed: beams are the same questions, and so are many samples in so small a pool
+    more = generate(world.request(seed=1))
+    seen = {(r["query_id"], *r["pointer"]) for r in rows(first.run)}
+    new = [r for r in rows(more.run) if (r["query_id"], *r["pointer"]) not in seen]
+    assert more.tally.asked == len(new) > 0
+    assert more.tally.hits == more.report.candidates - len(new)
+    # the same prompts under other generation parameters are other questions
+    assert Tally() != first.tally
+
+
+def test_a_dry_run_says_exactly_what_would_be_asked(world: World) -> None:
+    request = world.request(shots=(1, 2))
+    told = forecast(request)
+    assert not (world.store / "cache").exists()
+    outcome = generate(request)
+    assert told.asked == outcome.tally.asked
+    assert told.candidates == outcome.report.candidates
+    assert outcome.run is not None and told.run == outcome.run.run
+    assert forecast(request).already
+    other = world.request(shots=(1, 2), seed=1)
+    assert forecast(other).asked == generate(other).tally.asked
+
+
+def test_prefixes_are_scored(world: World) -> None:
+    found = rows(generate(world.request(shots=(1, 2, 3, 4), num_random=2)).run)
+    assert {r["shot_num"] for r in found} == {4}
+    ones = {
+        (r["query_id"], *r["pointer"]): r for r in rows(generate(world.request(shot_num=1)).run)
+    }
+    checked = 0
+    for row in found:
+        assert [s["shot"] for s in row["shot_scores"]] == [1, 2, 3, 4]
+        last = row["shot_scores"][-1]
+        assert last["vqa_acc_score"] == row["vqa_acc_score"]
+        assert last["vqa_gt_prob"] == row["vqa_gt_prob"]
+        alone = ones.get((row["query_id"], row["pointer"][0]))
+        if alone is not None:
+            checked += 1
+            assert row["shot_scores"][0]["vqa_pred_answer"] == alone["vqa_pred_answer"]
+    assert checked > 50
+    middle = rows(generate(world.request(shots=(1,), shot_num=3)).run)
+    assert {tuple(s["shot"] for s in r["shot_scores"]) for r in middle} == {(1,)}
+
+
+def test_a_run_killed_between_shards_goes_on(world: World) -> None:
+    request = world.request()
+    job = resolve(request)
+    folder = shard_folder(job)
+    asker = new_asker(job)
+    folder.make_all([0, 3], lambda i: make_shard(job, job.shards[i], asker))
+    half = folder.missing()
+    outcome = generate(request)
+    assert outcome.tally.wanted < outcome.report.candidates  # two shards were there
+    assert half == [1, 2, 4]
+    Store.open(world.store).remove(outcome.run.run if outcome.run else "")
+    fresh = generate(world.request())
+    assert fresh.run is not None and outcome.run is not None
+    assert fresh.run.files == outcome.run.files
+
+
+def test_from_view_answers_stored_pointers_afresh(world: World) -> None:
+    first = generate(world.request())
+    assert first.run is not None
+    again = world.request(
+        from_view="all_candidates", runs=(first.run.run,), pool=None, dataset=None, split=None
+    )
+    outcome = generate(again)
+    assert outcome.run is not None
+    assert outcome.tally.asked == 0  # same scorer, same prompts
+    assert outcome.run.parents == (first.run.run,)
+    same = ("query_id", "pointer", "gen_method", "logprob_score", "temperature", "vqa_acc_score")
+    pairs = zip(rows(first.run), rows(outcome.run), strict=True)
+    assert all(a[c] == b[c] for a, b in pairs for c in same)
+    shorter = generate(replace(again, shot_num=1))
+    ones = rows(shorter.run)
+    assert {len(r["pointer"]) for r in ones} == {1}
+    assert len({(r["query_id"], *r["pointer"]) for r in ones}) == len(ones)
+    with pytest.raises(LeverError, match="has fewer than 3 demonstrations"):
+        generate(replace(again, shot_num=3))
+
+
+def test_target_view_adds_only_what_is_new(world: World) -> None:
+    first = generate(world.request())
+    assert first.run is not None
+    _tied_view(world)
+    request = world.request(target_view="tied", runs=(first.run.run,))
+    before, tied = _learnable(world, [first.run.run])
+    told = forecast(request)
+    outcome = generate(request)
+    assert outcome.run is not None
+    new = rows(outcome.run)
+    assert told.candidates == len(new) == outcome.report.candidates
+    known = {(r["query_id"], *r["pointer"]) for r in rows(first.run)}
+    assert not known & {(r["query_id"], *r["pointer"]) for r in new}
+    assert {r["query_id"] for r in new} <= tied
+    after, _ = _learnable(world, [first.run.run, outcome.run.run])
+    assert before < after
+    assert outcome.run.parents == (first.run.run,)
+
+
+def test_a_budget_is_kept_and_stops_at_queries_that_can_teach(world: World) -> None:
+    first = generate(world.request(num_beams=2, temps=(1.0,), num_samples_per_temp=1))
+    assert first.run is not None
+    _tied_view(world)
+    _, tied = _learnable(world, [first.run.run])
+    request = world.request(
+        target_view="tied", runs=(first.run.run,), budget=25 * len(tied), num_beams=2
+    )
+    outcome = generate(request)
+    assert outcome.run is not None
+    new = rows(outcome.run)
+    assert len(new) <= 25 * len(tied)
+    pointers = [(r["query_id"], *r["pointer"]) for r in new]
+    assert len(set(pointers)) == len(pointers)
+    assert len(new) < 25 * len(tied)  # all of them can teach before it is spent
+    assert not _learnable(world, [first.run.run, outcome.run.run])[1]
+    helped = Counter(r["query_id"] for r in new)
+    assert min(helped.values()) < 10 < max(helped.values())  # more rounds for the stubborn
+    small = generate(world.request(target_view="tied", runs=(first.run.run,), budget=7))
+    assert small.report.candidates == 7
+
+
+def test_queries_and_limit_choose(world: World) -> None:
+    views = world.folder / "sql"
+    views.mkdir()
+    (views / "some.sql").write_text("select * from all_candidates where query_id in (3, 4, 17, 30)")
+    generate(world.request())
+    chosen = generate(world.request(queries="some", sql_dir=views, seed=5))
+    assert sorted({r["query_id"] for r in rows(chosen.run)}) == [3, 4, 17, 30]
+    limited = generate(world.request(queries="some", sql_dir=views, limit=2, seed=5))
+    assert sorted({r["query_id"] for r in rows(limited.run)}) == [3, 4]
+    kept = [r for r in rows(chosen.run) if r["query_id"] in (3, 4)]
+    assert rows(limited.run) == kept  # a query's rows do not depend on the others
+
+
+def test_fallback_is_said_and_counted(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    noted = json.loads(world.annotations.read_text())
+    kept = noted["annotations"][6:]
+    world.annotations.write_text(json.dumps({"annotations": kept}))
+    with pytest.raises(LeverError, match=r"6 of 40 queries have no annotation; at query 0"):
+        generate(world.request())
+    _ingest_whole(world, noted)
+    outcome = generate(world.request(allow_fallback=True))
+    found = rows(outcome.run)
+    modes = Counter(r["eval_mode"] for r in found)
+    assert modes["fallback"] == sum(r["query_id"] < 6 for r in found) == outcome.report.fallback
+    assert {r["query_id"] for r in found if r["eval_mode"] == "fallback"} == set(range(6))
+    assert (outcome.notices and "15." in outcome.notices[0]) or "14." in outcome.notices[0]
+    capfd.readouterr()
+    assert lever(*world.argv("--allow-fallback", "--seed", "9")) == 0
+    shown = capfd.readouterr()
+    assert "WARNING" in shown.err and "fallback 1" in shown.out
+
+
+def test_without_annotations_there_is_no_score(world: World) -> None:
+    with pytest.raises(LeverError, match="official metric needs --questions and --annotations"):
+        generate(world.request(questions=None, annotations=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"queries": "a", "from_view": "b"}, "only one of --queries, --target-view"),
+        ({"budget": 5}, "--budget is a number of candidates above 0"),
+        ({"shots": (1, 5)}, "shot numbers lie between 1 and 4"),
+        ({"shots": (3,), "shot_num": 2}, "longer prefixes than --shot-num"),
+        ({"temps": (1.0, 0.0)}, "distinct temperatures above 0"),
+        ({"num_beams": -1}, "--num-beams cannot be negative"),
+        ({"num_beams": 0, "temps": (), "num_random": 0}, "nothing to propose"),
+        ({"limit": 0}, "--limit must be above 0"),
+        ({"annotations": None}, "--questions and --annotations go together"),
+        ({"query_embeddings": None}, "proposals need embeddings"),
+        ({"spec": "gpt"}, "unknown answerer"),
+        ({"queries": "nothing_here"}, "there is no such view"),
+        ({"spec": "openai:http://127.0.0.1:9/v1", "model": "m"}, "looks at images"),
+    ],
+)
+def test_bad_requests_say_what_is_wrong(
+    world: World, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        generate(world.request(**changes))
+
+
+def test_data_that_does_not_fit_is_named(world: World) -> None:
+    vectors = np.load(world.embeddings)
+    short = world.folder / "short.npy"
+    np.save(short, vectors[:30])
+    with pytest.raises(LeverError, match=r"have 30 rows, none for a query; at query 39"):
+        generate(world.request(query_embeddings=str(short)))
+    other = world.folder / "other.json"
+    asked = json.loads(world.questions.read_text())
+    generate(world.request())
+    _ingest_whole(world, json.loads(world.annotations.read_text()))
+    asked["questions"].reverse()
+    other.write_text(json.dumps(asked))
+    with pytest.raises(LeverError, match="another question; at query 0 of d/train"):
+        generate(world.request(questions=other, seed=2))
+    with pytest.raises(LeverError, match="not an official VQA questions file"):
+        generate(world.request(questions=world.annotations))
+
+
+def test_the_command_line_as_written(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    words = "--answerer nearest --num-beams 5 --temps 1.0,1.3 --num-samples-per-temp 2"
+    more = [*words.split(), *["--num-random", "1", "--shot-num", "2", "--seed", "0"]]
+    assert lever(*world.argv(*more, "--dry-run")) == 0
+    assert "answers would be asked" in capfd.readouterr().out
+    assert lever(*world.argv(*more)) == 0
+    told = capfd.readouterr().out
+    assert "file 100.0%, fallback 0.0%, failed 0.0%" in told
+    assert lever(*world.argv("--json")) == 0  # the values above are the defaults
+    again = json.loads(capfd.readouterr().out)
+    assert again["already"] and again["run"] in told
+    assert lever(*world.argv("--shots", "1,two")) == 2
+    assert "--shots is a list of numbers" in capfd.readouterr().err
+    assert lever(*world.argv("--shard", "3/3", "--seed", "4")) == 2
+    assert "--shard i/n needs 0 <= i < n" in capfd.readouterr().err
+
+
+def test_view_and_run_names_travel_safely(world: World) -> None:
+    generate(world.request())
+    with pytest.raises(UsageError, match="no such view"):
+        generate(world.request(queries='x"; drop view candidates; --'))
+
+
+def test_a_full_store_folder_says_so(world: World) -> None:
+    request: Request = world.request()
+    store = Store.create(world.store)
+    (store.path / "jobs").write_text("in the way")
+    with pytest.raises(LeverError, match=r"cannot be written"):
+        generate(request)
+
+
+def _answers(world: World) -> list[list[str]]:
+    noted = json.loads(world.annotations.read_text())["annotations"]
+    return [[said["answer"] for said in a["answers"]] for a in noted]
+
+
+def _tied_view(world: World) -> None:
+    folder = world.store / "views"
+    folder.mkdir(exist_ok=True)
+    (folder / "tied.sql").write_text(
+        "select all_candidates.* from all_candidates "
+        "anti join learnable using (dataset, split, query_id)"
+    )
+
+
+def _learnable(world: World, runs: list[str]) -> tuple[int, set[int]]:
+    """How many queries can teach, and the ids of those that cannot."""
+    con = connect(world.store, runs=runs)
+    good = {q for (q,) in con.execute("select distinct query_id from learnable").fetchall()}
+    every = {q for (q,) in con.execute("select distinct query_id from candidates").fetchall()}
+    return len(good), every - good
+
+
+def _ingest_whole(world: World, noted: dict[str, Any]) -> None:
+    """Put all questions with all annotations into the store."""
+    full = world.folder / "full.json"
+    full.write_text(json.dumps(noted))
+    words = ["ingest", world.questions, full, "--store", world.store]
+    assert lever(*map(str, [*words, "--dataset", "d", "--split", "train"])) == 0
