@@ -19,6 +19,7 @@ from . import (
     convert,
     demo,
     diff,
+    embed,
     eval,
     export,
     generate,
@@ -50,6 +51,7 @@ app.command()(check.check)
 app.command()(convert.convert)
 app.command()(demo.demo)
 app.command()(diff.diff)
+app.command()(embed.embed)
 app.command("eval")(eval.evaluate)
 app.command()(export.export)
 app.command()(generate.generate)
@@ -86,9 +88,24 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        where = f"; at {error.filename}" if error.filename else ""
+        code = _report(f"{error.strerror or error}{where}", "--debug shows more", 1)
+    except _duckdb_failures() as error:
+        code = _report(str(error), "is the disk full, or was a run removed meanwhile?", 1)
     except MemoryError:
         code = _report("out of memory", "lower --batch-size or the memory limit", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _duckdb_failures() -> tuple[type[Exception], ...]:
+    """DuckDB's errors that come from the machine: a file that went, no disk or memory to spill to.
+
+    Its other errors would be bugs of ours. It is not imported for this: a command that does not
+    use it starts faster.
+    """
+    duckdb = sys.modules.get("duckdb")
+    return () if duckdb is None else (duckdb.IOException, duckdb.OutOfMemoryException)
 
 
 def _report(message: str, hint: str | None, code: int) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -29,8 +29,17 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(handle.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
     fsync_dir(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Delete a temporary file if it is there and can be deleted.
+
+    Where the file system is read-only or gone, the error that brought us here says more.
+    """
+    with suppress(OSError):
+        path.unlink()
 
 
 def fsync_dir(path: Path) -> None:
@@ -68,4 +77,4 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             f"the file cannot be written ({error.strerror or error})", where=str(path)
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lever_data.files import fsync_dir
+from lever_data.files import discard, fsync_dir
 
 _GRAVE = "removed-"
 _NEW = "new-"
@@ -76,7 +76,7 @@ def replace_file(staging: Path, target: Path, data: bytes) -> None:
             os.fsync(handle.fileno())
         temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
     fsync_dir(target.parent)
 
 

@@ -133,11 +133,18 @@ class TableWriter:
         con.execute(f"set memory_limit = '{SORT_MEMORY}'")
         con.execute("set temp_directory = ?", [str(unsorted / "spill")])
         keys = ", ".join(self._keys)
-        rows = con.sql(
-            f"select * from read_parquet(?) order by {keys}", params=[str(unsorted / "*.parquet")]
-        )
-        for batch in rows.to_arrow_reader(ROW_GROUP):
-            fresh.write(pa.Table.from_batches([batch]).cast(self.schema))
+        try:
+            rows = con.sql(
+                f"select * from read_parquet(?) order by {keys}",
+                params=[str(unsorted / "*.parquet")],
+            )
+            for batch in rows.to_arrow_reader(ROW_GROUP):
+                fresh.write(pa.Table.from_batches([batch]).cast(self.schema))
+        except duckdb.Error as error:  # the disk is full, or there is too little memory
+            fresh.abandon()
+            raise LeverError(
+                f"sorting {self.name} failed ({error})", where=str(unsorted)
+            ) from error
         fresh._flush()
         con.close()
         if fresh.num_rows != self.num_rows:

@@ -39,10 +39,15 @@ class Outcome:
 class Nursery:
     """A warm process whose forked children run ``lever`` (see ``nursery.py``)."""
 
-    def __init__(self, folder: Path, *modules: str) -> None:
+    def __init__(self, folder: Path, *modules: str, mount: str = "") -> None:
+        """``mount`` is a shell command that changes what is mounted, for this nursery alone."""
         self._folder = folder
+        words = [sys.executable, "-m", "tests.torture.nursery", *modules]
+        if mount:
+            script = f'{mount} && exec "$@"'
+            words = ["unshare", "--mount", "sh", "-c", script, "sh", *words]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.torture.nursery", *modules],
+            words,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -61,6 +66,10 @@ class Nursery:
         for pipe in (self._pipe(self._process.stdin), self._pipe(self._process.stdout)):
             pipe.close()
         self._process.wait(10)
+
+    def sees(self, path: Path) -> Path:
+        """A path as this nursery sees it, whatever is mounted there for it."""
+        return Path(f"/proc/{self._process.pid}/root{path}")
 
     def run(
         self,
@@ -101,6 +110,18 @@ class Nursery:
     def _pipe(pipe: IO[str] | None) -> IO[str]:
         assert pipe is not None
         return pipe
+
+
+def needs_mounts() -> None:
+    """Skip where this process may not mount anything, even for itself alone."""
+    try:
+        done = subprocess.run(
+            ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True
+        )
+    except FileNotFoundError:
+        pytest.skip("this system has no unshare command")
+    if done.returncode:
+        pytest.skip(f"mounting needs privileges: {done.stderr.decode().strip()}")
 
 
 def lever(*argv: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
