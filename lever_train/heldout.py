@@ -53,7 +53,7 @@ def open_held_out(
         LeverError: items, answers, embeddings or pools are missing; it names the query.
         UsageError: the dataset or embeddings are not named.
     """
-    dataset = questions.dataset or _only_dataset(con)
+    dataset = questions.dataset or only_dataset(con)
     official = _official(questions)
     items = load_items(con, Place(dataset, questions.split, questions.image_root), official)
     if limit is not None:
@@ -99,7 +99,12 @@ def load_truths(items: Mapping[int, Item], official: Official | None) -> dict[in
     }
 
 
-def _only_dataset(con: duckdb.DuckDBPyConnection) -> str:
+def only_dataset(con: duckdb.DuckDBPyConnection) -> str:
+    """The dataset of the examples, where there is just one.
+
+    Raises:
+        UsageError: there are several, or none.
+    """
     found = con.cursor().execute("select distinct dataset from examples order by 1").fetchall()
     if len(found) == 1:
         return str(found[0][0])

@@ -1,0 +1,214 @@
+"""`lever embed` through a tiny CLIP and a tiny text encoder, built here from their configs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.nn.functional import normalize
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+)
+
+from lever_data import connect
+from lever_data.errors import LeverError
+from lever_data.store import Store
+from lever_data.torch_file import read_torch
+from lever_train import embed as embedding
+from lever_train.embed import embed
+from lever_train.embed_request import EmbedRequest
+from lever_train.embeddings import load_embeddings
+from tests.commands import lever
+from tests.stores import commit_examples
+
+QUESTIONS = ["what is this", "who uses this", "what is this made of and why is it so", "what"]
+
+
+def _tokenizer(folder: Path) -> None:
+    words = sorted({word for text in QUESTIONS for word in text.split()})
+    vocab = {"<s>": 0, "</s>": 1, "<unk>": 2} | {word: i + 3 for i, word in enumerate(words)}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="</s>",
+        model_max_length=8,
+    ).save_pretrained(folder)
+
+
+def _clip(folder: Path) -> Path:
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    text = {**small, "num_attention_heads": 2, "vocab_size": 40, "max_position_embeddings": 8}
+    vision = {**small, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    CLIPModel(
+        CLIPConfig(text_config=text | ends, vision_config=vision, projection_dim=6)
+    ).save_pretrained(folder)
+    _tokenizer(folder)
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 16},
+        "crop_size": {"height": 16, "width": 16},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _clip(tmp_path_factory.mktemp("tiny-clip"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store.create(tmp_path / "store")
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for item in range(len(QUESTIONS)):
+        pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{item}.png")
+    commit_examples(
+        store,
+        [
+            {
+                "dataset": "d",
+                "split": "train",
+                "example_id": item,
+                "question_id": item,
+                "image_path": f"{item}.png",
+                "question": question,
+                "answers": ["tea"],
+                "answer": "tea",
+            }
+            for item, question in enumerate(QUESTIONS)
+        ],
+    )
+    return store
+
+
+def _request(store: Store, encoder: Path, **more: object) -> EmbedRequest:
+    images = store.path.parent / "images"
+    return EmbedRequest(store.path, str(encoder), image_root=images, **more)  # type: ignore[arg-type]
+
+
+def _vectors(store: Store, name: str) -> torch.Tensor:
+    return load_embeddings(name, connect(store))
+
+
+def test_both_is_the_sum_of_text_and_image(store: Store, clip: Path) -> None:
+    for features in ("text", "image", "both"):
+        embed(_request(store, clip, features=features, name=features, batch_size=3))
+    text, image, both = (_vectors(store, n) for n in ("text", "image", "both"))
+    for vectors in (text, image, both):
+        assert vectors.shape == (4, 6)
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(both, normalize(text + image, dim=-1))
+    assert not torch.allclose(text[0], text[1]) and not torch.allclose(image[0], image[1])
+
+
+def test_vectors_do_not_depend_on_the_batch(store: Store, clip: Path) -> None:
+    for size in (1, 4):
+        embed(_request(store, clip, features="text", name=f"b{size}", batch_size=size))
+    torch.testing.assert_close(_vectors(store, "b1"), _vectors(store, "b4"))
+
+
+def test_candidates_with_answers_are_another_set(store: Store, clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    found = embed(_request(store, clip, with_answers=True, out=out, name="x"))
+    assert found.queries.run != found.candidates.run
+    for role, name in (("query", "x"), ("candidate", "x-answered")):
+        saved = read_torch(out / f"{role}_embeddings.pt")
+        assert isinstance(saved, np.ndarray) and saved.dtype == np.float32
+        assert (saved == _vectors(store, name).numpy()).all()
+    assert not torch.allclose(_vectors(store, "x"), _vectors(store, "x-answered"))
+
+
+def test_again_is_the_same_run_and_a_killed_one_goes_on(
+    store: Store, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "PART_ROWS", 1)
+    calls: list[float] = []
+
+    def stop_after_two(done: float, total: float | None, note: str) -> None:
+        calls.append(done)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(_request(store, clip), stop_after_two)
+    parts = sorted((store.path / "jobs").rglob("part-*.npy"))
+    assert len(parts) == 2
+    stamps = [p.stat().st_mtime_ns for p in parts]
+    seen: list[int] = []
+    first = embed(
+        _request(store, clip),
+        lambda done, total, note: seen.extend(p.stat().st_mtime_ns for p in parts),
+    )
+    assert first.is_new and seen[:2] == stamps
+    again = embed(_request(store, clip))
+    assert not again.is_new and again.queries.run == first.queries.run
+    assert not any((store.path / "jobs").iterdir())
+
+
+def test_a_text_encoder_averages_its_tokens(store: Store, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    folder = tmp_path / "bert"
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=8,
+    )
+    model = BertModel(config).eval()
+    model.save_pretrained(folder)
+    _tokenizer(folder)
+    embed(EmbedRequest(store.path, str(folder), features="text", name="bert"))
+    ids = torch.tensor([[0, *_ids(folder, "who uses this"), 1]])
+    with torch.no_grad():
+        expected = normalize(model(input_ids=ids).last_hidden_state.mean(1), dim=-1)
+    torch.testing.assert_close(_vectors(store, "bert")[1:2], expected)
+    done = lever(
+        "embed", "--store", store.path, "--encoder", folder, "--features", "both",
+        "--image-root", store.path.parent / "images", check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "this encoder has no image tower" in done.stderr
+
+
+def _ids(folder: Path, text: str) -> list[int]:
+    vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    return [vocab[word] for word in text.split()]
+
+
+def test_the_command_and_its_errors(store: Store, clip: Path, tmp_path: Path) -> None:
+    common = ["embed", "--store", store.path, "--encoder", clip]
+    images = ["--image-root", tmp_path / "images"]
+    done = lever(*common, *images, "--json")
+    assert json.loads(done.stdout)["names"][0].endswith("-both")
+    assert "already embedded: 4 items" in lever(*common, *images).stdout
+    refused = lever(*common, check=False)
+    assert refused.returncode == 2 and "--image-root DIR" in refused.stderr
+    none = lever(
+        "embed", "--store", store.path, "--encoder", tmp_path, "--features", "text", check=False
+    )
+    assert none.returncode == 2 and "the encoder cannot be loaded" in none.stderr
+    (tmp_path / "images" / "2.png").write_bytes(b"no image")
+    with pytest.raises(LeverError, match=r"the image cannot be read.*2\.png"):
+        embed(_request(store, clip, features="image"))
