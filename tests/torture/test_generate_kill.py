@@ -1,0 +1,106 @@
+"""kill -9 during generate: the same command again ends with the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rollouts import World, make_world
+from tests.torture.conftest import Report
+from tests.torture.harness import SIZES, Nursery, Snapshot, verify
+
+KILLS = 10  # at random moments; a run that was killed goes on until it ends
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """A nursery that has imported all that generate needs."""
+    modules = ("lever_train.rollout.generate", "lever_train.rollout.answerers.nearest")
+    with Nursery(tmp_path_factory.mktemp("nursery"), *modules) as nursery:
+        yield nursery
+
+
+def undisturbed(warm: Nursery, world: World) -> tuple[Snapshot, float, int]:
+    """What a run that nobody kills commits, how long it takes, and the changes it makes."""
+    outcome = warm.run(*world.argv())
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.changes is not None
+    snapshot = verify(world.store)
+    shutil.rmtree(world.store)
+    return snapshot, outcome.seconds, outcome.changes
+
+
+@pytest.mark.parametrize("long", SIZES)
+def test_killed_at_random_moments(
+    warm: Nursery, tmp_path: Path, report: Report, long: bool
+) -> None:
+    world = make_world(tmp_path, queries=160)
+    expected, _, _ = undisturbed(warm, world)
+    _, seconds, _ = undisturbed(warm, world)  # warm caches: how long one really takes
+    roll = random.Random(0)
+    kills = finished = 0
+    while kills < (200 if long else KILLS):
+        outcome = warm.run(*world.argv(), kill_after=roll.uniform(0, seconds))
+        kills += outcome.killed
+        _nothing_half_done(world)
+        if not outcome.killed:
+            finished += 1
+            assert outcome.code == 0, outcome.stderr
+            assert verify(world.store) == expected
+            shutil.rmtree(world.store)
+    assert warm.run(*world.argv()).code == 0
+    assert verify(world.store) == expected
+    assert not list((world.store / "jobs").iterdir())
+    report(f"{kills} kills, {finished + 1} runs that ended after them")
+
+
+@pytest.mark.parametrize("long", SIZES)
+def test_killed_before_every_change_of_the_file_system(
+    warm: Nursery, tmp_path: Path, report: Report, long: bool
+) -> None:
+    """Every state that a crash between two steps can leave behind."""
+    world = make_world(tmp_path, queries=20)
+    expected, _, changes = undisturbed(warm, world)
+    moments = range(1, changes + 1, 1 if long else max(1, changes // 12))
+    for moment in moments:
+        shutil.rmtree(world.store, ignore_errors=True)
+        assert warm.run(*world.argv(), kill_before=moment).killed
+        outcome = warm.run(*world.argv())
+        assert outcome.code == 0, outcome.stderr
+        assert verify(world.store) == expected
+    report(f"{len(moments)} of {changes} steps")
+
+
+def test_nothing_is_paid_twice_after_a_kill(warm: Nursery, tmp_path: Path) -> None:
+    """Answers of finished shards are in the store: a resumed run asks for the others alone."""
+    world = make_world(tmp_path, queries=160)
+    whole = warm.run(*world.argv("--json"))
+    asked = json.loads(whole.stdout)["asked"]
+    shutil.rmtree(world.store)
+    for tenth in range(1, 40):
+        warm.run(*world.argv(), kill_after=whole.seconds * tenth / 40)
+        if len(_done(world)) > 3:
+            break
+    done = len(_done(world))
+    outcome = json.loads(warm.run(*world.argv("--json")).stdout)
+    if not outcome["already"]:
+        assert 0 < done < 20
+        assert outcome["asked"] < asked * (20 - done + 1) / 20
+
+
+def _done(world: World) -> list[Path]:
+    return list(world.store.glob("jobs/*/shard-*/report.json"))
+
+
+def _nothing_half_done(world: World) -> None:
+    """A shard's folder is there whole or not at all; nothing but whole runs is committed."""
+    for folder in world.store.glob("jobs/*/shard-*[0-9]"):
+        held = {p.name for p in folder.iterdir()}
+        assert held == {"candidates.parquet", "queries.parquet", "report.json"}
+    if (world.store / "runs").is_dir():
+        verify(world.store)
