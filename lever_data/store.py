@@ -213,8 +213,12 @@ class RunWriter:
         for table in self._tables.values():
             table.abandon()
         shutil.rmtree(self.folder, ignore_errors=True)
-        staging.lock_of(self.folder).unlink(missing_ok=True)
-        os.close(self._lock)
+        try:
+            # under the one lock, or a sweeper could meet the folder alive and its lock gone
+            with _writable(self.store.path), staging.locked(self.store.staging_folder):
+                staging.lock_of(self.folder).unlink()
+        finally:
+            os.close(self._lock)
         if isinstance(error, OSError) and not isinstance(error, LeverError):
             raise LeverError(
                 f"writing the run failed ({error.strerror or error}); nothing was committed",

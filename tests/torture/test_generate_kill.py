@@ -66,7 +66,7 @@ def test_killed_before_every_change_of_the_file_system(
     """Every state that a crash between two steps can leave behind."""
     world = make_world(tmp_path, queries=20)
     expected, _, changes = undisturbed(warm, world)
-    moments = range(1, changes + 1, 1 if long else max(1, changes // 12))
+    moments = range(1, changes + 1, 1 if long else max(1, changes // 6))
     for moment in moments:
         shutil.rmtree(world.store, ignore_errors=True)
         assert warm.run(*world.argv(), kill_before=moment).killed
