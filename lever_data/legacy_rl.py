@@ -40,7 +40,7 @@ class RlFormat:
     def __init__(self, context: Context, layout: Layout | None = None) -> None:
         self.context = context
         self.layout = layout
-        self.types = Types()
+        self.types = Types(candidate=["vqa_prompt_text"], info=["gt_answers_norm"])
 
     def decode_block(self, text: bytes) -> list[Record]:
         """The queries of an object's text; RefusedError where the types do not take it."""
