@@ -16,7 +16,7 @@ import base64
 import mimetypes
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -36,6 +36,7 @@ _PASSING = {408, 425, 429}
 _REFUSED = {400, 413, 422}
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
 _BATCHES = 8  # prompts handed over per slot: a slow one does not leave the others idle
+_SECOND_CHANCES = 2
 _NO_COMPLETION_TRIES = 3  # a body that is no completion may be a proxy's page; not forever
 
 
@@ -111,45 +112,62 @@ class OpenAIAnswerer:
         return asyncio.run(self._all(prompts))
 
     async def _all(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        slots = asyncio.Semaphore(self.spec.concurrency)
+        """Answer all; what did not get through has a second chance where the endpoint lives, so
+        that an outage costs time and not answers."""
         key = os.environ.get(KEY_VARIABLE)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         async with httpx.AsyncClient(
-            headers=headers,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=self.spec.timeout,
             limits=httpx.Limits(max_connections=self.spec.concurrency),
         ) as client:
-            tasks = [asyncio.create_task(self._one(client, slots, p)) for p in prompts]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        return self._sorted_out(results)
+            results = dict(enumerate(await self._side_by_side(client, prompts)))
+            for _ in range(_SECOND_CHANCES):
+                open_ = [i for i, r in results.items() if isinstance(r, _PassingError)]
+                if open_:
+                    await self._require_alive(client, results)
+                    again = await self._side_by_side(client, [prompts[i] for i in open_])
+                    results.update(zip(open_, again, strict=True))
+        return [self._settled(results[i]) for i in range(len(prompts))]
 
-    def _sorted_out(
-        self, results: Sequence[Answer | _PassingError | BaseException]
-    ) -> list[Answer]:
-        """The answers; a prompt that never got through failed if others did."""
+    async def _side_by_side(
+        self, client: httpx.AsyncClient, prompts: Sequence[Prompt]
+    ) -> list[Answer | _PassingError]:
+        """Ask so many at a time; stops all where one fails for good."""
+        slots = asyncio.Semaphore(self.spec.concurrency)
+        tasks = [asyncio.create_task(self._one(client, slots, p)) for p in prompts]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
         done = {i: r for i, r in enumerate(results) if isinstance(r, Answer)}
-        fatal = next((r for r in results if isinstance(r, LeverError)), None)
-        passing = next((r for r in results if isinstance(r, _PassingError)), None)
-        if fatal is None and passing is not None and not done:
-            fatal = LeverError(
-                f"the endpoint does not answer ({passing})",
+        for error in results:
+            if isinstance(error, LeverError):
+                raise AnswererDownError(error, done)
+        for error in results:
+            if isinstance(error, BaseException) and not isinstance(error, _PassingError):
+                raise error
+        return [r for r in results if isinstance(r, Answer | _PassingError)]
+
+    async def _require_alive(
+        self, client: httpx.AsyncClient, results: Mapping[int, Answer | _PassingError]
+    ) -> None:
+        """Ask the smallest question there is; where that fails the endpoint is down."""
+        body = {"model": self.model, "messages": [{"role": "user", "content": "Hi"}]}
+        try:
+            await self._post(client, body | {"max_tokens": 1})
+        except (_PassingError, _RefusedError) as error:
+            cause = LeverError(
+                f"the endpoint does not answer ({error})",
                 where=self.base_url,
                 hint="nothing is lost: run the same command again when it is back",
             )
-        if fatal is not None:
-            raise AnswererDownError(fatal, done)
-        found = []
-        for result in results:
-            if isinstance(result, _PassingError):
-                result = Answer(None, error=self._clean(f"gave up: {result}"))
-            if not isinstance(result, Answer):
-                assert isinstance(result, BaseException)
-                raise result
-            found.append(result)
-        return found
+            done = {i: r for i, r in results.items() if isinstance(r, Answer)}
+            raise AnswererDownError(cause, done) from error
+
+    def _settled(self, result: Answer | _PassingError) -> Answer:
+        if isinstance(result, Answer):
+            return result
+        return Answer(None, error=self._clean(f"gave up: {result}"))
 
     async def _one(
         self, client: httpx.AsyncClient, slots: asyncio.Semaphore, prompt: Prompt

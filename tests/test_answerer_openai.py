@@ -1,0 +1,353 @@
+"""The endpoint answerer against a real HTTP server on loopback, with every fault injected."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lever_cli.__main__ import main
+
+from lever_data.errors import UsageError
+from lever_data.store import Store
+from lever_train.rollout.answerers.base import AnswererDownError
+from lever_train.rollout.answerers.openai import OpenAIAnswerer
+from lever_train.rollout.generate import generate
+from lever_train.rollout.prompts import SYSTEM_PROMPT, Item, Prompt
+from lever_train.rollout.request import AnswererSpec
+from tests.rollouts import World, add_images, make_world, rows
+
+KEY = "sk-secret-4711"
+Fault = Callable[["_Handler", str, int], bool]  # question, attempt → whether it answered
+
+
+@dataclass
+class Endpoint:
+    """A chat endpoint that answers with the last word of the last text it is shown."""
+
+    fault: Fault | None = None
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[str | None] = field(default_factory=list)
+    times: dict[str, list[float]] = field(default_factory=dict)
+    tries: Counter[str] = field(default_factory=Counter)
+    active: int = 0
+    most_active: int = 0
+    delay: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    url: str = ""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    endpoint: Endpoint
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = body["messages"][-1]["content"]
+        question = "a probe - -" if isinstance(content, str) else content[-1]["text"]
+        here = self.endpoint
+        with here.lock:
+            here.seen.append(body)
+            here.headers.append(self.headers.get("Authorization"))
+            here.tries[question] += 1
+            here.times.setdefault(question, []).append(time.monotonic())
+            here.active += 1
+            here.most_active = max(here.most_active, here.active)
+            attempt = here.tries[question]
+        try:
+            time.sleep(here.delay)
+            if here.fault is None or not here.fault(self, question, attempt):
+                self.answer(f"echo {question.split()[-3]}\n")
+        finally:
+            with here.lock:
+                here.active -= 1
+
+    def answer(self, text: str) -> None:
+        usage = {"prompt_tokens": 100, "completion_tokens": 2}
+        choices = [{"message": {"role": "assistant", "content": text}}]
+        self.send(200, json.dumps({"choices": choices, "usage": usage}), "application/json")
+
+    def send(self, status: int, text: str, kind: str = "text/plain", **headers: str) -> bool:
+        data = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+        return True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    found = Endpoint()
+    handler = type("Handler", (_Handler,), {"endpoint": found})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        found.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        yield found
+        server.shutdown()
+        thread.join()
+
+
+def answerer(endpoint: Endpoint, **changes: Any) -> OpenAIAnswerer:
+    spec = AnswererSpec(model="m", **({"timeout": 5.0, "patience": 20.0} | changes))
+    return OpenAIAnswerer.connect(endpoint.url, spec)
+
+
+def prompts(count: int, image: Path | None = None) -> list[Prompt]:
+    items = [Item("d", "s", n, f"what is {n}", ("a",), "a", image) for n in range(count)]
+    return [Prompt(items[n], (items[n - 1],), ("a",)) for n in range(count)]
+
+
+def texts(found: list[Any]) -> list[str | None]:
+    return [a.text for a in found]
+
+
+EXPECTED = [f"echo {n}\n" for n in range(40)]
+
+
+def test_the_request_is_the_prompt_of_the_legacy_system(endpoint: Endpoint, tmp_path: Path) -> None:
+    image = tmp_path / "i.png"
+    image.write_bytes(b"not decoded here")
+    one = answerer(endpoint)
+    assert texts(one.answer(prompts(2, image)[1:])) == [EXPECTED[1]]
+    (body,) = endpoint.seen
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 5, 0)
+    system, user = body["messages"]
+    assert system == {"role": "system", "content": SYSTEM_PROMPT}
+    kinds = [part["type"] for part in user["content"]]
+    assert kinds == ["image_url", "text", "image_url", "text"]
+    url = user["content"][0]["image_url"]["url"]
+    assert url.startswith("data:image/png;base64,")
+    assert base64.b64decode(url.split(",")[1]) == b"not decoded here"
+    assert user["content"][1]["text"] == "Question:what is 0 Short answer:a"
+    assert user["content"][3]["text"] == "Question:what is 1 Short answer:"
+    assert (one.usage.answers, one.usage.prompt_tokens, one.usage.completion_tokens) == (1, 100, 2)
+
+
+def test_requests_run_side_by_side_within_the_bound(endpoint: Endpoint) -> None:
+    endpoint.delay = 0.02
+    assert texts(answerer(endpoint, concurrency=5).answer(prompts(40))) == EXPECTED
+    assert 1 < endpoint.most_active <= 5
+
+
+def test_overload_and_server_errors_are_never_lost(endpoint: Endpoint) -> None:
+    codes = [429, 500, 502, 503, 529]
+
+    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+        if attempt > 2:
+            return False
+        status = codes[(len(question) + attempt) % 5]
+        return handler.send(status, "busy", Retry_After="0.01")
+
+    endpoint.fault = fault
+    assert texts(answerer(endpoint).answer(prompts(40))) == EXPECTED
+    assert set(endpoint.tries.values()) == {3}
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_honoured(endpoint: Endpoint, form: str) -> None:
+    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+        moment = datetime.now(UTC) + timedelta(seconds=2)
+        value = "1.2" if form == "seconds" else format_datetime(moment, usegmt=True)
+        return attempt == 1 and handler.send(429, "wait", Retry_After=value)
+
+    endpoint.fault = fault
+    assert texts(answerer(endpoint).answer(prompts(1))) == EXPECTED[:1]
+    ((first, second),) = endpoint.times.values()
+    assert second - first >= (1.2 if form == "seconds" else 0.95)  # a date has whole seconds
+
+
+def test_broken_connections_pages_and_hangs_are_tried_again(endpoint: Endpoint) -> None:
+    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+        number = int(question.split()[-3])
+        if attempt > 1:
+            return False
+        if number % 4 == 0:  # hangs beyond the timeout
+            time.sleep(1.5)
+            return False
+        if number % 4 == 1:  # an HTML page with status 200
+            return handler.send(200, "<html>busy</html>", "text/html")
+        if number % 4 == 2:  # the stream is cut
+            handler.send_response(200)
+            handler.send_header("Content-Length", "1000")
+            handler.end_headers()
+            handler.wfile.write(b'{"choices": [')
+        handler.close_connection = True  # or the connection is closed without a word
+        return True
+
+    endpoint.fault = fault
+    assert texts(answerer(endpoint, timeout=0.5).answer(prompts(8))) == EXPECTED[:8]
+    assert min(endpoint.tries.values()) == 2
+
+
+def test_a_prompt_that_is_refused_fails_alone(endpoint: Endpoint) -> None:
+    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+        return "is 3" in question and handler.send(400, f"too long for {KEY}")
+
+    endpoint.fault = fault
+    found = answerer(endpoint).answer(prompts(6))
+    assert texts(found) == [*EXPECTED[:3], None, *EXPECTED[4:6]]
+    assert found[3].error == f"HTTP 400: too long for {KEY}"
+    assert endpoint.tries["Question:what is 3 Short answer:"] == 1
+
+
+def test_a_prompt_that_never_gets_through_fails_where_others_do(endpoint: Endpoint) -> None:
+    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+        if "is 1 " in question:
+            return handler.send(200, "<html>", "text/html")
+        return "is 2 " in question and handler.send(500, "crash", Retry_After="0.05")
+
+    endpoint.fault = fault
+    found = answerer(endpoint, patience=1.5).answer(prompts(4))
+    assert texts(found) == [EXPECTED[0], None, None, EXPECTED[3]]
+    assert found[1].error == "gave up: the body is no chat completion (text/html)"
+    assert found[2].error == "gave up: HTTP 500"
+    assert endpoint.tries["a probe - -"] == 2  # it lives, so they had another chance, twice
+    assert endpoint.tries["Question:what is 1 Short answer:"] == 9
+
+
+def test_an_endpoint_that_is_down_stops_the_job(endpoint: Endpoint) -> None:
+    endpoint.fault = lambda handler, question, attempt: handler.send(503, "no", Retry_After="0.1")
+    with pytest.raises(AnswererDownError, match="does not answer \\(HTTP 503\\)") as error:
+        answerer(endpoint, patience=0.5).answer(prompts(3))
+    assert "run the same command again" in str(error.value.hint)
+    gone = OpenAIAnswerer.connect("http://127.0.0.1:9/v1", AnswererSpec(model="m", patience=0.3))
+    with pytest.raises(AnswererDownError, match="ConnectError"):
+        gone.answer(prompts(2))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_rejected_key_stops_at_once_and_is_not_repeated(
+    endpoint: Endpoint, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+        return "is 5 " in question and handler.send(status, f"bad key {KEY}")
+
+    endpoint.fault = fault
+    with pytest.raises(AnswererDownError, match=f"HTTP {status}") as error:
+        answerer(endpoint, concurrency=1).answer(prompts(8))
+    assert KEY not in str(error.value) and "bad key ***" in str(error.value)
+    assert {i: a.text for i, a in error.value.done.items()} == dict(enumerate(EXPECTED[:5]))
+
+
+def test_bad_specifications_are_refused() -> None:
+    with pytest.raises(UsageError, match="needs the name of a model"):
+        OpenAIAnswerer.connect("http://127.0.0.1:1/v1", AnswererSpec())
+    with pytest.raises(UsageError, match="must not hold credentials"):
+        OpenAIAnswerer.connect("http://me:pw@127.0.0.1:1/v1", AnswererSpec(model="m"))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    found = make_world(tmp_path, queries=10)
+    add_images(found)
+    return found
+
+
+def argv(world: World, endpoint: Endpoint, *more: str) -> list[str]:
+    words = ["--answerer", f"openai:{endpoint.url}", "--model", "Qwen/Small"]
+    return world.argv(*words, "--image-root", str(world.images), *more)
+
+
+def lever(*words: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    return int(end.value.code or 0)
+
+
+def test_the_command_as_written_and_no_secret_anywhere(
+    world: World,
+    endpoint: Endpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert lever(*argv(world, endpoint)) == 0
+    shown = capfd.readouterr()
+    assert set(endpoint.headers) == {f"Bearer {KEY}"}
+    assert KEY not in shown.out + shown.err
+    files = [p for p in world.store.rglob("*") if p.is_file()]
+    assert files and not any(KEY.encode() in p.read_bytes() for p in files)
+    (run,) = Store.open(world.store).runs()
+    found = rows(run)
+    assert {r["scorer"] for r in found} == {"Qwen/Small"}
+    assert all(r["vqa_gt_prob"] is None for r in found)  # a chat endpoint has none
+    assert all(r["vqa_raw_generation"].endswith("\n") for r in found)
+    asked = len(endpoint.seen)
+    assert lever(*argv(world, endpoint, "--seed", "1")) == 0
+    beams = sum(r["gen_method"] == "beam" for r in found)
+    assert asked <= len(endpoint.seen) < 2 * asked - beams + 1  # what is known is not asked
+
+
+def test_a_job_goes_on_after_the_endpoint_was_down(world: World, endpoint: Endpoint) -> None:
+    down = threading.Event()
+
+    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+        if len(endpoint.seen) > 40:
+            down.set()
+        return down.is_set() and handler.send(503, "no", Retry_After="0.05")
+
+    endpoint.fault = fault
+    request = world.request(
+        spec=f"openai:{endpoint.url}", model="m", image_root=world.images, patience=0.4
+    )
+    with pytest.raises(AnswererDownError):
+        generate(request)
+    assert down.is_set()
+    endpoint.fault = None
+    outcome = generate(request)
+    assert outcome.report.failed == 0 and outcome.run is not None
+    distinct = len({(r["query_id"], *r["pointer"]) for r in rows(outcome.run)})
+    assert outcome.tally.asked == distinct - 40  # 40 were paid for and kept
+
+
+def test_failed_answers_are_rows_that_stay_out_of_training(
+    world: World, endpoint: Endpoint
+) -> None:
+    from lever_data.db import connect
+
+    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+        return "number 4?" in question and handler.send(422, "no such image")
+
+    endpoint.fault = fault
+    outcome = generate(
+        world.request(spec=f"openai:{endpoint.url}", model="m", image_root=world.images)
+    )
+    found = rows(outcome.run)
+    failed = [r for r in found if r["query_id"] == 4]
+    assert outcome.report.failed == len(failed) == sum(r["eval_failed"] for r in found)
+    for row in failed:
+        assert row["error"] == "HTTP 422: no such image"
+        assert row["vqa_acc_score"] is None and row["eval_mode"] is None
+    assert "answers failed" in outcome.notices[0]
+    con = connect(world.store)
+    assert con.execute("select count(*) from all_candidates where query_id = 4").fetchall() == [
+        (0,)
+    ]
+    (world.images / "COCO_train2014_000000000002.jpg").unlink()
+    again = generate(
+        world.request(spec=f"openai:{endpoint.url}", model="m", image_root=world.images, seed=1)
+    )
+    lost = {r["error"] for r in rows(again.run) if r["query_id"] == 2}
+    assert len(lost) == 1 and "an image cannot be read: No such file" in lost.pop()
