@@ -15,11 +15,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lever_data.errors import LeverError, shorten
+from lever_data.json_object import balance
 
 Path = tuple[str | int, ...]
 
 _TOKEN = re.compile(
     rb'[ \t\n\r]*(?:("[^"\\]*+(?:\\.[^"\\]*+)*+")|([\[\]{}:,])|([^ \t\n\r\[\]{}:,"]+))', re.DOTALL
+)
+# A key and a non-finite number. In valid JSON both quotation marks are a string's ends: an escaped
+# one has a backslash before it, and between two strings stands punctuation, never bare text.
+_NON_FINITE_MEMBER = re.compile(
+    rb'(?<!\\)"([^"\\]{0,64})"([ \t\n\r]*:[ \t\n\r]*)(?:NaN|-?Infinity)(?=[ \t\n\r]*[,}])'
 )
 _LONG_NUMBER = re.compile(r"-?[0-9]{4000,}")
 
@@ -44,6 +50,8 @@ class Place:
     def field_error(self, what: str, data: bytes, path: Path) -> LeverError:
         """An error about the field ``path`` of the value ``data``: found, shown and located."""
         at, raw = locate(data, path)
+        if raw[:1] in (b"[", b"{"):
+            raw = raw[: balance(raw, 0, 0)[0]]
         return self.error(what, at, path, _show(raw))
 
 
@@ -80,6 +88,20 @@ def parse(data: bytes, place: Place) -> tuple[object, Counter[str]]:
         at = len(text[: match.start()].encode()) if match else 0
         raise place.error("a number is too long", at, value=data[at : at + 20]) from None
     return value, reader.non_finite
+
+
+def null_non_finite(text: bytes) -> tuple[bytes, Counter[str]]:
+    """``text`` with NaN and Infinity as members of objects replaced by null, and counts by key.
+
+    Text that is not valid JSON otherwise stays invalid; numbers in lists are left as they are.
+    """
+    counts: Counter[str] = Counter()
+
+    def replace(match: re.Match[bytes]) -> bytes:
+        counts[match.group(1).decode(errors="replace")] += 1
+        return b'"' + match.group(1) + b'"' + match.group(2) + b"null"
+
+    return _NON_FINITE_MEMBER.sub(replace, text), counts
 
 
 def encode(value: object, data: bytes, place: Place) -> bytes:

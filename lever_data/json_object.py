@@ -252,7 +252,7 @@ class Scanner:
         """Index behind the closing bracket of the container that opens at index 0."""
         depth, at = 0, 0
         while True:
-            at, depth, done = _balance(self._buffer, at, depth)
+            at, depth, done = balance(self._buffer, at, depth)
             if done:
                 return at
             self._grow()
@@ -301,7 +301,7 @@ class Scanner:
         )
 
 
-def _balance(buffer: bytearray, at: int, depth: int) -> tuple[int, int, bool]:
+def balance(buffer: bytes | bytearray, at: int, depth: int) -> tuple[int, int, bool]:
     """Go on counting brackets from index ``at``: (where it stands, depth, whether it closed)."""
     for match in _TOKEN.finditer(buffer, at):
         first = buffer[match.start()]

@@ -22,6 +22,7 @@ from lever_data.json_exact import Place
 from lever_data.json_object import BLOCK, Block, Member, Scanner, split_blocks
 from lever_data.legacy_layout import Built, Context, Record, RefusedError
 from lever_data.legacy_types import Made
+from lever_data.seen_ids import SeenIds
 
 TOP_LIMIT = 4 << 20  # bytes of `_…` members, which are kept in the manifest
 BATCH_BYTES = 4 << 20  # of text, per batch of the careful path
@@ -104,7 +105,7 @@ class LegacyReader:
         self._format = form
         self._salvage = salvage
         self._block = block
-        self._seen = _SeenIds()
+        self._seen = SeenIds()
         self._top_bytes = 0
         self.num_queries = 0
         self.found = Findings()
@@ -136,7 +137,7 @@ class LegacyReader:
         text = block.as_object()
         if text is None:
             raise RefusedError("no boundary")
-        records = self._format.decode_block(text)
+        records, non_finite = self._decode(text)
         ids = np.array([query_id for query_id, _ in records], dtype=np.int64)
         if self._seen.has_any(ids):
             raise RefusedError("a query occurs twice")
@@ -146,14 +147,26 @@ class LegacyReader:
             raise RefusedError("a key occurs twice in one object")
         self._seen.add(ids)
         self.num_queries += len(records)
+        self.found.non_finite += non_finite
         return built
+
+    def _decode(self, text: bytes) -> tuple[list[Record], Counter[str]]:
+        """The records of a block, with non-finite numbers as null where they were in the way."""
+        try:
+            return self._format.decode_block(text), Counter()
+        except RefusedError:
+            if b"NaN" not in text and b"Infinity" not in text:
+                raise
+            clean, non_finite = json_exact.null_non_finite(text)
+            return self._format.decode_block(clean), non_finite
 
     def _careful(self, block: Block, blocks: Iterator[Block]) -> Iterator[Built]:
         """Take the members one by one, from ``block`` to the next end of a block."""
-        scanner = Scanner(_feed(block, blocks), self._name, block.offset)
+        feed = _Feed(block, blocks)
+        scanner = Scanner(feed, self._name, block.offset)
         records: list[Record] = []
         size = 0
-        for member in self._members(scanner, block.first):
+        for member in self._members(scanner, feed):
             try:
                 record = self._record(member)
             except LeverError as error:
@@ -170,8 +183,8 @@ class LegacyReader:
         if records:
             yield self._format.build(records, careful=True)
 
-    def _members(self, scanner: Scanner, first: bool) -> Iterator[Member]:
-        if first:
+    def _members(self, scanner: Scanner, feed: _Feed) -> Iterator[Member]:
+        if feed.block.first:
             scanner.skip_bom()
             if not scanner.enter(b"{", "an object: { … }"):
                 scanner.finish()
@@ -189,7 +202,7 @@ class LegacyReader:
                 if not scanner.recover():
                     return
                 continue
-            if scanner.is_drained():
+            if scanner.is_drained() and not feed.block.last:
                 return
 
     def _record(self, member: Member) -> Record | None:
@@ -244,43 +257,19 @@ def count_tokens(text: bytes) -> int:
     return quotes // 2
 
 
-def _feed(block: Block, blocks: Iterator[Block]) -> Callable[[], bytes]:
-    """Bytes for a scanner: the block, then, if it asks for more, those behind it."""
-    pending: list[Block] = [block]
+class _Feed:
+    """Bytes for a scanner: a block, then, if it asks for more, those behind it."""
 
-    def feed() -> bytes:
-        if pending:
-            return pending.pop().data
-        following = next(blocks, None)
-        return following.data if following is not None else b""
+    def __init__(self, block: Block, blocks: Iterator[Block]) -> None:
+        self.block = block  # the last one given out, or the first one
+        self._pending = [block]
+        self._blocks = blocks
 
-    return feed
-
-
-class _SeenIds:
-    """Query ids met so far: a table of bytes for ids below 2^25 (33 MB at most), else a set."""
-
-    def __init__(self) -> None:
-        self._low = np.zeros(1 << 14, dtype=bool)
-        self._high: set[int] = set()
-
-    def has_any(self, ids: np.ndarray) -> bool:
-        """Whether any of these ids was met before."""
-        low = ids[ids < len(self._low)]
-        return bool(self._low[low].any()) or (
-            bool(self._high) and not self._high.isdisjoint(ids.tolist())
-        )
-
-    def add(self, ids: np.ndarray) -> bool:
-        """Remember these ids; False, and nothing is remembered, where one was met before."""
-        if self.has_any(ids):
-            return False
-        low = ids[ids < 1 << 25]
-        if low.size:
-            if int(low.max()) >= len(self._low):
-                grown = np.zeros(1 << int(low.max()).bit_length(), dtype=bool)
-                grown[: len(self._low)] = self._low
-                self._low = grown
-            self._low[low] = True
-        self._high.update(ids[ids >= 1 << 25].tolist())
-        return True
+    def __call__(self) -> bytes:
+        if not self._pending:
+            following = next(self._blocks, None)
+            if following is None:
+                return b""
+            self.block = following
+            self._pending.append(following)
+        return self._pending.pop().data

@@ -144,11 +144,11 @@ def _struct(
         else:
             fields.append((key, kind | None | UnsetType, UNSET))
     fields += [(f"extra{i}", Any, UNSET) for i in range(len(learned))]
-    fields.append((REST, Any, UNSET))
+    fields.append((REST, dict[str, Any] | UnsetType, UNSET))
     rename = {f"extra{i}": key for i, key in enumerate(learned)} | {REST: RESERVED}
     return msgspec.defstruct(name, fields, rename=rename, forbid_unknown_fields=True, gc=False)
 
 
 def _can_be_field(key: str) -> bool:
     """Whether msgspec takes the key as a field's name."""
-    return not any(char in '\\"' or char < " " for char in key)
+    return not any(char in '\\"' or char < " " or "\ud800" <= char <= "\udfff" for char in key)
