@@ -6,6 +6,7 @@ ordered pointer, evaluations by query and shot number. The score is the VQA accu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -80,12 +81,11 @@ def diff(store: Store, request: DiffRequest) -> Difference:
         UsageError: a name is neither a run nor a view, or the sides are not of one kind.
         LeverError: a view lacks the columns a comparison needs.
     """
-    session = open_session(store, runs=request.runs, sql_dir=request.sql_dir)
+    session = _open(store, request, request.runs)
     found = [_find_run(store, name, session) for name in (request.a, request.b)]
     if request.runs:
         session.con.close()
-        wanted = (*request.runs, *(run.run for run in found if run))
-        session = open_session(store, runs=wanted, sql_dir=request.sql_dir)
+        session = _open(store, request, (*request.runs, *(run.run for run in found if run)))
     with session.con as con:
         kinds = {
             _put_side(session, side, getattr(request, side), run)
@@ -98,6 +98,21 @@ def diff(store: Store, request: DiffRequest) -> Difference:
             )
         con.execute(_PAIRED)
         return _measure(con, request, kinds.pop())
+
+
+def _open(store: Store, request: DiffRequest, runs: Sequence[str]) -> Session:
+    wanted = ["stg_candidates", "stg_evaluations", request.a, request.b]
+    session = open_session(store, runs=runs, sql_dir=request.sql_dir, only=wanted)
+    names = [run.run for run in store.runs()]
+    for name in (request.a, request.b):
+        wanted_run = name.partition(":")[0]
+        if name not in session.relations and not any(n.startswith(wanted_run) for n in names):
+            session.con.close()
+            error = open_session(store, sql_dir=request.sql_dir).explain_missing(name)
+            raise UsageError(
+                "there is neither a run nor a view of this name", value=name, hint=error.hint
+            )
+    return session
 
 
 def _measure(con: duckdb.DuckDBPyConnection, request: DiffRequest, kind: Kind) -> Difference:
@@ -248,10 +263,7 @@ def _find_run(store: Store, name: str, session: Session) -> Run | None:
 
 def _view_sql(session: Session, name: str) -> str:
     if name not in session.relations:
-        error = session.explain_missing(name)
-        raise UsageError(
-            "there is neither a run nor a view of this name", value=name, hint=error.hint
-        )
+        raise UsageError("several runs begin like this", value=name, hint="give more of the id")
     view = quote_identifier(name)
     present = [row[0] for row in session.con.execute(f"describe {view}").fetchall()]
     if missing := [c for c in _COLUMNS if c not in present]:

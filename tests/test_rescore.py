@@ -1,0 +1,190 @@
+"""`lever rescore`: official scores from stored answers, as a run with the old one as parent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow.parquet as pq
+import pytest
+
+from lever_data.db import open_session
+from lever_data.errors import LeverError, UsageError
+from lever_data.ingest import IngestOptions, ingest
+from lever_data.rescore import Change, RescoreRequest, rescore
+from lever_data.store import Run, Store
+from lever_data.vqa_metric import METRIC_VERSION
+from tests.commands import lever
+from tests.shared_data import OKVQA, needs_shared
+from tests.stores import candidate, commit, commit_examples, new_store
+
+SCORES = ("eval_mode", "metric_version", "vqa_correct", "vqa_acc_score")
+SIMILAR = ("vqa_rel_token_f1", "vqa_rel_edit_sim", "vqa_rel_score")
+
+
+def write_official(folder: Path, answers: dict[int, list[str]], subtype: str = "train2014") -> None:
+    """Questions 100, 101, … in order, with these answers."""
+    head = {"data_subtype": subtype}
+    questions = [{"question_id": i, "image_id": i, "question": "?"} for i in range(100, 104)]
+    notes = [
+        {"question_id": i, "answers": [{"answer": a, "answer_id": n} for n, a in enumerate(known)]}
+        for i, known in answers.items()
+    ]
+    (folder / "q.json").write_text(json.dumps({**head, "questions": questions}))
+    (folder / "a.json").write_text(json.dumps({**head, "annotations": notes}))
+
+
+def request(folder: Path, run: Run | str, **options: Any) -> RescoreRequest:
+    name = run if isinstance(run, str) else run.run
+    return RescoreRequest(name, folder / "q.json", folder / "a.json", **options)
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    (path,) = run.table_files("candidates")
+    return cast(list[dict[str, Any]], pq.read_table(path).to_pylist())
+
+
+def old_row(query: int, ordinal: int, answer: str | None, **columns: Any) -> dict[str, Any]:
+    columns = {"eval_mode": "fallback", "vqa_correct": 1, "vqa_acc_score": 0.5, **columns}
+    return candidate(query, ordinal, [1, 2], vqa_pred_answer=answer, extra='{"k": 1}', **columns)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    write_official(tmp_path, {100: ["red car"] * 4 + ["blue"] * 6, 101: ["two"] * 10})
+    return new_store(tmp_path)
+
+
+def test_fallback_rows_become_official_rows(store: Store, tmp_path: Path) -> None:
+    run = commit(
+        store,
+        [
+            old_row(0, 0, "a red car."),
+            old_row(0, 1, "red"),
+            old_row(1, 0, "2", vqa_acc_score=1.0),
+            old_row(1, 1, "", eval_mode="file", vqa_correct=0, vqa_acc_score=0.0),
+        ],
+    )
+    done = rescore(store, request(tmp_path, run))
+    assert done.is_new
+    assert done.run.kind == "rescore"
+    assert done.run.parents == (run.run,)
+    new, old = rows_of(done.run), rows_of(run)
+    assert [[row[c] for c in SCORES] for row in new] == [
+        ["file", METRIC_VERSION, 1, 1.0],
+        ["file", METRIC_VERSION, 0, 0.0],
+        ["file", METRIC_VERSION, 1, 1.0],
+        ["file", METRIC_VERSION, 0, 0.0],
+    ]
+    assert [[row[c] for c in SIMILAR] for row in new] == [
+        [1.0, 1.0, 1.0],
+        [pytest.approx(2 / 3), 0.6, pytest.approx(2 / 3)],
+        [1.0, 1.0, 1.0],
+        [0.0, 0.0, 0.0],
+    ]
+    same = [name for name in new[0] if name not in (*SCORES, *SIMILAR)]
+    assert [[row[c] for c in same] for row in new] == [[row[c] for c in same] for row in old]
+    assert done.num_fallback_before == 3
+    assert done.changes == (
+        Change(0, 0, "a red car.", 0.5, 1.0),
+        Change(0, 1, "red", 0.5, 0.0),
+    )
+
+
+def test_twice_is_once(store: Store, tmp_path: Path) -> None:
+    run = commit(store, [old_row(0, 0, "blue")])
+    first, again = (rescore(store, request(tmp_path, run)) for _ in range(2))
+    assert (first.is_new, again.is_new) == (True, False)
+    assert first.run == again.run
+    assert first.changes == again.changes
+    assert len(store.runs()) == 2
+
+
+def test_the_new_run_counts_in_the_views(store: Store, tmp_path: Path) -> None:
+    rescore(store, request(tmp_path, commit(store, [old_row(0, 0, "blue"), old_row(1, 0, "x")])))
+    con = open_session(store, only=["all_candidates"]).con
+    found = con.execute("select eval_mode, vqa_acc_score from all_candidates order by query_id")
+    assert found.fetchall() == [("file", 1.0), ("file", 0.0)]
+
+
+def test_failures_stay_unless_only_the_scoring_failed(store: Store, tmp_path: Path) -> None:
+    failed = {"eval_failed": True, "vqa_correct": 0, "vqa_acc_score": 0.0}
+    run = commit(
+        store,
+        [
+            old_row(0, 0, "blue", **failed),
+            old_row(0, 1, "", **failed),
+            old_row(0, 2, "blue", error="the server is down", **failed),
+            old_row(0, 3, None, eval_failed=None),
+        ],
+    )
+    done = rescore(store, request(tmp_path, run))
+    assert [(r["eval_failed"], r["eval_mode"], r["vqa_acc_score"]) for r in rows_of(done.run)] == [
+        (False, "file", 1.0),
+        (True, "fallback", 0.0),
+        (True, "fallback", 0.0),
+        (None, "fallback", 0.5),
+    ]
+    assert (done.num_healed, done.num_unanswered, done.num_missing) == (1, 3, 0)
+
+
+def test_a_query_without_annotation(store: Store, tmp_path: Path) -> None:
+    run = commit(store, [old_row(0, 0, "blue"), old_row(3, 0, "blue")])
+    with pytest.raises(LeverError, match="no annotation") as caught:
+        rescore(store, request(tmp_path, run))
+    assert caught.value.value == {"query_id": 3, "question_id": 103}
+    assert "--allow-missing" in str(caught.value.hint)
+    assert [r.kind for r in store.runs()] == ["rl_data"]
+    done = rescore(store, request(tmp_path, run, allow_missing=True))
+    assert done.num_missing == 1
+    assert [row["eval_mode"] for row in rows_of(done.run)] == ["file", "fallback"]
+
+
+def test_files_of_another_split_are_refused(store: Store, tmp_path: Path) -> None:
+    run = commit(store, [old_row(0, 0, "blue")])
+    write_official(tmp_path, {100: ["blue"] * 10}, "val2014")
+    with pytest.raises(LeverError, match="of the split val, the run of train"):
+        rescore(store, request(tmp_path, run))
+
+
+def test_only_candidates_have_answers(store: Store, tmp_path: Path) -> None:
+    item = {"dataset": "d", "split": "train", "example_id": 0, "question_id": 1, "question": "?"}
+    run = commit_examples(store, [item])
+    with pytest.raises(UsageError, match="kind examples"):
+        rescore(store, request(tmp_path, run))
+
+
+def test_the_command(store: Store, tmp_path: Path) -> None:
+    run = commit(store, [old_row(0, 0, "red")])
+    files = ["--questions", tmp_path / "q.json", "--annotations", tmp_path / "a.json"]
+    words = ["rescore", "--store", store.path, "--run", run.run, *files]
+    shown = lever(*words)
+    assert "fallback rows whose score changed" in shown.stdout
+    assert "rescored as rescore-d-train-" in shown.stderr
+    found = json.loads(lever(*words, "--json").stdout)
+    assert found["changes"] == [
+        {"query_id": 0, "candidate": 0, "prediction": "red", "old": 0.5, "new": 0.0}
+    ]
+
+
+@needs_shared
+def test_okvqa(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store")
+    source = OKVQA / "rl_data_TextSimSampler_NearestDemo.json.gz"
+    for _ in ingest([source], store, IngestOptions(dataset="okvqa", split="train")):
+        pass
+    (run,) = store.runs()
+    questions = OKVQA / "OpenEnded_mscoco_train2014_questions.json.gz"
+    annotations = OKVQA / "mscoco_train2014_annotations.json.gz"
+    done = rescore(store, RescoreRequest(run.run, questions, annotations))
+    assert (done.num_rows, done.num_fallback_before, len(done.changes)) == (88_827, 2_643, 196)
+    con = open_session(store, only=["stg_candidates"]).con
+    modes = "select distinct eval_mode from stg_candidates where run = ?"
+    assert con.execute(modes, [done.run.run]).fetchall() == [("file",)]
+    both = """
+        select count(*), count(*) filter (old.vqa_acc_score <> new.vqa_acc_score)
+        from (select * from stg_candidates where run = ? and eval_mode = 'file') as old
+        join (select * from stg_candidates where run = ?) as new using (query_id, candidate)
+    """
+    assert con.execute(both, [run.run, done.run.run]).fetchall() == [(86_184, 0)]
