@@ -7,12 +7,13 @@ charts (inline SVG) are in it, and every chart has the SQL behind it in a fold.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from lever_data.audit import CLASSES, Audit
 from lever_data.audit_verdict import Finding, percent, verdict
@@ -57,12 +58,14 @@ def render(audits: Sequence[Audit]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "count": lambda value: f"{value:,}",
         "number": _number,
         "signed": lambda value: _number(value, "+"),
         "percent": percent,
+        "code": _code,
     }
+    environment.filters |= filters
     views = " and ".join(audit.figures["view"] for audit in audits)
     return environment.get_template("audit.html").render(
         title=f"Reward audit: {views}",
@@ -86,6 +89,12 @@ def _spread(rows: Sequence[Mapping[str, float]]) -> tuple[float, list[dict[str, 
     return flat, [
         {"low": i * _BIN, "high": (i + 1) * _BIN, "num_queries": found.get(i, 0)} for i in bars
     ]
+
+
+def _code(text: str) -> Markup:
+    """Text with its `commands` set as code; everything in it is escaped."""
+    parts = enumerate(text.split("`"))
+    return Markup("").join(Markup("<code>{}</code>" if i % 2 else "{}").format(p) for i, p in parts)
 
 
 def _number(value: float | None, sign: str = "-") -> str:
