@@ -143,7 +143,8 @@ class VisionLanguageModel:
             max_new_tokens=how.max_new_tokens,
             min_new_tokens=0,
             num_beams=how.num_beams,
-            length_penalty=how.length_penalty,
+            # without beams transformers warns about it
+            **({"length_penalty": how.length_penalty} if how.num_beams > 1 else {}),
         )
         width = inputs["input_ids"].shape[1]
         texts: list[str] = self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)

@@ -1,0 +1,321 @@
+"""The local model: the real code through a tiny Qwen2.5-VL made from its config, no network."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lever_cli.__main__ import main
+from PIL import Image
+
+from lever_data.errors import LeverError
+from lever_data.store import Store
+from lever_train.rollout.answerers import make_answerer
+from lever_train.rollout.answerers.transformers import TransformersAnswerer
+from lever_train.rollout.answerers.vision_language import (
+    Encoded,
+    Generation,
+    VisionLanguageModel,
+)
+from lever_train.rollout.prompts import SYSTEM_PROMPT, Item, Prompt, Template
+from lever_train.rollout.request import AnswererSpec
+from tests.rollouts import add_images, make_world, rows
+from tests.tiny_vlm import save_tiny_vlm
+
+HOW = Generation(max_new_tokens=5, num_beams=3, length_penalty=0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model gains nothing from more threads, and loses much where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_vlm(tmp_path_factory.mktemp("models") / "Tiny-VL")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> VisionLanguageModel:
+    return VisionLanguageModel.load(str(folder), "cpu")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
+    """Six prompts of different lengths, with 0 to 2 demonstrations."""
+    images = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    items = []
+    for n in range(6):
+        pixels = rng.integers(0, 255, (60 + 20 * n, 140 - 15 * n, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{n}.png")
+        question = f"what is {'number ' * n}{n}?"
+        items.append(Item("d", "s", n, question, ("red", "blue"), "red", images / f"{n}.png"))
+    return [
+        Prompt(items[n], tuple(items[(n + k) % 6] for k in range(1, 1 + n % 3)), ("red", "a dog"))
+        for n in range(6)
+    ]
+
+
+@pytest.fixture(scope="module")
+def encoded(model: VisionLanguageModel, prompts: list[Prompt]) -> list[Encoded]:
+    return [model.encode(p, Template()) for p in prompts]
+
+
+def plain_inputs(model: VisionLanguageModel, one: Encoded, more: list[int]) -> dict[str, Any]:
+    """What transformers itself is given: pixels with every call, nothing reused."""
+    ids = torch.tensor([one.ids + more])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == model.image_token).int(),
+    }
+    pixels = [
+        model.image_processor(images=[Image.open(p).convert("RGB")], return_tensors="pt")
+        for p in one.images
+    ]
+    inputs["pixel_values"] = torch.cat([p["pixel_values"] for p in pixels])
+    inputs["image_grid_thw"] = torch.cat([p["image_grid_thw"] for p in pixels])
+    return inputs
+
+
+def test_the_chat_is_interleaved_as_in_the_legacy_prompt(
+    model: VisionLanguageModel, prompts: list[Prompt], encoded: list[Encoded]
+) -> None:
+    text = model.tokenizer.decode(encoded[2].ids)
+    for part in ("<|image_pad|>",) * 40:
+        text = text.replace(part * 2, part)
+    first, second, query = prompts[2].demonstrations[0], prompts[2].demonstrations[1], prompts[2]
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert text == (
+        f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
+        f"{image}Question:{first.question} Short answer:red"
+        f"{image}Question:{second.question} Short answer:red"
+        f"{image}Question:{query.query.question} Short answer:<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    grids = [
+        model.image_processor(images=[Image.open(p)], return_tensors="pt")["image_grid_thw"]
+        for p in encoded[2].images
+    ]
+    assert encoded[2].ids.count(model.image_token) == sum(int(g.prod()) // 4 for g in grids)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_texts_are_those_of_transformers_and_do_not_depend_on_the_batch(
+    model: VisionLanguageModel, encoded: list[Encoded], beams: int
+) -> None:
+    how = Generation(5, beams, 0.0)
+    together = model.generate(encoded, how)
+    assert together == [model.generate([one], how)[0] for one in encoded]
+    plain = []
+    for one in encoded:
+        out = model.model.generate(
+            **plain_inputs(model, one, []),
+            do_sample=False,
+            max_new_tokens=5,
+            num_beams=beams,
+            length_penalty=0.0,
+        )
+        plain += model.tokenizer.batch_decode(out[:, len(one.ids) :], skip_special_tokens=True)
+    assert together == plain
+    assert len(set(together)) > 1
+
+
+def test_log_probabilities_equal_a_pass_over_the_whole_text(
+    model: VisionLanguageModel, prompts: list[Prompt], encoded: list[Encoded]
+) -> None:
+    given = [("red", "a dog", "pizza train"), (), ("two",), ("red",), ("yes", "no"), ("",)]
+    found = model.log_probs(encoded, given)
+    assert [len(f) for f in found] == [len(g) for g in given]
+    for one, answers, values in zip(encoded, given, found, strict=True):
+        for answer, value in zip(answers, values, strict=True):
+            assert value == pytest.approx(by_hand(model, one, answer), abs=1e-4)
+    assert model.log_probs(encoded[:2], [(), ()]) == [(), ()]
+
+
+def by_hand(model: VisionLanguageModel, one: Encoded, answer: str) -> float:
+    """One forward pass over prompt and answer, and the probability of either end token."""
+    tokens = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        logits = model.model(**plain_inputs(model, one, tokens)).logits[0].log_softmax(-1)
+    at = len(one.ids) - 1
+    spoken = sum(float(logits[at + i, t]) for i, t in enumerate(tokens))
+    ends = model.model.generation_config.eos_token_id
+    return spoken + math.log(sum(math.exp(float(logits[at + len(tokens), e])) for e in ends))
+
+
+def test_an_image_goes_through_the_vision_tower_once(folder: Path, prompts: list[Prompt]) -> None:
+    fresh = VisionLanguageModel.load(str(folder), "cpu")
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    fresh.model.model.visual.register_forward_hook(count)
+    assert fresh.read_images([i for p in prompts for i in _images(p)]) == {}
+    assert passes == 6
+    batch = [fresh.encode(p, Template()) for p in prompts]
+    fresh.generate(batch, HOW)
+    fresh.log_probs(batch, [p.given for p in prompts])
+    assert passes == 6
+
+
+def test_features_that_were_dropped_are_computed_again(
+    folder: Path,
+    prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch,
+    model: VisionLanguageModel,
+    encoded: list[Encoded],
+) -> None:
+    from lever_train.rollout.answerers import vision_language
+
+    monkeypatch.setattr(vision_language, "FEATURE_BYTES", 1)
+    small = VisionLanguageModel.load(str(folder), "cpu")
+    batch = [small.encode(p, Template()) for p in prompts]
+    assert batch == encoded
+    assert small.generate(batch, HOW) == model.generate(encoded, HOW)
+
+
+@pytest.fixture
+def answerer(folder: Path) -> Iterator[TransformersAnswerer]:
+    found = make_answerer(AnswererSpec(f"transformers:{folder}", batch_size=4), _around())
+    assert isinstance(found, TransformersAnswerer)
+    yield found
+
+
+def _around() -> Any:
+    from lever_train.rollout.answerers import Surroundings
+
+    return Surroundings()
+
+
+def _images(prompt: Prompt) -> list[Path]:
+    return [i.image for i in (*prompt.demonstrations, prompt.query) if i.image is not None]
+
+
+def test_answers_come_back_in_order(
+    answerer: TransformersAnswerer,
+    model: VisionLanguageModel,
+    prompts: list[Prompt],
+    encoded: list[Encoded],
+) -> None:
+    found = answerer.answer(prompts)
+    assert [a.text for a in found] == [model.generate([e], HOW)[0] for e in encoded]
+    for answer, one in zip(found, encoded, strict=True):
+        expected = model.log_probs([one], [("red", "a dog")])[0]
+        assert answer.log_probs == pytest.approx(expected, abs=1e-4)
+    assert answerer.name == "Tiny-VL"
+    assert answerer.usage.answers == 6
+
+
+def test_out_of_memory_halves_the_batch(
+    answerer: TransformersAnswerer, prompts: list[Prompt], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The real model refuses batches above 6 sequences (two prompts of three beams)."""
+    expected = [a.text for a in answerer.answer(prompts)]
+    inner = answerer._model
+    assert inner is not None
+    sizes = []
+
+    def refuse(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids")
+        count = len(kwargs["inputs_embeds"] if ids is None else ids)
+        sizes.append(count)
+        if count > 6:
+            raise torch.OutOfMemoryError("a test says so")
+
+    handle = inner.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    with caplog.at_level(logging.WARNING):
+        assert [a.text for a in answerer.answer(prompts)] == expected
+    assert "batches of 2 from here on" in caplog.text
+    assert max(sizes) == 12
+    handle.remove()
+    inner.model.register_forward_pre_hook(_never_fits)
+    failed = answerer.answer(prompts[:2])
+    assert [a.text for a in failed] == [None, None]
+    assert {a.error for a in failed} == {"the device has not enough memory for this prompt alone"}
+
+
+def _never_fits(module: torch.nn.Module, args: Any) -> None:
+    raise torch.OutOfMemoryError("a test says so")
+
+
+def test_a_model_that_depends_on_the_batch_answers_one_by_one(
+    answerer: TransformersAnswerer,
+    prompts: list[Prompt],
+    encoded: list[Encoded],
+    model: VisionLanguageModel,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    alone = [model.generate([e], HOW)[0] for e in encoded]
+    answerer._model = VisionLanguageModel.load(answerer.model_name, "cpu")
+
+    def disturb(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if len(output.logits) > 3:  # more than one prompt of three beams
+            output.logits += torch.randn_like(output.logits) * 50
+
+    answerer._model.model.register_forward_hook(disturb)
+    with caplog.at_level(logging.WARNING):
+        found = answerer.answer(prompts)
+    assert "answers depend on the batch" in caplog.text
+    assert [a.text for a in found] == alone
+
+
+def test_an_unreadable_image_fails_alone(
+    answerer: TransformersAnswerer, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    bad = Item("d", "s", 9, "q?", ("a",), "a", broken)
+    found = answerer.answer([prompts[0], Prompt(bad, ()), prompts[1]])
+    assert found[1].text is None and "an image cannot be read: broken.png" in str(found[1].error)
+    assert found[0].text is not None and found[2].text is not None
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "nothing"
+    with pytest.raises(LeverError, match="the model cannot be loaded"):
+        VisionLanguageModel.load(str(missing), "cpu")
+
+
+def test_parameters_change_the_scope(folder: Path) -> None:
+    def told(**changes: Any) -> dict[str, Any]:
+        return make_answerer(
+            AnswererSpec(f"transformers:{folder}", **changes), _around()
+        ).generation()
+
+    assert told() == told(batch_size=7)  # how it is batched is no part of an answer
+    others = [told(max_new_tokens=6), told(num_beams=1), told(length_penalty=1.0)]
+    assert all(other != told() for other in others)
+    name = make_answerer(AnswererSpec("qwen2.5_vl_3B"), _around())
+    assert name.name == "Qwen2.5-VL-3B-Instruct"
+
+
+def test_the_command_as_written(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(tmp_path, queries=14)
+    add_images(world)
+    words = world.argv("--answerer", f"transformers:{folder}", "--image-root", str(world.images))
+    more = ["--limit", "3", "--num-beams", "2", "--temps", "1.0", "--shots", "1,2"]
+    with pytest.raises(SystemExit) as end:
+        main([*words, *more])
+    assert end.value.code == 0, capfd.readouterr().err
+    (run,) = Store.open(world.store).runs()
+    found = rows(run)
+    assert len({r["query_id"] for r in found}) == 3
+    assert {r["scorer"] for r in found} == {"Tiny-VL"}
+    assert all(0 <= r["vqa_gt_prob"] < 0.1 for r in found)  # random weights know nothing
+    assert all(len(r["shot_scores"]) == 2 for r in found)
