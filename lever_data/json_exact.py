@@ -19,6 +19,11 @@ from lever_data.json_object import balance
 
 Path = tuple[str | int, ...]
 
+
+class NotJsonError(LeverError):
+    """The text of a value is not JSON: its brackets, and so its end, cannot be trusted."""
+
+
 _TOKEN = re.compile(
     rb'[ \t\n\r]*(?:("[^"\\]*+(?:\\.[^"\\]*+)*+")|([\[\]{}:,])|([^ \t\n\r\[\]{}:,"]+))', re.DOTALL
 )
@@ -77,7 +82,8 @@ def parse(data: bytes, place: Place) -> tuple[object, Counter[str]]:
     except json.JSONDecodeError as error:
         at = len(text[: error.pos].encode())
         near = data[at : at + 40]
-        raise place.error(f"not valid JSON: {error.msg}", at, value=near) from None
+        broken = place.error(f"not valid JSON: {error.msg}", at, value=near)
+        raise NotJsonError(broken.what, where=broken.where, value=near) from None
     except _DuplicateKeyError:
         path, at = _find_duplicate(data)
         raise place.error("a key occurs twice in one object", at, path) from None

@@ -220,8 +220,15 @@ class Scanner:
         self._at = end
         return start, bytes(memoryview(self._buffer)[:end])
 
-    def recover(self) -> bool:
-        """Step to the next ``"digits": {`` further on, after an error; False at the end."""
+    def recover(self, offset: int | None = None) -> bool:
+        """Step to the next ``"digits": {`` further on, after an error; False at the end.
+
+        Args:
+            offset: look from behind this byte of the last value on, whose end is not known;
+                from where the scanner stands where it is not given.
+        """
+        if offset is not None:
+            self._at = max(offset - self._base, 0)
         self._at = min(self._at + 1, len(self._buffer))
         while True:
             match = _QUERY_KEY.search(self._buffer, self._at)

@@ -18,7 +18,7 @@ import numpy as np
 
 from lever_data import json_exact
 from lever_data.errors import LeverError
-from lever_data.json_exact import Place
+from lever_data.json_exact import NotJsonError, Place
 from lever_data.json_object import BLOCK, Block, Member, Scanner, split_blocks
 from lever_data.legacy_layout import Built, Context, Record, RefusedError
 from lever_data.legacy_types import Made
@@ -107,6 +107,7 @@ class LegacyReader:
         self._block = block
         self._seen = SeenIds()
         self._top_bytes = 0
+        self._astray: int | None = None  # offset of a value whose end is not known
         self.num_queries = 0
         self.found = Findings()
 
@@ -173,6 +174,8 @@ class LegacyReader:
                 if not self._salvage:
                     raise
                 self.found.skip(error)
+                if isinstance(error, NotJsonError):
+                    self._astray = member.value_offset
                 continue
             if record is not None:
                 records.append(record)
@@ -192,6 +195,11 @@ class LegacyReader:
         while True:
             try:
                 yield scanner.member()
+                if self._astray is not None:
+                    offset, self._astray = self._astray, None
+                    if not scanner.recover(offset):
+                        return
+                    continue
                 if not scanner.more(b"}"):
                     scanner.finish()
                     return
