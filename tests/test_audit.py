@@ -1,0 +1,283 @@
+"""`lever audit`: figures, gates, errors a newcomer understands, and real data counted apart."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lever_data.audit import AuditRequest, audit, audit_views
+from lever_data.audit_reward import largest_reward
+from lever_data.audit_verdict import percent, verdict
+from lever_data.db import open_session
+from lever_data.errors import LeverError, UsageError
+from lever_data.gate import failing, parse_gate, require_passed
+from lever_data.ingest import IngestOptions, ingest
+from lever_data.rewards import RewardSpec
+from lever_data.store import Store
+from tests.commands import lever
+from tests.shared_data import OKVQA, needs_shared
+from tests.stores import candidate, commit, new_store
+
+KEYS = {
+    "view", "reward_mode", "queries", "candidates", "classes", "fallback_share", "unknown_share",
+    "failed_share", "by_gen_method", "oracle_gap",
+}  # fmt: skip
+
+
+def rows() -> list[dict[str, Any]]:
+    """Two queries: one mixed, one all wrong; fallback, unknown and failed rows among them."""
+    good = {"eval_mode": "file", "vqa_correct": 1, "vqa_acc_score": 1.0}
+    bad = {"eval_mode": "file", "vqa_correct": 0, "vqa_acc_score": 0.0}
+    return [
+        candidate(0, 0, [1, 2], **bad, beam_rank=0, logprob_score=-1.0),
+        candidate(0, 1, [3, 4], **good, gen_method="sample", temperature=1.0, logprob_score=-2.0),
+        candidate(0, 2, [5, 6], eval_failed=True, eval_mode="fallback"),
+        candidate(1, 0, [1, 2], **{**bad, "eval_mode": "fallback"}),
+        candidate(1, 1, [3, 4], eval_mode=None, vqa_gt_prob=0.5),
+    ]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = new_store(tmp_path_factory.mktemp("audit"))
+    commit(made, rows())
+    return made
+
+
+def test_the_figures(store: Store) -> None:
+    figures = audit(store, AuditRequest()).figures
+    assert set(figures) >= KEYS
+    assert (figures["view"], figures["reward_mode"]) == ("all_candidates", "hard_plus_soft")
+    assert (figures["queries"], figures["candidates"]) == (2, 4)
+    assert figures["classes"] == {"mixed": 1, "all_wrong": 1, "all_right": 0, "tied": 0}
+    assert (figures["fallback_share"], figures["unknown_share"]) == (0.25, 0.25)
+    assert (figures["failed_share"], figures["missing_share"]) == (0.2, 0.25)
+    assert (figures["oracle_gap"], figures["mean_reward"]) == (2.0, 0.5)
+    assert [row["gen_method"] for row in figures["by_gen_method"]] == ["beam", "sample"]
+    assert json.loads(json.dumps(figures)) == figures
+
+
+def test_figures_are_the_same_twice(store: Store) -> None:
+    assert audit(store, AuditRequest()).figures == audit(store, AuditRequest()).figures
+
+
+def test_an_expression_is_a_reward(store: Store) -> None:
+    text = "coalesce(vqa_correct, 0) + 0.5 * coalesce(vqa_gt_prob, 0)"
+    figures = audit(store, AuditRequest(reward=RewardSpec(expression=text))).figures
+    assert (figures["reward_mode"], figures["reward"]) == ("expression", text)
+    assert (figures["missing_share"], figures["mean_reward"]) == (0.0, (1 + 0.25) / 4)
+    assert figures["classes"]["mixed"] == 2
+    assert text in [row["reward_mode"] for row in figures["reward_modes"]]
+
+
+def test_missing_scores_are_told(store: Store) -> None:
+    spec = RewardSpec(expression="vqa_gt_prob")
+    figures = audit(store, AuditRequest(reward=spec)).figures
+    assert figures["missing_share"] == 0.75
+    assert "75.0 % lack a score, which counts as 0" in verdict(figures)[1].text
+
+
+@pytest.mark.parametrize(
+    ("spec", "largest"),
+    [
+        (RewardSpec(), 2.0),
+        (RewardSpec(hard_weight=2, soft_weight=0.5), 2.5),
+        (RewardSpec(mode="separated"), 3.0),
+        (RewardSpec(mode="hard_plus_gtprob_plus_rel"), 2.0),
+        (RewardSpec(mode="hard_plus_gtprob_plus_rel", hard_weight=0, rel_weight=3), 4.0),
+        (RewardSpec(soft_weight=-1), 1.0),
+        (RewardSpec(hard_weight=50), 5.0),
+        (RewardSpec(mode="hybrid", hybrid_alpha=0.25), 1.75),
+        (RewardSpec(mode="multi_shot"), 2.0),
+        (RewardSpec(mode="multi_shot", shot_weights=(0.5, 0.3, 0.2)), 2.0),
+    ],
+)
+def test_the_largest_reward_of_a_mode(store: Store, spec: RewardSpec, largest: float) -> None:
+    con = open_session(store, only=["runs"]).con
+    assert largest_reward(con, spec) == pytest.approx(largest)
+
+
+def test_hybrid_over_several_runs(tmp_path: Path) -> None:
+    """As a view, the information term took minutes once two runs overlapped."""
+    made = new_store(tmp_path)
+    for name in ("a", "b"):
+        scores = [{**row, "beam_score": 0.1 * row["candidate"]} for row in rows()]
+        commit(made, scores, name=name)
+    figures = audit(made, AuditRequest(reward=RewardSpec(mode="hybrid"))).figures
+    assert figures["classes"]["mixed"] == 2
+
+
+def test_a_policy_of_ones_own(tmp_path: Path) -> None:
+    made = new_store(tmp_path)
+    commit(made, rows())
+    (made.path / "views").mkdir()
+    (made.path / "views" / "mine.sql").write_text(
+        "select dataset, split, query_id, pointer, -0.5 as logprob from all_candidates"
+    )
+    found = audit(made, AuditRequest(policy="mine")).figures["importance_weights"]
+    assert [(row["num_drawn"], row["num_weighted"]) for row in found] == [(1, 1)]
+
+
+def test_a_users_view_without_what_only_diagnostics_read(tmp_path: Path) -> None:
+    made = new_store(tmp_path)
+    commit(made, rows())
+    (made.path / "views").mkdir()
+    (made.path / "views" / "narrow.sql").write_text(
+        "select run, dataset, split, query_id, candidate, pointer, gen_method, eval_mode, "
+        "eval_failed, vqa_correct, vqa_acc_score from candidates"
+    )
+    figures = audit(made, AuditRequest(view="narrow")).figures
+    assert (figures["candidates"], figures["oracle_gap"]) == (4, None)
+    assert figures["logprob_vs_reward"] == []
+
+
+def test_views_side_by_side(store: Store) -> None:
+    found = audit_views(store, AuditRequest(), ["beam", "beam_sample"])
+    assert [a.figures["candidates"] for a in found] == [3, 4]
+    assert [a.figures["classes"]["mixed"] for a in found] == [0, 1]
+
+
+def test_a_store_without_runs(tmp_path: Path) -> None:
+    with pytest.raises(LeverError, match="no runs yet, so there is nothing to audit") as caught:
+        audit(new_store(tmp_path), AuditRequest())
+    assert "lever ingest" in str(caught.value.hint)
+
+
+def test_an_empty_view(tmp_path: Path) -> None:
+    made = new_store(tmp_path)
+    commit(made, rows()[:1])
+    with pytest.raises(LeverError, match="the view holds no candidates") as caught:
+        audit(made, AuditRequest(view="balanced"))
+    assert "lever views" in str(caught.value.hint)
+
+
+def test_a_view_that_is_not_for_training(store: Store) -> None:
+    with pytest.raises(LeverError, match="not made for training: it has no column candidate"):
+        audit(store, AuditRequest(view="queries"))
+    with pytest.raises(UsageError, match="no such view") as caught:
+        audit(store, AuditRequest(view="beem"))
+    assert "did you mean beam?" in str(caught.value.hint)
+
+
+def test_a_reward_that_cannot_be_computed(store: Store) -> None:
+    with pytest.raises(LeverError, match="null in every row") as caught:
+        audit(store, AuditRequest(reward=RewardSpec(mode="hard_plus_gtprob_plus_rel")))
+    assert "lever rescore" in str(caught.value.hint)
+    with pytest.raises(LeverError, match="cannot be computed over this view") as caught:
+        audit(store, AuditRequest(reward=RewardSpec(expression="vqa_corect + 1")))
+    assert "vqa_correct" in str(caught.value.hint)
+
+
+FIGURES = {
+    "view": "v",
+    "fallback_share": 0.07,
+    "classes": {"mixed": 3},
+    "by_gen_method": [{"gen_method": "beam", "right_share": 0.2}],
+    "oracle_gap": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("fallback_share > 0.05", True),
+        ("fallback_share>5%", True),
+        ("fallback_share > 7e-2", False),
+        ("fallback_share >= .07", True),
+        ("classes.mixed == 3", True),
+        ("classes.mixed != 3", False),
+        (" by_gen_method.beam.right_share <= 0.1 ", False),
+        ("classes.mixed < -1", False),
+    ],
+)
+def test_gates(text: str, holds: bool) -> None:
+    assert bool(failing([parse_gate(text)], FIGURES)) is holds
+
+
+@pytest.mark.parametrize("text", ["", "fallback_share", "fallback_share > x", "1 > 0 > 1", "a;b>1"])
+def test_gates_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="a figure, a comparison and a number"):
+        parse_gate(text)
+
+
+def test_gates_over_figures_that_are_not_there() -> None:
+    with pytest.raises(UsageError, match="no such figure") as caught:
+        failing([parse_gate("fallback_shar > 0")], FIGURES)
+    assert "did you mean fallback_share?" in str(caught.value.hint)
+    with pytest.raises(LeverError, match="has no value in this audit"):
+        failing([parse_gate("oracle_gap > 0")], FIGURES)
+
+
+def test_a_failing_gate_names_value_and_view() -> None:
+    gates = [parse_gate("fallback_share > 0.05"), parse_gate("classes.mixed > 9")]
+    with pytest.raises(LeverError) as caught:
+        require_passed(gates, [FIGURES])
+    assert caught.value.what == "the audit gate failed: fallback_share > 0.05 in v (it is 0.07)"
+
+
+def test_the_verdict_opens_with_what_can_teach(store: Store) -> None:
+    found = verdict(audit(store, AuditRequest()).figures)
+    assert (
+        found[0].text
+        == "1 of 2 queries (50.0 %) can teach anything; the rest are flat: 1 all wrong."
+    )
+    assert found[1].level == "bad"
+    assert found[1].advice == "`lever rescore` replaces them by the official metric."
+    assert [percent(share) for share in (0.123, 0, 0.0001, None)] == [
+        "12.3 %",
+        "0.0 %",
+        "< 0.1 %",
+        "–",
+    ]
+
+
+def test_the_command(store: Store, tmp_path: Path) -> None:
+    out, page = tmp_path / "a.json", tmp_path / "a.html"
+    done = lever("audit", "--store", store.path, "--json", out, "--html", page)
+    assert "1 of 2 queries (50.0 %) can teach anything" in done.stdout
+    assert set(json.loads(out.read_text())) >= KEYS
+    assert page.read_text().startswith("<!doctype html>")
+    failed = lever(
+        "audit", "--store", store.path, "--json", out, "--fail-on", "fallback_share > 0.05",
+        check=False,
+    )  # fmt: skip
+    assert failed.returncode == 1
+    assert "the audit gate failed: fallback_share > 0.05 in all_candidates" in failed.stderr
+    usage = lever("audit", "--store", store.path, "--fail-on", "nonsense", check=False)
+    assert usage.returncode == 2
+
+
+def test_the_command_compares(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "c.json"
+    views = ["--compare", "beam", "--compare", "all_candidates"]
+    done = lever("audit", "--store", store.path, *views, "--json", out)
+    assert "all_candidates" in done.stdout
+    assert [found["view"] for found in json.loads(out.read_text())] == ["beam", "all_candidates"]
+
+
+@needs_shared
+def test_okvqa_agrees_with_an_independent_count(tmp_path: Path) -> None:
+    source = OKVQA / "rl_data_TextSimSampler_NearestDemo.json.gz"
+    store = Store.create(tmp_path / "store")
+    for _ in ingest([source], store, IngestOptions(dataset="okvqa", split="train")):
+        pass
+    figures = audit(store, AuditRequest()).figures
+    classes: Counter[str] = Counter()
+    methods: Counter[str] = Counter()
+    fallback = 0
+    for value in json.loads(gzip.decompress(source.read_bytes())).values():
+        rewards = [c["vqa_correct"] + c["vqa_acc_score"] for c in value["pointer_candidates"]]
+        methods.update(c["gen_method"] for c in value["pointer_candidates"])
+        fallback += sum(c["vqa_eval_mode"] == "fallback" for c in value["pointer_candidates"])
+        kind = {0: "all_wrong", 2: "all_right"}.get(max(rewards), "tied")
+        classes["mixed" if min(rewards) < max(rewards) else kind] += 1
+    assert sum(classes.values()) == 9009
+    assert Counter(figures["classes"]) == classes
+    assert figures["candidates"] == methods.total() == 88_827
+    assert {r["gen_method"]: r["num_candidates"] for r in figures["by_gen_method"]} == methods
+    assert figures["fallback_share"] == pytest.approx(fallback / methods.total())
