@@ -16,7 +16,7 @@ from lever_data.source import Source
 
 Kind = Literal["rl_data", "beam", "questions", "annotations", "npy", "safetensors", "torch"]
 
-_PEEK = 1 << 20
+_PEEK = 1 << 14  # bytes; a broken file is broken further on, where its reader says how
 _HINT = (
     "lever reads RL data and beam data (one JSON object, key = query id), official VQA questions "
     "and annotations, and embeddings (.pt, .npy, .safetensors)"

@@ -234,11 +234,12 @@ def _ingest_vectors(found: Found, store: Store, options: IngestOptions) -> Inges
     )
     if (known := store.find(spec)) is not None:
         return Ingested(known, is_new=False)
-    values = read_vectors(found.source.path, found.kind)
-    path = str(found.source.path)
-    with store.begin(spec) as writer:
+    with found.source.unpacked() as path, store.begin(spec) as writer:
+        values = read_vectors(path, found.kind)
         done = 0
-        for batch in embedding_batches(values, str(spec.dataset), str(spec.split), name, path):
+        for batch in embedding_batches(
+            values, str(spec.dataset), str(spec.split), name, str(found.source.path)
+        ):
             writer.write("embeddings", batch)
             done += batch.num_rows
             if options.progress is not None:
@@ -271,7 +272,7 @@ def _joint(digests: list[str]) -> str:
 
 def _stem(path: Path) -> str:
     """File name without its endings: ``x.pt`` → ``x``."""
-    name = path.name
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
     for ending in (".pt", ".pth", ".npy", ".safetensors"):
         name = name.removesuffix(ending)
     return name

@@ -12,9 +12,10 @@ import hashlib
 import io
 import os
 import stat
+import tempfile
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -73,6 +74,19 @@ class Source:
         """A reader of the uncompressed bytes from the start."""
         return ByteReader(self, progress)
 
+    @contextlib.contextmanager
+    def unpacked(self) -> Iterator[Path]:
+        """The path of the uncompressed content: the file itself, or a temporary copy."""
+        with self.reader() as reader:
+            if not reader.is_compressed:
+                yield self.path
+                return
+            with tempfile.NamedTemporaryFile(prefix="lever-") as copy:
+                while data := reader.read(_CHUNK):
+                    copy.write(data)
+                copy.flush()
+                yield Path(copy.name)
+
     def sha256(self) -> str:
         """Hex sha256 of the file as it lies on disk (compressed, where it is)."""
         with self.path.open("rb") as handle:
@@ -116,6 +130,7 @@ class ByteReader:
 
     Attributes:
         offset: uncompressed bytes given out so far.
+        is_compressed: whether the file is gzip or zstd.
     """
 
     def __init__(self, source: Source, progress: Progress | None = None) -> None:
@@ -129,6 +144,7 @@ class ByteReader:
             self._stream = _ZstdStream(self._file)
         else:
             self._stream = self._file
+        self.is_compressed = self._stream is not self._file
 
     def __enter__(self) -> Self:
         return self
