@@ -206,12 +206,21 @@ def run_sql(
         return cursor.execute(sql, parameters)
 
 
+_USERS_SQL = (
+    duckdb.BinderException,
+    duckdb.CatalogException,  # a function or table there is not
+    duckdb.ConversionException,
+    duckdb.ParserException,
+    duckdb.PermissionException,  # a file outside the store
+)
+
+
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Turn DuckDB's complaints about the user's views and rewards into LeverErrors."""
     try:
         yield
-    except (duckdb.BinderException, duckdb.ConversionException) as error:
+    except _USERS_SQL as error:
         raise LeverError(
             f"the reward or the view cannot be computed ({error})",
             hint="`lever query` runs the same expression by itself",
