@@ -220,12 +220,12 @@ class OpenAIAnswerer:
         if status in _PASSING or status >= 500:
             raise _PassingError(f"HTTP {status}", _retry_after(response))
         if status in _REFUSED:
-            raise _RefusedError(f"HTTP {status}: {response.text[:200]}")
+            raise _RefusedError(f"HTTP {status}: {self._clean(response.text)[:200]}")
         if status != httpx.codes.OK:
             raise LeverError(
                 self._clean(f"the endpoint rejects the request: HTTP {status}"),
                 where=self.base_url,
-                value=self._clean(response.text[:200]),
+                value=self._clean(response.text)[:200],
                 hint=f"check the URL, --model, and the key in {KEY_VARIABLE}",
             )
         return self._read(response)
