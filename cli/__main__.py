@@ -15,6 +15,7 @@ import typer
 
 from . import (
     audit,
+    beam,
     check,
     convert,
     demo,
@@ -27,6 +28,7 @@ from . import (
     predict,
     query,
     rescore,
+    run,
     runs,
     train,
     views,
@@ -47,6 +49,7 @@ app = typer.Typer(
 )
 
 app.command()(audit.audit)
+app.command()(beam.beam)
 app.command()(check.check)
 app.command()(convert.convert)
 app.command()(demo.demo)
@@ -59,6 +62,7 @@ app.command()(ingest.ingest)
 app.command()(predict.predict)
 app.command()(query.query)
 app.command()(rescore.rescore)
+app.command()(run.run)
 app.add_typer(runs.app, name="runs")
 app.command()(train.train)
 app.add_typer(views.app, name="views")

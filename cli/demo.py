@@ -1,4 +1,4 @@
-"""``lever demo``: the whole line on an embedded example."""
+"""``lever demo``: the whole pipeline on an embedded example."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ def demo(
     ] = 2400,
     json: JsonFlag = False,
 ) -> None:
-    """Run the whole line on a small world made here: legacy JSON in, a trained selector out.
+    """Run the whole pipeline on a small world made here: legacy JSON in, a trained selector out.
 
-    Nothing is downloaded. It ends with a table that compares the trained selector with random and
+    Nothing is downloaded. It ends with a table that compares what was trained with random and
     nearest-neighbour picks on held-out questions.
     """
     from lever_data.demo_world import WorldSpec
     from lever_train.demo import DemoOptions, run_demo
+    from lever_train.run import summary
+
+    from .eval import show_scoreboard
 
     world = WorldSpec(train=questions, held_out=questions // 3)
-    with progress_bar("train", "queries") as advance:
+    with progress_bar("demo") as advance:
         result = run_demo(DemoOptions(out, world, say=notice, advance=advance))
     if json:
         emit_json(result.scoreboard.to_json())
         return
     emit_table(
-        ["run", "kind", "rows"],
-        [[done.run.run, done.run.kind, done.run.num_rows] for done in result.ingested],
+        ["run", "kind", "split", "rows"],
+        [[run.run, run.kind, run.split, run.num_rows] for run in result.runs],
         title="In the store",
     )
     emit_table(
@@ -42,19 +45,9 @@ def demo(
         [[view.name, view.rows, view.purpose] for view in result.views],
         title="\nViews on it",
     )
-    emit_table(
-        ["picks", "shots", "accuracy", "low", "high", "questions"],
-        [
-            [r.selector, r.shots, f"{r.accuracy:.1%}", f"{r.low:.1%}", f"{r.high:.1%}", r.n]
-            for r in result.scoreboard.rows
-        ],
-        title="\nVQA accuracy on held-out questions, with 95 % intervals",
-    )
-    for pair in result.scoreboard.paired:
-        if pair.b == "nearest":
-            notice(
-                f"{pair.shots} shots: trained − nearest {pair.difference:+.1%} "
-                f"({pair.low:+.1%} to {pair.high:+.1%}), McNemar p = {pair.p:.2g}"
-            )
-    notice(f"store: {result.store}   checkpoints: {result.training.out}")
-    notice(f"look around: lever views --store {result.store}")
+    print()
+    show_scoreboard(result.scoreboard)
+    print()
+    emit_table(["made", "where"], summary(result.config, result.outputs))
+    notice(f"look around: lever views --store {result.config.data.store}")
+    notice(f"change {out / 'lever.toml'}, then: lever run --config {out / 'lever.toml'}")

@@ -14,7 +14,7 @@ from .common import DEFAULT_STORE, RunsOption, StoreOption, emit_table, notice, 
 from .flags import build, with_flags
 
 if TYPE_CHECKING:
-    from lever_train.scoreboard import Scoreboard
+    from lever_train.scoreboard import Paired, Row, Scoreboard
 
 
 def evaluate(
@@ -66,42 +66,52 @@ evaluate = with_flags(evaluate, Questions, Contest, AnswererSpec)
 
 
 def show_scoreboard(board: Scoreboard) -> None:
-    """Two tables: the accuracies, and the paired differences."""
+    """Two tables, a column a shot number: accuracies in percent, and paired differences."""
+    shots = sorted({row.shots for row in board.rows if row.shots})
+    zero = [row for row in board.rows if row.shots == 0]
     emit_table(
-        ["selector", "shots", "accuracy", "low", "high", "n", "failed"],
+        ["selector", "questions", *(f"{k} shots" for k in shots)],
         [
-            [
-                f"{r.selector} (lower bound)"
-                if r.selector == "oracle" and r.shots > 1
-                else r.selector,
-                r.shots,
-                f"{r.accuracy:.2%}",
-                f"{r.low:.2%}",
-                f"{r.high:.2%}",
-                r.n,
-                r.failed,
-            ]
-            for r in board.rows
+            *(
+                [row.selector, row.n, f"{_accuracy(row)} without any", *[""] * (len(shots) - 1)]
+                for row in zero
+            ),
+            *_by_shots(
+                [
+                    (row.selector, row.n + row.failed, row.shots, _accuracy(row))
+                    for row in board.rows
+                ],
+                shots,
+            ),
         ],
-        title="VQA accuracy, with 95 % intervals",
+        title="VQA accuracy in % (95 % interval); the oracle is a lower bound from 2 shots on",
     )
     if board.paired:
+        print()
+        rows = [(f"{p.a} - {p.b}", p.n, p.shots, _difference(p)) for p in board.paired]
         emit_table(
-            ["difference", "shots", "points", "low", "high", "McNemar p", "n"],
-            [
-                [
-                    f"{p.a} − {p.b}",
-                    p.shots,
-                    f"{100 * p.difference:+.2f}",
-                    f"{100 * p.low:+.2f}",
-                    f"{100 * p.high:+.2f}",
-                    f"{p.p:.2g}",
-                    p.n,
-                ]
-                for p in board.paired
-            ],
-            title="\nPaired by question, in percentage points",
+            ["difference", "questions", *(f"{k} shots" for k in shots)],
+            _by_shots(rows, shots),
+            title="Paired by question, in percentage points (95 % interval; McNemar's p)",
         )
     failed = sum(r.failed for r in board.rows)
     if failed:
         notice(f"{failed:,} answers failed; they are left out of the means")
+
+
+def _by_shots(cells: list[tuple[str, int, int, str]], shots: list[int]) -> list[list[object]]:
+    """Rows (name, questions, a cell per shot number) of (name, questions, shots, cell)."""
+    found: dict[tuple[str, int], dict[int, str]] = {}
+    for name, questions, shot, cell in cells:
+        if shot in shots:
+            found.setdefault((name, questions), {})[shot] = cell
+    return [[*key, *(row.get(k, "") for k in shots)] for key, row in found.items()]
+
+
+def _accuracy(row: Row) -> str:
+    return f"{100 * row.accuracy:.1f} ({100 * row.low:.1f} to {100 * row.high:.1f})"
+
+
+def _difference(pair: Paired) -> str:
+    mean, low, high = (100 * value for value in (pair.difference, pair.low, pair.high))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}; {pair.p:.1g})"

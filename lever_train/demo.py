@@ -1,4 +1,4 @@
-"""The demo: the whole line on the embedded world, from legacy JSON to a table of accuracies.
+"""The demo: the whole pipeline on the embedded world, from legacy JSON to a table of accuracies.
 
 In goes a folder to fill; out comes a :class:`DemoResult`. The held-out questions are never
 trained on, and no demonstration is one of them. The selector has to learn which directions of an
@@ -8,34 +8,74 @@ all of them and is misled by places and cameras.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from lever_data import connect
 from lever_data.demo_files import DATASET, WorldFiles, write_world
 from lever_data.demo_world import WorldSpec, make_world
 from lever_data.errors import UsageError
-from lever_data.ingest import Ingested, IngestOptions, ingest
-from lever_data.store import Store
+from lever_data.files import write_atomic
+from lever_data.store import Run, Store
 from lever_data.views import ViewInfo, list_views
-from lever_train.config import DataConfig, RceConfig, RunConfig, TrainConfig
-from lever_train.data import Source
-from lever_train.eval_request import Questions
-from lever_train.evaluate import EvalOptions, Outcome, evaluate
-from lever_train.heldout import HeldOut, open_held_out
-from lever_train.rollout.answerers.nearest import NearestAnswerer
-from lever_train.rollout.policy import load_policy
-from lever_train.scoreboard import Scoreboard, scoreboard
-from lever_train.train import Advance, TrainRequest, TrainResult, train
+from lever_train.pipeline import Outputs
+from lever_train.pipeline_config import PipelineConfig, load_pipeline
+from lever_train.run import run
+from lever_train.scoreboard import Scoreboard, read_json
+from lever_train.train import Advance
 
 VIEW = "beam_sample_file_only"
 VIEWS_SHOWN = ("all_candidates", "beam", "beam_sample", VIEW, "balanced", "learnable")
-SHOTS = (1, 2)
-# the legacy defaults (5 epochs at 1e-4) are meant for a hundred times the data
-EPOCHS, LEARNING_RATE, BATCH_SIZE = 12, 1e-3, 32
+CONFIG = "lever.toml"
+# The legacy defaults (5 epochs at 1e-4) are meant for a hundred times the data. One thread: steps
+# this small gain nothing from a second, and wait for it on a busy machine.
+_TOML = """\
+# The pipeline of `lever demo`: change it, then `lever run --config {config}` does what is needed.
+[data]
+store = "store"
+out = "out"
+dataset = "{dataset}"
+rl_data = ["{rl_data}"]
+beam_data = ["{beam_data}"]
+questions = "{train_questions}"
+annotations = "{train_annotations}"
+eval_questions = "{val_questions}"
+eval_annotations = "{val_annotations}"
+query_embeddings = "{train_embeddings}"
+eval_embeddings = "{val_embeddings}"
+pool = "{train_pool}"
+eval_pool = "{val_pool}"
+
+[answerer]
+spec = "nearest"
+query_embeddings = "{val_vision}"
+candidate_embeddings = "{train_vision}"
+
+[audit]
+fail_on = ["fallback_share > 0.1", "teachable_share < 0.2"]
+
+[train.data]
+view = ["{view}"]
+
+[train.sft]
+epochs = 10
+lr = 1e-3
+
+[train.rce]
+epochs = {epochs}
+lr = 1e-3
+
+[train.grpo]
+epochs = 1
+lr = 1e-4
+kl_beta_init = 0.15
+reference = "rce"
+
+[train.run]
+batch_size = 32
+seed = {seed}
+threads = 1
+"""
 
 
 @dataclass(frozen=True)
@@ -44,25 +84,26 @@ class DemoOptions:
 
     out: Path
     world: WorldSpec = field(default_factory=WorldSpec)
-    epochs: int = EPOCHS
+    epochs: int = 12
     say: Callable[[str], None] = lambda line: None
     advance: Advance = lambda done, total, note="": None
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made, step by step."""
+    """What the demo made: the world's files, the config, the runs and views of the store, the
+    outputs of the pipeline's steps, and the last table."""
 
     files: WorldFiles
-    store: Path
-    ingested: tuple[Ingested, ...]
+    config: PipelineConfig
+    runs: tuple[Run, ...]
     views: tuple[ViewInfo, ...]
-    training: TrainResult
+    outputs: Mapping[str, Outputs]
     scoreboard: Scoreboard
 
 
 def run_demo(options: DemoOptions) -> DemoResult:
-    """Write the world, ingest it, train on a view of it and compare on held-out questions.
+    """Write the world and its ``lever.toml``, and run the pipeline on it.
 
     Raises:
         UsageError: the folder holds something else.
@@ -71,20 +112,18 @@ def run_demo(options: DemoOptions) -> DemoResult:
     _require_ours(folder)
     options.say("making a small visual-question world")
     files = write_world(make_world(options.world), folder / "world")
-    store = Store.create(folder / "store")
-    options.say("ingesting it from legacy JSON")
-    ingested = tuple(_ingest(files, store))
+    write_atomic(folder / CONFIG, _toml(files, options).encode())
+    config = load_pipeline(folder / CONFIG)
+    outputs = run(config, options.say, options.advance)
+    store = Store.open(config.data.store)
     views = list_views(store.path, folders=("views",))
-    options.say(f"training on the view {VIEW}")
-    training = _train(files, store, options)
-    options.say("comparing on held-out questions")
     return DemoResult(
         files,
-        store.path,
-        ingested,
+        config,
+        tuple(store.runs()),
         tuple(view for view in views if view.name in VIEWS_SHOWN),
-        training,
-        scoreboard(_compare(files, store, training)),
+        outputs,
+        read_json(Path(outputs["evaluate"]["json"])),
     )
 
 
@@ -99,55 +138,22 @@ def _require_ours(folder: Path) -> None:
         )
 
 
-def _ingest(files: WorldFiles, store: Store) -> list[Ingested]:
-    options = IngestOptions(dataset=DATASET, split="train")
-    paths = [files.rl_data, files.beam_data, files.questions("train"), files.annotations("train")]
-    return list(ingest(paths, store, options))
+def _toml(files: WorldFiles, options: DemoOptions) -> str:
+    def name(path: Path) -> str:
+        return path.relative_to(options.out).as_posix()
 
-
-def _train(files: WorldFiles, store: Store, options: DemoOptions) -> TrainResult:
-    config = TrainConfig(
-        data=DataConfig(view=(VIEW,), query_embeddings=str(files.embeddings("train"))),
-        rce=RceConfig(epochs=options.epochs, lr=LEARNING_RATE),
-        # one thread: steps this small gain nothing from a second, and wait for it on a busy machine
-        run=RunConfig(batch_size=BATCH_SIZE, seed=options.world.seed, threads=1),
-    )
-    return train(
-        TrainRequest(
-            source=Source(store.path),
-            out=options.out / "checkpoints",
-            config=config,
-            overwrite=True,
-            advance=options.advance,
-        )
-    )
-
-
-def _compare(files: WorldFiles, store: Store, training: TrainResult) -> list[Outcome]:
-    held = held_out(files, store)
-    answerer = world_answerer(files, held)
-    policies = {"trained": load_policy(training.last, "cpu")}
-    return evaluate(held, answerer.answer, policies, EvalOptions(shots=SHOTS))
-
-
-def held_out(files: WorldFiles, store: Store) -> HeldOut:
-    """The held-out questions of the world with their pools of train items."""
-    questions = Questions(
+    by_split = {
+        f"{split}_{what}": name(getattr(files, what)(split))
+        for split in ("train", "val")
+        for what in ("questions", "annotations", "embeddings", "vision", "pool")
+    }
+    return _TOML.format(
+        config=CONFIG,
         dataset=DATASET,
-        split="val",
-        query_embeddings=str(files.embeddings("val")),
-        candidate_embeddings=str(files.embeddings("train")),
-        pool=str(files.pool("val")),
-        questions=files.questions("val"),
-        annotations=files.annotations("val"),
-    )
-    return open_held_out(connect(store), questions)
-
-
-def world_answerer(files: WorldFiles, held: HeldOut) -> NearestAnswerer:
-    """The world's answerer: it compares what it sees itself, not the selector's embeddings."""
-    return NearestAnswerer(
-        np.load(files.vision("val")),
-        np.load(files.vision("train")),
-        [item.answers for item in held.examples.values()],
+        rl_data=name(files.rl_data),
+        beam_data=name(files.beam_data),
+        view=VIEW,
+        epochs=options.epochs,
+        seed=options.world.seed,
+        **by_split,
     )

@@ -77,7 +77,10 @@ class Contest:
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """A whole evaluation: where, of what, on what, by whom."""
+    """A whole evaluation: where, of what, on what, by whom.
+
+    ``names`` of the checkpoints; without them their files' names.
+    """
 
     store: Path
     checkpoints: tuple[Path, ...]
@@ -85,6 +88,7 @@ class EvalRequest:
     contest: Contest = field(default_factory=Contest)
     answerer: AnswererSpec = field(default_factory=AnswererSpec)
     runs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse what cannot be meant.

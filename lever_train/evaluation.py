@@ -55,7 +55,7 @@ def run_evaluation(
     con = connect(store, runs=request.runs)
     held = open_held_out(con, request.questions, max(request.contest.limit, default=None))
     answerer = _answerer(request, held, con)
-    policies = load_policies(request.checkpoints, request.contest.device)
+    policies = load_policies(request.checkpoints, request.contest.device, request.names)
     options = EvalOptions(
         request.contest.shots, request.contest.seed, request.wants_oracle, progress
     )
@@ -100,12 +100,18 @@ def predict(request: EvalRequest) -> pa.Table:
     )
 
 
-def load_policies(checkpoints: Sequence[Path], device: str) -> dict[str, Policy]:
-    """Policies by the shortest name that tells the files apart: stem, else folder and stem.
+def load_policies(
+    checkpoints: Sequence[Path], device: str, names: Sequence[str] = ()
+) -> dict[str, Policy]:
+    """Policies by the names given, else by the shortest that tells the files apart: stem, else
+    folder and stem.
 
     Raises:
         UsageError: two names are the same file name in folders of the same name.
     """
+    if names:
+        loaded = [load_policy(path, device) for path in checkpoints]
+        return dict(zip(names, loaded, strict=True))
     stems = [path.stem for path in checkpoints]
     named: dict[str, Policy] = {}
     for path in checkpoints:

@@ -175,3 +175,13 @@ def _as(values: object, kind: pa.DataType) -> pa.Array:
 def write_json(board: Scoreboard, path: Path) -> None:
     """Write the scoreboard as one JSON object with ``rows``, ``paired`` and ``run``."""
     write_atomic(path, f"{json.dumps(board.to_json(), indent=2, ensure_ascii=False)}\n".encode())
+
+
+def read_json(path: Path) -> Scoreboard:
+    """A scoreboard that :func:`write_json` wrote."""
+    found = json.loads(path.read_bytes())
+    return Scoreboard(
+        tuple(Row(**row) for row in found["rows"]),
+        tuple(Paired(**pair) for pair in found["paired"]),
+        found["run"],
+    )

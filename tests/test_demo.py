@@ -1,24 +1,26 @@
-"""`lever demo`: the whole line runs, and the win comes from learning."""
+"""`lever demo`: the whole pipeline runs, and the win comes from learning."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lever_data.demo_files import WorldFiles
+from lever_data import connect
 from lever_data.demo_world import WorldSpec
 from lever_data.errors import UsageError
 from lever_data.store import Store
-from lever_train.demo import DemoOptions, DemoResult, held_out, run_demo, world_answerer
+from lever_train.demo import DemoOptions, DemoResult, run_demo
+from lever_train.eval_request import Questions
 from lever_train.evaluate import EvalOptions, evaluate
+from lever_train.heldout import open_held_out
 from lever_train.history import make_selector
+from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.policy import Trained
 from lever_train.selector import SelectorConfig
+from tests.commands import lever
 
 SMALL = WorldSpec(train=900, held_out=300, pool=24)
 
@@ -30,27 +32,32 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
 
 def test_the_trained_selector_beats_the_baselines(result: DemoResult) -> None:
     accuracy = {(r.selector, r.shots): r.accuracy for r in result.scoreboard.rows}
-    for shots in (1, 2):
-        order = [accuracy[name, shots] for name in ("random", "nearest", "trained", "oracle")]
+    for shots in (1, 2, 3, 4):
+        order = [accuracy[name, shots] for name in ("random", "nearest", "rce", "oracle")]
         assert order == sorted(order)
-    against = {(p.b, p.shots): p for p in result.scoreboard.paired if p.a == "trained"}
-    for shots in (1, 2):
-        pair = against["nearest", shots]
+    pairs = {(p.a, p.b, p.shots): p for p in result.scoreboard.paired}
+    for name in ("rce", "rce+grpo"):
+        pair = pairs[name, "nearest", 1]
         assert pair.low > 0 and pair.p < 0.01 and pair.n == 300
 
 
 def test_without_training_there_is_no_win(result: DemoResult) -> None:
     """The win is not in the shape of the selector: a fresh one does no better than nearest."""
-    files, store = result.files, Store.open(result.store)
-    held = held_out(files, store)
+    files = result.files
+    questions = Questions(
+        dataset="demo",
+        query_embeddings=str(files.embeddings("val")),
+        candidate_embeddings=str(files.embeddings("train")),
+        pool=str(files.pool("val")),
+    )
+    held = open_held_out(connect(result.config.data.store), questions)
+    answerer = NearestAnswerer(
+        np.load(files.vision("val")), np.load(files.vision("train")), [("x",)]
+    )
     torch.manual_seed(0)
     fresh = make_selector(SelectorConfig(dim=96)).double().eval()
-    outcomes = evaluate(
-        held,
-        world_answerer(files, held).answer,
-        {"fresh": Trained("fresh", fresh)},
-        EvalOptions(shots=(1,), oracle=False),
-    )
+    options = EvalOptions(shots=(1,), oracle=False)
+    outcomes = evaluate(held, answerer.answer, {"fresh": Trained("fresh", fresh)}, options)
     found = {o.selector: float(o.accuracy.mean()) for o in outcomes}
     assert found["fresh"] <= found["nearest"] + 0.02
 
@@ -59,14 +66,24 @@ def test_held_out_questions_are_no_demonstrations(result: DemoResult) -> None:
     train = np.load(result.files.embeddings("train"))
     held = np.load(result.files.embeddings("val"))
     assert not (held[:, None, :] == train[None, :, :]).all(-1).any()
-    assert {run.split for run in Store.open(result.store).runs()} == {"train"}
+    learned_from = {
+        r.split
+        for r in Store.open(result.config.data.store).runs()
+        if r.kind in ("rl_data", "beam", "training")
+    }
+    assert learned_from == {"train"}
 
 
-def test_again_into_the_same_folder_gives_the_same(result: DemoResult) -> None:
-    folder = result.store.parent
-    again = run_demo(DemoOptions(folder, SMALL))
+def test_again_nothing_is_redone(result: DemoResult) -> None:
+    said: list[str] = []
+    folder = result.config.data.store.parent
+    again = run_demo(DemoOptions(folder, SMALL, say=said.append))
     assert again.scoreboard == result.scoreboard
-    assert not any(done.is_new for done in again.ingested)
+    steps = [line for line in said if line.startswith("[")]
+    assert len(steps) == 9
+    assert all(
+        "skipped: unchanged" in line or "given" in line or "no size" in line for line in steps
+    )
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -77,14 +94,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lever_cli", "demo", "--out", "d", "--questions", "120"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in ("zero_shot", "random", "nearest", "trained", "oracle", "beam_sample_file_only"):
+    out = tmp_path / "d"
+    done = lever("demo", "--out", out, "--questions", "240")
+    for name in ("zero_shot", "nearest", "sft", "rce+grpo", "oracle", "beam_sample_file_only"):
         assert name in done.stdout
-    assert WorldFiles(tmp_path / "d" / "world").rl_data.exists()
-    assert "look around: lever views --store d/store" in done.stderr
+    assert "audit.html" in done.stdout and "curves.html" in done.stdout
+    assert f"lever run --config {out / 'lever.toml'}" in done.stderr
+    plan = lever("run", "--config", out / "lever.toml", "--dry-run").stdout
+    assert plan.count("unchanged") == 6
