@@ -1,4 +1,4 @@
-"""Hostile files: pickles that would run code or take for ever, vectors that lie about themselves."""
+"""Hostile files: pickles that would run code or never end, vectors that lie about themselves."""
 
 from __future__ import annotations
 
