@@ -1,0 +1,334 @@
+"""`lever run`: only what is needed is done, it says why, and the legacy form is what it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from lever_data.demo_files import WorldFiles, write_world
+from lever_data.demo_world import WorldSpec, make_world
+from lever_data.errors import LeverError, UsageError
+from lever_data.vectors import read_vectors
+from lever_train.checkpoint import Progress, load_selector, save_v3
+from lever_train.checkpoint import convert as convert_checkpoint
+from lever_train.config import TrainConfig
+from lever_train.history import make_selector
+from lever_train.legacy_names import (
+    LegacyPaths,
+    LegacyRun,
+    choose_checkpoint,
+    dataset_name,
+    model_name,
+    reward_suffix,
+    sampler_name,
+    train_config,
+)
+from lever_train.pipeline import STATE, Outputs, Pipeline, Step
+from lever_train.pipeline_config import load_pipeline
+from lever_train.selector import SelectorConfig
+from lever_train.similar import similar_pools
+from tests.commands import lever
+
+WORDS = (
+    "vqa",
+    "okvqa_local",
+    "0",
+    "query_img_text_icd_img_text",
+    "rand_sampler",
+    "qwen2.5_vl_3B",
+)
+
+
+class Chain:
+    """Two steps that copy a file and count; ``calls`` says which ran, and whether it was begun."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls: list[tuple[str, bool]] = []
+        self.fails = False
+        self.source = folder / "in.txt"
+        self.source.write_text("1")
+
+    def steps(self, size: int = 1) -> list[Step]:
+        def first(known: Mapping[str, Outputs], begun: bool) -> Outputs:
+            self.calls.append(("first", begun))
+            out = self.folder / "first.txt"
+            out.write_text(self.source.read_text() * size)
+            return {"text": str(out), "paths": [str(out)]}
+
+        def second(known: Mapping[str, Outputs], begun: bool) -> Outputs:
+            self.calls.append(("second", begun))
+            if self.fails:
+                raise LeverError("no")
+            return {"length": len(Path(known["first"]["text"]).read_text()), "paths": []}
+
+        return [
+            Step("first", first, {"size": {"x": size}}, {"source": self.source}),
+            Step("second", second, {}, after=("first",)),
+            Step("third", second, idle="nothing is asked of it"),
+        ]
+
+    def run(self, size: int = 1, force: tuple[str, ...] = ()) -> tuple[dict[str, Outputs], str]:
+        said: list[str] = []
+        pipeline = Pipeline(self.folder, self.steps(size))
+        return pipeline.run(said.append, force), "\n".join(said)
+
+
+def test_an_unchanged_step_is_skipped_and_a_changed_one_says_why(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    outputs, said = chain.run()
+    assert outputs["second"] == {"length": 1, "paths": []}
+    assert "[first] it has not run yet" in said and "[third] nothing is asked of it" in said
+    again, said = chain.run()
+    assert again == outputs and said.count("skipped: unchanged") == 2
+    _, said = chain.run(size=2)
+    assert "[first] size.x: 1 → 2" in said and "[second] the step first changed" in said
+    chain.source.write_text("2")
+    _, said = chain.run(size=2)
+    assert "[first] the source changed" in said
+    assert chain.calls == [(name, False) for name in ("first", "second") * 3]
+
+
+def test_a_lost_output_and_force_redo_a_step(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    chain.run()
+    (tmp_path / "first.txt").unlink()
+    _, said = chain.run()
+    assert "first.txt is gone" in said and "[second] skipped: unchanged" in said
+    chain.calls.clear()
+    _, said = chain.run(force=("second",))
+    assert "[second] forced" in said and chain.calls == [("second", False)]
+    with pytest.raises(UsageError, match="there is no such step"):
+        chain.run(force=("fourth",))
+
+
+def test_a_failed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    chain.fails = True
+    with pytest.raises(LeverError):
+        chain.run()
+    chain.fails = False
+    _, said = chain.run()
+    assert "[first] skipped" in said and "[second] it was begun and not finished" in said
+    assert chain.calls == [("first", False), ("second", False), ("second", True)]
+
+
+def test_planning_changes_nothing(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    plan = Pipeline(tmp_path, chain.steps()).plan()
+    assert [(p.step.name, p.verdict) for p in plan] == [
+        ("first", "run"),
+        ("second", "run"),
+        ("third", "idle"),
+    ]
+    assert chain.calls == [] and not (tmp_path / STATE).exists()
+    chain.source.unlink()
+    with pytest.raises(LeverError, match="the source are not there"):
+        Pipeline(tmp_path, chain.steps()).plan()
+
+
+def test_a_damaged_record_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / STATE).write_text('{"first": ')
+    with pytest.raises(LeverError, match="the record of the pipeline is damaged") as error:
+        Pipeline(tmp_path, [])
+    assert "delete it" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[data]\ndataset = "d"\nstor = "x"', "did you mean store?"),
+        ('[data]\ndataset = "d"\n[train.rce]\nepoch = 1', "did you mean epochs?"),
+        ("[data]\n", "data.dataset"),
+        ("[data", "the config is not TOML"),
+        ('[data]\ndataset = "d"\n[eval]\noracle = "maybe"', "eval.oracle"),
+    ],
+)
+def test_a_bad_config_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "lever.toml").write_text(text)
+    done = lever("run", "--config", tmp_path / "lever.toml", "--dry-run", check=False)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:
+    (tmp_path / "lever.toml").write_text('[data]\ndataset = "d"\nrl_data = ["a.json"]')
+    config = load_pipeline(tmp_path / "lever.toml")
+    assert config.data.rl_data == (tmp_path / "a.json",)
+    assert config.data.store == tmp_path / "lever-store"
+
+
+def test_pools_of_the_most_similar() -> None:
+    torch.manual_seed(0)
+    items = torch.randn(30, 4)
+    pools = similar_pools(items, items, 5, leave_out_self=True)
+    unit = items / items.norm(dim=1, keepdim=True)
+    for query in range(30):
+        order = (unit @ unit[query]).argsort(descending=True).tolist()
+        assert pools[query].tolist() == [item for item in order if item != query][:5]
+    with pytest.raises(UsageError, match="cannot be larger"):
+        similar_pools(items, items, 30, leave_out_self=True)
+
+
+def test_legacy_names() -> None:
+    assert [model_name(m) for m in ("qwen2.5_vl_3B", "flamingo_3B", "a/b c.d")] == [
+        "Qwen2_5-VL-3B-Instruct",
+        "flamingo_3B",
+        "a_b_c_d",
+    ]
+    assert [dataset_name(d) for d in ("okvqa_local", "vqav2_x", "gqa")] == ["okvqa", "vqav2", "gqa"]
+    assert sampler_name("mix_sampler") == sampler_name("MixSampler") == "MixSampler"
+    with pytest.raises(UsageError, match="unknown sampler"):
+        sampler_name("best_sampler")
+    assert [
+        reward_suffix(*r)
+        for r in (
+            ("hard_plus_soft", 1, 1),
+            ("hard_plus_soft", 2, 0.5),
+            ("legacy", 1, 1),
+            ("separated", 1, 1),
+        )
+    ] == ["", "_h2_s0.5", "_legacy", "_separated"]
+
+
+def test_legacy_paths(tmp_path: Path) -> None:
+    paths = LegacyPaths.of(LegacyRun.of(WORDS), tmp_path)
+    base = tmp_path / "results" / "okvqa"
+    assert paths.rl_data == (
+        base / "generated_data" / "rl_data_RandSampler_Qwen2_5-VL-3B-Instruct.json"
+    )
+    assert paths.v2_checkpoint.relative_to(base / "model_cpk" / "v2").name == (
+        "Qwen2_5_VL_3B_Instruct_RandSampler_infoscore_left_beam5_shot2_cand64_sample800_best.ckpt"
+    )
+    assert paths.v3_folder("_legacy") == (
+        base / "model_cpk" / "v3_RandSampler_Qwen2_5-VL-3B-Instruct_legacy"
+    )
+    with pytest.raises(LeverError, match="there is no SFT checkpoint") as error:
+        paths.find_v2()
+    assert "--stage sft" in str(error.value.hint)
+    paths.v2_folder.mkdir(parents=True)
+    (paths.v2_folder / "other_RandSampler_x.ckpt").touch()
+    assert paths.find_v2().name == "other_RandSampler_x.ckpt"
+
+
+def test_legacy_environment() -> None:
+    assert train_config({}, "cpu") == TrainConfig.model_validate(
+        {"grpo": {"lr": 5e-6, "kl_beta_init": 0.15}}
+    )
+    found = train_config(
+        {
+            "RCE_EPOCHS": "3",
+            "GRPO_EPOCHS": "2",
+            "BATCH_SIZE": "4",
+            "RCE_LR": "1e-3",
+            "GRPO_LR": "1e-6",
+            "KL_BETA": "0.3",
+            "NUM_LAYERS": "2",
+            "REWARD_MODE": "separated",
+            "HARD_WEIGHT": "2",
+            "SOFT_WEIGHT": "0.5",
+            "RCE_USE_NORMALIZED_REWARD": "true",
+            "SKIP_FALLBACK_REWARD": "True",
+            "FREEZE_BACKBONE_IN_GRPO": "1",
+        },
+        "cpu",
+    )
+    assert (found.rce.epochs, found.rce.lr, found.rce.use_normalized_reward) == (3, 1e-3, True)
+    grpo = found.grpo
+    assert (grpo.epochs, grpo.lr, grpo.kl_beta_init, grpo.freeze_backbone) == (2, 1e-6, 0.3, True)
+    assert (found.model.num_layers, found.run.batch_size, found.data.skip_fallback) == (2, 4, True)
+    assert (found.reward.mode, found.reward.hard_weight) == ("separated", 2)
+    for name, value in (("RCE_EPOCHS", "two"), ("BATCH_SIZE", "1.5"), ("KL_BETA", "x")):
+        with pytest.raises(UsageError, match=name):
+            train_config({name: value}, "cpu")
+    with pytest.raises(UsageError, match="neither true nor false"):
+        train_config({"SKIP_FALLBACK_REWARD": "perhaps"}, "cpu")
+
+
+def test_the_checkpoint_that_counts(tmp_path: Path) -> None:
+    for name in ("rce_epoch2", "rce_epoch10", "grpo_epoch1"):
+        (tmp_path / f"{name}.pt").touch()
+    assert choose_checkpoint(tmp_path, 0).name == "rce_epoch10.pt"
+    assert choose_checkpoint(tmp_path, 1).name == "grpo_epoch1.pt"
+    for path in tmp_path.glob("*_epoch*.pt"):
+        path.unlink()
+    with pytest.raises(LeverError, match="there is no checkpoint"):
+        choose_checkpoint(tmp_path, 0)
+    (tmp_path / "older.pt").touch()
+    assert choose_checkpoint(tmp_path, 1).name == "older.pt"
+
+
+@pytest.fixture
+def legacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LegacyPaths:
+    """A folder with everything the legacy form expects, made from a small world."""
+    files: WorldFiles = write_world(make_world(WorldSpec(120, 40, 10)), tmp_path / "world")
+    paths = LegacyPaths.of(LegacyRun.of(WORDS), tmp_path)
+    paths.rl_data.parent.mkdir(parents=True)
+    paths.rl_data.write_bytes(files.rl_data.read_bytes())
+    vectors = torch.from_numpy(read_vectors(files.embeddings("train"), "npy").copy())
+    paths.embeddings("query").parent.mkdir(parents=True)
+    for role in ("query", "candidate"):
+        torch.save(vectors, paths.embeddings(role))
+    paths.v2_folder.mkdir(parents=True)
+    selector = make_selector(SelectorConfig(dim=96, hidden=32))
+    save_v3(tmp_path / "sft.pt", selector, Progress(1, "rce", 0.1, {}))
+    convert_checkpoint(tmp_path / "sft.pt", paths.v2_checkpoint)
+    monkeypatch.chdir(tmp_path)
+    return paths
+
+
+def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RCE_EPOCHS", "1"), ("GRPO_EPOCHS", "1"), ("BATCH_SIZE", "16")):
+        monkeypatch.setenv(name, value)
+    command = ["run", *WORDS, "--device", "cpu", "--answerer", "nearest"]
+    plan = lever(*command, "--dry-run").stdout
+    for line in (
+        "okvqa_local → okvqa",
+        "rand_sampler → RandSampler",
+        "qwen2.5_vl_3B → Qwen2_5-VL-3B-Instruct",
+        "mode: RCE + GRPO (1 + 1 epochs)",
+    ):
+        assert line in plan
+    assert not (legacy.results / "lever-store").exists()
+    done = lever(*command)
+    folder = legacy.v3_folder("")
+    for name in ("rce_epoch1.pt", "grpo_epoch1.pt", "grpo_epoch1_v2format.ckpt"):
+        assert (folder / name).exists()
+        load_selector(folder / name)
+    assert "grpo_epoch1.pt" in done.stdout and "lever predict" in done.stdout
+    assert lever(*command).stderr.count("skipped: unchanged") == 5
+    assert json.loads(lever(*command, "--dry-run", "--json").stdout)[0]["verdict"] == "skip"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("caption", *WORDS[1:]), "only the task vqa is supported"),
+        (WORDS[:4], "the legacy form takes 6 words"),
+        ((*WORDS[:4], "a_sampler", WORDS[5]), "unknown sampler"),
+    ],
+)
+def test_bad_legacy_words(words: tuple[str, ...], message: str) -> None:
+    done = lever("run", *words, "--dry-run", check=False)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_missing_legacy_files_say_what_makes_them(
+    legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legacy.v2_checkpoint.unlink()
+    done = lever("run", *WORDS, "--device", "cpu", check=False)
+    assert done.returncode == 1 and "there is no SFT checkpoint (v2)" in done.stderr
+    legacy.rl_data.unlink()
+    done = lever("run", *WORDS, "--device", "cpu", check=False)
+    assert done.returncode == 1 and "lever generate" in done.stderr
+    assert "rand_sampler → RandSampler" in done.stdout
+
+
+def test_without_a_config_it_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = lever("run", check=False)
+    assert done.returncode == 2 and "there is no lever.toml here" in done.stderr
