@@ -6,7 +6,7 @@ In go dataclasses and the values typer parsed; out come commands with those opti
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -15,11 +15,17 @@ import typer
 Model = TypeVar("Model")
 
 
-def with_flags(command: Any, *models: type) -> Any:
-    """The command, its ``**flags`` replaced by an option for every such field of ``models``."""
+def with_flags(command: Any, *models: type, leave_out: Collection[str] = ()) -> Any:
+    """The command, its ``**flags`` replaced by an option for every such field of ``models`` but
+    those named in ``leave_out``."""
     own = inspect.signature(command, eval_str=True)
     fixed = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    added = [_parameter(model, f) for model in models for f in fields(model) if _is_flag(f)]
+    added = [
+        _parameter(model, f)
+        for model in models
+        for f in fields(model)
+        if _is_flag(f) and f.name not in leave_out
+    ]
     command.__signature__ = own.replace(parameters=[*fixed, *added])
     command.__annotations__ = {p.name: p.annotation for p in (*fixed, *added)}
     return command
@@ -34,7 +40,7 @@ def build(model: type[Model], flags: Mapping[str, Any], **fixed: Any) -> Model:
     given = {
         f.name: _value(model, f, flags[_key(model, f)])
         for f in fields(model)  # type: ignore[arg-type]
-        if _is_flag(f) and flags[_key(model, f)] is not None
+        if _is_flag(f) and flags.get(_key(model, f)) is not None
     }
     return model(**given, **fixed)
 

@@ -60,7 +60,7 @@ def generate(
     if dry_run:
         _show_forecast(rollout.forecast(request), json)
         return
-    execution = rollout.Execution(engine, workers, _part(shard))
+    execution = rollout.Execution(engine, workers, read_part(shard))
     with progress_bar("generate", "queries") as advance:
         outcome = rollout.generate(request, execution, advance)
     _show_outcome(outcome, json)
@@ -69,7 +69,8 @@ def generate(
 generate = with_flags(generate, Which, Inputs, Recipe, AnswererSpec, Request)
 
 
-def _part(text: str) -> tuple[int, int]:
+def read_part(text: str) -> tuple[int, int]:
+    """``i/n`` as two numbers."""
     from lever_data.errors import UsageError
 
     index, slash, count = text.partition("/")

@@ -17,10 +17,11 @@ from lever_train.rollout.asking import Asker, Tally, scope
 from lever_train.rollout.cache import open_cache
 from lever_train.rollout.job import Job, resolve
 from lever_train.rollout.request import Request
-from lever_train.rollout.shards import TABLES, Report, ShardFolder
+from lever_train.rollout.shards import TABLES, Made, Report, ShardFolder
 from lever_train.rollout.work import candidates_of, make_shard, prompts_of
 
 Progress = Callable[[float, float | None, str], None]
+Maker = Callable[[Job, slice, Asker], Made]
 FALLBACK_LIMIT = 0.1  # a larger share of fallback rows is called out
 
 
@@ -84,9 +85,12 @@ def generate(
         LeverError: the request does not fit the store, an endpoint is down, a disk is full. What
             was finished stays; the same call goes on from there.
     """
-    execution = execution or Execution()
+    return make_run(resolve(request), make_shard, execution or Execution(), progress)
+
+
+def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) -> Outcome:
+    """Make what is missing of a job's shards and commit them once they are all there."""
     execution.check()
-    job = resolve(request)
     if (run := job.store.find(job.spec)) is not None:
         return Outcome(run, Report(**run.details["report"]), Tally(), already=True)
     folder = shard_folder(job)
@@ -96,7 +100,7 @@ def generate(
 
         tally = make_with_ray(job, folder.missing(indices), execution.workers, progress)
     else:
-        tally = _make_here(job, folder, indices, progress)
+        tally = _make_here(job, folder, indices, make, progress)
     missing = folder.missing()
     if missing:
         return Outcome(None, folder.report(), tally, missing=len(missing))
@@ -159,7 +163,9 @@ def commit(job: Job, folder: ShardFolder) -> Run:
     return run
 
 
-def _make_here(job: Job, folder: ShardFolder, indices: list[int], progress: Progress) -> Tally:
+def _make_here(
+    job: Job, folder: ShardFolder, indices: list[int], make: Maker, progress: Progress
+) -> Tally:
     shards = job.shards
     total = float(sum(shards[i].stop - shards[i].start for i in indices))
     todo = folder.missing(indices)
@@ -172,7 +178,7 @@ def _make_here(job: Job, folder: ShardFolder, indices: list[int], progress: Prog
         done += shards[index].stop - shards[index].start
         progress(done, total, describe(job, asker.tally))
 
-    folder.make_all(indices, lambda i: make_shard(job, shards[i], asker), finished)
+    folder.make_all(indices, lambda i: make(job, shards[i], asker), finished)
     return asker.tally
 
 

@@ -80,8 +80,11 @@ class Job:
         return sorted({k for k in self.request.shots if k < length} | {length})
 
 
-def resolve(request: Request) -> Job:
+def resolve(request: Request, kind: str = "rollout") -> Job:
     """Read what the request names and check that it fits together.
+
+    Args:
+        kind: of the run it will make, ``rollout`` or ``beam``.
 
     Raises:
         LeverError: it says what does not.
@@ -100,7 +103,7 @@ def resolve(request: Request) -> Job:
     ).con
     wide = _with_examples(store, runs, con)
     which = _placed(con, which, runs)
-    return _Resolver(replace(request, which=which), store, runs, con, wide).job()
+    return _Resolver(replace(request, which=which), store, runs, con, wide).job(kind)
 
 
 @dataclass
@@ -113,7 +116,7 @@ class _Resolver:
     con: duckdb.DuckDBPyConnection
     wide: duckdb.DuckDBPyConnection
 
-    def job(self) -> Job:
+    def job(self, kind: str) -> Job:
         which, inputs = self.request.which, self.request.inputs
         official = _official(self.request)
         if official is None and not self.request.allow_fallback:
@@ -144,7 +147,7 @@ class _Resolver:
         job = Job(
             request=self.request,
             store=self.store,
-            spec=RunSpec("rollout", *self._place),
+            spec=RunSpec(kind, *self._place),
             label=Label(
                 *self._place,
                 scorer=answerer.name,
@@ -309,7 +312,7 @@ def _spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
         parameters |= {"budget": request.budget, "shard_size": request.shard_size}
     source = {"view": request.which.from_view or request.which.target_view or request.which.queries}
     return RunSpec(
-        kind="rollout",
+        kind=job.spec.kind,
         dataset=job.label.dataset,
         split=job.label.split,
         source={k: v for k, v in source.items() if v is not None},

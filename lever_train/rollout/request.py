@@ -151,6 +151,7 @@ class AnswererSpec:
         default=600.0, metadata=_help("Seconds an endpoint may fail to answer a prompt.")
     )
     device: str = "cpu"
+    generate: bool = True  # off: only log-probabilities are wanted, no text
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def make_shard(job: Job, part: slice, asker: Asker) -> Made:
             job.label,
             [job.items[q] for q in shown.tolist()],
             [job.truths[q] for q in shown.tolist()],
-            _pools(job, shown),
+            pools_of(job, shown),
         ),
     }
     modes = [s.whole.eval_mode for s in found.scored]
@@ -83,7 +83,7 @@ def prompts_of(job: Job, ids: Ids, proposals: Proposals) -> list[Prompt]:
     prompts = []
     for row, pointer in zip(proposals.row.tolist(), proposals.pointer.tolist(), strict=True):
         query = int(ids[row])
-        shown = tuple(_example(job, query, e) for e in pointer if e >= 0)
+        shown = tuple(example_of(job, query, e) for e in pointer if e >= 0)
         given = job.truths[query].given
         item = job.items[query]
         prompts += [Prompt(item, shown[:k], given) for k in job.prefixes(len(shown))]
@@ -108,7 +108,12 @@ def scores_of(job: Job, ids: Ids, proposals: Proposals, asker: Asker) -> list[Sc
     return found
 
 
-def _example(job: Job, query: int, example: int) -> Item:
+def example_of(job: Job, query: int, example: int) -> Item:
+    """A demonstration by its id.
+
+    Raises:
+        LeverError: the split does not have it.
+    """
     item = job.examples.get(example)
     if item is None:
         raise LeverError(
@@ -206,7 +211,8 @@ def _unknown(
     return proposals.select(np.array(keep, dtype=bool))
 
 
-def _pools(job: Job, ids: Ids) -> list[list[int] | None]:
+def pools_of(job: Job, ids: Ids) -> list[list[int] | None]:
+    """The pools of the queries as stored with them; ``None`` where all share one."""
     if job.pool is None or isinstance(job.pool, SharedPool):
         return [None] * len(ids)
     return [[e for e in row if e >= 0] for row in job.pool.of(ids).tolist()]

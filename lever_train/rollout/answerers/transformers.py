@@ -64,6 +64,7 @@ class TransformersAnswerer:
         """Prompt and parameters; a model in a folder is known by its config's digest."""
         config = Path(self.model_name) / "config.json"
         return {
+            "generate": self.spec.generate,
             "dtype": "bfloat16" if self.spec.device.startswith("cuda") else "float32",
             "length_penalty": self.spec.length_penalty,
             "log_probs": self.spec.log_probs,
@@ -96,7 +97,7 @@ class TransformersAnswerer:
             else:
                 encoded[index] = model.encode(prompt, self.template)
                 self.usage.prompt_tokens += len(encoded[index].ids)
-        if not self._tested and len(encoded) > 1 and self._batch > 1:
+        if self.spec.generate and not self._tested and len(encoded) > 1 and self._batch > 1:
             self._self_test(model, [encoded[i] for i in list(encoded)[:SELF_TEST]])
         todo = sorted(encoded, key=lambda i: len(encoded[i].ids))
         for indices, texts, log_probs in self._batches(model, prompts, encoded, todo):
@@ -118,7 +119,9 @@ class TransformersAnswerer:
             indices = todo[: self._batch]
             batch = [encoded[i] for i in indices]
             try:
-                texts: Sequence[str | None] = model.generate(batch, self._how)
+                texts: Sequence[str | None] = [""] * len(batch)
+                if self.spec.generate:
+                    texts = model.generate(batch, self._how)
                 log_probs: Sequence[tuple[float, ...] | None] = [None] * len(batch)
                 if self.spec.log_probs:
                     log_probs = model.log_probs(batch, [prompts[i].given for i in indices])

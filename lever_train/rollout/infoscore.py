@@ -1,0 +1,184 @@
+"""InfoScore: search a pool for the demonstrations that tell the model most about the answer.
+
+In go a request; out comes a run of kind ``beam``, data for supervised training. The score of an
+ordered set of demonstrations is the gain in log-probability of the ground truth over the prompt
+without any, in nats:
+
+    info(D) = log P(truth | D) - log P(truth | nothing)
+
+P(truth) is the expected accuracy Σ_a P(a)·min(n_a / 3, 1), so that all answers of the annotators
+count; probabilities below :data:`FLOOR` are taken as it. The search is greedy with beams: every
+kept sequence is extended by every other example of the pool, and the ``num_beams`` best extensions
+are kept (ties: the earlier sequence, then the lower position in the pool).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lever_data.errors import UsageError
+from lever_data.schema import CANDIDATES
+from lever_data.vqa_metric import METRIC_VERSION
+from lever_train.pools import SharedPool
+from lever_train.rollout.asking import Asker
+from lever_train.rollout.generate import Execution, Outcome, Progress, make_run
+from lever_train.rollout.items import Truth
+from lever_train.rollout.job import Job, resolve
+from lever_train.rollout.prompts import Item, Prompt
+from lever_train.rollout.request import Request
+from lever_train.rollout.scoring import expected_accuracy
+from lever_train.rollout.shards import Made, Report
+from lever_train.rollout.table import queries_table
+from lever_train.rollout.work import example_of, pools_of
+
+FLOOR = 1e-6  # of P(truth): a log-probability of -13.8 nats
+DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A kept sequence: pool positions, and info(D) in nats."""
+
+    positions: tuple[int, ...]
+    info: float
+
+
+def search_beams(
+    request: Request,
+    execution: Execution | None = None,
+    progress: Progress = lambda done, total, note: None,
+) -> Outcome:
+    """Search and commit; durable and resumable as :func:`generate` is.
+
+    Raises:
+        UsageError: the answerer gives no log-probabilities.
+        LeverError: as for :func:`generate`.
+    """
+    if request.answerer.spec.startswith("openai:") or not request.answerer.log_probs:
+        raise UsageError(
+            "InfoScore needs log-probabilities, which this answerer does not give",
+            value=request.answerer.spec,
+            hint="--answerer nearest or transformers:NAME",
+        )
+    # nothing is sampled, and no text is wanted
+    recipe = replace(request.recipe, temps=(), num_samples_per_temp=0, num_random=0, seed=0)
+    answerer = replace(request.answerer, generate=False)
+    request = replace(request, recipe=recipe, answerer=answerer, shots=())
+    return make_run(resolve(request, "beam"), _make_shard, execution or Execution(), progress)
+
+
+def _make_shard(job: Job, part: slice, asker: Asker) -> Made:
+    ids = job.query_ids[part].tolist()
+    search = _Search(job, asker, ids)
+    found = search.run()
+    kept = [q for q in ids if found[q]]
+    rows = [(q, rank, beam) for q in kept for rank, beam in enumerate(found[q])]
+    tables = {
+        "candidates": _table(job, search.pools, rows),
+        "queries": queries_table(
+            job.label,
+            [job.items[q] for q in kept],
+            [job.truths[q] for q in kept],
+            pools_of(job, np.array(kept, dtype=np.int64)),
+        ),
+    }
+    return Made(tables, Report(queries=len(kept), candidates=len(rows), failed=search.failed))
+
+
+class _Search:
+    """The beams of a shard's queries, all grown together so that prompts make large batches."""
+
+    def __init__(self, job: Job, asker: Asker, ids: list[int]) -> None:
+        self.job, self.asker = job, asker
+        self.pools = {q: self._pool(q) for q in ids}
+        self.failed = 0
+
+    def run(self) -> dict[int, list[Beam]]:
+        """The beams of every query, best first; none where its own prompt cannot be scored."""
+        base = self._info([(q, ()) for q in self.pools])
+        nothing = {q: info for (q, _), info in base.items()}
+        beams = {q: [Beam((), 0.0)] if q in nothing else [] for q in self.pools}
+        for _ in range(self.job.recipe.shot_num):
+            grown = [
+                (q, (*beam.positions, k))
+                for q, kept in beams.items()
+                for beam in kept
+                for k in range(len(self.pools[q]))
+                if k not in beam.positions
+            ]
+            known = self._info(grown)
+            beams = {q: self._best(q, grown, known, nothing) for q in self.pools}
+        return beams
+
+    def _best(
+        self,
+        query: int,
+        grown: list[tuple[int, tuple[int, ...]]],
+        known: dict[tuple[int, tuple[int, ...]], float],
+        nothing: dict[int, float],
+    ) -> list[Beam]:
+        found = [
+            Beam(positions, round(known[q, positions] - nothing[q], DECIMALS))
+            for q, positions in grown
+            if q == query and (q, positions) in known
+        ]
+        # a stable sort: sequences were grown in the order of their parents and positions
+        return sorted(found, key=lambda b: -b.info)[: self.job.recipe.num_beams]
+
+    def _info(
+        self, wanted: list[tuple[int, tuple[int, ...]]]
+    ) -> dict[tuple[int, tuple[int, ...]], float]:
+        """log P(truth) of each (query, positions) that could be scored."""
+        prompts = [self._prompt(q, positions) for q, positions in wanted]
+        found: dict[tuple[int, tuple[int, ...]], float] = {}
+        for key, (_, answer) in zip(wanted, self.asker.ask(prompts), strict=True):
+            probability = expected_accuracy(answer, self._truth(key[0]))
+            if probability is None:
+                self.failed += 1
+            else:
+                found[key] = math.log(max(probability, FLOOR))
+        return found
+
+    def _prompt(self, query: int, positions: tuple[int, ...]) -> Prompt:
+        shown = tuple(self.pools[query][k] for k in positions)
+        return Prompt(self.job.items[query], shown, self._truth(query).given)
+
+    def _truth(self, query: int) -> Truth:
+        return self.job.truths[query]
+
+    def _pool(self, query: int) -> list[Item]:
+        pool = self.job.pool
+        assert pool is not None
+        ids = pool.ids if isinstance(pool, SharedPool) else pool.of(np.array([query]))[0]
+        own = query if self.job.own else -1
+        return [example_of(self.job, query, e) for e in ids.tolist() if e >= 0 and e != own]
+
+
+def _table(job: Job, pools: dict[int, list[Item]], rows: list[tuple[int, int, Beam]]) -> pa.Table:
+    """The table ``candidates`` of beams; no answer is scored, so the score columns are null."""
+    count = len(rows)
+    ranks = pa.array([rank for _, rank, _ in rows], pa.int32())
+    extra = json.dumps({"floor": FLOOR, "generation": job.label.generation}, sort_keys=True)
+    columns: dict[str, Any] = {
+        "dataset": [job.label.dataset] * count,
+        "split": [job.label.split] * count,
+        "query_id": [q for q, _, _ in rows],
+        "candidate": ranks,
+        "shot_num": [len(b.positions) for _, _, b in rows],
+        "pointer": [[pools[q][k].example_id for k in b.positions] for q, _, b in rows],
+        "gen_method": ["beam"] * count,
+        "beam_rank": ranks,
+        "info_score": [b.info for _, _, b in rows],
+        "scorer": [job.label.scorer] * count,
+        "metric_version": [METRIC_VERSION] * count,
+        "policy": ["infoscore"] * count,
+        "extra": [extra] * count,
+    }
+    arrays = [pa.array(columns.get(f.name, [None] * count), f.type) for f in CANDIDATES]
+    return pa.Table.from_arrays(arrays, schema=CANDIDATES)
