@@ -14,7 +14,7 @@ import duckdb
 from torch import Tensor
 
 from lever_data.catalog import quote_literal
-from lever_data.db import open_session, quote_identifier
+from lever_data.db import Session, open_session, quote_identifier
 from lever_data.errors import LeverError, UsageError
 from lever_data.rewards import RewardSpec, require_scores, reward_sql
 from lever_data.selection import Census, Selection, census
@@ -24,6 +24,7 @@ from lever_train.pools import PoolSource, open_pools
 
 TRAIN, VALIDATION = "training_queries", "validation_queries"
 _KEY = "dataset, split, query_id"
+_READ = ("runs", "queries", "stg_candidates", "stg_beams", "candidate_info")
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,8 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
         UsageError: an unknown view, or several datasets or splits without ``allow_mixed``.
     """
     data = config.data
-    session = open_session(
-        source.store, runs=source.runs, scorer=data.scorer, sql_dir=source.sql_dir
-    )
+    session = _open_views(source, config)
     con = session.con
-    con.execute("set memory_limit = ?", [config.run.memory_limit])
-    for view in data.view:
-        if view not in session.relations:
-            raise session.explain_missing(view)
     selection = _selection(con, config)
     base = _base(con, data.view)
     split = _split(con, base, config)
@@ -98,6 +93,25 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     return TrainingData(
         con, train, counted, validation, held_out, pools, queries, candidates, provenance
     )
+
+
+def _open_views(source: Source, config: TrainConfig) -> Session:
+    """A connection with the views asked for and what training itself reads, no more: defining
+    every relation takes longer than a small training's first epoch."""
+    wanted = (*config.data.view, *_READ)
+    session = open_session(
+        source.store,
+        runs=source.runs,
+        scorer=config.data.scorer,
+        sql_dir=source.sql_dir,
+        only=wanted,
+    )
+    for view in config.data.view:
+        if view not in session.relations:
+            every = open_session(source.store, runs=source.runs, sql_dir=source.sql_dir)
+            raise every.explain_missing(view)
+    session.con.execute("set memory_limit = ?", [config.run.memory_limit])
+    return session
 
 
 def describe_data(data: TrainingData) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,18 +73,23 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> State:
             data or view; both values are named.
     """
     path = folder / STATE
-    try:
-        content = torch.load(path, weights_only=True)
-    except FileNotFoundError:
+    if not path.exists():
         raise LeverError(
             "there is no training here to resume", where=str(path), hint="leave --resume out"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        )
+    try:
+        if not zipfile.is_zipfile(path):
+            raise EOFError("it is not a whole torch file")
+        content = torch.load(path, weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise LeverError(
             f"the state cannot be read ({str(error).splitlines()[0]})", where=str(path)
         ) from None
-    if not isinstance(content, dict) or content.pop("version", None) != VERSION:
-        raise LeverError(f"the state is not of version {VERSION}", where=str(path))
+    version = content.pop("version", None) if isinstance(content, dict) else None
+    if version != VERSION:
+        raise LeverError(
+            f"the state is of version {version}, this lever reads {VERSION}", where=str(path)
+        )
     _require_same(content["fingerprint"], fingerprint, path)
     content["log"] = Log.of(content["log"])
     return State(**content)

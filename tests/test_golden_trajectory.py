@@ -1,0 +1,159 @@
+"""The legacy trainer's own run, step by step: 3 RCE epochs, 2 GRPO epochs, and β."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lever_train.config import TrainConfig
+from lever_train.data import Source, TrainingData, open_data
+from lever_train.distributed import World
+from lever_train.loader import Loader, Position
+from lever_train.objectives import Settings
+from lever_train.options import resolve
+from lever_train.schedule import adapt_beta
+from lever_train.selector import Selector
+from lever_train.setup import frozen_copy, new_selector
+from lever_train.step import Stepper
+from lever_train.train import TrainRequest, train
+from lever_train.validate import validate
+from tests.shared_data import GOLDEN, OKVQA, needs_shared
+from tests.stores import candidate, commit, new_store
+from tests.training import steps_of
+
+FLAGS = {
+    "data__query_embeddings": str(OKVQA / "train_question_embeddings.pt"),
+    "data__split_ratio": 1.0,
+    "data__order": "file",
+    "run__tied_groups": "keep",
+    "model__dropout": 0.0,
+    "model__attention_dropout": 0.0,
+    "model__sft_checkpoint": str(GOLDEN / "trajectory_init.v3.pt"),
+    "rce__epochs": 3,
+    "grpo__epochs": 2,
+    "grpo__topk_baseline": "subset",
+}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((GOLDEN / "trajectory_expected.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    store = new_store(tmp_path_factory.mktemp("trajectory"))
+    legacy = json.loads((GOLDEN / "trajectory_rl_data.json").read_text())
+    rows = [
+        candidate(
+            int(query), ordinal, c["pointer"], **{k: v for k, v in c.items() if k != "pointer"}
+        )
+        for query, value in legacy.items()
+        for ordinal, c in enumerate(value["pointer_candidates"])
+    ]
+    commit(store, rows)
+    return Source(store.path)
+
+
+def _close(found: list[float], wanted: list[float]) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@needs_shared
+def test_rce_through_the_whole_trainer(
+    source: Source, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    import polars as pl
+
+    config = resolve(None, FLAGS | {"grpo__epochs": 0})
+    train(TrainRequest(source, tmp_path / "out", config))
+    table = pl.read_parquet(tmp_path / "out" / "metrics.parquet")
+    _close(steps_of(table, "rce", "loss"), expected["losses"]["rce"])
+
+
+@needs_shared
+def test_every_step_of_both_stages_and_beta(source: Source, expected: dict[str, Any]) -> None:
+    """Among candidates of equal reward the legacy top-k takes whatever torch.topk gives for the
+    unpadded group, and so does this test; ours takes the lower ordinal."""
+    config = resolve(None, FLAGS)
+    data = open_data(source, config)
+    selector, config = new_selector(config, 384, lambda line: None)
+    loader = Loader(data, torch.device("cpu"), batch_size=1)
+    sft = frozen_copy(selector)
+    walk = _Walk(config, data, loader, selector)
+    wanted = expected["losses"]
+    total = 3 * 24
+    rce = Stepper("rce", 0, selector, loader, config, World())
+    for epoch in range(3):
+        for batch in walk.batches():
+            step = len(walk.losses)
+            tau = 2.0 - 1.5 * step / (total - 1)
+            walk.note(rce.step(batch, Settings(temperature=tau), step))
+        _close([walk.validation()], wanted["val"][epoch : epoch + 1])
+    _close(walk.losses, wanted["rce"])
+    walk.losses, beta = [], 0.1
+    grpo = Stepper("grpo", 1, selector, loader, config, World())
+    for epoch in range(2):
+        for batch in walk.batches():
+            settings = Settings(beta=beta, top_k=(3, 5)[epoch], pick=_legacy_pick, reference=sft)
+            figures = grpo.step(batch, settings, len(walk.losses))
+            walk.note(figures)
+            walk.betas.append(beta)
+            beta = adapt_beta(figures["kl"], beta)
+        _close([walk.validation()], wanted["val"][3 + epoch : 4 + epoch])
+    _close(walk.losses, wanted["grpo"])
+    _close(walk.kls, wanted["grpo_kl"])
+    _close(walk.betas, wanted["kl_beta"])
+
+
+@needs_shared
+def test_reference_log_probabilities(source: Source, expected: dict[str, Any]) -> None:
+    config = resolve(None, FLAGS)
+    data = open_data(source, config)
+    selector, _ = new_selector(config, 384, lambda line: None)
+    loader = Loader(data, torch.device("cpu"), batch_size=24)
+    [batch] = loader.batches(data.train, Position("file"))
+    feed = loader.feed(batch)
+    steps = selector.steps(feed.query, feed.pool, batch.positions, batch.step_mask)
+    for row, query in enumerate(batch.query.tolist()):
+        wanted = expected["old_log_probs"][str(query)]
+        _close(steps.sequence_log_prob()[row][batch.mask[row]].tolist(), wanted)
+    assert data.pools.ids.tolist() == expected["candidate_indices"]  # type: ignore[union-attr]
+
+
+def _legacy_pick(rewards: Tensor, mask: Tensor, k: int | None) -> Tensor:
+    if k is None or k >= int(mask.sum()):
+        return mask
+    return torch.zeros_like(mask).scatter(1, rewards.topk(k, dim=-1).indices, True)
+
+
+class _Walk:
+    def __init__(
+        self, config: TrainConfig, data: TrainingData, loader: Loader, selector: Selector
+    ) -> None:
+        self.config, self.data, self.loader, self.selector = config, data, loader, selector
+        self.losses: list[float] = []
+        self.kls: list[float] = []
+        self.betas: list[float] = []
+
+    def batches(self) -> Any:
+        return self.loader.batches(self.data.train, Position("file"))
+
+    def note(self, figures: dict[str, float]) -> None:
+        self.losses.append(figures["loss"])
+        if "kl" in figures:
+            self.kls.append(figures["kl"])
+
+    def validation(self) -> float:
+        """RCE loss at τ 1 over the same queries, as the legacy run was validated."""
+        everything = replace(self.data.train)
+        found = validate(self.selector, self.loader, everything, self.config, World())
+        return found["val_loss"]

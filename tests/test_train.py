@@ -1,0 +1,347 @@
+"""The training loop: files, options, what is refused, what is counted, every stage and selector."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from lever_data.db import connect
+from lever_data.errors import LeverError, UsageError
+from lever_train.checkpoint import load_selector
+from lever_train.config import TrainConfig
+from lever_train.options import resolve, to_toml
+from tests.stores import candidate, commit, new_store
+from tests.training import POOL, Bench, equal, random_rows, steps_of
+
+TIED = [
+    candidate(query, ordinal, [ordinal, ordinal + 1], vqa_correct=0, vqa_acc_score=0.0)
+    for query in range(3)
+    for ordinal in range(2)
+]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_what_a_training_leaves(bench: Bench) -> None:
+    result = bench.train()
+    out = bench.folder / "out"
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "rce_epoch1.pt",
+        "rce_epoch2.pt",
+        "last.pt",
+        "best.pt",
+        "state.pt",
+        "metrics.parquet",
+        "curves.html",
+        "config.toml",
+        "provenance.json",
+    }
+    assert (out / "last.pt").readlink() == Path("rce_epoch2.pt")
+    assert result.best.name == str((out / "best.pt").readlink())
+    assert resolve(out / "config.toml", {}).model.hidden == 8
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["runs"] == [bench.run.run]
+    assert "select" in provenance["views"]["all_candidates"]
+    assert provenance["rows"] > 0 and provenance["queries"] == {"training": 32, "validation": 8}
+    assert "<svg" in (out / "curves.html").read_text()
+    assert any("the RCE model is the result" in line for line in bench.said)
+    selector, checkpoint = load_selector(out / "rce_epoch2.pt")
+    assert selector.config.hidden == 8 and checkpoint.phase == "rce"
+
+
+def test_metrics_are_a_relation_of_the_store(bench: Bench) -> None:
+    bench.train()
+    con = connect(bench.store)
+    found = con.sql(
+        "select metric, value from training_metrics where step is null and epoch = 2"
+    ).fetchall()
+    wanted = bench.metrics().filter(pl.col("step").is_null() & (pl.col("epoch") == 2))
+    assert sorted(found) == sorted(wanted.select("metric", "value").rows())
+    assert {"train_loss", "val_pick_accuracy", "val_oracle_accuracy", "val_ess"} <= {
+        name for name, _ in found
+    }
+    bench.train("again")
+    assert any("in the store already" in line for line in bench.said)
+
+
+def test_one_seed_gives_one_result(bench: Bench) -> None:
+    bench.train("a", seed=3)
+    bench.train("b", seed=3)
+    bench.train("c", seed=4)
+    assert equal(bench.tensors("a"), bench.tensors("b"))
+    assert not equal(bench.tensors("a"), bench.tensors("c"))
+    assert bench.metrics("a").equals(bench.metrics("b"))
+
+
+def test_tied_groups_are_counted_and_skipped_kept_or_downweighted(bench: Bench) -> None:
+    for policy in ("skip", "keep", "downweight"):
+        bench.train(policy, tied_groups=policy, split_ratio=1.0)
+    tables = {policy: bench.metrics(policy) for policy in ("skip", "keep", "downweight")}
+    for table in tables.values():
+        assert steps_of(table, "rce", "tied") == steps_of(tables["keep"], "rce", "tied")
+    tied = sum(steps_of(tables["keep"], "rce", "tied")) / 2
+    assert tied >= 14  # every third query has no reward at all
+    groups = 40
+    assert sum(steps_of(tables["skip"], "rce", "weight")) == 2 * (groups - tied)
+    assert sum(steps_of(tables["keep"], "rce", "weight")) == 2 * groups
+    downweighted = sum(steps_of(tables["downweight"], "rce", "weight"))
+    assert downweighted == pytest.approx(2 * (groups - 0.9 * tied))
+    assert any(f"{tied:.0f} of 40 groups tied" in line for line in bench.said)
+
+
+def test_a_batch_of_tied_groups_makes_no_step(tmp_path: Path) -> None:
+    untied = [candidate(3, i, [i, i + 1], vqa_correct=i, vqa_acc_score=0.0) for i in range(2)]
+    bench = Bench(tmp_path, TIED + untied)
+    bench.train(batch_size=1, split_ratio=1.0, rce_epochs=1, order="file")
+    losses = steps_of(bench.metrics(), "rce", "loss")
+    assert losses[:3] == [None] * 3 and losses[3] > 0
+
+
+def test_nothing_but_ties_is_an_error(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, TIED)
+    with pytest.raises(LeverError, match="every group is tied"):
+        bench.train(split_ratio=1.0)
+    bench.train("kept", split_ratio=1.0, tied_groups="keep")
+
+
+@pytest.mark.parametrize("kind", ["static", "gru"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"rce_use_normalized_reward": True},
+        {"rce_rank": True},
+        {"top1_only": True},
+        {"rce_epochs": 1, "grpo_epochs": 2},
+        {"rce_epochs": 1, "grpo_epochs": 1, "advantage": "loo", "kl_estimator": "k2"},
+        {"rce_epochs": 1, "grpo_epochs": 1, "topk_baseline": "subset", "reference": "rce"},
+        {"rce_epochs": 0, "grpo_epochs": 1, "importance_cap": 2.0, "dual_clip": 3.0},
+        {"rce_epochs": 1, "grpo_epochs": 1, "freeze_backbone_in_grpo": True},
+    ],
+)
+def test_every_variant_trains(bench: Bench, flags: dict[str, Any], kind: str) -> None:
+    result = bench.train(selector=kind, **flags)
+    assert all(np.isfinite(row["train_loss"]) for row in result.epochs)
+    assert load_selector(result.last)[0].config.kind == kind
+
+
+def test_grpo_keeps_the_rce_checkpoints_and_logs_its_parts(bench: Bench) -> None:
+    bench.train(rce_epochs=1, grpo_epochs=2, kl_beta=0.15, grpo_lr=5e-6)
+    assert "[GRPO] epochs=2, lr=5e-06, kl_beta_init=0.15" in bench.said
+    assert not equal(bench.tensors("out", "rce_epoch1.pt"), bench.tensors("out", "grpo_epoch2.pt"))
+    table = bench.metrics()
+    names = set(table.filter(pl.col("phase") == "grpo")["metric"])
+    assert {"ppo", "kl", "clipped_low", "clipped_high", "ratio_p05", "beta"} <= names
+    assert {"ratio_p50", "ratio_p95", "advantage_rms", "gradient_norm", "tied"} <= names
+    assert steps_of(table, "grpo", "beta")[0] == 0.15
+
+
+def test_freezing_the_backbone_trains_the_attention_alone(bench: Bench) -> None:
+    bench.train(rce_epochs=1, grpo_epochs=1, freeze_backbone_in_grpo=True)
+    before, after = (bench.tensors("out", f"{p}_epoch1.pt") for p in ("rce", "grpo"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith(("cross_attn_layers.", "attn_norms.")) for name in moved)
+    assert "frozen: input_proj.weight, query_proj.weight, cand_proj.weight" in bench.said
+
+
+def test_pointers_of_many_lengths_train_together(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, random_rows(shots=(1, 2, 3, 4)))
+    result = bench.train(tied_groups="keep")
+    assert np.isfinite(result.epochs[-1]["train_loss"])
+    groups = {(r["query_id"], r["shot_num"]) for r in random_rows(shots=(1, 2, 3, 4))}
+    assert result.epochs[-1]["groups"] == len({g for g in groups if g[0] < 32})
+    with pytest.raises(LeverError, match="wrong length"):
+        bench.train("two", shot_num=2)
+
+
+def test_multi_shot_rewards_put_all_lengths_into_one_group(tmp_path: Path) -> None:
+    rows = random_rows(shots=(2, 3))
+    for row in rows:
+        row["shot_scores"] = [
+            {"shot": k, "vqa_correct": int(row["candidate"] == 0), "vqa_acc_score": 0.3}
+            for k in range(1, len(row["pointer"]) + 1)
+        ]
+    bench = Bench(tmp_path, rows)
+    result = bench.train(reward_mode="multi_shot", view=["all_candidates"])
+    assert result.epochs[-1]["groups"] == 32
+    rows[0]["shot_scores"] = rows[0]["shot_scores"][1:]
+    broken = Bench(tmp_path / "broken", rows)
+    with pytest.raises(LeverError, match=r"prefix|shot"):
+        broken.train(reward_mode="multi_shot")
+
+
+def test_several_views_are_interleaved(bench: Bench) -> None:
+    both = bench.train(view=["beam", "all_candidates"], split_ratio=1.0)
+    alone = bench.train("one", view=["beam"], split_ratio=1.0)
+    assert both.epochs[0]["groups"] == alone.epochs[0]["groups"] + 40
+
+
+def test_validation_and_pool_do_not_depend_on_filters(bench: Bench) -> None:
+    bench.train("all")
+    bench.train("beam", gen_method=["beam"], skip_fallback=True, tied_groups="keep")
+    found = [
+        json.loads((bench.folder / o / "provenance.json").read_text()) for o in ("all", "beam")
+    ]
+    assert found[0]["queries"] == found[1]["queries"]
+    assert found[0]["pool"] == found[1]["pool"] == f"one shared pool of {POOL}"
+    assert found[1]["dropped"]["gen_method"] > 0 and found[1]["dropped"]["fallback"] > 0
+    assert any("queries emptied" in line for line in bench.said)
+
+
+def test_the_split_by_hash_is_another_one_of_the_same_share(bench: Bench) -> None:
+    bench.train("id")
+    bench.train("hash", split_by="hash")
+    by_id, by_hash = (
+        json.loads((bench.folder / o / "provenance.json").read_text())["queries"]
+        for o in ("id", "hash")
+    )
+    assert by_id == {"training": 32, "validation": 8}
+    assert sum(by_hash.values()) == 40 and 1 <= by_hash["validation"] <= 20
+
+
+def test_supervised_training_learns_the_best_beam(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        candidate(q, i, rng.permutation(POOL)[:2].tolist(), info_score=float(3 - i), beam_rank=i)
+        for q in range(40)
+        for i in range(4)
+    ]
+    bench = Bench(tmp_path, [])
+    commit(bench.store, rows, kind="beam", name="beams")
+    result = bench.train(
+        stage="sft", view=["beam_infoscore"], sft_epochs=6, sft_lr=3e-3, batch_size=8
+    )
+    assert result.epochs[-1]["train_loss"] < result.epochs[0]["train_loss"]
+    assert result.last.name == "sft_epoch6.pt"
+    assert load_selector(result.last)[1].phase == "sft"
+
+
+def test_training_from_a_checkpoint(bench: Bench) -> None:
+    first = bench.train("sft", num_layers=2)
+    bench.train("next", sft_checkpoint=str(first.last), rce_epochs=1)
+    assert any("tensors matched" in line for line in bench.said)
+    assert len([k for k in bench.tensors("next") if k.endswith("in_proj_weight")]) == 2
+    with pytest.raises(UsageError, match="has num_layers = 2, the config says 1"):
+        bench.train("bad", sft_checkpoint=str(first.last), num_layers=1)
+
+
+def test_an_output_folder_is_not_overwritten_by_accident(bench: Bench) -> None:
+    bench.train()
+    with pytest.raises(UsageError, match="holds another training"):
+        bench.train()
+    bench.train(overwrite=True, rce_epochs=1)
+    assert not (bench.folder / "out" / "rce_epoch2.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"view": ["beams"]}, "no such view"),
+        ({"query_embeddings": "none.pt"}, "no such embeddings file"),
+        ({"reward_mode": "hard_plus_sofd"}, "unknown reward mode"),
+        ({"reward_mode": "hard01_plus_gtprob"}, "null in every row"),
+        ({"gen_method": ["retrieval"]}, "holds no rows to train on"),
+        ({"rce_epochs": 0}, "nothing to train"),
+        ({"scorer": "nobody", "view": ["balanced"]}, "no rows"),
+    ],
+)
+def test_what_cannot_be_trained_on(bench: Bench, flags: dict[str, Any], message: str) -> None:
+    if "scorer" in flags:  # rows without a scorer match any: give them one
+        rows = [row | {"scorer": "vlm"} for row in random_rows()]
+        bench = Bench(bench.folder / "other", rows)
+    with pytest.raises(LeverError, match=message):
+        bench.train(**flags)
+
+
+def test_scorers_and_splits_are_not_mixed(tmp_path: Path) -> None:
+    rows = [row | {"scorer": "ab"[row["query_id"] % 2]} for row in random_rows()]
+    bench = Bench(tmp_path, rows)
+    with pytest.raises(UsageError, match="scores of several models") as error:
+        bench.train()
+    assert error.value.value == "a, b"
+    bench.train("one", scorer="a")
+    other = [row | {"dataset": "e", "scorer": "a"} for row in random_rows(1)]
+    store = bench.store
+    from lever_data.schema import CANDIDATES
+    from lever_data.store import RunSpec
+    from tests.stores import table
+
+    with store.begin(RunSpec(kind="rl_data", dataset="e", split="train", source_sha256="e")) as w:
+        w.write("candidates", table(CANDIDATES, other))
+        w.commit()
+    with pytest.raises(UsageError, match="mixes datasets or splits") as error:
+        bench.train("mixed", scorer="a")
+    assert error.value.value == "d/train, e/train"
+
+
+def test_a_loss_that_is_not_finite_names_step_and_queries(bench: Bench) -> None:
+    bench.train("good", rce_epochs=1)
+    content = torch.load(bench.folder / "good" / "last.pt", weights_only=True)
+    content["model_state_dict"]["query_proj.weight"] *= 1e30
+    content["model_state_dict"]["attn_norms.0.weight"] *= 1e30
+    torch.save(content, bench.folder / "huge.pt")
+    with pytest.raises(LeverError, match=r"is not finite at step 0 of rce") as error:
+        bench.train("bad", sft_checkpoint=str(bench.folder / "huge.pt"))
+    assert str(error.value.where).startswith("queries [")
+    assert not (bench.folder / "bad" / "rce_epoch1.pt").exists()
+
+
+def test_missing_vectors_name_the_query(bench: Bench) -> None:
+    torch.save(torch.randn(POOL, 6), bench.folder / "few.pt")
+    with pytest.raises(LeverError, match="12 rows, none for a query") as error:
+        bench.train(query_embeddings=str(bench.folder / "few.pt"))
+    assert str(error.value.where).startswith("query ")
+    torch.save(torch.randn(3, 6), bench.folder / "few.pt")
+    with pytest.raises(LeverError, match="3 rows, none for example"):
+        bench.train("b", candidate_embeddings=str(bench.folder / "few.pt"))
+    torch.save(torch.randn(40, 5), bench.folder / "narrow.pt")
+    with pytest.raises(LeverError, match="different widths") as error:
+        bench.train("c", candidate_embeddings=str(bench.folder / "narrow.pt"))
+    assert error.value.value == "6 and 5"
+
+
+def test_the_config_file_and_the_flags(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[rce]\nepochs = 7\nlr = 2e-4\n[grpo]\nkl_target_max = 0.05\n")
+    config = resolve(file, {"rce__epochs": 2, "data__view": ["beam"]})
+    assert (config.rce.epochs, config.rce.lr, config.grpo.kl_target_max) == (2, 2e-4, 0.05)
+    assert config.data.view == ("beam",)
+    file.write_text(to_toml(config))
+    assert resolve(file, {}) == config
+    assert resolve(None, {}) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("[rce]\nepoch = 7\n", "unknown key", "did you mean epochs?"),
+        ("[gpro]\nepochs = 7\n", "unknown key", "did you mean grpo?"),
+        ("[rce]\nepochs = -1\n", "greater than or equal to 0", None),
+        ("[rce]\nlr = 'fast'\n", "valid number", None),
+        ("rce = 3\n", "not a table", None),
+        ("[rce\n", "not TOML", None),
+        ("[rce]\nrank = true\ntop1_only = true\n", "choose one of", None),
+        ("[model]\nnum_heads = 3\n", "does not divide", None),
+    ],
+)
+def test_a_bad_config_file(tmp_path: Path, text: str, message: str, hint: str | None) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(UsageError, match=message) as error:
+        resolve(tmp_path / "c.toml", {})
+    assert error.value.hint == hint
+
+
+def test_an_empty_store(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [])
+    bench.store = new_store(tmp_path / "empty")
+    with pytest.raises(LeverError, match=r"no rows|no runs"):
+        bench.train()

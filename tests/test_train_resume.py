@@ -1,0 +1,153 @@
+"""Resuming: after a kill at any moment, after Ctrl-C, and never into another training."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lever_data.errors import LeverError, UsageError
+from lever_train.state import STATE
+from tests.training import Bench, equal
+
+GRPO: dict[str, Any] = {"rce_epochs": 2, "grpo_epochs": 2, "grpo_lr": 1e-3, "save_every": 1}
+
+
+class _StopError(Exception):
+    """Raised in place of a kill."""
+
+
+def _train_and_die(bench: Bench, out: str, after: int, **flags: Any) -> None:
+    """Die after ``after`` steps without any chance to clean up the state."""
+    left = [after]
+
+    def advance(done: float, total: float | None, note: str = "") -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        bench.train(out, advance=advance, **flags)
+
+
+@pytest.mark.parametrize("selector", ["static", "gru"])
+@pytest.mark.parametrize(("after", "save_every"), [(0, 1), (3, 1), (9, 2), (17, 4), (29, 3)])
+def test_a_killed_training_ends_as_if_it_had_not_been(
+    tmp_path: Path, after: int, save_every: int, selector: str
+) -> None:
+    bench = Bench(tmp_path)
+    flags: dict[str, Any] = GRPO | {"selector": selector}
+    bench.train("whole", **flags)
+    _train_and_die(bench, "killed", after, **flags | {"save_every": save_every})
+    if (tmp_path / "killed" / STATE).exists():
+        bench.train("killed", resume=True, **flags)
+        assert any(line.startswith("resuming at") for line in bench.said)
+    else:  # it died before its first save: there is nothing to resume, and it says so
+        with pytest.raises(LeverError, match="no training here to resume"):
+            bench.train("killed", resume=True, **flags)
+        bench.train("killed", overwrite=True, **flags)
+    for name in ("rce_epoch1.pt", "rce_epoch2.pt", "grpo_epoch1.pt", "grpo_epoch2.pt"):
+        assert equal(bench.tensors("whole", name), bench.tensors("killed", name)), name
+    assert bench.metrics("whole").equals(bench.metrics("killed"))
+    assert (tmp_path / "whole" / "best.pt").readlink() == (
+        tmp_path / "killed" / "best.pt"
+    ).readlink()
+
+
+def test_it_can_die_again_and_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.train("whole", **GRPO)
+    _train_and_die(bench, "killed", 2, **GRPO)
+    for after in (0, 4, 11):
+        _train_and_die(bench, "killed", after, resume=True, **GRPO)
+    bench.train("killed", resume=True, **GRPO)
+    assert equal(bench.tensors("whole"), bench.tensors("killed"))
+    assert bench.metrics("whole").equals(bench.metrics("killed"))
+
+
+def test_resuming_what_is_finished_changes_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    first = bench.train()
+    before = (tmp_path / "out" / "rce_epoch2.pt").read_bytes()
+    again = bench.train(resume=True)
+    assert again.epochs == first.epochs and again.last == first.last
+    assert (tmp_path / "out" / "rce_epoch2.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"seed": 1}, r"\[run\] seed was '0', now it is '1'"),
+        ({"rce_epochs": 3}, r"\[rce\] epochs was '2', now it is '3'"),
+        ({"gen_method": ["beam", "sample"]}, r"\[data\] gen_method was"),
+        ({"hard_weight": 2.0}, r"\[reward\] hard_weight was '1.0', now it is '2.0'"),
+    ],
+)
+def test_another_config_is_refused(tmp_path: Path, flags: dict[str, Any], message: str) -> None:
+    bench = Bench(tmp_path)
+    bench.train()
+    with pytest.raises(LeverError, match=message):
+        bench.train(resume=True, **flags)
+
+
+def test_other_vectors_are_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.train()
+    torch.save(torch.randn(40, 6), bench.vectors)
+    with pytest.raises(LeverError, match=r"sha256 of the (queries|candidates)' vectors was"):
+        bench.train(resume=True)
+
+
+def test_another_version_and_a_broken_state_are_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.train()
+    state = torch.load(tmp_path / "out" / STATE, weights_only=True)
+    torch.save(state | {"version": 99}, tmp_path / "out" / STATE)
+    with pytest.raises(LeverError, match="is of version 99, this lever reads 1"):
+        bench.train(resume=True)
+    (tmp_path / "out" / STATE).write_bytes(b"half a fi")
+    with pytest.raises(LeverError, match="the state cannot be read"):
+        bench.train(resume=True)
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        Bench(tmp_path).train(resume=True, overwrite=True)
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_the_command_survives_a_signal(tmp_path: Path, sign: signal.Signals, code: int) -> None:
+    """The real process: stopped somewhere in the middle, resumed, equal to an uninterrupted one."""
+    bench = Bench(tmp_path)
+    flags: dict[str, Any] = {"rce_epochs": 16, "save_every": 5, "threads": 1}
+    bench.train("whole", **flags)
+    out = tmp_path / "killed"
+    words = [sys.executable, "-m", "lever_cli", "train", "--store", str(bench.store.path)]
+    words += ["--out", str(out)]
+    for name, value in bench.flags(**flags).items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        while process.poll() is None and not (out / "rce_epoch2.pt").exists():
+            time.sleep(0.005)
+        process.send_signal(sign)
+        stderr = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == code, stderr
+    if sign == signal.SIGINT:
+        assert "--resume goes on from there" in stderr and "Traceback" not in stderr
+    assert not (out / "rce_epoch16.pt").exists()
+    done = subprocess.run([*words, "--resume"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert equal(bench.tensors("whole"), bench.tensors("killed"))
+    assert bench.metrics("whole").equals(bench.metrics("killed"))
+
+
+def test_the_signal_handlers_are_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    Bench(tmp_path).train(rce_epochs=1)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
