@@ -164,6 +164,7 @@ def _allowed(copy: bool) -> dict[str, Rebuild]:
         "torch._utils._rebuild_parameter": lambda args: args[0],
         "torch._tensor._rebuild_from_type_v2": typed,
         "collections.OrderedDict": _ordered,
+        "_codecs.encode": _latin1,
         "torch.Size": lambda args: tuple(args[0]),
         "torch.nn.parameter.Parameter": lambda args: args[0],
         "torch.Tensor": lambda args: args[0],
@@ -182,6 +183,14 @@ def _ordered(args: tuple[Any, ...]) -> OrderedDict[Any, Any]:
             raise DamagedError("an OrderedDict key")
         made[key] = value
     return made
+
+
+def _latin1(args: tuple[Any, ...]) -> bytes:
+    """How old pickle protocols write bytes."""
+    text, coding = args
+    if not isinstance(text, str) or coding != "latin1":
+        raise DamagedError("bytes of an unknown coding")
+    return text.encode("latin1")
 
 
 def _refuse(args: tuple[Any, ...]) -> object:
