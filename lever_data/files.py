@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,9 +20,21 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
+
+
+def _temporary_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has the name under which one is written before it appears under its own."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old bytes or the new ones."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = _temporary_of(path)
     try:
         with temporary.open("wb") as handle:
             handle.write(data)
@@ -64,7 +77,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         LeverError: the file cannot be made or written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = _temporary_of(path)
     try:
         with temporary.open("wb") as handle:
             yield handle

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.files import write_atomic
+from lever_data.files import is_temporary, write_atomic
 from lever_data.store import RunSpec, Store
 from lever_train.checkpoint import Progress, save_v3
 from lever_train.config import TrainConfig
@@ -66,6 +66,9 @@ class Outputs:
             for path in found:
                 path.unlink(missing_ok=True)
             shutil.rmtree(self.out / "tensorboard", ignore_errors=True)
+        for path in self.out.glob(".*"):  # half-written files of a training that was killed
+            if is_temporary(path):
+                path.unlink(missing_ok=True)
 
     def describe(self, config: TrainConfig, provenance: Mapping[str, object]) -> None:
         """Write the resolved config and where the data came from."""
