@@ -15,7 +15,7 @@ _REPORTED: list[str] = []
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     """A nursery with everything that ingest, query and rm import."""
-    modules = ("lever_data.ingest", "lever_data.db", "lever_data.query", "lever_data.export")
+    modules = ("lever_data.ingest", "lever_data.query", "lever_data.export", "lever_data.rescore")
     with Nursery(tmp_path_factory.mktemp("nursery"), *modules) as warm:
         yield warm
 
