@@ -30,6 +30,7 @@ from . import (
     rescore,
     run,
     runs,
+    sweep,
     train,
     views,
 )
@@ -64,6 +65,7 @@ app.command()(query.query)
 app.command()(rescore.rescore)
 app.command()(run.run)
 app.add_typer(runs.app, name="runs")
+app.command()(sweep.sweep)
 app.command()(train.train)
 app.add_typer(views.app, name="views")
 

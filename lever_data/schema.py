@@ -106,6 +106,23 @@ EVALUATIONS = pa.schema(
     ]
 )
 
+SWEEPS = pa.schema(
+    [
+        pa.field("sweep", pa.string(), nullable=False),
+        pa.field("cell", pa.string(), nullable=False),  # digest of everything it depends on
+        pa.field("settings", pa.string(), nullable=False),  # JSON: what differs between cells
+        pa.field("accuracy", pa.float64(), nullable=False),  # mean over queries and shot numbers
+        pa.field("low", pa.float64(), nullable=False),  # 95 % bootstrap interval
+        pa.field("high", pa.float64(), nullable=False),
+        pa.field("difference", pa.float64()),  # to the SFT model; null where there is none
+        pa.field("difference_low", pa.float64()),
+        pa.field("difference_high", pa.float64()),
+        pa.field("num_queries", pa.int64(), nullable=False),
+        pa.field("evaluation", pa.string(), nullable=False),  # run of its evaluation
+        pa.field("checkpoint", pa.string(), nullable=False),
+    ]
+)
+
 
 def embeddings(width: int) -> pa.Schema:
     """Schema of an embeddings table of vectors of ``width`` float32 numbers."""
@@ -125,6 +142,7 @@ TABLES: dict[str, pa.Schema] = {
     "queries": QUERIES,
     "examples": EXAMPLES,
     "evaluations": EVALUATIONS,
+    "sweeps": SWEEPS,
 }
 
 SORT_KEYS: dict[str, tuple[str, ...]] = {

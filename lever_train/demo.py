@@ -108,12 +108,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
     Raises:
         UsageError: the folder holds something else.
     """
-    folder = options.out
-    _require_ours(folder)
-    options.say("making a small visual-question world")
-    files = write_world(make_world(options.world), folder / "world")
-    write_atomic(folder / CONFIG, _toml(files, options).encode())
-    config = load_pipeline(folder / CONFIG)
+    files, config = prepare_demo(options)
     outputs = run(config, options.say, options.advance)
     store = Store.open(config.data.store)
     views = list_views(store.path, folders=("views",))
@@ -125,6 +120,20 @@ def run_demo(options: DemoOptions) -> DemoResult:
         outputs,
         read_json(Path(outputs["evaluate"]["json"])),
     )
+
+
+def prepare_demo(options: DemoOptions) -> tuple[WorldFiles, PipelineConfig]:
+    """Write the world and its ``lever.toml``, and run nothing.
+
+    Raises:
+        UsageError: the folder holds something else.
+    """
+    folder = options.out
+    _require_ours(folder)
+    options.say("making a small visual-question world")
+    files = write_world(make_world(options.world), folder / "world")
+    write_atomic(folder / CONFIG, _toml(files, options).encode())
+    return files, load_pipeline(folder / CONFIG)
 
 
 def _require_ours(folder: Path) -> None:

@@ -139,9 +139,7 @@ def checked(model: type[PipelineConfig], tables: Mapping[str, Any], where: str) 
     Raises:
         UsageError: an unknown key with the nearest known one, or a value that is not allowed.
     """
-    for table, key, known in _unknown(model, tables, ""):
-        near = get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
+    for table, key, hint in unknown_keys(model, tables):
         raise UsageError("unknown key in the config", where=where + table, value=key, hint=hint)
     try:
         return model.model_validate(tables)
@@ -172,12 +170,16 @@ def relative_to(config: PipelineConfig, folder: Path) -> PipelineConfig:
     return config.model_copy(update={name: moved(getattr(config, name)) for name in names})
 
 
-def _unknown(
-    model: type[BaseModel], tables: Mapping[str, Any], path: str
-) -> Iterator[tuple[str, str, list[str]]]:
+def unknown_keys(
+    model: type[BaseModel], tables: Mapping[str, Any], path: str = ""
+) -> Iterator[tuple[str, str, str]]:
+    """Keys that the model has no field for: the table they stand in, the key, and a hint."""
+    known = list(model.model_fields)
     for key, value in tables.items():
         field = model.model_fields.get(key)
         if field is None:
-            yield path, key, list(model.model_fields)
+            near = get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
+            yield path, key, hint
         elif isinstance(value, dict) and isinstance(field.annotation, type):
-            yield from _unknown(field.annotation, value, f"{path}: [{key}]")
+            yield from unknown_keys(field.annotation, value, f"{path}: [{key}]")

@@ -5,13 +5,18 @@ Each function takes the :class:`Work` of the pipeline and returns one :class:`St
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lever_data.store import Store
 from lever_train.config import TrainConfig
+from lever_train.eval_request import Contest, EvalRequest, Questions
 from lever_train.pipeline import Outputs, Step
+from lever_train.rollout.request import AnswererSpec
 from lever_train.steps import Known, Work, given
+
+if TYPE_CHECKING:
+    from lever_train.evaluation import Evaluated
 
 
 def sft(work: Work) -> Step:
@@ -21,7 +26,7 @@ def sft(work: Work) -> Step:
     def act(known: Known, begun: bool) -> Outputs:
         if table.checkpoint is not None:
             return {"checkpoint": str(table.checkpoint), "paths": [str(table.checkpoint)]}
-        config = _with_data(work, known, None)
+        config = with_data(work, known, None)
         config = config.model_copy(
             update={
                 "data": config.data.model_copy(
@@ -32,7 +37,7 @@ def sft(work: Work) -> Step:
                 ),
             }
         )
-        found = _run_training(work, work.out / "sft", config, tuple(known["ingest"]["beam"]), begun)
+        found = run_training(work, work.out / "sft", config, tuple(known["ingest"]["beam"]), begun)
         return {"checkpoint": str(found[-1]), "paths": [str(found[-1])]}
 
     idle = None
@@ -85,8 +90,8 @@ def train(work: Work) -> Step:
     data = work.config.data
 
     def act(known: Known, begun: bool) -> Outputs:
-        config = _with_data(work, known, known.get("sft", {}).get("checkpoint"))
-        made = _run_training(work, work.checkpoints, config, work.rl_runs(known), begun)
+        config = with_data(work, known, known.get("sft", {}).get("checkpoint"))
+        made = run_training(work, work.checkpoints, config, work.rl_runs(known), begun)
         outputs: Outputs = {"checkpoint": str(made[-1]), "paths": [str(path) for path in made]}
         curves = work.checkpoints / "curves.html"
         if curves.exists():
@@ -118,46 +123,18 @@ def convert(work: Work) -> Step:
 
 def evaluate(work: Work) -> Step:
     """SFT, RCE and GRPO beside the baselines on the eval split."""
-    from lever_train.eval_request import Contest, EvalRequest, Questions
-    from lever_train.evaluation import run_evaluation
-    from lever_train.rollout.request import AnswererSpec
     from lever_train.scoreboard import write_json
     from lever_train.scoreboard_page import write_page
 
     data, table, answerer = work.config.data, work.config.eval, work.config.answerer
 
     def act(known: Known, begun: bool) -> Outputs:
-        _, candidate, held_out = work.embeddings(known)
         named = {
             "sft": known.get("sft", {}).get("checkpoint"),
             "rce": known["train"].get("rce"),
             "rce+grpo": known["train"].get("grpo"),
         }
-        checkpoints = {name: Path(path) for name, path in named.items() if path is not None}
-        request = EvalRequest(
-            data.store,
-            tuple(checkpoints.values()),
-            Questions(
-                dataset=data.dataset,
-                split=data.eval_split,
-                candidate_split=data.train_split,
-                query_embeddings=held_out,
-                candidate_embeddings=candidate,
-                pool=work.pools(known)[1],
-                questions=data.eval_questions,
-                annotations=data.eval_annotations,
-                image_root=data.image_root,
-            ),
-            Contest(
-                **table.model_dump(),
-                device=work.config.train.run.device,
-                answerer_query_embeddings=_text(answerer.query_embeddings),
-                answerer_candidate_embeddings=_text(answerer.candidate_embeddings),
-            ),
-            AnswererSpec(spec=answerer.spec, model=answerer.model),
-            names=tuple(checkpoints),
-        )
-        found = run_evaluation(request, work.advance)
+        found = judge(work, known, {n: Path(path) for n, path in named.items() if path is not None})
         files = work.out / "eval.json", work.out / "eval.html"
         write_json(found.scoreboard, files[0])
         write_page(found.scoreboard, files[1])
@@ -180,7 +157,39 @@ def evaluate(work: Work) -> Step:
     return Step("evaluate", act, parameters, reads, after, idle=idle)
 
 
-def _with_data(work: Work, known: Known, checkpoint: str | None) -> TrainConfig:
+def judge(work: Work, known: Known, checkpoints: Mapping[str, Path]) -> Evaluated:
+    """Evaluate checkpoints by name on the eval split."""
+    from lever_train.evaluation import run_evaluation
+
+    data, answerer = work.config.data, work.config.answerer
+    _, candidate, held_out = work.embeddings(known)
+    request = EvalRequest(
+        data.store,
+        tuple(checkpoints.values()),
+        Questions(
+            dataset=data.dataset,
+            split=data.eval_split,
+            candidate_split=data.train_split,
+            query_embeddings=held_out,
+            candidate_embeddings=candidate,
+            pool=work.pools(known)[1],
+            questions=data.eval_questions,
+            annotations=data.eval_annotations,
+            image_root=data.image_root,
+        ),
+        Contest(
+            **work.config.eval.model_dump(),
+            device=work.config.train.run.device,
+            answerer_query_embeddings=_text(answerer.query_embeddings),
+            answerer_candidate_embeddings=_text(answerer.candidate_embeddings),
+        ),
+        AnswererSpec(spec=answerer.spec, model=answerer.model),
+        names=tuple(checkpoints),
+    )
+    return run_evaluation(request, work.advance)
+
+
+def with_data(work: Work, known: Known, checkpoint: str | None) -> TrainConfig:
     """The training config with the pipeline's files in it."""
     query, candidate, _ = work.embeddings(known)
     config = work.config.train
@@ -197,7 +206,7 @@ def _with_data(work: Work, known: Known, checkpoint: str | None) -> TrainConfig:
     )
 
 
-def _run_training(
+def run_training(
     work: Work, out: Path, config: TrainConfig, runs: tuple[str, ...], begun: bool
 ) -> list[Path]:
     """Train into ``out``, or go on where the same training was interrupted; the last checkpoint
@@ -208,7 +217,6 @@ def _run_training(
     from lever_train.train import train as library
 
     resume = begun and (out / STATE).exists()
-    Store.open(work.config.data.store)
     library(
         TrainRequest(
             source=Source(work.config.data.store, runs),

@@ -1,0 +1,67 @@
+"""``lever sweep``: train and judge every cell of a grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import JsonFlag, emit_json, emit_table, notice, progress_bar
+
+if TYPE_CHECKING:
+    from lever_train.sweep import SweepReport
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="The sweep file.", metavar="SWEEP.toml")],
+    jobs: Annotated[int, typer.Option(help="Cells at a time, each in a process.")] = 1,
+    json: JsonFlag = False,
+) -> None:
+    """Sweep over views, rewards and any training option; finished cells are kept.
+
+    The report says how many cells were tried and what luck alone would give the best of them.
+    """
+    from lever_train.sweep import sweep as library
+    from lever_train.sweep_config import load_sweep
+
+    resolved = load_sweep(config)
+    with progress_bar("sweep", "cells") as advance:
+        report = library(resolved, jobs, notice, advance)
+    if json:
+        emit_json(report.to_json())
+    else:
+        _show(report)
+    notice(f"committed as {report.run}: select * from sweeps where sweep = '{report.name}'")
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def _show(report: SweepReport) -> None:
+    names = list(dict.fromkeys(name for cell in report.cells for name in cell.settings))
+    emit_table(
+        [*names, "accuracy %", "low", "high", "against SFT", "low", "high"],
+        [
+            [
+                *(_plain(cell.settings.get(name)) for name in names),
+                *(f"{100 * v:.2f}" for v in (cell.accuracy, cell.low, cell.high)),
+                *(
+                    None if v is None else f"{100 * v:+.2f}"
+                    for v in (cell.difference, cell.difference_low, cell.difference_high)
+                ),
+            ]
+            for cell in report.cells
+        ],
+        title=f"Sweep {report.name}: mean over shot numbers, 95 % intervals",
+    )
+    best = report.cells[0]
+    print(
+        f"\nbest of {len(report.cells)} cells: {best.accuracy:.2%} "
+        f"({best.low:.2%} to {best.high:.2%}); were all cells equally good, the best would lead "
+        f"their mean by {100 * report.luck:.2f} points by luck"
+    )
+    print(f"its checkpoint: {best.checkpoint}")
+
+
+def _plain(value: object) -> object:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
