@@ -6,21 +6,26 @@ encoding Parquet run on two others, which need no lock of the interpreter.
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
 
 from lever_data.errors import LeverError
-from lever_data.legacy import Format, LegacyReader, RestartError
+from lever_data.legacy import LegacyReader, RestartError
 from lever_data.legacy_beam import BeamFormat
+from lever_data.legacy_block import Format
 from lever_data.legacy_layout import Context
 from lever_data.legacy_rl import RlFormat
 from lever_data.source import BackgroundHash, Progress, Source
 from lever_data.store import Run, RunSpec, RunWriter, Store
+
+HELPER_AFTER = 24  # blocks of a megabyte: where a second process has paid for its start
 
 
 def ingest_legacy(
@@ -60,8 +65,11 @@ def _ingest_once(
     digest, progress, notice = around
     salvage = bool(spec.parameters.get("salvage"))
     with store.begin(spec) as writer, source.reader(progress) as bytes_in:
-        reader = LegacyReader(bytes_in.read, str(source.path), form, salvage=salvage)
-        _write_all(writer, reader.batches())
+        reader = LegacyReader(
+            bytes_in.read, str(source.path), form, salvage=salvage, helper_after=HELPER_AFTER
+        )
+        with _no_gc():
+            _write_all(writer, reader.batches())
         if not reader.num_queries:
             raise _no_queries(reader, source)
         spec = replace(spec, source_sha256=digest.result())
@@ -73,9 +81,21 @@ def _ingest_once(
         return writer.commit(_details(reader, form)), True
 
 
+@contextmanager
+def _no_gc() -> Iterator[None]:
+    """Records have no cycles; looking for some costs a sixth of the decoding."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _write_all(writer: RunWriter, batches: Iterable[Any]) -> None:
     """Write batches on a second thread, at most a few behind."""
-    pending: queue.Queue[tuple[str, pa.RecordBatch] | None] = queue.Queue(8)
+    pending: queue.Queue[tuple[str, pa.RecordBatch] | None] = queue.Queue(4)
     failures: list[BaseException] = []
 
     def work() -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,9 @@ from lever_data import json_exact
 from lever_data.errors import LeverError
 from lever_data.json_exact import NotJsonError, Place
 from lever_data.json_object import BLOCK, Block, Member, Scanner, split_blocks
-from lever_data.legacy_layout import Built, Context, Record, RefusedError
-from lever_data.legacy_types import Made
+from lever_data.legacy_ahead import attempts
+from lever_data.legacy_block import Decoded, Format
+from lever_data.legacy_layout import Built, Record, RefusedError
 from lever_data.seen_ids import SeenIds
 
 TOP_LIMIT = 4 << 20  # bytes of `_…` members, which are kept in the manifest
@@ -62,24 +64,6 @@ class RestartError(Exception):
         self.scorer = scorer
 
 
-class Format(Protocol):
-    """What the reader must know of a kind of data: RL data or beams."""
-
-    context: Context
-
-    def decode_block(self, text: bytes) -> list[Record]:
-        """Decode the members of an object's text at once, or raise RefusedError."""
-
-    def decode_value(self, query_id: int, value: object, data: bytes, place: Place) -> Made:
-        """Decode one member's value, or raise a LeverError that says what is wrong with it."""
-
-    def build(self, records: Sequence[Record], *, careful: bool = False, tokens: int = -1) -> Built:
-        """Make Arrow batches of records; careful: as ``decode_value`` gave them.
-
-        ``tokens`` is what the batches should account for.
-        """
-
-
 class LegacyReader:
     """Reads one file of RL or beam data.
 
@@ -89,6 +73,7 @@ class LegacyReader:
         form: the kind of data.
         salvage: leave out what is broken, and note it, instead of raising.
         block: bytes of text decoded at once; no result depends on it.
+        helper_after: blocks after which a second process helps; ``None`` for never.
     """
 
     def __init__(
@@ -99,12 +84,14 @@ class LegacyReader:
         *,
         salvage: bool = False,
         block: int = BLOCK,
+        helper_after: int | None = None,
     ) -> None:
         self._read = read
         self._name = name
         self._format = form
         self._salvage = salvage
         self._block = block
+        self._helper_after = helper_after
         self._seen = SeenIds()
         self._top_bytes = 0
         self._astray: int | None = None  # offset of a value whose end is not known
@@ -119,11 +106,12 @@ class LegacyReader:
             RestartError: the scorer became known too late.
         """
         blocks = split_blocks(self._safe_read, self._block)
-        for block in blocks:
-            try:
-                yield self._fast(block)
-            except RefusedError:
-                yield from self._careful(block, blocks)
+        with closing(attempts(blocks, self._format, self._helper_after)) as ahead:
+            for block, attempt in ahead:
+                try:
+                    yield self._accept(attempt())
+                except RefusedError:
+                    yield from self._careful(block, (following for following, _ in ahead))
 
     def _safe_read(self, size: int) -> bytes:
         try:
@@ -134,32 +122,13 @@ class LegacyReader:
             self.found.skip(error)
             return b""
 
-    def _fast(self, block: Block) -> Built:
-        text = block.as_object()
-        if text is None:
-            raise RefusedError("no boundary")
-        records, non_finite = self._decode(text)
-        ids = np.array([query_id for query_id, _ in records], dtype=np.int64)
-        if self._seen.has_any(ids):
+    def _accept(self, decoded: Decoded) -> Built:
+        built, non_finite = decoded
+        if not self._seen.add(built.queries["query_id"].to_numpy()):
             raise RefusedError("a query occurs twice")
-        tokens = count_tokens(text)
-        built = self._format.build(records, tokens=tokens)
-        if built.tokens != tokens:
-            raise RefusedError("a key occurs twice in one object")
-        self._seen.add(ids)
-        self.num_queries += len(records)
+        self.num_queries += built.queries.num_rows
         self.found.non_finite += non_finite
         return built
-
-    def _decode(self, text: bytes) -> tuple[list[Record], Counter[str]]:
-        """The records of a block, with non-finite numbers as null where they were in the way."""
-        try:
-            return self._format.decode_block(text), Counter()
-        except RefusedError:
-            if b"NaN" not in text and b"Infinity" not in text:
-                raise
-            clean, non_finite = json_exact.null_non_finite(text)
-            return self._format.decode_block(clean), non_finite
 
     def _careful(self, block: Block, blocks: Iterator[Block]) -> Iterator[Built]:
         """Take the members one by one, from ``block`` to the next end of a block."""
@@ -249,20 +218,6 @@ class LegacyReader:
             self._format.context = replace(context, scorer=scorer)
         self.found.top[key] = value
         self.found.non_finite += non_finite
-
-
-def count_tokens(text: bytes) -> int:
-    """String tokens in valid JSON text: unescaped quotation marks, halved."""
-    codes = np.frombuffer(text, np.uint8)
-    is_quote = codes == 0x22
-    quotes = int(np.count_nonzero(is_quote))
-    if b"\\" in text:
-        for at in np.flatnonzero(is_quote[1:] & (codes[:-1] == 0x5C)).tolist():
-            before = text[max(0, at - 64) : at + 1]
-            if len(before) == len(before.rstrip(b"\\")) + 64:  # a longer run: look at all of it
-                before = text[: at + 1]
-            quotes -= (len(before) - len(before.rstrip(b"\\"))) % 2
-    return quotes // 2
 
 
 class _Feed:

@@ -127,6 +127,7 @@ class _Columns:
             members = {n: v for n, v in zip(unknown, values, strict=True) if v is not UNSET}
             members |= members.pop(RESERVED, {})
             self.tokens += count_strings(members)
+            members = dict(sorted(members.items()))  # the same text on every path
             if notes:
                 members |= notes[row] or {}
             texts.append(to_json(members or None))

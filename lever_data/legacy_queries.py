@@ -81,7 +81,7 @@ def _query_extra(value: Made, types: Types, layout: Layout) -> dict[str, Any] | 
     members = learned_keys(value, types.value)
     inner = learned_keys(value.query, types.info) if value.query else {}
     clash = {key: inner.pop(key) for key in list(inner) if key in members}
-    members |= inner
+    members = dict(sorted((members | inner).items()))  # the same text on every path
     keys, query_keys = present(value, VALUE_FIELDS), info_keys(value, types)
     note: dict[str, Any] = {}
     if (keys, query_keys) != (layout.value_keys, layout.query_keys):

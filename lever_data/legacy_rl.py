@@ -37,10 +37,23 @@ class RlFormat:
     What is learned serves ``decode_block``; ``decode_value`` takes unknown keys as they come.
     """
 
-    def __init__(self, context: Context, layout: Layout | None = None) -> None:
+    def __init__(self, context: Context) -> None:
         self.context = context
-        self.layout = layout
+        self.layout: Layout | None = None
         self.types = Types(candidate=["vqa_prompt_text"], info=["gt_answers_norm"])
+
+    def known(self) -> tuple[Any, ...]:
+        """Context, layout and learned keys."""
+        return self.context, self.layout, self.types.learned()
+
+    @classmethod
+    def restore(cls, *known: Any) -> RlFormat:
+        """A format that decodes like the one that said ``known``."""
+        context, layout, learned = known
+        form = cls(context)
+        form.layout = layout
+        form.types = Types(*map(list, learned))
+        return form
 
     def decode_block(self, text: bytes) -> list[Record]:
         """The queries of an object's text; RefusedError where the types do not take it."""

@@ -114,6 +114,10 @@ class Types:
         if self.version != before:
             self._build()
 
+    def learned(self) -> tuple[tuple[str, ...], ...]:
+        """The learned keys, in the order of the constructor."""
+        return tuple(self.candidate), tuple(self.info), tuple(self.value)
+
     @property
     def version(self) -> tuple[int, int, int]:
         """Grows whenever a key is learned."""

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -125,6 +124,8 @@ class TableWriter:
 
     def _sort(self) -> None:
         """Rewrite the parts in key order with DuckDB, which spills to disk beyond SORT_MEMORY."""
+        import duckdb  # 16 MB that an ingest in order does without
+
         unsorted = self.folder.with_name(f"{self.folder.name}.unsorted")
         self.folder.rename(unsorted)
         fresh = TableWriter(self.folder, self.name, self.schema)
