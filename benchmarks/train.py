@@ -1,0 +1,269 @@
+"""Speed and memory of the trainer, on this machine, in one run.
+
+    python benchmarks/train.py [a b d] [--threads 2] [--candidates 20000000]
+
+(a) a pool of 64 per query, 15 candidates, d 512, against a plain loop that does what the legacy
+trainer does: batch 1, the pool copied once per candidate. (b) the same with one shared pool of
+6,000. (c) the share of an epoch that data loading takes. (d) peak memory of an epoch over a store
+of 20 million candidates. Prints one table; docs/lab.md keeps the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lever_data.schema import CANDIDATES, QUERIES
+from lever_data.store import RunSpec, Store
+from lever_train.batch import Batch
+from lever_train.data import Source, open_data
+from lever_train.distributed import World
+from lever_train.loader import Loader, Position
+from lever_train.objectives import Settings
+from lever_train.options import resolve
+from lever_train.setup import new_selector
+from lever_train.step import Stepper
+
+CANDIDATES_PER_QUERY, SHOTS, DIM = 15, 2, 512
+FIGURES: dict[str, float] = {}
+
+
+class LegacyLoop:
+    """The selector as torch's own modules, one query a step, the pool expanded per candidate."""
+
+    def __init__(self, dim: int, hidden: int = 256) -> None:
+        torch.manual_seed(0)
+        self.inward = nn.Linear(dim, hidden, bias=False)
+        self.attention = nn.MultiheadAttention(hidden, 1, dropout=0.1, batch_first=True)
+        self.norm = nn.LayerNorm(hidden)
+        self.query_proj = nn.Linear(hidden, hidden, bias=False)
+        self.cand_proj = nn.Linear(hidden, hidden, bias=False)
+        modules = (self.inward, self.attention, self.norm, self.query_proj, self.cand_proj)
+        self.parameters = [p for module in modules for p in module.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4)
+
+    def step(self, query: Tensor, pool: Tensor, labels: Tensor, reward: Tensor) -> float:
+        """query [d], pool [K, d], labels [N, S], reward [N]: one RCE step."""
+        count = len(labels)
+        q = self.inward(query[None].expand(count, -1))
+        c = self.inward(pool[None].expand(count, -1, -1).clone())
+        q = self.norm(self.attention(q[:, None], c, c)[0][:, 0] + q)
+        q = functional.normalize(functional.dropout(self.query_proj(q), 0.1), dim=-1)
+        c = functional.normalize(functional.dropout(self.cand_proj(c), 0.1), dim=-1)
+        logits = torch.einsum("nh,nkh->nk", q, c) / 0.1
+        total = torch.zeros(count)
+        for t in range(labels.shape[1]):
+            total = total + functional.cross_entropy(
+                logits, labels[:, t], reduction="none", label_smoothing=0.1
+            )
+            logits = logits.scatter(1, labels[:, t : t + 1], -100.0)
+        loss = ((reward / 1.0).softmax(0) * total).sum()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+def synthetic_store(folder: Path, queries: int, examples: int, pool: int | None) -> dict[str, Any]:
+    """A store of random candidates; returns the flags that train on it."""
+    rng = np.random.default_rng(0)
+    store = Store.create(folder / "store")
+    pools = None
+    if pool is not None:
+        start = rng.integers(0, examples - pool, queries)
+        pools = (start[:, None] + np.arange(pool)).astype(np.int32)  # neighbours: pools overlap
+        np.save(folder / "pool.npy", pools)
+    with store.begin(
+        RunSpec("rl_data", "bench", "train", source_sha256=f"{queries}-{examples}-{pool}")
+    ) as writer:
+        for first in range(0, queries, 20_000):
+            ids = np.arange(first, min(first + 20_000, queries))
+            writer.write("candidates", _candidates(rng, ids, pools, examples))
+            writer.write("queries", _queries(ids))
+        writer.commit()
+    return {"data__pool": str(folder / "pool.npy")} if pools is not None else {}
+
+
+def _candidates(
+    rng: np.random.Generator, ids: np.ndarray, pools: np.ndarray | None, examples: int
+) -> pa.Table:
+    rows = len(ids) * CANDIDATES_PER_QUERY
+    width = examples if pools is None else pools.shape[1]
+    first = rng.integers(0, width, rows)
+    places = np.stack([first, (first + rng.integers(1, width, rows)) % width], axis=1)
+    query = np.repeat(ids, CANDIDATES_PER_QUERY)
+    pointer = places if pools is None else np.take_along_axis(pools[query], places, axis=1)
+    right = rng.random(rows) < 0.3
+    offsets = pa.array(np.arange(0, rows * SHOTS + 1, SHOTS, dtype=np.int32))
+    known = {
+        "dataset": pa.array(["bench"] * rows),
+        "split": pa.array(["train"] * rows),
+        "query_id": pa.array(query),
+        "candidate": pa.array(np.tile(np.arange(CANDIDATES_PER_QUERY, dtype=np.int32), len(ids))),
+        "shot_num": pa.array(np.full(rows, SHOTS, dtype=np.int8)),
+        "pointer": pa.ListArray.from_arrays(offsets, pa.array(pointer.ravel().astype(np.int32))),
+        "gen_method": pa.array(["beam"] * rows),
+        "eval_mode": pa.array(["file"] * rows),
+        "vqa_correct": pa.array(right.astype(np.int8)),
+        "vqa_acc_score": pa.array(right * rng.choice([0.3, 0.6, 1.0], rows)),
+    }
+    columns = [known.get(f.name, pa.nulls(rows, f.type)) for f in CANDIDATES]
+    return pa.Table.from_arrays(columns, schema=CANDIDATES)
+
+
+def _queries(ids: np.ndarray) -> pa.Table:
+    known = {
+        "dataset": pa.array(["bench"] * len(ids)),
+        "split": pa.array(["train"] * len(ids)),
+        "query_id": pa.array(ids),
+    }
+    columns = [known.get(f.name, pa.nulls(len(ids), f.type)) for f in QUERIES]
+    return pa.Table.from_arrays(columns, schema=QUERIES)
+
+
+def open_training(
+    folder: Path, flags: dict[str, Any], rows: int, dim: int
+) -> tuple[Loader, Stepper]:
+    """A loader and a stepper on the synthetic store, as ``lever train`` makes them."""
+    torch.manual_seed(1)
+    torch.save(torch.randn(rows, dim), folder / "vectors.pt")
+    config = resolve(
+        None,
+        flags
+        | {
+            "data__query_embeddings": str(folder / "vectors.pt"),
+            "data__split_ratio": 1.0,
+            "run__tied_groups": "keep",
+            "run__batch_size": 128,
+        },
+    )
+    data = open_data(Source(folder / "store"), config)
+    selector, config = new_selector(config, dim, lambda line: None)
+    loader = Loader(data, torch.device("cpu"), batch_size=128)
+    return loader, Stepper("rce", 0, selector, loader, config, World())
+
+
+def steps_per_second(loader: Loader, stepper: Stepper) -> tuple[float, float]:
+    """Queries per second over one epoch, loading included, after a warm-up; and the share of the
+    epoch that loading takes when nothing else runs."""
+    position = Position("random")
+    warm = next(iter(loader.batches(loader.data.train, position)))
+    for step in range(3):
+        stepper.step(warm, Settings(), step)
+    started, queries = time.perf_counter(), 0
+    for step, batch in enumerate(loader.batches(loader.data.train, position)):
+        stepper.step(batch, Settings(), step)
+        queries += len(batch)
+    epoch = time.perf_counter() - started
+    started = time.perf_counter()
+    batches: list[Batch] = list(loader.batches(loader.data.train, position))
+    loading = time.perf_counter() - started
+    assert sum(map(len, batches)) == queries
+    return queries / epoch, loading / epoch
+
+
+def legacy_per_second(loader: Loader, seconds: float) -> float:
+    """Queries per second of the legacy loop on the same batches."""
+    loop = LegacyLoop(loader.queries.shape[1])
+    batch = next(iter(loader.batches(loader.data.train, Position("random"))))
+    feed = loader.feed(batch)
+    started, queries = time.perf_counter(), 0
+    for row in range(len(batch)):
+        pool = feed.pool.vectors
+        if feed.pool.index is not None:
+            pool = pool[feed.pool.index[row]]
+        loop.step(feed.query[row], pool, batch.positions[row], batch.reward[row].float())
+        queries += 1
+        if row == 1:  # two steps of warm-up
+            started, queries = time.perf_counter(), 0
+        elif queries and time.perf_counter() - started > seconds:
+            break
+    return queries / (time.perf_counter() - started)
+
+
+def compare(name: str, queries: int, examples: int, pool: int | None, goal: float) -> None:
+    """(a) and (b): ours against the legacy loop; (c) on the way."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = synthetic_store(Path(folder), queries, examples, pool)
+        loader, stepper = open_training(Path(folder), flags, max(queries, examples), DIM)
+        legacy = legacy_per_second(loader, seconds=15)
+        ours, loading = steps_per_second(loader, stepper)
+    FIGURES[f"training {name}: queries/s"] = ours
+    FIGURES[f"training {name}: legacy loop, queries/s"] = legacy
+    FIGURES[f"training {name}: times (goal {goal:,.0f})"] = ours / legacy
+    print(
+        f"{name:38s} legacy {legacy:8.2f}  ours {ours:9,.0f} queries/s  "
+        f"{ours / legacy:7,.0f} times (goal {goal:,.0f})  loading alone {loading:.1%}",
+        flush=True,
+    )
+
+
+def memory(candidates: int) -> None:
+    """(d): an epoch over a large store in a process of its own, whose peak is measured."""
+    queries = candidates // CANDIDATES_PER_QUERY
+    with tempfile.TemporaryDirectory() as folder:
+        synthetic_store(Path(folder), queries, 20_000, None if queries < 64 else 64)
+        words = [sys.executable, __file__, "--epoch", folder, "--queries", str(queries)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+    print(done.stdout.strip(), flush=True)
+
+
+def epoch(folder: Path, queries: int) -> None:
+    """The inside of (d): small vectors, so that what is measured is the stream."""
+    flags: dict[str, Any] = {"data__pool": str(folder / "pool.npy"), "model__hidden": 32}
+    loader, stepper = open_training(folder, flags, queries, 32)
+    vectors = loader.queries.numel() * 4
+    started, seen = time.perf_counter(), 0
+    for step, batch in enumerate(loader.batches(loader.data.train, Position("random"))):
+        stepper.step(batch, Settings(), step)
+        seen += len(batch)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(
+        f"{'(d) ' + format(loader.data.census.rows, ',') + ' candidates':38s} "
+        f"peak {(peak - vectors) / 1e9:.2f} GB beside {vectors / 1e9:.2f} GB of vectors "
+        f"(goal under 2), {seen / seconds:,.0f} queries/s over {seen:,} queries"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["a", "b", "d"], choices=["a", "b", "d"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--candidates", type=int, default=20_000_000)
+    parser.add_argument("--epoch", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--queries", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="Write the figures of a and b here.")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.epoch is not None:
+        epoch(given.epoch, given.queries)
+        return
+    parts: dict[str, Callable[[], None]] = {
+        "a": lambda: compare("(a, c) pool of 64 per query, d 512", 20_000, 9_000, 64, 50),
+        "b": lambda: compare("(b, c) shared pool of 6,000, d 512", 10_000, 6_000, None, 1_000),
+        "d": lambda: memory(given.candidates),
+    }
+    for part in given.parts:
+        parts[part]()
+    if given.json is not None:
+        given.json.write_text(json.dumps(FIGURES, indent=2))
+
+
+if __name__ == "__main__":
+    main()
