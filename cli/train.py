@@ -60,6 +60,8 @@ def train(
                 advance=advance,
             )
         )
+    if not result.is_main:
+        return
     for phase in dict.fromkeys(row["phase"] for row in result.epochs):
         epochs = [row for row in result.epochs if row["phase"] == phase]
         metrics = [name for name in epochs[0] if name not in ("phase", "epoch")]

@@ -58,7 +58,8 @@ class TrainRequest:
 @dataclass(frozen=True)
 class TrainResult:
     """What a training left: its last checkpoint and the best by validation, the figures of every
-    epoch, and the groups and seconds this process spent in training epochs."""
+    epoch, and the groups and seconds spent in training epochs. Of several processes only one
+    ``is_main`` and should speak."""
 
     out: Path
     last: Path
@@ -66,6 +67,7 @@ class TrainResult:
     epochs: list[dict[str, Any]]
     groups: int
     seconds: float
+    is_main: bool
 
 
 def train(request: TrainRequest) -> TrainResult:
@@ -256,7 +258,9 @@ class _Training:
             raise AssertionError("a training ended without an epoch")
         epochs = self.state.log.epochs()
         last = f"{epochs[-1]['phase']}_epoch{epochs[-1]['epoch']}.pt"
-        return TrainResult(out, out / last, out / best[0], epochs, self.groups, self.seconds)
+        files = out / last, out / best[0]
+        spent = self.groups, self.seconds
+        return TrainResult(out, *files, epochs, *spent, is_main=self.world.is_main)
 
     def _say(self, line: str) -> None:
         if self.world.is_main:
