@@ -17,6 +17,7 @@ from lever_data.legacy import LegacyReader, RestartError
 from lever_data.legacy_beam import BeamFormat
 from lever_data.legacy_layout import Context
 from lever_data.legacy_rl import RlFormat
+from lever_data.schema import CANDIDATES, QUERIES
 from tests.legacy_strategies import (
     Json,
     beam_files,
@@ -30,17 +31,31 @@ FAST = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCh
 THOROUGH = settings(FAST, max_examples=3000)
 
 
-def read(text: bytes, form: RlFormat | BeamFormat, block: int) -> tuple[Json, dict[str, Any]]:
-    """Ingest and export in memory: the file as it comes back, and its candidate rows."""
-    reader = LegacyReader(io.BytesIO(text).read, "file", form, block=block)
-    built = list(reader.batches())
-    queries = pa.Table.from_batches([b.queries for b in built]).to_pylist()
-    candidates = pa.Table.from_batches([b.candidates for b in built]).to_pylist()
+def read(
+    text: bytes,
+    form: RlFormat | BeamFormat,
+    block: int,
+    *,
+    restart: bool = False,
+    helper_after: int | None = None,
+) -> tuple[Json, dict[str, Any]]:
+    """Ingest and export in memory: the file as it comes back, and its rows."""
+    stream = io.BytesIO(text)
+    reader = LegacyReader(stream.read, "file", form, block=block, helper_after=helper_after)
+    try:
+        built = list(reader.batches())
+    except RestartError as late:
+        if not restart:
+            raise
+        context = Context("d", "s", late.scorer)
+        return read(text, RlFormat(context), block, helper_after=helper_after)
+    queries = pa.Table.from_batches([b.queries for b in built], QUERIES).to_pylist()
+    candidates = pa.Table.from_batches([b.candidates for b in built], CANDIDATES).to_pylist()
     by_query: dict[int, list[Json]] = {row["query_id"]: [] for row in queries}
     for row in candidates:
         by_query[row["query_id"]].append(row)
     layout = form.layout if isinstance(form, RlFormat) else None
-    records = BeamRecords() if layout is None else RlRecords(layout)
+    records = RlRecords(layout) if layout is not None else BeamRecords()
     back = dict(reader.found.top)
     for row in queries:
         back[str(row["query_id"])] = records.value(row["query_id"], row, by_query[row["query_id"]])
@@ -126,3 +141,41 @@ def test_a_key_that_occurs_twice_is_found_at_any_depth(inner: str) -> None:
         read(text, RlFormat(Context("d", "s", None)), 1 << 20)
     assert "query '1'" in str(found.value.where)
     assert "pointer_candidates[0]." in str(found.value.where)
+
+
+def many_queries(count: int) -> Json:
+    """A file with what each path must deal with, somewhere beyond its first blocks."""
+    file: Json = {}
+    for i in range(count):
+        record: Json = {"pointer": [i + 1, i], "vqa_correct": i % 2, "vqa_eval_mode": "file"}
+        if i % 50 == 30:
+            record |= {"note": {"z": i, "a": [1.5, None]}, "b": "x"}
+        if i % 70 == 40:
+            record["beam_score"] = float("nan")
+        file[str(i)] = {"pointer_candidates": [record] * (i % 4)}
+    return file
+
+
+def test_a_second_process_gives_the_same_rows() -> None:
+    file = many_queries(2_000)
+    text = json.dumps(file).encode()
+    alone = read(text, RlFormat(Context("d", "s", "m")), 5_000)
+    helped = read(text, RlFormat(Context("d", "s", "m")), 5_000, helper_after=2)
+    assert helped == alone
+    assert difference(alone[0], null_non_finite(file)) is None
+
+
+def test_a_fault_far_behind_is_found_with_a_second_process_too() -> None:
+    text = json.dumps(many_queries(2_000)).encode()
+    at = text.index(b'"1800": ')
+    again = text[:at] + b'"17": {"pointer_candidates": []}, ' + text[at:]
+    with pytest.raises(LeverError, match="a query occurs twice") as found:
+        read(again, RlFormat(Context("d", "s", None)), 5_000, helper_after=2)
+    assert f"byte {at}" in str(found.value.where)
+
+
+def test_a_second_process_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    text = json.dumps(many_queries(500)).encode()
+    with pytest.raises(LeverError, match="the process that helps to decode ended"):
+        read(text, RlFormat(Context("d", "s", None)), 1_000, helper_after=2)

@@ -1,0 +1,129 @@
+"""What a file of RL data must come back as, or that it must be refused: written apart from lever.
+
+The standard parser and plain rules of LEGACY.md; slow, short, and sharing no code with the reader.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+Json = dict[str, Any]
+
+FLOATS = [
+    "beam_score",
+    "logprob_score",
+    "temperature",
+    "vqa_acc_score",
+    "vqa_gt_prob",
+    "vqa_rel_token_f1",
+    "vqa_rel_edit_sim",
+    "vqa_rel_score",
+    "info_score",
+]
+TEXTS = ["gen_method", "vqa_pred_answer", "vqa_raw_generation", "eval_split_used", "error"]
+TEXTS += ["scorer", "metric_version", "policy"]
+
+
+class RefuseError(Exception):
+    """The file is wrong."""
+
+
+def expect(text: bytes) -> Json:
+    """The file as it must come back; RefuseError where lever must refuse it."""
+    try:
+        file = json.loads(
+            text.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=lambda _: None
+        )
+        json.dumps(file, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # bad UTF-8 and lone surrogates are ValueErrors
+        raise RefuseError(str(error)) from None
+    _demand(isinstance(file, dict))
+    result = {}
+    for key, value in file.items():
+        if not key.startswith("_"):
+            _demand(re.fullmatch(r"0|[1-9][0-9]{0,18}", key) is not None and int(key) < 2**63)
+            value = _query(int(key), value)
+        result[key] = _finite(value)
+    return result
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Json:
+    _demand(len({key for key, _ in pairs}) == len(pairs))
+    return dict(pairs)
+
+
+def _query(query_id: int, value: Any) -> Json:
+    _demand(isinstance(value, dict) and "_lever" not in value and "pointer_candidates" in value)
+    pool = value.get("candidate_pool_indices")
+    _demand(
+        pool is None or (isinstance(pool, list) and all(_is_int(p, 0, 2**31 - 1) for p in pool))
+    )
+    if value.get("query") is not None:
+        info = value["query"]
+        _demand(isinstance(info, dict) and "_lever" not in info)
+        _demand(info.get("query_id", query_id) == query_id)
+        _demand(_is_int(info.get("query_id", 0), -(2**63), 2**63 - 1))
+        for key in ("question_id", "image_id"):
+            _demand(info.get(key) is None or _is_int(info[key], -(2**63), 2**63 - 1))
+        _demand(info.get("question") is None or isinstance(info["question"], str))
+        answers = info.get("gt_answers_raw")
+        _demand(answers is None or isinstance(answers, list))
+        _demand(all(isinstance(a, str) for a in answers or []))
+    _demand(isinstance(value["pointer_candidates"], list))
+    return {**value, "pointer_candidates": [_candidate(c) for c in value["pointer_candidates"]]}
+
+
+def _candidate(record: Any) -> Json:
+    _demand(isinstance(record, dict) and "pointer" in record and "_lever" not in record)
+    pointer, position = record["pointer"], record.get("pointer_pos")
+    _demand(isinstance(pointer, list) and 1 <= len(pointer) <= 127)
+    _demand(all(_is_int(p, 0, 2**31 - 1) for p in pointer) and len(set(pointer)) == len(pointer))
+    if position is not None:
+        _demand(isinstance(position, list) and len(position) == len(pointer))
+        _demand(all(_is_int(p, 0, 2**15 - 1) for p in position))
+    found = dict(record)
+    for key in FLOATS:
+        number = record.get(key)
+        _demand(
+            number is None or (isinstance(number, int | float) and not isinstance(number, bool))
+        )
+        if isinstance(number, int):
+            _demand(abs(number) < 1 << 1024 and math.isfinite(_float(number)))
+            found[key] = _float(number)
+    for key in TEXTS:
+        _demand(record.get(key) is None or isinstance(record[key], str))
+    _demand(record.get("beam_rank") is None or _is_int(record["beam_rank"], -(2**31), 2**31 - 1))
+    _demand(record.get("vqa_correct") is None or _is_int(record["vqa_correct"], 0, 1))
+    _demand(record.get("vqa_eval_mode") in (None, "file", "vqaEval", "fallback"))
+    _demand(record.get("eval_failed") is None or isinstance(record["eval_failed"], bool))
+    _demand(record.get("shot_scores") is None)  # the corpus has none
+    return found
+
+
+def _float(number: int) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
+def _is_int(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value
+
+
+def _demand(condition: bool) -> None:
+    if not condition:
+        raise RefuseError
