@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: demo test check lint format types clean
+.PHONY: test-long torture bench bench-long wheel-test versions
 
 demo: $(READY)
 	$(BIN)/lever demo
@@ -15,6 +16,31 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not long"
 
 check: lint types test
+
+# Everything that takes minutes: long tests, torture rooms at their full length.
+test-long: $(READY)
+	$(BIN)/python -m pytest
+
+# kill -9, full disks, flipped bits, fuzzing: some twenty minutes; counts are shown at the end.
+torture: $(READY)
+	$(BIN)/python -m pytest tests/torture --timeout 3600
+
+# Markdown and JSON in build/bench/; peers that are not installed are left out and named.
+bench: $(READY)
+	$(BIN)/python -m benchmarks.run
+
+bench-long: $(READY)
+	$(BIN)/python -m benchmarks.run --long
+
+# Build the wheel, install it in an empty environment, run the demo from another folder.
+wheel-test: $(READY)
+	$(BIN)/python -m tests.torture.wheel
+
+# The tests under both majors of DuckDB, and under the lowest and newest versions allowed.
+versions: $(READY)
+	$(BIN)/python -m tests.torture.versions duckdb-1
+	$(BIN)/python -m tests.torture.versions lowest
+	$(BIN)/python -m tests.torture.versions newest
 
 lint: $(READY)
 	$(BIN)/ruff check .
