@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
@@ -108,25 +108,47 @@ def require_scores(con: duckdb.DuckDBPyConnection, view: str, spec: RewardSpec) 
     cursor = con.cursor()
     name = quote_identifier(view)
     present = {r[0] for r in cursor.execute(f"describe {name}").fetchall()}
+    tested = scores_read(view, spec, present)
+    counts = ", ".join(f"count({sql})" for sql in tested.values())
+    row = cursor.execute(f"select count(*), {counts} from {name} as v").fetchall()[0]
+    if row[0]:
+        refuse_unscored(view, spec, dict(zip(tested, row[1:], strict=True)))
+
+
+def scores_read(view: str, spec: RewardSpec, present: Container[str]) -> dict[str, str]:
+    """What must not be null throughout: each column a mode reads, or the expression, as SQL.
+
+    Raises:
+        LeverError: the view has no such column.
+    """
     columns = reward_columns(spec)
     if missing := [c for c in columns if c not in present]:
         raise LeverError(
             f"the view has no column for the reward {spec.name}",
             where=view,
             value=", ".join(missing),
+            hint=_how_to_get(missing),
         )
-    tested = {c: f"v.{quote_identifier(c)}" for c in columns} or {spec.name: reward_sql(spec)}
-    counts = ", ".join(f"count({sql})" for sql in tested.values())
-    row = cursor.execute(f"select count(*), {counts} from {name} as v").fetchall()[0]
-    empty = [c for c, found in zip(tested, row[1:], strict=True) if row[0] and not found]
-    if empty:
-        hints = [f"{c}: {_HOW_TO_GET[c]}" for c in empty if c in _HOW_TO_GET]
+    return {c: f"v.{quote_identifier(c)}" for c in columns} or {spec.name: reward_sql(spec)}
+
+
+def refuse_unscored(view: str, spec: RewardSpec, counts: Mapping[str, int]) -> None:
+    """Refuse a reward with a column (key of ``counts``) that no row has a value for.
+
+    Raises:
+        LeverError: says which column and how to get it.
+    """
+    if empty := [column for column, found in counts.items() if not found]:
         raise LeverError(
             f"the reward {spec.name} reads a column that is null in every row",
             where=view,
             value=", ".join(empty),
-            hint="; ".join(hints) or None,
+            hint=_how_to_get(empty),
         )
+
+
+def _how_to_get(columns: Sequence[str]) -> str | None:
+    return "; ".join(f"{c}: {_HOW_TO_GET[c]}" for c in columns if c in _HOW_TO_GET) or None
 
 
 def _parameters(mode: str) -> list[str]:

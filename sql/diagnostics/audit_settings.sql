@@ -3,6 +3,7 @@
 -- grain: one row in all
 -- columns:
 --   reward_name varchar: the reward mode, or the user's expression
+--   is_expression boolean: whether it is the user's expression
 --   max_reward double: the largest reward the mode can give
 --   hard_weight double: weight of vqa_correct
 --   soft_weight double: weight of vqa_acc_score or vqa_gt_prob
@@ -15,6 +16,7 @@
 --   shot_weights double[]: weights of the prefixes in multi_shot; empty for equal ones
 select
     'hard_plus_soft' as reward_name,
+    false as is_expression,
     2.0::double as max_reward,
     1.0::double as hard_weight,
     1.0::double as soft_weight,

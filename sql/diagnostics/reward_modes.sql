@@ -92,7 +92,10 @@ wide as (
             {'mode': 'multi_shot', 'reward': case when k.has_shots then
                 reward_multi_shot(v.shot_scores, v.pointer, s.shot_weights)
             end},
-            {'mode': s.reward_name, 'reward': v.reward}
+            {
+                'mode': s.reward_name,
+                'reward': case when s.is_expression then v.reward end
+            }
         ]) as choice
     from source as v
     cross join settings as s
@@ -109,10 +112,9 @@ long as (
         vqa_correct,
         default_reward,
         choice.mode as reward_mode,
-        any_value(reward_clip(choice.reward)) as reward
+        reward_clip(choice.reward) as reward
     from wide
     where choice.reward is not null
-    group by all
 ),
 
 spread as (

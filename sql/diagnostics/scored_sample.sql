@@ -1,5 +1,6 @@
--- The candidates of at most 20,000 queries, chosen by a hash of the query: for diagnostics that
--- compare pairs or texts, where more queries would cost time and no longer change the figures.
+-- The candidates of at most 10,000 queries, chosen by a hash of the query: for diagnostics that
+-- compare pairs or texts, where more queries would cost time
+-- and move a share by half a percent at most.
 -- grain: one row per candidate
 -- columns: as scored
 with source as (select * from scored),
@@ -8,7 +9,7 @@ chosen as (
     select dataset, split, query_id
     from query_rewards
     order by hash(query_id), dataset, split, query_id
-    limit 20000
+    limit 10000
 ),
 
 final as (
