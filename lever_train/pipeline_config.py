@@ -58,8 +58,17 @@ class PoolTable(Section):
     size: int | None = Field(default=None, ge=1)
 
 
+class BeamTable(Section):
+    """InfoScore beams for SFT, searched where neither they nor a checkpoint are given."""
+
+    queries: int = Field(default=800, ge=1)
+    width: int = Field(default=5, ge=1)
+    shot_num: int = Field(default=2, ge=1, le=4)
+
+
 class SftTable(Section):
-    """The checkpoint RL starts from: given, trained on InfoScore beams, or none."""
+    """The checkpoint RL starts from: given, or trained on InfoScore beams where it is not there;
+    none where it is not ``enabled``."""
 
     checkpoint: Path | None = None
     enabled: bool = True
@@ -110,6 +119,7 @@ class PipelineConfig(Section):
     data: DataTable
     embed: EmbedTable = EmbedTable()
     pool: PoolTable = PoolTable()
+    beam: BeamTable = BeamTable()
     sft: SftTable = SftTable()
     generate: GenerateTable = GenerateTable()
     answerer: AnswererTable = AnswererTable()

@@ -1,7 +1,7 @@
 """The steps of the pipeline: what each does, what it depends on, and when there is nothing to do.
 
 In goes a :class:`PipelineConfig`; out come :class:`Step` records in order: ingest, embed, pool,
-sft, generate, audit, train, convert, evaluate. Each calls the library verb of its command.
+beam, sft, generate, audit, train, convert, evaluate. Each calls the library verb of its command.
 """
 
 from __future__ import annotations
@@ -56,6 +56,17 @@ class Work:
         train, held_out = (None if p is None else str(p) for p in given)
         return train, held_out
 
+    @property
+    def has_sft(self) -> bool:
+        """Whether an SFT checkpoint is given and there."""
+        given_one = self.config.sft.checkpoint
+        return given_one is not None and given_one.is_file()
+
+    def beam_runs(self, known: Known) -> tuple[str, ...]:
+        """The runs SFT trains on."""
+        searched = known.get("beam", {}).get("run")
+        return (*known["ingest"]["beam"], *([searched] if searched else []))
+
     def rl_runs(self, known: Known) -> tuple[str, ...]:
         """The runs RL trains on."""
         generated = known.get("generate", {}).get("run")
@@ -75,6 +86,7 @@ def build_steps(config: PipelineConfig, say: Say, advance: Advance) -> list[Step
         _ingest(work),
         steps_make.embed(work),
         steps_make.pool(work),
+        steps_make.beam(work),
         steps_learn.sft(work),
         steps_make.generate(work),
         steps_learn.audit(work),

@@ -24,7 +24,7 @@ def sft(work: Work) -> Step:
     data, table = work.config.data, work.config.sft
 
     def act(known: Known, begun: bool) -> Outputs:
-        if table.checkpoint is not None:
+        if work.has_sft:
             return {"checkpoint": str(table.checkpoint), "paths": [str(table.checkpoint)]}
         config = with_data(work, known, None)
         config = config.model_copy(
@@ -37,14 +37,11 @@ def sft(work: Work) -> Step:
                 ),
             }
         )
-        found = run_training(work, work.out / "sft", config, tuple(known["ingest"]["beam"]), begun)
+        found = run_training(work, work.out / "sft", config, work.beam_runs(known), begun)
         return {"checkpoint": str(found[-1]), "paths": [str(found[-1])]}
 
-    idle = None
-    if table.checkpoint is None and not table.enabled:
-        idle = "turned off: RL starts from a fresh selector"
-    elif table.checkpoint is None and not data.beam_data:
-        idle = "neither a checkpoint nor InfoScore beams are given: RL starts from a fresh selector"
+    off = not work.has_sft and not table.enabled
+    idle = "turned off: RL starts from a fresh selector" if off else None
     parameters = {
         "batch_size": table.batch_size,
         "sft": work.config.train.sft.model_dump(),
@@ -52,9 +49,11 @@ def sft(work: Work) -> Step:
         "seed": work.config.train.run.seed,
     }
     reads = given(
-        sft_checkpoint=table.checkpoint, query_embeddings=data.query_embeddings, pool=data.pool
+        sft_checkpoint=table.checkpoint if work.has_sft else None,
+        query_embeddings=data.query_embeddings,
+        pool=data.pool,
     )
-    after = ("ingest", "embed", "pool")
+    after = ("ingest", "embed", "pool", "beam")
     return Step("sft", act, parameters, reads, after, idle=idle)
 
 

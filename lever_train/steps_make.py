@@ -5,10 +5,18 @@ Each function takes the :class:`Work` of the pipeline and returns one :class:`St
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from lever_data import connect
 from lever_data.store import Store
 from lever_train.pipeline import Outputs, Step
 from lever_train.steps import Known, Work, given, save_array
+
+if TYPE_CHECKING:
+    from lever_train.rollout.generate import Outcome
+    from lever_train.rollout.request import Recipe, Request
 
 
 def embed(work: Work) -> Step:
@@ -80,54 +88,95 @@ def pool(work: Work) -> Step:
     return Step("pool", act, {"size": size}, reads, ("embed",), idle=idle)
 
 
-def generate(work: Work) -> Step:
-    """RL data by rollout from the SFT policy, or from similarity where there is none."""
-    from pathlib import Path
+def beam(work: Work) -> Step:
+    """InfoScore beams for SFT, where neither they nor a checkpoint are given."""
+    from lever_train.rollout.infoscore import search_beams
+    from lever_train.rollout.request import Recipe
 
-    from lever_train.rollout.generate import generate as library
-    from lever_train.rollout.request import AnswererSpec, Inputs, Recipe, Request, Which
-
-    data, table, answerer = work.config.data, work.config.generate, work.config.answerer
+    config = work.config
 
     def act(known: Known, begun: bool) -> Outputs:
-        query, candidate, _ = work.embeddings(known)
+        table = config.beam
+        request = _request(work, known, Recipe(num_beams=table.width), table.shot_num)
+        request = replace(request, which=replace(request.which, limit=table.queries))
+        return _rolled_out(work, search_beams(request, progress=work.advance))
+
+    idle = None
+    if work.has_sft:
+        idle = "an SFT checkpoint is given"
+    elif not config.sft.enabled:
+        idle = "SFT is turned off"
+    elif config.data.beam_data:
+        idle = "InfoScore beams are given"
+    parameters = {"beam": config.beam.model_dump(), "answerer": _answerer(work)}
+    return Step("beam", act, parameters, _reads(work), ("ingest", "embed", "pool"), idle=idle)
+
+
+def generate(work: Work) -> Step:
+    """RL data by rollout from the SFT policy, or from similarity where there is none."""
+    from lever_train.rollout.generate import generate as library
+    from lever_train.rollout.request import Recipe
+
+    data, table = work.config.data, work.config.generate
+
+    def act(known: Known, begun: bool) -> Outputs:
+        recipe = Recipe(**table.model_dump(exclude={"also", "queries"}))
+        request = _request(work, known, recipe, table.shot_num)
         checkpoint = known.get("sft", {}).get("checkpoint")
-        train_pool = work.pools(known)[0]
-        device = work.config.train.run.device
-        recipe = table.model_dump(exclude={"also", "queries"})
-        request = Request(
-            which=Which(
-                data.store,
-                dataset=data.dataset,
-                split=data.train_split,
-                candidate_split=data.train_split,
-                limit=table.queries,
-            ),
-            inputs=Inputs(
-                query_embeddings=query,
-                candidate_embeddings=None if candidate == query else candidate,
-                pool=None if train_pool is None else Path(train_pool),
-                checkpoint=None if checkpoint is None else Path(checkpoint),
-                questions=data.questions,
-                annotations=data.annotations,
-                image_root=data.image_root,
-                device=device,
-            ),
-            recipe=Recipe(**recipe),
-            answerer=AnswererSpec(spec=answerer.spec, model=answerer.model, device=device),
-            shot_num=table.shot_num,
+        inputs = replace(
+            request.inputs, checkpoint=None if checkpoint is None else Path(checkpoint)
         )
-        outcome = library(request, progress=work.advance)
-        for line in outcome.notices:
-            work.say(line)
-        assert outcome.run is not None
-        run = outcome.run.run
-        return {"run": run, "paths": [str(Store.open(data.store).run(run).path)]}
+        which = replace(request.which, limit=table.queries)
+        outcome = library(replace(request, inputs=inputs, which=which), progress=work.advance)
+        return _rolled_out(work, outcome)
 
     idle = "RL data is given" if data.rl_data and not table.also else None
-    parameters = {
-        "generate": table.model_dump(mode="json"),
-        "answerer": {"spec": answerer.spec, "model": answerer.model},
-    }
-    reads = given(pool=data.pool, query_embeddings=data.query_embeddings)
-    return Step("generate", act, parameters, reads, ("ingest", "embed", "pool", "sft"), idle=idle)
+    parameters = {"generate": table.model_dump(mode="json"), "answerer": _answerer(work)}
+    after = ("ingest", "embed", "pool", "sft")
+    return Step("generate", act, parameters, _reads(work), after, idle=idle)
+
+
+def _request(work: Work, known: Known, recipe: Recipe, shot_num: int) -> Request:
+    """A rollout over the train split, of queries and demonstrations alike."""
+    from lever_train.rollout.request import AnswererSpec, Inputs, Request, Which
+
+    data, answerer = work.config.data, work.config.answerer
+    query, candidate, _ = work.embeddings(known)
+    train_pool, device = work.pools(known)[0], work.config.train.run.device
+    return Request(
+        which=Which(
+            data.store,
+            dataset=data.dataset,
+            split=data.train_split,
+            candidate_split=data.train_split,
+        ),
+        inputs=Inputs(
+            query_embeddings=query,
+            candidate_embeddings=None if candidate == query else candidate,
+            pool=None if train_pool is None else Path(train_pool),
+            questions=data.questions,
+            annotations=data.annotations,
+            image_root=data.image_root,
+            device=device,
+        ),
+        recipe=recipe,
+        answerer=AnswererSpec(spec=answerer.spec, model=answerer.model, device=device),
+        shot_num=shot_num,
+    )
+
+
+def _rolled_out(work: Work, outcome: Outcome) -> Outputs:
+    for line in outcome.notices:
+        work.say(line)
+    assert outcome.run is not None
+    run = outcome.run.run
+    return {"run": run, "paths": [str(Store.open(work.config.data.store).run(run).path)]}
+
+
+def _answerer(work: Work) -> dict[str, str | None]:
+    return {"spec": work.config.answerer.spec, "model": work.config.answerer.model}
+
+
+def _reads(work: Work) -> dict[str, Path]:
+    data = work.config.data
+    return given(pool=data.pool, query_embeddings=data.query_embeddings)

@@ -31,7 +31,7 @@ from lever_train.steps import build_steps
 from lever_train.sweep_cell import CellTask, run_cell
 from lever_train.sweep_config import Settings, SweepConfig, base_config, cell_config
 
-SHARED = ("ingest", "embed", "pool", "sft", "generate")  # steps all cells have in common
+SHARED = ("ingest", "embed", "pool", "beam", "sft", "generate")  # steps all cells have in common
 REPLICATES = 1000
 Progress = Callable[[float, float | None, str], None]
 

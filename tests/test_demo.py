@@ -80,7 +80,7 @@ def test_again_nothing_is_redone(result: DemoResult) -> None:
     again = run_demo(DemoOptions(folder, SMALL, say=said.append))
     assert again.scoreboard == result.scoreboard
     steps = [line for line in said if line.startswith("[")]
-    assert len(steps) == 9
+    assert len(steps) == 10
     assert all(
         "skipped: unchanged" in line or "given" in line or "no size" in line for line in steps
     )

@@ -332,3 +332,35 @@ def test_without_a_config_it_says_how(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     done = lever("run", check=False)
     assert done.returncode == 2 and "there is no lever.toml here" in done.stderr
+
+
+def test_from_questions_alone(tmp_path: Path) -> None:
+    """No RL data, no beams, no pools, no checkpoint: the pipeline makes all of them."""
+    files = write_world(make_world(WorldSpec(120, 40, 10)), tmp_path / "world")
+    config = tmp_path / "lever.toml"
+    config.write_text(
+        '[data]\ndataset = "demo"\n'
+        f'questions = "{files.questions("train")}"\nannotations = "{files.annotations("train")}"\n'
+        f'eval_questions = "{files.questions("val")}"\n'
+        f'eval_annotations = "{files.annotations("val")}"\n'
+        f'query_embeddings = "{files.embeddings("train")}"\n'
+        f'eval_embeddings = "{files.embeddings("val")}"\n'
+        "[pool]\nsize = 8\n[beam]\nqueries = 20\n[train.sft]\nepochs = 1\n"
+        "[train.rce]\nepochs = 1\n[train.run]\nbatch_size = 16\n[eval]\nshots = [1, 2]\n"
+    )
+    outputs = json.loads(lever("run", "--config", config, "--json").stdout)
+    assert outputs["beam"]["run"].startswith("beam-demo-train-")
+    assert outputs["generate"]["run"].startswith("rollout-demo-train-")
+    assert outputs["sft"]["checkpoint"].endswith("sft/sft_epoch1.pt")
+    found = json.loads(Path(outputs["evaluate"]["json"]).read_text())
+    assert {row["selector"] for row in found["rows"]} == {
+        "zero_shot", "random", "nearest", "oracle", "sft", "rce",
+    }  # fmt: skip
+    plan = json.loads(lever("run", "--config", config, "--dry-run", "--json").stdout)
+    verdicts = {item["step"]: item["verdict"] for item in plan}
+    assert verdicts.pop("embed") == "idle" and set(verdicts.values()) == {"skip"}
+    gated = config.read_text() + '[audit]\nfail_on = ["queries > 1"]\n'
+    config.write_text(gated)
+    stopped = lever("run", "--config", config, check=False)
+    assert stopped.returncode == 1 and "queries" in stopped.stderr
+    assert "[train]" not in stopped.stderr
