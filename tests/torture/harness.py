@@ -78,6 +78,7 @@ class Nursery:
         kill_before: int | None = None,
         file_limit: int | None = None,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> Outcome:
         """Run one command.
 
@@ -97,6 +98,7 @@ class Nursery:
             "kill_before": kill_before,
             "file_limit": file_limit,
             "env": dict(env or {}),
+            "cwd": str(cwd or Path.cwd()),
             "timeout": 240.0,
         }
         stdin, stdout = self._pipe(self._process.stdin), self._pipe(self._process.stdout)

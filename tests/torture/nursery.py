@@ -63,6 +63,7 @@ def _live(request: dict[str, Any]) -> NoReturn:
     for number, key in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(request[key], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     os.environ.update(request["env"])
+    os.chdir(request["cwd"])
     if request["file_limit"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
     changes = _count_changes(request["kill_before"])

@@ -1,0 +1,74 @@
+"""kill -9 during sweep: finished cells are kept, and going on ends with the same report."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lever_data.demo_world import WorldSpec
+from lever_train.demo import DemoOptions, prepare_demo
+from tests.torture.conftest import Report
+from tests.torture.harness import SIZES, Nursery, verify
+
+SWEEP = """
+name = "s"
+base = "d/lever.toml"
+[train.rce]
+epochs = 1
+[train.grpo]
+epochs = 0
+[train.sft]
+epochs = 1
+[grid]
+"reward.mode" = ["hard_plus_soft", "soft_only"]
+"""
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """A nursery that has imported all that sweep needs."""
+    with Nursery(tmp_path_factory.mktemp("nursery"), "lever_train.sweep") as nursery:
+        yield nursery
+
+
+def _report_of(text: str) -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = json.loads(text)["cells"]
+    return sorted(cells, key=lambda cell: str(cell["cell"]))
+
+
+@pytest.mark.parametrize("long", SIZES)
+def test_sweep_killed_at_random_moments(
+    warm: Nursery, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch, long: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare_demo(DemoOptions(Path("d"), WorldSpec(60, 20, 6)))
+    Path("sweep.toml").write_text(SWEEP)
+    shutil.copytree("d", "saved")
+    words = ("sweep", "sweep.toml", "--json")
+    undisturbed = warm.run(*words, cwd=tmp_path)
+    assert undisturbed.code == 0, undisturbed.stderr
+    expected, committed = _report_of(undisturbed.stdout), verify(tmp_path / "d" / "store")
+    roll = random.Random(1)
+    kills = sweeps = 0
+    outcome = undisturbed
+    while kills < (60 if long else 2):
+        if outcome.code == 0:
+            for folder in ("d", "sweeps"):
+                shutil.rmtree(folder)
+            shutil.copytree("saved", "d")
+            sweeps += 1
+        after = roll.uniform(0.1, 0.9) * undisturbed.seconds
+        outcome = warm.run(*words, cwd=tmp_path, kill_after=after)
+        kills += outcome.killed
+        assert verify(tmp_path / "d" / "store").items() <= committed.items()
+    outcome = warm.run(*words, cwd=tmp_path)
+    assert outcome.code == 0, outcome.stderr
+    assert _report_of(outcome.stdout) == expected
+    assert verify(tmp_path / "d" / "store") == committed
+    report(f"{kills} kills over {sweeps} sweeps")
