@@ -8,7 +8,7 @@ a query stands apart (``Truth``), because the official files have the last word 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,8 @@ def _from_examples(con: duckdb.DuckDBPyConnection, place: Place) -> dict[int, It
         "from examples where dataset = ? and split = ? order by example_id",
         [place.dataset, place.split],
     )
+    found = rows.fetchall()
+    images = _images(place, ((row[3], row[2]) for row in found))
     return {
         number: Item(
             place.dataset,
@@ -70,11 +72,13 @@ def _from_examples(con: duckdb.DuckDBPyConnection, place: Place) -> dict[int, It
             question,
             tuple(answers or ()),
             answer or majority(answers or ()),
-            _image(place, path, image_id),
+            image,
             question_id,
             image_id,
         )
-        for number, question_id, image_id, path, question, answers, answer in rows.fetchall()
+        for (number, question_id, image_id, _, question, answers, answer), image in zip(
+            found, images, strict=True
+        )
     }
 
 
@@ -84,6 +88,8 @@ def _from_queries(con: duckdb.DuckDBPyConnection, place: Place) -> dict[int, Ite
         "where dataset = ? and split = ? and question is not null order by query_id",
         [place.dataset, place.split],
     )
+    found = rows.fetchall()
+    images = _images(place, ((None, row[2]) for row in found))
     return {
         number: Item(
             place.dataset,
@@ -92,15 +98,18 @@ def _from_queries(con: duckdb.DuckDBPyConnection, place: Place) -> dict[int, Ite
             question,
             tuple(answers or ()),
             majority(answers or ()),
-            _image(place, None, image_id),
+            image,
             question_id,
             image_id,
         )
-        for number, question_id, image_id, question, answers in rows.fetchall()
+        for (number, question_id, image_id, question, answers), image in zip(
+            found, images, strict=True
+        )
     }
 
 
 def _from_official(place: Place, official: Official) -> dict[int, Item]:
+    images = _images(place, ((None, asked.image_id) for asked in official.questions))
     return {
         number: Item(
             place.dataset,
@@ -109,11 +118,11 @@ def _from_official(place: Place, official: Official) -> dict[int, Item]:
             asked.question,
             official.answers.get(asked.question_id, ()),
             majority(official.answers.get(asked.question_id, ())),
-            _image(place, None, asked.image_id),
+            image,
             asked.question_id,
             asked.image_id,
         )
-        for number, asked in enumerate(official.questions)
+        for number, (asked, image) in enumerate(zip(official.questions, images, strict=True))
     }
 
 
@@ -122,13 +131,19 @@ def majority(answers: tuple[str, ...] | list[str]) -> str | None:
     return Counter(answers).most_common(1)[0][0] if answers else None
 
 
-def _image(place: Place, path: str | None, image_id: int | None) -> Path | None:
-    """The image file: as stored, else under the name COCO gives it."""
-    if place.image_root is None or (path is None and image_id is None):
-        return None
-    if path is not None:
-        return place.image_root / path
-    return place.image_root / f"COCO_{place.split}2014_{image_id:012d}.jpg"
+def _images(place: Place, known: Iterable[tuple[str | None, int | None]]) -> list[Path | None]:
+    """Image files: as stored, else under the name COCO gives them; below the image root, or in it
+    where it is the split's own folder already (the first image decides for all)."""
+    root, folder = place.image_root, f"{place.split}2014"
+    paths = [
+        f"{folder}/COCO_{folder}_{number:012d}.jpg" if path is None and number is not None else path
+        for path, number in known
+    ]
+    if root is None:
+        return [None] * len(paths)
+    first = next((p for p in paths if p is not None), None)
+    flat = first is not None and not (root / first).exists() and (root / Path(first).name).exists()
+    return [p if p is None else root / (Path(p).name if flat else p) for p in paths]
 
 
 def _require_same_order(stored: dict[int, Item], official: Official) -> None:
