@@ -209,6 +209,7 @@ class LegacyReader:
         self._top_bytes += len(member.value)
         if self._top_bytes > TOP_LIMIT:
             raise place.error(f"members that begin with _ exceed {TOP_LIMIT >> 20} MB", value=key)
+        json_exact.encode(key, member.key, Place(self._name, member.key_offset))
         json_exact.encode(value, member.value, place)
         scorer = value.get("vqa_model") if key == "_meta" and isinstance(value, dict) else None
         context = self._format.context

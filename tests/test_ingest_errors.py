@@ -54,6 +54,7 @@ FAULTS = {
     ),
     "raw newline": Fault(HEAD + '"x": "a\nb"}]}', "\nb", "Invalid control character", "query '1'"),
     "surrogate": Fault(HEAD + '"x": "\\ud800"}]}', '"\\ud800', "half of a surrogate", "query '1'"),
+    "surrogate in a top key": Fault('"_\\ud800": 1', '"_\\ud800', "half of a surrogate"),
     "depth": Fault(HEAD + f'"x": {"[" * 100_000}{"]" * 100_000}}}]}}', '{"poi', "too deeply"),
     "long number": Fault(HEAD + f'"x": {"9" * 5000}}}]}}', "9" * 5000, "a number is too long"),
     "query twice": Fault(GOOD, '"0"', "a query occurs twice", "query '0'"),
