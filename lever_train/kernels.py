@@ -1,7 +1,8 @@
-"""Two operations the selector spends its time on, written for few passes over memory.
+"""The operations the selector spends its time on, written for few passes over memory.
 
-``picked_scores`` compares each query with its own candidates and scatters gradients back to the
-distinct examples; ``dropout`` draws its noise sixteen bits at a time. Figures in docs/lab.md.
+A pool of its own for each query means reading B·K rows of vectors; gathered at once they leave
+every cache (67 MB at B 512, K 64, d 512). Here they are gathered a few queries at a time, and
+gradients are computed the same way instead of being kept. Figures in docs/lab.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 _LEVELS = 1 << 16
+_CACHE = 1 << 22  # bytes of vectors gathered at once on a CPU
+_ROWS = 1024  # rows projected at once on a CPU
 
 
 def dropout(values: Tensor, p: float, training: bool) -> Tensor:
@@ -31,35 +34,155 @@ def dropout(values: Tensor, p: float, training: bool) -> Tensor:
     return values * kept.to(values.dtype).mul_(_LEVELS / (_LEVELS - drop))
 
 
-def picked_scores(query: Tensor, units: Tensor, index: Tensor) -> Tensor:
-    """Dot products [B, K] of queries [B, h] with ``units`` [U, h] at ``index`` [B, K]."""
-    found: Tensor = _PickedScores.apply(query, units, index)  # type: ignore[no-untyped-call]
+def unit_rows(vectors: Tensor, weight: Tensor, drop: float) -> Tensor:
+    """Rows of ``vectors`` [U, d] projected by ``weight`` [h, d], with dropout, of length 1: [U, h].
+
+    Projection, noise and normalisation are done for some rows at a time, in the cache. The
+    gradient goes to ``weight`` alone.
+    """
+    found: Tensor = _UnitRows.apply(vectors, weight, drop)  # type: ignore[no-untyped-call]
     return found
 
 
-class _PickedScores(torch.autograd.Function):
-    """The gradient of an example is a weighted sum of queries: a bag of rows of ``query``, with
-    one bag per example, so nothing of size [B, K, h] is written in the backward pass."""
+def picked_scores(query: Tensor, units: Tensor, index: Tensor) -> Tensor:
+    """Dot products [B, K] of queries [B, h] with rows of ``units`` [U, h] at ``index`` [B, K]."""
+    found: Tensor = _Dot.apply(query[:, None, :], units, index)  # type: ignore[no-untyped-call]
+    return found.squeeze(1)
+
+
+def picked_attention(
+    query: Tensor, vectors: Tensor, index: Tensor, mask: Tensor | None, drop: float
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention of queries [B, n, d] over rows of ``vectors`` [U, d] at ``index`` [B, K].
+
+    ``mask`` [B, K] is False at padding; ``drop`` is the dropout of the weights, 0 to leave it out.
+    Returns the context [B, n, d] and the sum of the weights [B, n, 1], which dropout moves off 1.
+    """
+    logits: Tensor = _Dot.apply(query, vectors, index)  # type: ignore[no-untyped-call]
+    weights = attention_weights(logits, mask, drop)
+    context: Tensor = _Sum.apply(weights, vectors, index)  # type: ignore[no-untyped-call]
+    return context, weights.sum(-1, keepdim=True)
+
+
+def attention_weights(logits: Tensor, mask: Tensor | None, drop: float) -> Tensor:
+    """Softmax of [B, n, K] over the real positions, with dropout."""
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, None, :], float("-inf"))
+    return dropout(logits.softmax(-1), drop, drop > 0)
+
+
+class _UnitRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, weight: Tensor, drop: float) -> Tensor:
+        units = torch.empty(len(vectors), len(weight), dtype=weight.dtype, device=weight.device)
+        inverse = units.new_empty(len(vectors), 1)
+        noise = torch.empty_like(units) if drop > 0 else None
+        for at in _row_slices(vectors):
+            projected = vectors[at] @ weight.T
+            if noise is not None:
+                noise[at] = dropout(torch.ones_like(projected), drop, True)
+                projected *= noise[at]
+            length = torch.linalg.vector_norm(projected, dim=1, keepdim=True)
+            inverse[at] = length.clamp_(min=1e-12).reciprocal_()
+            torch.mul(projected, inverse[at], out=units[at])
+        ctx.save_for_backward(vectors, units, inverse, noise)
+        return units
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, units: Tensor, index: Tensor) -> Tensor:
-        picked = functional.embedding(index, units)
-        ctx.save_for_backward(query, picked, index)
-        ctx.num_units = units.shape[0]
-        return (query[:, None, :] @ picked.transpose(1, 2)).squeeze(1)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        vectors, units, inverse, noise = ctx.saved_tensors
+        for_weight = gradient.new_zeros(units.shape[1], vectors.shape[1])
+        for at in _row_slices(vectors):
+            along = (gradient[at] * units[at]).sum(1, keepdim=True)
+            across = torch.addcmul(gradient[at], units[at], along, value=-1).mul_(inverse[at])
+            if noise is not None:
+                across *= noise[at]
+            for_weight.addmm_(across.T, vectors[at])
+        return None, for_weight, None
+
+
+class _Dot(torch.autograd.Function):
+    """[B, n, d] · rows of [U, d] at [B, K] → [B, n, K].
+
+    The gradient of a row is a weighted sum of queries: a bag of rows of the query, with one bag
+    per row, so nothing of size [B, K, d] is written in the backward pass.
+    """
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        query, picked, index = ctx.saved_tensors
-        for_query = (gradient[:, None, :] @ picked).squeeze(1)
-        flat = index.flatten()
-        order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=ctx.num_units)
-        for_units = functional.embedding_bag(
-            torch.div(order, index.shape[1], rounding_mode="floor"),
-            query,
+    def forward(ctx: Any, query: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(query, rows, index)
+        return _dot(query, rows, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        query, rows, index = ctx.saved_tensors
+        for_rows = None
+        if ctx.needs_input_grad[1]:
+            for_rows = _scatter(gradient, query, index, rows.shape[0])
+        return _sum(gradient, rows, index), for_rows, None
+
+
+class _Sum(torch.autograd.Function):
+    """Weights [B, n, K] times rows of [U, d] at [B, K] → [B, n, d]; the rows get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, index)
+        return _sum(weights, rows, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        rows, index = ctx.saved_tensors
+        return _dot(gradient, rows, index), None, None
+
+
+def _dot(query: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    parts = [
+        query[at] @ functional.embedding(index[at], rows).transpose(1, 2)
+        for at in _slices(index, rows)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _sum(weights: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    if weights.shape[1] == 1:  # a bag reads the rows without copying them
+        weighted = weights.squeeze(1).contiguous()
+        return functional.embedding_bag(index, rows, per_sample_weights=weighted, mode="sum")[
+            :, None, :
+        ]
+    parts = [weights[at] @ functional.embedding(index[at], rows) for at in _slices(index, rows)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _scatter(gradient: Tensor, query: Tensor, index: Tensor, size: int) -> Tensor:
+    """Σ over (b, k) with index[b, k] = u of gradient[b, :, k] · query[b], as [size, d]."""
+    flat = index.flatten()
+    order = flat.argsort(stable=True)
+    counts = torch.bincount(flat, minlength=size)
+    owner = torch.div(order, index.shape[1], rounding_mode="floor")
+    total: Tensor | None = None
+    for n in range(query.shape[1]):
+        bags = functional.embedding_bag(
+            owner,
+            query[:, n].contiguous(),
             offsets=counts.cumsum(0) - counts,
-            per_sample_weights=gradient.flatten()[order],
+            per_sample_weights=gradient[:, n].flatten()[order],
             mode="sum",
         )
-        return for_query, for_units, None
+        total = bags if total is None else total + bags
+    if total is None:
+        raise AssertionError("a query without rows")
+    return total
+
+
+def _row_slices(vectors: Tensor) -> list[slice]:
+    size = _ROWS if vectors.device.type == "cpu" else max(len(vectors), 1)
+    return [slice(first, first + size) for first in range(0, len(vectors), size)]
+
+
+def _slices(index: Tensor, rows: Tensor) -> list[slice]:
+    """Queries to gather for at once: as many as fit the cache; all of them on a GPU."""
+    size = len(index)
+    if rows.device.type == "cpu":
+        size = max(1, _CACHE // (index.shape[1] * rows.shape[1] * rows.element_size()))
+    return [slice(first, first + size) for first in range(0, max(len(index), 1), size)]

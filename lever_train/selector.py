@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lever_train.closed_form import Steps, static_steps
-from lever_train.kernels import dropout, picked_scores
+from lever_train.kernels import (
+    attention_weights,
+    dropout,
+    picked_attention,
+    picked_scores,
+    unit_rows,
+)
 from lever_train.pool import Pool
 
 SCORE_TEMPERATURE = 0.1  # scores are cosines divided by this
@@ -116,9 +122,8 @@ class Selector(nn.Module):
         state: Tensor = query if weight is None else query @ weight.T
         if self.config.layers == 0:
             return state
-        keys = pool.vectors if pool.index is None else pool.gathered(pool.vectors)
         for attention, norm in zip(self.cross_attn_layers, self.attn_norms, strict=True):
-            state = norm(attention(state, keys, weight, pool.mask) + state)
+            state = norm(attention(state, pool, weight) + state)
         return state
 
     def head(self, state: Tensor) -> Tensor:
@@ -133,13 +138,13 @@ class Selector(nn.Module):
         copy of the pool. Each query sees noise of the same distribution.
         """
         outer, inner = self.cand_proj.weight, self._input_weight()
-        if inner is None:
-            projected = pool.vectors @ outer.T
-        elif pool.vectors.shape[0] > self.config.dim:  # the product of weights costs h·h·d once
-            projected = pool.vectors @ (outer @ inner).T
-        else:
-            projected = (pool.vectors @ inner.T) @ outer.T
-        return functional.normalize(dropout(projected, self.config.dropout, self.training), dim=-1)
+        if pool.vectors.shape[0] > self.config.dim:  # the product of weights costs h·h·d once
+            weight = outer if inner is None else outer @ inner
+            drop = self.config.dropout if self.training else 0.0
+            return unit_rows(pool.vectors, weight, drop)
+        inward = pool.vectors if inner is None else pool.vectors @ inner.T
+        noisy = dropout(inward @ outer.T, self.config.dropout, self.training)
+        return functional.normalize(noisy, dim=-1)
 
     def _input_weight(self) -> Tensor | None:
         return self.input_proj.weight if isinstance(self.input_proj, nn.Linear) else None
@@ -163,16 +168,10 @@ class FoldedAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(
-        self, query: Tensor, keys: Tensor, input_weight: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        """Attention output [B, h].
+    def forward(self, query: Tensor, pool: Pool, input_weight: Tensor | None) -> Tensor:
+        """Attention output [B, h] of queries [B, h] over their pools' raw embeddings.
 
-        Args:
-            query: [B, h].
-            keys: raw embeddings, [K, d] shared or [B, K, d].
-            input_weight: [h, d], what the keys would be projected with first; ``None``: identity.
-            mask: [B, K] bool, False at padding.
+        ``input_weight`` [h, d] is what the keys would be projected with first; ``None``: identity.
         """
         h, heads = query.shape[-1], self.heads
         w_q, w_k, w_v = self.in_proj_weight.view(3, h, h)
@@ -180,17 +179,22 @@ class FoldedAttention(nn.Module):
         split = (query @ w_q.T + b_q).view(-1, heads, h // heads)
         folded = torch.einsum("bne,neh->bnh", split, w_k.view(heads, h // heads, h))
         raw = folded if input_weight is None else folded @ input_weight
-        logits = raw @ keys.transpose(-1, -2) / math.sqrt(h // heads)
-        if mask is not None:
-            logits = logits.masked_fill(~mask[:, None, :], float("-inf"))
-        weights = dropout(logits.softmax(-1), self.dropout, self.training)
-        context = weights @ keys  # [B, heads, d]
+        context, share = self._attend(raw / math.sqrt(h // heads), pool)
         if input_weight is not None:
             context = context @ input_weight.T
         values = torch.einsum("bnh,neh->bne", context, w_v.view(heads, h // heads, h))
-        values = values + weights.sum(-1, keepdim=True) * b_v.view(heads, h // heads)
+        values = values + share * b_v.view(heads, h // heads)
         out: Tensor = self.out_proj(values.reshape(-1, h))
         return out
+
+    def _attend(self, query: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
+        """Context [B, heads, d] and the sum of its weights [B, heads, 1]."""
+        drop = self.dropout if self.training else 0.0
+        query = query.to(pool.vectors.dtype)
+        if pool.index is not None:
+            return picked_attention(query, pool.vectors, pool.index, pool.mask, drop)
+        weights = attention_weights(query @ pool.vectors.T, pool.mask, drop)
+        return weights @ pool.vectors, weights.sum(-1, keepdim=True)
 
 
 def cosine_scores(query: Tensor, units: Tensor, pool: Pool) -> Tensor:

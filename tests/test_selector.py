@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lever_data.errors import LeverError
+from lever_train import kernels
 from lever_train.closed_form import static_steps
 from lever_train.decode import beam, greedy, sample
 from lever_train.history import make_selector
@@ -169,6 +170,32 @@ def test_gradients_of_picked_scores() -> None:
     units = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     index = torch.tensor([[0, 1, 1], [5, 0, 2], [1, 1, 1]])
     assert torch.autograd.gradcheck(lambda q, u: picked_scores(q, u, index), (query, units))
+
+
+def test_gradients_of_kernels_that_work_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_ROWS", 3)
+    monkeypatch.setattr(kernels, "_CACHE", 200)
+    vectors = torch.randn(8, 5, dtype=torch.float64)
+    weight = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+
+    def noisy(weight: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return kernels.unit_rows(vectors, weight, 0.3)
+
+    assert torch.autograd.gradcheck(lambda w: kernels.unit_rows(vectors, w, 0.0), (weight,))
+    assert torch.autograd.gradcheck(noisy, (weight,))
+    query = torch.randn(6, 2, 5, dtype=torch.float64, requires_grad=True)
+    index, mask = torch.randint(0, 8, (6, 4)), torch.rand(6, 4) > 0.2
+    mask[:, 0] = True
+    attend = kernels.picked_attention
+    assert torch.autograd.gradcheck(lambda q: attend(q, vectors, index, mask, 0.0), (query,))
+
+
+def test_a_large_pool_is_projected_as_a_small_one() -> None:
+    selector = _selector()
+    query, candidates = torch.randn(3, 12), torch.randn(3, 40, 12)
+    together = selector.scores(query, candidates)  # 120 rows: the folded projection
+    torch.testing.assert_close(together, _oracle(selector, query, candidates))
 
 
 def test_dropout_keeps_the_mean_and_drops_the_share() -> None:
