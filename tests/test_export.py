@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 
 from lever_data.export import export
 from lever_data.ingest import IngestOptions, ingest
-from lever_data.store import Store
+from lever_data.store import Run, Store
+from tests.commands import lever
 from tests.legacy_strategies import (
     Json,
     beam_files,
@@ -20,6 +23,7 @@ from tests.legacy_strategies import (
     rl_files,
     texts,
 )
+from tests.stores import candidate, commit, commit_examples, new_store
 
 SLOW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -49,3 +53,99 @@ def test_beam_data_comes_back_equal(case: tuple[Json, bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         back = round_trip(text, Path(folder))
     assert difference(back, null_non_finite(file)) is None
+
+
+def rollout(store: Store, **columns: Any) -> Run:
+    row = candidate(
+        4,
+        0,
+        [9, 8],
+        eval_mode="file",
+        vqa_correct=1,
+        vqa_acc_score=0.6,
+        eval_failed=False,
+        scorer="m",
+        policy="p",
+        shot_scores=[
+            {
+                "shot": 1,
+                "vqa_correct": 0,
+                "vqa_acc_score": 0.0,
+                "vqa_gt_prob": None,
+                "vqa_pred_answer": "a",
+                "eval_mode": "file",
+            }
+        ],
+        **columns,
+    )
+    failed = candidate(4, 1, [8, 9], eval_failed=True, error="timed out", scorer="m")
+    return commit(store, [row, failed], kind="rollout")
+
+
+def test_a_rollout_becomes_a_file_that_comes_back_as_the_same_rows(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    run = rollout(store, extra='{"note": 1}')
+    done = lever("export", "--store", store.path, "--run", run.run, "--out", tmp_path / "r.json")
+    assert done.stdout.split()[-4:-1] == [run.run, "1", "2"]
+    file = json.loads((tmp_path / "r.json").read_bytes())
+    assert file["_meta"]["vqa_model"] == "m"
+    first, second = file["4"]["pointer_candidates"]
+    assert first["vqa_eval_mode"] == "file"
+    assert first["note"] == 1
+    assert second["error"] == "timed out"
+    assert second["vqa_acc_score"] is None
+    (back,) = ingest([tmp_path / "r.json"], store, IngestOptions("d", "train"))
+    found = [pq.read_table(f).to_pylist() for f in back.run.table_files("candidates")]
+    stored = [pq.read_table(f).to_pylist() for f in run.table_files("candidates")]
+    for row in (*found[0], *stored[0]):
+        row["extra"] = {k: v for k, v in json.loads(row["extra"] or "{}").items() if k[0] != "_"}
+    assert found == stored
+
+
+def test_several_scorers_stand_with_their_rows(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    rows = [candidate(1, 0, [2], scorer="a"), candidate(1, 1, [3], scorer="b")]
+    run = commit(store, rows, kind="rescore")
+    export(store, run.run, tmp_path / "r.json")
+    file = json.loads((tmp_path / "r.json").read_bytes())
+    assert "vqa_model" not in file["_meta"]
+    assert [c["scorer"] for c in file["1"]["pointer_candidates"]] == ["a", "b"]
+
+
+def test_a_name_that_ends_in_gz_is_compressed(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    run = rollout(store)
+    export(store, run.run, tmp_path / "a.json.gz")
+    export(store, run.run, tmp_path / "a.json")
+    packed, plain = (tmp_path / "a.json.gz").read_bytes(), (tmp_path / "a.json").read_bytes()
+    assert gzip.decompress(packed) == plain
+    export(store, run.run, tmp_path / "a.json.gz")
+    assert (tmp_path / "a.json.gz").read_bytes() == packed
+
+
+def test_what_cannot_be_exported_says_so_and_leaves_no_file(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    run = rollout(store)
+    where = ("--store", store.path, "--run", run.run, "--out")
+    failed = lever("export", *where, tmp_path / "none" / "x.json", check=False)
+    assert "the file cannot be written (No such file or directory)" in failed.stderr
+    (path,) = run.table_files("candidates")
+    path.write_bytes(path.read_bytes()[:-100])
+    failed = lever("export", *where, tmp_path / "x.json", check=False)
+    assert failed.returncode == 1
+    assert str(path) in failed.stderr
+    assert "Hint: " in failed.stderr
+    assert list(tmp_path.glob("*x.json*")) == []
+
+
+def test_only_rl_data_and_beams_have_a_legacy_form(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    run = commit_examples(
+        store,
+        [{"dataset": "d", "split": "train", "example_id": 0, "question_id": 1, "question": "?"}],
+    )
+    failed = lever(
+        "export", "--store", store.path, "--run", run.run, "--out", tmp_path / "x", check=False
+    )
+    assert failed.returncode == 2
+    assert "Error: a run of kind examples has no legacy JSON form" in failed.stderr
