@@ -54,7 +54,7 @@ contested as not materialized (
     inner join runs on stored.run = runs.run and runs.may_overlap
 ),
 
-shared_queries as (
+shared_queries as not materialized (
     select dataset, split, query_id
     from contested
     group by dataset, split, query_id
