@@ -96,6 +96,7 @@ def _open(store: Store, request: AuditRequest) -> Session:
             session.con.close()
             raise session.explain_missing(name)
     session.con.execute("set memory_limit = ?", [MEMORY_LIMIT])
+    session.con.execute("set enable_progress_bar = false")  # it would print to stdout
     return session
 
 
