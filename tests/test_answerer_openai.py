@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,86 +21,16 @@ from lever_train.rollout.answerers.openai import OpenAIAnswerer
 from lever_train.rollout.generate import generate
 from lever_train.rollout.prompts import SYSTEM_PROMPT, Item, Prompt
 from lever_train.rollout.request import AnswererSpec
+from tests.endpoint import Endpoint, Handler, serving
 from tests.rollouts import World, add_images, make_world, rows
 
 KEY = "sk-secret-4711"
-Fault = Callable[["_Handler", str, int], bool]  # question, attempt → whether it answered
-
-
-@dataclass
-class Endpoint:
-    """A chat endpoint that answers with the last word of the last text it is shown."""
-
-    fault: Fault | None = None
-    seen: list[dict[str, Any]] = field(default_factory=list)
-    headers: list[str | None] = field(default_factory=list)
-    times: dict[str, list[float]] = field(default_factory=dict)
-    tries: Counter[str] = field(default_factory=Counter)
-    active: int = 0
-    most_active: int = 0
-    delay: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    url: str = ""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    endpoint: Endpoint
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        content = body["messages"][-1]["content"]
-        question = "a probe - -" if isinstance(content, str) else content[-1]["text"]
-        here = self.endpoint
-        with here.lock:
-            here.seen.append(body)
-            here.headers.append(self.headers.get("Authorization"))
-            here.tries[question] += 1
-            here.times.setdefault(question, []).append(time.monotonic())
-            here.active += 1
-            here.most_active = max(here.most_active, here.active)
-            attempt = here.tries[question]
-        try:
-            time.sleep(here.delay)
-            if here.fault is None or not here.fault(self, question, attempt):
-                self.answer(f"echo {question.split()[-3]}\n")
-        finally:
-            with here.lock:
-                here.active -= 1
-
-    def answer(self, text: str) -> None:
-        usage = {"prompt_tokens": 100, "completion_tokens": 2}
-        choices = [{"message": {"role": "assistant", "content": text}}]
-        self.send(200, json.dumps({"choices": choices, "usage": usage}), "application/json")
-
-    def send(self, status: int, text: str, kind: str = "text/plain", **headers: str) -> bool:
-        data = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(data)
-        return True
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    found = Endpoint()
-    handler = type("Handler", (_Handler,), {"endpoint": found})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        server.block_on_close = False
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        found.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    with serving() as found:
         yield found
-        server.shutdown()
-        thread.join()
 
 
 def answerer(endpoint: Endpoint, **changes: Any) -> OpenAIAnswerer:
@@ -152,7 +78,7 @@ def test_requests_run_side_by_side_within_the_bound(endpoint: Endpoint) -> None:
 def test_overload_and_server_errors_are_never_lost(endpoint: Endpoint) -> None:
     codes = [429, 500, 502, 503, 529]
 
-    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
         if attempt > 2:
             return False
         status = codes[(len(question) + attempt) % 5]
@@ -165,7 +91,7 @@ def test_overload_and_server_errors_are_never_lost(endpoint: Endpoint) -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_honoured(endpoint: Endpoint, form: str) -> None:
-    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
         moment = datetime.now(UTC) + timedelta(seconds=2)
         value = "1.2" if form == "seconds" else format_datetime(moment, usegmt=True)
         return attempt == 1 and handler.send(429, "wait", Retry_After=value)
@@ -177,7 +103,7 @@ def test_retry_after_is_honoured(endpoint: Endpoint, form: str) -> None:
 
 
 def test_broken_connections_pages_and_hangs_are_tried_again(endpoint: Endpoint) -> None:
-    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
         number = int(question.split()[-3])
         if attempt > 1:
             return False
@@ -200,7 +126,7 @@ def test_broken_connections_pages_and_hangs_are_tried_again(endpoint: Endpoint) 
 
 
 def test_a_prompt_that_is_refused_fails_alone(endpoint: Endpoint) -> None:
-    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
         return "is 3" in question and handler.send(400, f"too long for {KEY}")
 
     endpoint.fault = fault
@@ -211,7 +137,7 @@ def test_a_prompt_that_is_refused_fails_alone(endpoint: Endpoint) -> None:
 
 
 def test_a_prompt_that_never_gets_through_fails_where_others_do(endpoint: Endpoint) -> None:
-    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
         if "is 1 " in question:
             return handler.send(200, "<html>", "text/html")
         return "is 2 " in question and handler.send(500, "crash", Retry_After="0.05")
@@ -241,7 +167,7 @@ def test_a_rejected_key_stops_at_once_and_is_not_repeated(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
-    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
         return "is 5 " in question and handler.send(status, f"bad key {KEY}")
 
     endpoint.fault = fault
@@ -303,7 +229,7 @@ def test_the_command_as_written_and_no_secret_anywhere(
 def test_a_job_goes_on_after_the_endpoint_was_down(world: World, endpoint: Endpoint) -> None:
     down = threading.Event()
 
-    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
         if len(endpoint.seen) > 40:
             down.set()
         return down.is_set() and handler.send(503, "no", Retry_After="0.05")
@@ -327,7 +253,7 @@ def test_failed_answers_are_rows_that_stay_out_of_training(
 ) -> None:
     from lever_data.db import connect
 
-    def fault(handler: _Handler, question: str, attempt: int) -> bool:
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
         return "number 4?" in question and handler.send(422, "no such image")
 
     endpoint.fault = fault

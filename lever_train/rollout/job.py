@@ -6,10 +6,8 @@ gives the same job, so nothing but the request and shard numbers travels.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import duckdb
 import numpy as np
@@ -18,19 +16,17 @@ from torch import Tensor
 
 from lever_data.db import open_session
 from lever_data.errors import LeverError, UsageError
-from lever_data.files import sha256_file
 from lever_data.store import Run, RunSpec, Store
-from lever_data.vqa_metric import METRIC_VERSION
 from lever_train.embeddings import load_embeddings
 from lever_train.pools import PoolSource, SharedPool, open_pools
 from lever_train.rollout import views
 from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer, needs_images
-from lever_train.rollout.answerers.base import canonical
+from lever_train.rollout.identity import run_spec
 from lever_train.rollout.items import Place, Truth, load_items, load_truth
 from lever_train.rollout.official import Official, load_official
 from lever_train.rollout.policy import Policy, load_policy
 from lever_train.rollout.prompts import Item
-from lever_train.rollout.proposals import PROPOSAL_VERSION, Proposals
+from lever_train.rollout.proposals import Proposals
 from lever_train.rollout.request import Recipe, Request, Which
 from lever_train.rollout.table import Label
 
@@ -117,33 +113,15 @@ class _Resolver:
     wide: duckdb.DuckDBPyConnection
 
     def job(self, kind: str) -> Job:
-        which, inputs = self.request.which, self.request.inputs
+        which = self.request.which
         official = _official(self.request)
-        if official is None and not self.request.allow_fallback:
-            raise LeverError(
-                "the official metric needs --questions and --annotations",
-                hint="--allow-fallback scores by string matching instead, and says so in every row",
-            )
         queries, examples, own = self._items(official)
         query_ids, given = self._queries(queries)
         items = {q: queries[q] for q in query_ids.tolist()}
         truths = load_truth(items, official, allow_fallback=self.request.allow_fallback)
         left, right = self._vectors(query_ids)
-        pool = None if which.from_view is not None else self._pool(right)
-        answerer = make_answerer(
-            self.request.answerer,
-            Surroundings(
-                None if left is None else left.numpy(),
-                None if right is None else right.numpy(),
-                [e.answers for e in examples.values()],
-            ),
-        )
-        policy = (
-            None if which.from_view is not None else load_policy(inputs.checkpoint, inputs.device)
-        )
-        known = None
-        if which.target_view is not None:
-            known = views.known(self.con, *self._place, query_ids)
+        answerer = self._answerer(left, right, examples)
+        policy = self._policy()
         job = Job(
             request=self.request,
             store=self.store,
@@ -164,17 +142,38 @@ class _Resolver:
             policy=policy,
             query_vectors=left,
             example_vectors=right,
-            pool=pool,
+            pool=None if policy is None else self._pool(right),
             given=given,
-            known=known,
+            known=(
+                None
+                if which.target_view is None
+                else views.known(self.con, *self._place, query_ids)
+            ),
         )
-        return replace(job, spec=_spec(job, self._parents()))
+        return replace(job, spec=run_spec(job, self._parents()))
 
     @property
     def _place(self) -> tuple[str, str]:
         which = self.request.which
         assert which.dataset is not None and which.split is not None
         return which.dataset, which.split
+
+    def _answerer(
+        self, queries: Tensor | None, examples: Tensor | None, items: Mapping[int, Item]
+    ) -> Answerer:
+        around = Surroundings(
+            None if queries is None else queries.numpy(),
+            None if examples is None else examples.numpy(),
+            [item.answers for item in items.values()],
+        )
+        return make_answerer(self.request.answerer, around)
+
+    def _policy(self) -> Policy | None:
+        """Who proposes; nobody where the pointers come from a view."""
+        inputs = self.request.inputs
+        if self.request.which.from_view is not None:
+            return None
+        return load_policy(inputs.checkpoint, inputs.device)
 
     def _items(self, official: Official | None) -> tuple[dict[int, Item], dict[int, Item], bool]:
         """Queries, examples, and whether they are the same items."""
@@ -287,62 +286,13 @@ def _placed(con: duckdb.DuckDBPyConnection, which: Which, runs: Sequence[Run]) -
 
 
 def _official(request: Request) -> Official | None:
+    """The official files; without them only string matching is left, if it is allowed."""
     inputs = request.inputs
     if inputs.questions is None or inputs.annotations is None:
-        return None
+        if request.allow_fallback:
+            return None
+        raise LeverError(
+            "the official metric needs --questions and --annotations",
+            hint="--allow-fallback scores by string matching instead, and says so in every row",
+        )
     return load_official(inputs.questions, inputs.annotations)
-
-
-def _spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
-    """The run's identity: everything its rows depend on, by content."""
-    request = job.request
-    parameters: dict[str, Any] = {
-        "versions": {"proposals": PROPOSAL_VERSION, "metric": METRIC_VERSION},
-        "scorer": job.label.scorer,
-        "policy": job.label.policy,
-        "generation": job.label.generation,
-        "shots": sorted(set(request.shots)),
-        "allow_fallback": request.allow_fallback,
-        "queries": len(job.query_ids),
-        "content": _digest(job),
-    }
-    if job.given is None:
-        parameters["recipe"] = asdict(job.recipe)
-    if request.which.target_view is not None:  # a budget is shared out by shard
-        parameters |= {"budget": request.budget, "shard_size": request.shard_size}
-    source = {"view": request.which.from_view or request.which.target_view or request.which.queries}
-    return RunSpec(
-        kind=job.spec.kind,
-        dataset=job.label.dataset,
-        split=job.label.split,
-        source={k: v for k, v in source.items() if v is not None},
-        source_sha256=_digest(job),
-        parameters=parameters,
-        parents=parents,
-    )
-
-
-def _digest(job: Job) -> str:
-    """sha256 of the data a job reads: queries, ground truth, examples, vectors, pool, pointers."""
-    digest = hashlib.sha256(job.query_ids.tobytes())
-    for number, item in job.items.items():
-        truth = job.truths[number]
-        digest.update(canonical([item.question_id, item.question, truth.answers, truth.official]))
-    if not job.own:
-        for number, item in job.examples.items():
-            digest.update(canonical([number, item.question, item.answer, item.answers]))
-    for vectors in (job.query_vectors, None if job.own else job.example_vectors):
-        if vectors is not None:
-            digest.update(vectors.numpy().tobytes())
-    if isinstance(job.pool, SharedPool):
-        digest.update(job.pool.ids.tobytes())
-    elif job.pool is not None:
-        digest.update(job.pool.of(job.query_ids).tobytes())
-    if job.given is not None:
-        digest.update(job.given.row.tobytes() + job.given.pointer.tobytes())
-    if job.known is not None:
-        stored = sorted((q, sorted(p)) for q, p in job.known.pointers.items())
-        digest.update(repr(stored).encode())
-    if job.request.inputs.checkpoint is not None:
-        digest.update(sha256_file(job.request.inputs.checkpoint).encode())
-    return digest.hexdigest()
