@@ -81,7 +81,8 @@ def predict(request: EvalRequest) -> pa.Table:
     if len(request.checkpoints) != 1:
         raise UsageError("predict takes one checkpoint", value=len(request.checkpoints))
     con = connect(request.store, runs=request.runs)
-    held = open_held_out(con, request.questions, max(request.contest.limit, default=None))
+    limit = max(request.contest.limit, default=None)
+    held = open_held_out(con, request.questions, limit, is_judged=False)
     policy = load_policy(request.checkpoints[0], request.contest.device)
     picks = greedy(policy, held.ask, max(request.contest.shots))
     shown = picks.tolist()

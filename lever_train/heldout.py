@@ -22,6 +22,8 @@ from lever_train.rollout.official import Official, load_official
 from lever_train.rollout.prompts import Item
 from lever_train.rollout.proposals import Ask
 
+_NO_TRUTH = Truth((), False, ())
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -45,9 +47,15 @@ class HeldOut:
 
 
 def open_held_out(
-    con: duckdb.DuckDBPyConnection, questions: Questions, limit: int | None = None
+    con: duckdb.DuckDBPyConnection,
+    questions: Questions,
+    limit: int | None = None,
+    *,
+    is_judged: bool = True,
 ) -> HeldOut:
     """Load everything an evaluation reads; of the first ``limit`` queries where it is given.
+
+    Where nothing ``is_judged``, queries need no answers, and their truths are empty.
 
     Raises:
         LeverError: items, answers, embeddings or pools are missing; it names the query.
@@ -61,7 +69,7 @@ def open_held_out(
     own = questions.candidate_split == questions.split
     source = Place(dataset, questions.candidate_split, questions.image_root)
     examples = load_items(con, source, official if own else None)
-    truths = load_truths(items, official)
+    truths = load_truths(items, official) if is_judged else dict.fromkeys(items, _NO_TRUTH)
     numbers = np.array(sorted(items), dtype=np.int64)
     queries, table = _embeddings(con, questions)
     _require_rows(numbers, len(queries), "the query embeddings")
