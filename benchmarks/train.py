@@ -40,6 +40,7 @@ from lever_train.step import Stepper
 
 CANDIDATES_PER_QUERY, SHOTS, DIM = 15, 2, 512
 BATCH = 512  # of ours; the legacy loop has 1
+EPOCH_SECONDS = 120  # (d) stops here: the sort is done and the stream is in its stride
 FIGURES: dict[str, float] = {}
 
 
@@ -219,8 +220,8 @@ def memory(candidates: int) -> None:
     queries = candidates // CANDIDATES_PER_QUERY
     with tempfile.TemporaryDirectory() as folder:
         synthetic_store(Path(folder), queries, 20_000, None if queries < 64 else 64)
-        words = [sys.executable, __file__, "--epoch", folder, "--queries", str(queries)]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        words = [sys.executable, __file__, "d", "--epoch", folder, "--queries", str(queries)]
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     print(done.stdout.strip(), flush=True)
 
 
@@ -233,6 +234,8 @@ def epoch(folder: Path, queries: int) -> None:
     for step, batch in enumerate(loader.batches(loader.data.train, Position("random"))):
         stepper.step(batch, Settings(), step)
         seen += len(batch)
+        if time.perf_counter() - started > EPOCH_SECONDS:
+            break
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(

@@ -28,6 +28,7 @@ from lever_train.metrics import Log
 from lever_train.options import to_toml
 from lever_train.selector import Selector
 from lever_train.state import STATE
+from lever_train.tensorboard import write_events
 
 METRICS, CONFIG = "metrics.parquet", "config.toml"
 PROVENANCE, CURVES = "provenance.json", "curves.html"
@@ -85,12 +86,14 @@ class Outputs:
             _link(self.out / "best.pt", path.name)
         return path
 
-    def metrics(self, log: Log) -> None:
-        """Write ``metrics.parquet`` and ``curves.html``."""
+    def metrics(self, log: Log, *, tensorboard: bool = False) -> None:
+        """Write ``metrics.parquet`` and ``curves.html``, and TensorBoard events where asked."""
         sink = pa.BufferOutputStream()
         pq.write_table(log.table(), sink, compression="zstd")
         write_atomic(self.out / METRICS, sink.getvalue().to_pybytes())
         write_atomic(self.out / CURVES, curves_page(log, title=self.out.name).encode())
+        if tensorboard:
+            write_events(self.out / "tensorboard", log)
 
     def commit(self, source: Source, config: TrainConfig, data: TrainingData, log: Log) -> str:
         """Commit the metrics to the store as a run of kind ``training``; returns what to say.

@@ -141,7 +141,7 @@ class Selector(nn.Module):
         if pool.vectors.shape[0] > self.config.dim:  # the product of weights costs h·h·d once
             weight = outer if inner is None else outer @ inner
             drop = self.config.dropout if self.training else 0.0
-            return unit_rows(pool.vectors, weight, drop)
+            return unit_rows(pool.vectors, weight.to(pool.vectors.dtype), drop)
         inward = pool.vectors if inner is None else pool.vectors @ inner.T
         noisy = dropout(inward @ outer.T, self.config.dropout, self.training)
         return functional.normalize(noisy, dim=-1)

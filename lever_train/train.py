@@ -32,6 +32,7 @@ from lever_train.selector import Selector
 from lever_train.setup import Phase, frozen_copy, new_selector, phases_of, set_trained
 from lever_train.state import State, fingerprint, load_state, save_state
 from lever_train.step import Figures, Stepper
+from lever_train.tensorboard import require_tensorboard
 from lever_train.validate import is_better, judged, validate
 
 
@@ -93,6 +94,8 @@ class _Training:
     ) -> None:
         self.request, self.world, self.interrupt = request, world, interrupt
         self.phases = phases_of(request.config)
+        if request.config.run.tensorboard:
+            require_tensorboard()
         self.outputs = Outputs(request.out)
         if world.is_main:
             self.outputs.prepare(resume=request.resume, overwrite=request.overwrite)
@@ -210,7 +213,7 @@ class _Training:
         if self.world.is_main:
             progress = Progress(epoch, phase.name, state.beta, figures)
             self._say(f"wrote {self.outputs.checkpoint(self.selector, progress, best)}")
-            self.outputs.metrics(state.log)
+            self.outputs.metrics(state.log, tensorboard=config.run.tensorboard)
         state.epoch, state.groups = epoch, 0
         self._save(stepper.optimizer.state_dict())
 

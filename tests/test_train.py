@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -345,3 +346,24 @@ def test_an_empty_store(tmp_path: Path) -> None:
     bench.store = new_store(tmp_path / "empty")
     with pytest.raises(LeverError, match=r"no rows|no runs"):
         bench.train()
+
+
+def test_tensorboard_is_an_extra(bench: Bench) -> None:
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(UsageError, match="TensorBoard is not installed") as error:
+            bench.train(tensorboard=True)
+        assert "lever[tensorboard]" in str(error.value.hint)
+        assert not (bench.folder / "out").exists()
+    else:
+        bench.train(tensorboard=True)
+        assert list((bench.folder / "out" / "tensorboard").iterdir())
+
+
+def test_bfloat16_is_close(bench: Bench) -> None:
+    """Products in bf16, scores and losses in float32."""
+    flags: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0, "order": "file"}
+    losses = [
+        bench.train(precision, precision=precision, **flags).epochs[-1]["train_loss"]
+        for precision in ("float32", "bf16")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
