@@ -156,7 +156,7 @@ _CANDIDATES = """
         coalesce(vqa_acc_score, 0) as score,
         coalesce(vqa_correct, 0) = 1 as is_right,
         0 as level,
-        row({key}) as pick_key
+        struct_pack({key}) as pick_key
     from {source}
     where {condition}
 """
@@ -245,10 +245,15 @@ def _put_side(session: Session, side: str, name: str, run: Run | None) -> Kind:
     if run.kind not in RL_KINDS:
         raise UsageError(f"a run of kind {run.kind} has nothing to compare", value=run.run)
     condition = "run = ? and eval_failed is not true"
-    key = ", ".join(_PICK_KEY.values())
+    key = _struct_of(list(_PICK_KEY.values()))
     sql = _CANDIDATES.format(key=key, source="stg_candidates", condition=condition)
     session.con.execute(create + sql, [run.run])
     return "candidates"
+
+
+def _struct_of(expressions: Sequence[str]) -> str:
+    """Named fields, compared in order; DuckDB 1 keeps no unnamed ones in a table."""
+    return ", ".join(f"k{i} := {sql}" for i, sql in enumerate(expressions))
 
 
 def _find_run(store: Store, name: str, session: Session) -> Run | None:
@@ -270,7 +275,7 @@ def _view_sql(session: Session, name: str) -> str:
         raise LeverError(
             "the view cannot be compared: it has no column " + ", ".join(missing), where=name
         )
-    key = ", ".join([*(sql for c, sql in _PICK_KEY.items() if c in present), "pointer"])
+    key = _struct_of([*(sql for c, sql in _PICK_KEY.items() if c in present), "pointer"])
     condition = "eval_failed is not true" if "eval_failed" in present else "true"
     return _CANDIDATES.format(key=key, source=view, condition=condition)
 
