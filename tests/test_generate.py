@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,35 @@ def test_shard_size_and_parts_do_not_change_a_byte(world: World) -> None:
         assert part == 2 or outcome.missing > 0
     assert outcome.run is not None
     assert outcome.run.files == whole.files
+
+
+def _in_a_process(world: World, at_once: Any, asked: Any) -> None:
+    at_once.wait(60)
+    outcome = generate(world.request(shard_size=4))
+    asked.put((outcome.tally.asked, outcome.run.run if outcome.run else None))
+
+
+def test_processes_share_a_job_and_pay_once(world: World) -> None:
+    whole = generate(world.request())
+    assert whole.run is not None
+    Store.open(world.store).remove(whole.run.run)
+    shutil.rmtree(world.store / "cache")
+    context = multiprocessing.get_context("spawn")
+    at_once, asked = context.Barrier(3), context.Queue()
+    workers = [
+        context.Process(target=_in_a_process, args=(world, at_once, asked)) for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    results = [asked.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert sum(count for count, _ in results) == whole.tally.asked
+    assert whole.run.run in {run for _, run in results}
+    (run,) = Store.open(world.store).runs()
+    assert run.files == whole.run.files
+    assert not list((world.store / "jobs").iterdir())
 
 
 def test_a_finished_answer_is_never_paid_again(world: World) -> None:

@@ -91,9 +91,10 @@ def generate(
 def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) -> Outcome:
     """Make what is missing of a job's shards and commit them once they are all there."""
     execution.check()
-    if (run := job.store.find(job.spec)) is not None:
-        return Outcome(run, Report(**run.details["report"]), Tally(), already=True)
     folder = shard_folder(job)
+    if (run := job.store.find(job.spec)) is not None:
+        folder.remove()  # a crash between the commit and this left it behind
+        return Outcome(run, Report(**run.details["report"]), Tally(), already=True)
     indices = list(range(execution.part[0], folder.count, execution.part[1]))
     if execution.engine == "ray":
         from lever_train.rollout.ray_engine import make_with_ray
@@ -102,9 +103,12 @@ def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) ->
     else:
         tally = _make_here(job, folder, indices, make, progress)
     missing = folder.missing()
-    if missing:
+    if (run := job.store.find(job.spec)) is not None:
+        folder.remove()  # another process committed while this one waited for its shards
+    elif missing:
         return Outcome(None, folder.report(), tally, missing=len(missing))
-    run = commit(job, folder)
+    else:
+        run = commit(job, folder)
     report = Report(**run.details["report"])
     return Outcome(run, report, tally, notices=_notices(report))
 
@@ -132,7 +136,11 @@ def forecast(request: Request) -> Forecast:
 def shard_folder(job: Job) -> ShardFolder:
     """Where the job's shards lie: named after the run and the size of a shard."""
     key = f"{job.spec.run_id()}-s{job.request.shard_size}"
-    return ShardFolder(job.store.path / "jobs" / key, len(job.shards))
+    return ShardFolder(
+        job.store.path / "jobs" / key,
+        len(job.shards),
+        lambda: job.store.find(job.spec) is not None,
+    )
 
 
 def new_asker(job: Job, on_progress: Callable[[Tally], None] = lambda tally: None) -> Asker:

@@ -56,11 +56,15 @@ class ShardFolder:
     Args:
         folder: ``<store>/jobs/<key>``.
         count: how many shards the job has.
+        is_over: whether the job's run is committed, by whomever; nothing is made from then on.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(
+        self, folder: Path, count: int, is_over: Callable[[], bool] = lambda: False
+    ) -> None:
         self.folder = folder
         self.count = count
+        self._is_over = is_over
 
     def path(self, index: int) -> Path:
         """Where a shard lies once it is done."""
@@ -82,7 +86,7 @@ class ShardFolder:
         for wait in (False, True):
             for index in self.missing(indices):
                 with self._claimed(index, wait=wait) as mine:
-                    if mine and not self.path(index).is_dir():
+                    if mine and not self.path(index).is_dir() and not self._is_over():
                         self._write(index, make(index))
                         on_done(index)
 

@@ -73,6 +73,7 @@ def test_killed_before_every_change_of_the_file_system(
         outcome = warm.run(*world.argv())
         assert outcome.code == 0, outcome.stderr
         assert verify(world.store) == expected
+        assert not list((world.store / "jobs").iterdir())
     report(f"{len(moments)} of {changes} steps")
 
 
