@@ -74,6 +74,8 @@ def main() -> None:
     )
     subprocess.run([sys.executable, "-c", report], env=env, check=True)
     words = [sys.executable, "-m", "pytest", *shlex.split(given.pytest)]
+    if given.which == "lowest":  # old versions of others warn about one another
+        words += ["-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]
     sys.exit(subprocess.run(words, env=env, cwd=ROOT).returncode)
 
 
