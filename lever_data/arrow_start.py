@@ -1,22 +1,17 @@
 """Start Arrow for a process that must stay small, such as ``lever ingest``.
 
 pyarrow imports pandas at the first ``pa.array(list)`` where pandas happens to be installed: 46 MB
-and 0.3 s. Its own allocator keeps some 20 MB that the system's gives back, and glibc keeps 12 MB
-more when every thread allocates from an arena of its own.
+and 0.3 s. Its own allocator keeps some 20 MB that the system's gives back.
 """
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import pyarrow as pa
-
-_LIBC = ctypes.CDLL(None)
-_M_ARENA_MAX = -8  # malloc.h
 
 
 class _NoPandas:
@@ -34,8 +29,6 @@ def start_lean() -> None:
     For processes of our own only: ``to_pandas`` fails afterwards.
     """
     pa.set_memory_pool(pa.system_memory_pool())
-    if hasattr(_LIBC, "mallopt"):  # glibc
-        _LIBC.mallopt(_M_ARENA_MAX, 1)
     finder = _NoPandas()
     sys.meta_path.insert(0, finder)
     try:

@@ -35,7 +35,10 @@ def expect(text: bytes) -> Json:
     """The file as it must come back; RefuseError where lever must refuse it."""
     try:
         file = json.loads(
-            text.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=lambda _: None
+            text.decode("utf-8-sig"),
+            object_pairs_hook=_object,
+            parse_float=lambda number: _finite(float(number)),
+            parse_constant=lambda _: None,
         )
         json.dumps(file, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # bad UTF-8 and lone surrogates are ValueErrors
