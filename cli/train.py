@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,9 @@ from .common import (
     notice,
     progress_bar,
 )
+
+if TYPE_CHECKING:
+    from lever_train.train import TrainResult
 
 
 def train(
@@ -60,8 +63,12 @@ def train(
                 advance=advance,
             )
         )
-    if not result.is_main:
-        return
+    if result.is_main:
+        _show(result)
+
+
+def _show(result: TrainResult) -> None:
+    """One table a phase on stdout, a column per epoch; the speed and the files on stderr."""
     for phase in dict.fromkeys(row["phase"] for row in result.epochs):
         epochs = [row for row in result.epochs if row["phase"] == phase]
         metrics = [name for name in epochs[0] if name not in ("phase", "epoch")]
@@ -72,7 +79,7 @@ def train(
     if result.groups:
         rate = result.groups / result.seconds
         notice(f"{result.groups:,} groups in {result.seconds:.1f} s: {rate:,.0f} queries/s")
-    notice(f"last checkpoint {result.last.resolve().name}, best {result.best.name} in {out}")
+    notice(f"last checkpoint {result.last.resolve().name}, best {result.best.name} in {result.out}")
 
 
 def _parameter(item: Option) -> inspect.Parameter:

@@ -97,16 +97,7 @@ def new_selector(
     say(f"start from {model.sft_checkpoint} ({found.layout}, {len(found.tensors)} tensors matched)")
     if found.foreign:
         say(f"not the selector's, left out: {', '.join(found.foreign)}")
-    shape = found.config
-    actual = model.model_copy(
-        update={
-            "selector": shape.kind,
-            "hidden": shape.hidden,
-            "num_layers": shape.layers,
-            "num_heads": shape.heads,
-            "max_shots": shape.max_shots,
-        }
-    )
+    actual = model.model_copy(update=_shape(found.config))
     return selector, config.model_copy(update={"model": actual})
 
 
@@ -137,13 +128,7 @@ def _require_same_shape(config: TrainConfig, found: Checkpoint, dim: int) -> Non
             f"the checkpoint takes embeddings of width {shape.dim}, the embeddings have {dim}",
             where=str(model.sft_checkpoint),
         )
-    stated = {
-        "selector": shape.kind,
-        "hidden": shape.hidden,
-        "num_layers": shape.layers,
-        "num_heads": shape.heads,
-    }
-    for name, actual in stated.items():
+    for name, actual in _shape(shape).items():
         wanted = getattr(model, name)
         if name in model.model_fields_set and wanted != actual:
             raise UsageError(
@@ -151,3 +136,14 @@ def _require_same_shape(config: TrainConfig, found: Checkpoint, dim: int) -> Non
                 where=str(model.sft_checkpoint),
                 hint="leave the option out: the checkpoint decides its shape",
             )
+
+
+def _shape(config: SelectorConfig) -> dict[str, object]:
+    """A selector's shape by the names of the options."""
+    return {
+        "selector": config.kind,
+        "hidden": config.hidden,
+        "num_layers": config.layers,
+        "num_heads": config.heads,
+        "max_shots": config.max_shots,
+    }

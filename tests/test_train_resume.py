@@ -36,10 +36,12 @@ def _train_and_die(bench: Bench, out: str, after: int, **flags: Any) -> None:
         bench.train(out, advance=advance, **flags)
 
 
-@pytest.mark.parametrize("selector", ["static", "gru"])
-@pytest.mark.parametrize(("after", "save_every"), [(0, 1), (3, 1), (9, 2), (17, 4), (29, 3)])
+@pytest.mark.parametrize(
+    ("selector", "after", "save_every"),
+    [("static", 0, 1), ("static", 3, 1), ("gru", 9, 2), ("static", 17, 4), ("static", 29, 3)],
+)
 def test_a_killed_training_ends_as_if_it_had_not_been(
-    tmp_path: Path, after: int, save_every: int, selector: str
+    tmp_path: Path, selector: str, after: int, save_every: int
 ) -> None:
     bench = Bench(tmp_path)
     flags: dict[str, Any] = GRPO | {"selector": selector}

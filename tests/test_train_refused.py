@@ -1,0 +1,123 @@
+"""What a training refuses: data, vectors, losses and options that do not fit, each by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lever_data.errors import LeverError, UsageError
+from lever_data.schema import CANDIDATES
+from lever_data.store import RunSpec
+from lever_train.config import TrainConfig
+from lever_train.options import resolve, to_toml
+from tests.stores import new_store, table
+from tests.training import POOL, Bench, random_rows
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"view": ["beams"]}, "no such view"),
+        ({"query_embeddings": "none.pt"}, "no such embeddings file"),
+        ({"reward_mode": "hard_plus_sofd"}, "unknown reward mode"),
+        ({"reward_mode": "hard01_plus_gtprob"}, "null in every row"),
+        ({"gen_method": ["retrieval"]}, "holds no rows to train on"),
+        ({"rce_epochs": 0}, "nothing to train"),
+        ({"scorer": "nobody", "view": ["balanced"]}, "no rows"),
+    ],
+)
+def test_what_cannot_be_trained_on(bench: Bench, flags: dict[str, Any], message: str) -> None:
+    if "scorer" in flags:  # rows without a scorer match any: give them one
+        rows = [row | {"scorer": "vlm"} for row in random_rows()]
+        bench = Bench(bench.folder / "other", rows)
+    with pytest.raises(LeverError, match=message):
+        bench.train(**flags)
+
+
+def test_scorers_and_splits_are_not_mixed(tmp_path: Path) -> None:
+    rows = [row | {"scorer": "ab"[row["query_id"] % 2]} for row in random_rows()]
+    bench = Bench(tmp_path, rows)
+    with pytest.raises(UsageError, match="scores of several models") as error:
+        bench.train()
+    assert error.value.value == "a, b"
+    bench.train("one", scorer="a")
+    other = [row | {"dataset": "e", "scorer": "a"} for row in random_rows(1)]
+    store = bench.store
+    with store.begin(RunSpec(kind="rl_data", dataset="e", split="train", source_sha256="e")) as w:
+        w.write("candidates", table(CANDIDATES, other))
+        w.commit()
+    with pytest.raises(UsageError, match="mixes datasets or splits") as error:
+        bench.train("mixed", scorer="a")
+    assert error.value.value == "d/train, e/train"
+
+
+def test_a_loss_that_is_not_finite_names_step_and_queries(bench: Bench) -> None:
+    bench.train("good", rce_epochs=1)
+    content = torch.load(bench.folder / "good" / "last.pt", weights_only=True)
+    content["model_state_dict"]["query_proj.weight"] *= 1e30
+    content["model_state_dict"]["attn_norms.0.weight"] *= 1e30
+    torch.save(content, bench.folder / "huge.pt")
+    with pytest.raises(LeverError, match=r"is not finite at step 0 of rce") as error:
+        bench.train("bad", sft_checkpoint=str(bench.folder / "huge.pt"))
+    assert str(error.value.where).startswith("queries [")
+    assert not (bench.folder / "bad" / "rce_epoch1.pt").exists()
+
+
+def test_missing_vectors_name_the_query(bench: Bench) -> None:
+    torch.save(torch.randn(POOL, 6), bench.folder / "few.pt")
+    with pytest.raises(LeverError, match="12 rows, none for a query") as error:
+        bench.train(query_embeddings=str(bench.folder / "few.pt"))
+    assert str(error.value.where).startswith("query ")
+    torch.save(torch.randn(3, 6), bench.folder / "few.pt")
+    with pytest.raises(LeverError, match="3 rows, none for example"):
+        bench.train("b", candidate_embeddings=str(bench.folder / "few.pt"))
+    torch.save(torch.randn(40, 5), bench.folder / "narrow.pt")
+    with pytest.raises(LeverError, match="different widths") as error:
+        bench.train("c", candidate_embeddings=str(bench.folder / "narrow.pt"))
+    assert error.value.value == "6 and 5"
+
+
+def test_the_config_file_and_the_flags(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[rce]\nepochs = 7\nlr = 2e-4\n[grpo]\nkl_target_max = 0.05\n")
+    config = resolve(file, {"rce__epochs": 2, "data__view": ["beam"]})
+    assert (config.rce.epochs, config.rce.lr, config.grpo.kl_target_max) == (2, 2e-4, 0.05)
+    assert config.data.view == ("beam",)
+    file.write_text(to_toml(config))
+    assert resolve(file, {}) == config
+    assert resolve(None, {}) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("[rce]\nepoch = 7\n", "unknown key", "did you mean epochs?"),
+        ("[gpro]\nepochs = 7\n", "unknown key", "did you mean grpo?"),
+        ("[rce]\nepochs = -1\n", "greater than or equal to 0", None),
+        ("[rce]\nlr = 'fast'\n", "valid number", None),
+        ("rce = 3\n", "not a table", None),
+        ("[rce\n", "not TOML", None),
+        ("[rce]\nrank = true\ntop1_only = true\n", "choose one of", None),
+        ("[model]\nnum_heads = 3\n", "does not divide", None),
+    ],
+)
+def test_a_bad_config_file(tmp_path: Path, text: str, message: str, hint: str | None) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(UsageError, match=message) as error:
+        resolve(tmp_path / "c.toml", {})
+    assert error.value.hint == hint
+
+
+def test_an_empty_store(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [])
+    bench.store = new_store(tmp_path / "empty")
+    with pytest.raises(LeverError, match=r"no rows|no runs"):
+        bench.train()
