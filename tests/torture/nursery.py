@@ -53,7 +53,10 @@ def _wait(pid: int, start: float, request: dict[str, Any]) -> int:
         if done:
             return status
         time.sleep(0.0005)
-    os.killpg(pid, signal.SIGKILL)
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has not come to setsid yet
+        os.kill(pid, signal.SIGKILL)
     return os.waitpid(pid, 0)[1]
 
 
