@@ -27,11 +27,12 @@ class NotJsonError(LeverError):
 _TOKEN = re.compile(
     rb'[ \t\n\r]*(?:("[^"\\]*+(?:\\.[^"\\]*+)*+")|([\[\]{}:,])|([^ \t\n\r\[\]{}:,"]+))', re.DOTALL
 )
-# A key and a non-finite number. In valid JSON both quotation marks are a string's ends: an escaped
-# one has a backslash before it, and between two strings stands punctuation, never bare text.
-_NON_FINITE_MEMBER = re.compile(
-    rb'(?<!\\)"([^"\\]{0,64})"([ \t\n\r]*:[ \t\n\r]*)(?:NaN|-?Infinity)(?=[ \t\n\r]*[,}])'
-)
+_NON_FINITE_TEXT = re.compile(rb"NaN|Infinity")
+# The key before a non-finite number, and the end of the member behind it. In valid JSON both
+# quotation marks are a string's ends: an escaped one has a backslash before it, and between two
+# strings stands punctuation, never bare text.
+_KEY_BEFORE = re.compile(rb'(?<!\\)"([^"\\]{0,64})"[ \t\n\r]*:[ \t\n\r]*\Z')
+_END_BEHIND = re.compile(rb"[ \t\n\r]*[,}]")
 _LONG_NUMBER = re.compile(r"-?[0-9]{4000,}")
 
 
@@ -102,12 +103,19 @@ def null_non_finite(text: bytes) -> tuple[bytes, Counter[str]]:
     Text that is not valid JSON otherwise stays invalid; numbers in lists are left as they are.
     """
     counts: Counter[str] = Counter()
-
-    def replace(match: re.Match[bytes]) -> bytes:
-        counts[match.group(1).decode(errors="replace")] += 1
-        return b'"' + match.group(1) + b'"' + match.group(2) + b"null"
-
-    return _NON_FINITE_MEMBER.sub(replace, text), counts
+    parts: list[bytes] = []
+    done = 0
+    for match in _NON_FINITE_TEXT.finditer(text):
+        start = match.start()
+        if text[start : start + 1] == b"I" and text[start - 1 : start] == b"-":
+            start -= 1
+        key = _KEY_BEFORE.search(text[max(0, start - 128) : start])
+        if key is not None and _END_BEHIND.match(text, match.end()):
+            counts[key.group(1).decode(errors="replace")] += 1
+            parts += (text[done:start], b"null")
+            done = match.end()
+    parts.append(text[done:])
+    return b"".join(parts), counts
 
 
 def encode(value: object, data: bytes, place: Place) -> bytes:
