@@ -286,7 +286,7 @@ def test_the_command(place: Place, tmp_path: Path) -> None:
         "--html",
         chart,
     )
-    assert "fresh − nearest" in done.stdout and "oracle (lower bound)" in done.stdout
+    assert "fresh - nearest" in done.stdout and "a lower bound" in done.stdout
     found = json.loads(out.read_text())
     assert {"selector", "shots", "accuracy", "low", "high", "n"} <= set(found["rows"][0])
     assert chart.read_text().startswith("<!doctype html>")

@@ -73,15 +73,18 @@ def test_luck_grows_with_the_cells_and_is_none_for_one() -> None:
     assert _luck(np.repeat(scores[:, :1], 20, axis=1)) == pytest.approx(0)  # all the same cell
 
 
-def test_a_sweep_runs_resumes_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare_demo(DemoOptions(tmp_path / "d", WorldSpec(150, 60, 8)))
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_sweep_runs_resumes_and_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    prepare_demo(DemoOptions(tmp_path / "d", WorldSpec(120, 60, 8)))
     monkeypatch.chdir(tmp_path)
     path = _write(
         tmp_path,
         'name = "s"\nbase = "d/lever.toml"\n[train.rce]\nepochs = 1\n[train.grpo]\nepochs = 0\n'
         '[train.sft]\nepochs = 1\n[grid]\n"reward.mode" = ["hard_plus_soft", "soft_only"]\n',
     )
-    report = json.loads(lever("sweep", path, "--jobs", "2", "--json").stdout)
+    report = json.loads(lever("sweep", path, "--jobs", jobs, "--json").stdout)
     cells = report["cells"]
     assert [c["accuracy"] for c in cells] == sorted((c["accuracy"] for c in cells), reverse=True)
     assert {c["settings"]["reward.mode"] for c in cells} == {"hard_plus_soft", "soft_only"}
