@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .common import JsonFlag, emit_json, emit_table, notice, progress_bar
+
+if TYPE_CHECKING:
+    from lever_train.demo import DemoResult
 
 
 def demo(
@@ -25,9 +28,6 @@ def demo(
     """
     from lever_data.demo_world import WorldSpec
     from lever_train.demo import DemoOptions, run_demo
-    from lever_train.run import summary
-
-    from .eval import show_scoreboard
 
     world = WorldSpec(train=questions, held_out=questions // 3)
     with progress_bar("demo") as advance:
@@ -35,6 +35,16 @@ def demo(
     if json:
         emit_json(result.scoreboard.to_json())
         return
+    _show_result(result)
+    notice(f"look around: lever views --store {result.config.data.store}")
+    notice(f"change {out / 'lever.toml'}, then: lever run --config {out / 'lever.toml'}")
+
+
+def _show_result(result: DemoResult) -> None:
+    from lever_train.run import summary
+
+    from .eval import show_scoreboard
+
     emit_table(
         ["run", "kind", "split", "rows"],
         [[run.run, run.kind, run.split, run.num_rows] for run in result.runs],
@@ -49,5 +59,3 @@ def demo(
     show_scoreboard(result.scoreboard)
     print()
     emit_table(["made", "where"], summary(result.config, result.outputs))
-    notice(f"look around: lever views --store {result.config.data.store}")
-    notice(f"change {out / 'lever.toml'}, then: lever run --config {out / 'lever.toml'}")

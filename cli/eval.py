@@ -53,12 +53,10 @@ def evaluate(
         found = run_evaluation(request, advance)
     board = found.scoreboard
     show_scoreboard(board)
-    if json is not None:
-        write_json(board, json)
-        notice(f"wrote {json}")
-    if html is not None:
-        write_page(board, html)
-        notice(f"wrote {html}")
+    for path, write in ((json, write_json), (html, write_page)):
+        if path is not None:
+            write(board, path)
+            notice(f"wrote {path}")
     notice(f"{'committed' if found.is_new else 'already evaluated'} as {board.run}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,7 +58,11 @@ def run(
         outputs = library.run(resolved, notice, advance, force)
     if json:
         emit_json(outputs)
-        return
+    else:
+        _show_result(outputs, library.summary(resolved, outputs))
+
+
+def _show_result(outputs: dict[str, Any], summary: list[tuple[str, str]]) -> None:
     scores = outputs["evaluate"].get("json")
     if scores is not None:
         from lever_train.scoreboard import read_json
@@ -66,7 +70,8 @@ def run(
         from .eval import show_scoreboard
 
         show_scoreboard(read_json(Path(scores)))
-    emit_table(["made", "where"], library.summary(resolved, outputs))
+        print()
+    emit_table(["made", "where"], summary)
 
 
 def _show_plan(plan: list[Planned], json: bool) -> None:

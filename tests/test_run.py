@@ -17,6 +17,7 @@ from lever_train.checkpoint import Progress, load_selector, save_v3
 from lever_train.checkpoint import convert as convert_checkpoint
 from lever_train.config import TrainConfig
 from lever_train.history import make_selector
+from lever_train.legacy_environment import train_config
 from lever_train.legacy_names import (
     LegacyPaths,
     LegacyRun,
@@ -25,7 +26,6 @@ from lever_train.legacy_names import (
     model_name,
     reward_suffix,
     sampler_name,
-    train_config,
 )
 from lever_train.pipeline import STATE, Outputs, Pipeline, Step
 from lever_train.pipeline_config import load_pipeline
