@@ -72,14 +72,18 @@ def export(store: Store, run_id: str, out: Path, progress: Progress | None = Non
             if progress is not None:
                 progress(num_candidates, run.rows.get("candidates", 0))
         file.write((b"" if separator == b",\n" else b"{") + b"\n}\n")
-        if num_candidates != run.rows.get("candidates", 0):
-            raise LeverError(
-                f"the manifest counts {run.rows.get('candidates')} candidates, "
-                f"the files hold {num_candidates}",
-                where=str(run.path),
-                hint="`lever check` names the file that is damaged",
-            )
+        _check_count(run, num_candidates)
     return Exported(run, num_queries, num_candidates)
+
+
+def _check_count(run: Run, num_candidates: int) -> None:
+    if num_candidates != run.rows.get("candidates", 0):
+        raise LeverError(
+            f"the manifest counts {run.rows.get('candidates')} candidates, "
+            f"the files hold {num_candidates}",
+            where=str(run.path),
+            hint="`lever check` names the file that is damaged",
+        )
 
 
 def _form(run: Run) -> tuple[Records, dict[str, Any]]:

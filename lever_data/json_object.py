@@ -1,21 +1,18 @@
 """Stream one giant JSON object or array: bounded memory, exact byte offsets, no trust in layout.
 
 In goes a feed of bytes; out come top-level members as (key, value bytes, byte offset), one at a
-time (:class:`Scanner`), or whole blocks of members cut at a likely boundary
-(:func:`split_blocks`), which the caller proves by decoding them. A JSON value is never a proper
-prefix of another one that starts with a bracket, so a block that decodes was cut rightly.
+time. Faster, but to be proven by the caller: whole blocks of members, see ``json_blocks.py``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lever_data.errors import LeverError
 
 VALUE_LIMIT = 64 << 20
-BLOCK = 1 << 20
 BOM = b"\xef\xbb\xbf"
 
 _SPACE = re.compile(rb"[ \t\n\r]*")
@@ -23,83 +20,7 @@ _SCALAR = re.compile(rb"[^ \t\n\r,\]}]*")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 # Group 1 is empty where the string goes on beyond the buffer.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{}]', re.DOTALL)
-_BOUNDARY = re.compile(rb'\}(?=[ \t\n\r]*,[ \t\n\r]*"[0-9]+"[ \t\n\r]*:[ \t\n\r]*\{)')
 _QUERY_KEY = re.compile(rb'"[0-9]{1,19}"[ \t\n\r]*:[ \t\n\r]*\{')
-_COMMA = re.compile(rb"[ \t\n\r]*,[ \t\n\r]*")
-
-
-@dataclass(frozen=True)
-class Block:
-    """A stretch of the text of one object; all blocks together are the whole text.
-
-    Attributes:
-        offset: uncompressed byte offset of ``data[0]``.
-        cut: index in ``data`` behind the last member, before its comma; ``None`` where no
-            boundary was found (the last block, or a member longer than the block).
-        first: the block begins with the opening brace (a byte order mark may precede it).
-        last: the text ends with this block.
-    """
-
-    offset: int
-    data: bytes
-    cut: int | None
-    first: bool
-    last: bool
-
-    def as_object(self) -> bytes | None:
-        """The block's members as one JSON object; ``None`` where it is not cut at a boundary."""
-        start = len(BOM) if self.first and self.data.startswith(BOM) else 0
-        head = b"" if self.first else b"{"
-        if self.last:
-            return head + self.data[start:]
-        if self.cut is None:
-            return None
-        return head + self.data[start : self.cut] + b"}"
-
-
-def split_blocks(read: Callable[[int], bytes], size: int = BLOCK) -> Iterator[Block]:
-    """Cut the text of an object of query members into blocks of about ``size`` bytes.
-
-    Args:
-        read: gives up to n bytes, ``b""`` at the end.
-        size: bytes of a block; a block without any boundary grows to eight times that.
-    """
-    offset, first, rest = 0, True, b""
-    while True:
-        data, ended = _read_block(read, rest, size)
-        if ended:
-            yield Block(offset, data, None, first, True)
-            return
-        cut = _last_boundary(data)
-        if cut is None and len(data) < 8 * size:
-            rest = data
-            continue
-        comma = _COMMA.match(data, cut) if cut is not None else None
-        end = comma.end() if comma else len(data)
-        yield Block(offset, data[:end], cut, first, False)
-        offset, first, rest = offset + end, False, data[end:]
-
-
-def _read_block(read: Callable[[int], bytes], rest: bytes, size: int) -> tuple[bytes, bool]:
-    """``rest`` and ``size`` further bytes; and whether the text ends there."""
-    parts, missing = [rest], size
-    while missing > 0:
-        part = read(missing)
-        if not part:
-            return b"".join(parts), True
-        parts.append(part)
-        missing -= len(part)
-    return b"".join(parts), False
-
-
-def _last_boundary(data: bytes) -> int | None:
-    for window in (1 << 14, 1 << 18, len(data)):
-        last = None
-        for match in _BOUNDARY.finditer(data, max(0, len(data) - window)):
-            last = match.end()
-        if last is not None:
-            return last
-    return None
 
 
 @dataclass(frozen=True)

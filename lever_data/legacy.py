@@ -19,8 +19,9 @@ import numpy as np
 
 from lever_data import json_exact
 from lever_data.errors import LeverError
+from lever_data.json_blocks import BLOCK, Block, split_blocks
 from lever_data.json_exact import NotJsonError, Place
-from lever_data.json_object import BLOCK, Block, Member, Scanner, split_blocks
+from lever_data.json_object import Member, Scanner
 from lever_data.legacy_ahead import attempts
 from lever_data.legacy_block import Decoded, Format
 from lever_data.legacy_layout import Built, Record, RefusedError

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 
-from lever_data.json_object import Block
+from lever_data.json_blocks import Block
 from lever_data.legacy_block import Decoded, Format, try_block
 from lever_data.legacy_helper import Helper, State
 from lever_data.legacy_layout import RefusedError
