@@ -58,7 +58,7 @@ def test_processes_ingest_the_same_and_different_sources_at_once(
         n: write_rl_data(tmp_path / f"{n}.json", QUERIES, seed=i) for i, n in enumerate("ab")
     }
     expected = _alone(tmp_path, sources)
-    rounds = 25 if long else 2
+    rounds = 25 if long else 1
     for number in range(rounds):
         store = tmp_path / f"store{number}"
         words = [_ingest_words(sources[n], store, n) for n in "aabb"]

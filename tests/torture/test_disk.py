@@ -61,9 +61,9 @@ def test_a_full_disk_commits_nothing(
         after = verify(inside / "s")
         needed = shutil.disk_usage(inside).used
         new = next(iter(after.keys() - before.keys()))
-        for step in range(tries := 80 if long else 6):
+        for step in range(tries := 80 if long else 4):
             assert nursery.run("runs", "rm", new, "--store", disk / "s").code == 0
-            room = needed * 2 * step // tries
+            room = needed * 4 * step // tries
             outcome = _in_little_room(nursery, inside, room, source, disk / "s")
             left = verify(inside / "s")
             assert left in (before, after)

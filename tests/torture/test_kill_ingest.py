@@ -68,7 +68,7 @@ class Room:
 
 
 KILLS = [  # keys out of order (they are sorted outside memory)?, every n-th change, moments
-    pytest.param(True, 2, 5, id="quick"),
+    pytest.param(True, 2, 3, id="quick"),
     pytest.param(True, 1, 300, id="long, shuffled", marks=pytest.mark.long),
     pytest.param(False, 1, 300, id="long, in order", marks=pytest.mark.long),
 ]

@@ -39,9 +39,9 @@ def test_rescore_killed_at_any_moment(
     (made,) = after.keys() - before.keys()
     store.remove(made)
     assert undisturbed.changes is not None
-    changes = range(1, undisturbed.changes + 1, 1 if long else 5)
+    changes = range(1, undisturbed.changes + 1, 1 if long else 9)
     kills: list[dict[str, float | int]] = [{"kill_before": n} for n in changes]
-    spread = moments(200 if long else 2, undisturbed.seconds, seed=1)
+    spread = moments(200 if long else 1, undisturbed.seconds, seed=1)
     kills += [{"kill_after": seconds} for seconds in spread]
     killed = 0
     for kill in kills:
@@ -53,4 +53,4 @@ def test_rescore_killed_at_any_moment(
         verify_swept(store.path)
         store.remove(made)
     report(f"{killed} kills")
-    assert killed > 3
+    assert killed >= 2

@@ -57,7 +57,7 @@ def test_sweep_killed_at_random_moments(
     roll = random.Random(1)
     kills = sweeps = 0
     outcome = undisturbed
-    while kills < (60 if long else 2):
+    while kills < (60 if long else 1):
         if outcome.code == 0:
             for folder in ("d", "sweeps"):
                 shutil.rmtree(folder)

@@ -90,7 +90,7 @@ def test_train_killed_before_changes_of_the_file_system(
     room = Room(tmp_path, warm)
     assert room.undisturbed.changes is not None
     moments = range(1, room.undisturbed.changes + 1)
-    moments = moments if long else moments[:: len(moments) // 3]
+    moments = moments if long else moments[:: len(moments) // 2]
     for number in moments:
         assert room.train(kill_before=number).killed
         room.left()
@@ -106,7 +106,7 @@ def test_train_killed_again_and_again(
     room = Room(tmp_path, warm)
     roll = random.Random(0)
     kills = trainings = 0
-    while kills < (150 if long else 3):
+    while kills < (150 if long else 2):
         outcome = room.train(kill_after=roll.uniform(0, room.undisturbed.seconds))
         room.left()
         kills += outcome.killed
