@@ -14,7 +14,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from lever_data.errors import LeverError
 from lever_data.files import fsync_dir, fsync_tree
 
 TABLES = ("candidates", "queries")
+_REMOVED = ".removed-"
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,16 @@ class ShardFolder:
                 ) from error
 
     def remove(self) -> None:
-        """Delete the job's folder: its rows are in a committed run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the job's folder: its rows are in a committed run.
+
+        It is renamed first, so that a crash leaves no shard that only looks finished; what a crash
+        left of an earlier removal goes too.
+        """
+        grave = self.folder.with_name(f"{_REMOVED}{uuid.uuid4().hex}")
+        with suppress(FileNotFoundError):  # never made, or another process was first
+            self.folder.rename(grave)
+        for left in self.folder.parent.glob(f"{_REMOVED}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _write(self, index: int, made: Made) -> None:
         temporary = self.folder / f".{uuid.uuid4().hex}"
