@@ -54,7 +54,7 @@ def test_log_probabilities_in_closed_form(golden: Golden) -> None:
 def test_rce(golden: Golden, tau: float) -> None:
     mask = _all(golden)
     weights = losses.rce_weights(golden["rewards"], mask, tau)
-    loss = losses.rce_loss(_steps(golden).cross_entropy(0.1), weights, torch.ones(4))
+    loss = losses.rce_groups(_steps(golden).cross_entropy(0.1), weights).mean()
     _close(loss, golden[f"rce_tau{tau}"])
 
 
@@ -63,7 +63,7 @@ def test_rce_of_legacy_ranks(golden: Golden) -> None:
     rewards, mask = golden["rewards"], _all(golden)
     ordinal = rewards.argsort(dim=-1, stable=True).argsort(dim=-1).float() / 8
     cross_entropy = _steps(golden).cross_entropy(0.1)
-    loss = losses.rce_loss(cross_entropy, losses.rce_weights(ordinal, mask, 1.0), torch.ones(4))
+    loss = losses.rce_groups(cross_entropy, losses.rce_weights(ordinal, mask, 1.0)).mean()
     _close(loss, golden["rce_rank_tau1"])
     untied = torch.tensor([2, 3])
     _close(losses.ranks(rewards, mask)[untied], ordinal[untied])
@@ -71,11 +71,11 @@ def test_rce_of_legacy_ranks(golden: Golden) -> None:
 
 def test_top1_and_sft(golden: Golden) -> None:
     labels = golden["labels"]
-    loss = losses.top1_loss(
+    loss = losses.one_candidate_groups(
         _steps(golden).cross_entropy(0.1),
         torch.ones_like(labels, dtype=torch.bool),
-        torch.ones(4),
-    )
+        torch.zeros(4, dtype=torch.long),
+    ).mean()
     _close(loss, golden["rce_top1"])
     _close(loss, golden["sft_loss_first"])
 
@@ -97,21 +97,21 @@ def test_grpo(golden: Golden, name: str, k: int | None) -> None:
     if k is not None:  # the legacy pick among ties is torch.topk's own
         chosen = torch.zeros_like(mask).scatter(1, rewards.topk(k).indices, True)
     advantage = losses.advantages(rewards, chosen, floor=losses.SUBSET_STD_FLOOR)
-    group = losses.GrpoGroup(
+    groups = losses.GrpoGroups(
         log_prob=golden["log_probs"],
         reference=golden["old_log_probs"],
         advantage=advantage,
         chosen=chosen,
         importance=torch.ones_like(rewards),
-        group_weight=torch.ones(4),
     )
-    terms = losses.grpo_loss(group, 0.1, losses.GrpoOptions())
+    terms = losses.grpo_terms(groups, losses.GrpoOptions())
+    ppo, kl = terms.ppo.mean(), terms.kl.mean()
     kept = advantage[chosen]
     found = {
-        "loss": terms.loss,
-        "ppo_loss": terms.ppo,
-        "kl_loss": 0.1 * terms.kl,
-        "kl": terms.kl,
+        "loss": ppo + 0.1 * kl,
+        "ppo_loss": ppo,
+        "kl_loss": 0.1 * kl,
+        "kl": kl,
         "mean_ratio": terms.ratio[chosen].mean(),
         "mean_advantage": kept.mean(),
         "std_advantage": kept.std(),
