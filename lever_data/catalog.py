@@ -17,7 +17,7 @@ from typing import Any
 
 import duckdb
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 
 RL_KINDS = ("rl_data", "rollout", "rescore")
 # relation over Parquet files → (kinds of runs it reads, their table, staging file with its types)
@@ -229,7 +229,13 @@ def quote_literal(text: str) -> str:
 
 
 def quote_identifier(name: str) -> str:
-    """A SQL identifier, quoted: the only way a name from outside gets into SQL."""
+    """A SQL identifier, quoted: the only way a name from outside gets into SQL.
+
+    Raises:
+        UsageError: the name holds a NUL, at which DuckDB 1 would end it.
+    """
+    if "\0" in name:
+        raise UsageError("a name may not hold a NUL", value=name)
     return '"' + name.replace('"', '""') + '"'
 
 
