@@ -95,12 +95,12 @@ def test_nothing_is_paid_twice_after_a_kill(warm: Nursery, tmp_path: Path) -> No
 
 
 def _done(world: World) -> list[Path]:
-    return list(world.store.glob("jobs/*/shard-*/report.json"))
+    return list(world.store.glob("jobs/rollout-*/shard-*/report.json"))
 
 
 def _nothing_half_done(world: World) -> None:
     """A shard's folder is there whole or not at all; nothing but whole runs is committed."""
-    for folder in world.store.glob("jobs/*/shard-*[0-9]"):
+    for folder in world.store.glob("jobs/rollout-*/shard-*[0-9]"):
         held = {p.name for p in folder.iterdir()}
         assert held == {"candidates.parquet", "queries.parquet", "report.json"}
     if (world.store / "runs").is_dir():
