@@ -42,6 +42,7 @@ class DataTable(Section):
     pool: Path | None = None
     eval_pool: Path | None = None
     image_root: Path | None = None
+    sql_dir: Path | None = None  # a folder of your own views, beside <store>/views
 
 
 class EmbedTable(Section):

@@ -67,7 +67,12 @@ def audit(work: Work) -> Step:
     config = work.config
 
     def act(known: Known, begun: bool) -> Outputs:
-        request = AuditRequest("", reward_spec(config.train), work.rl_runs(known))
+        request = AuditRequest(
+            "",
+            reward_spec(config.train),
+            work.rl_runs(known),
+            sql_dir=config.data.sql_dir,
+        )
         found = audit_views(config.data.store, request, config.train.data.view)
         page, figures = work.out / "audit.html", work.out / "audit.json"
         work.out.mkdir(parents=True, exist_ok=True)
@@ -80,6 +85,7 @@ def audit(work: Work) -> Step:
         "fail_on": list(config.audit.fail_on),
         "view": list(config.train.data.view),
         "reward": config.train.reward.model_dump(),
+        "own_views": _own_views(config.data.sql_dir),
     }
     return Step("audit", act, parameters, after=("ingest", "generate"))
 
@@ -104,7 +110,10 @@ def train(work: Work) -> Step:
         candidate_embeddings=data.candidate_embeddings,
         pool=data.pool,
     )
-    parameters = work.config.train.model_dump(mode="json")
+    parameters = {
+        **work.config.train.model_dump(mode="json"),
+        "own_views": _own_views(data.sql_dir),
+    }
     after = ("ingest", "embed", "pool", "sft", "generate", "audit")
     return Step("train", act, parameters, reads, after)
 
@@ -218,7 +227,7 @@ def run_training(
     resume = begun and (out / STATE).exists()
     library(
         TrainRequest(
-            source=Source(work.config.data.store, runs),
+            source=Source(work.config.data.store, runs, work.config.data.sql_dir),
             out=out,
             config=config,
             resume=resume,
@@ -230,6 +239,13 @@ def run_training(
     phases = ("sft",) if config.run.stage == "sft" else ("rce", "grpo")
     epochs = {"sft": config.sft.epochs, "rce": config.rce.epochs, "grpo": config.grpo.epochs}
     return [out / f"{name}_epoch{epochs[name]}.pt" for name in phases if epochs[name]]
+
+
+def _own_views(folder: Path | None) -> dict[str, str]:
+    """The SQL of the user's views: a changed one changes what is trained on."""
+    if folder is None:
+        return {}
+    return {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.sql"))}
 
 
 def _text(path: Path | None) -> str | None:

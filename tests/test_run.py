@@ -154,6 +154,14 @@ def test_a_bad_config_says_what_is_wrong(tmp_path: Path, text: str, message: str
     assert done.returncode == 2 and message in done.stderr
 
 
+def test_the_recipe_is_a_config() -> None:
+    path = Path(__file__).resolve().parents[1] / "examples" / "okvqa_nearest.toml"
+    config = load_pipeline(path)
+    assert config.data.sql_dir is not None
+    assert (config.data.sql_dir / f"{config.train.data.view[0]}.sql").exists()
+    assert config.eval.shots == (1, 2, 3, 4)
+
+
 def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:
     (tmp_path / "lever.toml").write_text('[data]\ndataset = "d"\nrl_data = ["a.json"]')
     config = load_pipeline(tmp_path / "lever.toml")
@@ -337,6 +345,8 @@ def test_without_a_config_it_says_how(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_from_questions_alone(tmp_path: Path) -> None:
     """No RL data, no beams, no pools, no checkpoint: the pipeline makes all of them."""
     files = write_world(make_world(WorldSpec(120, 40, 10)), tmp_path / "world")
+    (tmp_path / "views").mkdir()
+    (tmp_path / "views" / "mine.sql").write_text("select * from all_candidates")
     config = tmp_path / "lever.toml"
     config.write_text(
         '[data]\ndataset = "demo"\n'
@@ -345,6 +355,7 @@ def test_from_questions_alone(tmp_path: Path) -> None:
         f'eval_annotations = "{files.annotations("val")}"\n'
         f'query_embeddings = "{files.embeddings("train")}"\n'
         f'eval_embeddings = "{files.embeddings("val")}"\n'
+        'sql_dir = "views"\n[train.data]\nview = ["mine"]\n'
         "[pool]\nsize = 8\n[beam]\nqueries = 20\n[train.sft]\nepochs = 1\n"
         "[train.rce]\nepochs = 1\n[train.run]\nbatch_size = 16\n[eval]\nshots = [1, 2]\n"
     )
