@@ -1,6 +1,6 @@
 """Speed and memory of the trainer, on this machine, in one run.
 
-    python benchmarks/train.py [a b d] [--threads 2] [--candidates 20000000]
+    python -m benchmarks.train [a b d] [--threads 2] [--candidates 20000000]
 
 (a) a pool of 64 per query, 15 candidates, d 512, against a plain loop that does what the legacy
 trainer does: batch 1, the pool copied once per candidate. (b) the same with one shared pool of
