@@ -7,6 +7,7 @@ in colour.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -17,6 +18,8 @@ from lever_train.scoreboard import Row, Scoreboard
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 400, 52, 150, 16, 40
 _COLOURS = 8  # classes c0…c7 of the style
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
+_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)  # between grid lines
+_MOST_TICKS = 6
 _LABEL_GAP = 15  # pixels between the names at the line ends
 
 _STYLE = """
@@ -25,7 +28,7 @@ _STYLE = """
 body{margin:0 auto;max-width:52rem;padding:1.5rem;background:var(--page);color:var(--ink);
 font:16px/1.5 system-ui,sans-serif}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
-svg{width:100%;height:auto}svg text{fill:var(--soft);font:13px system-ui,sans-serif}
+svg{width:100%;min-width:34rem;height:auto}svg text{fill:var(--soft);font:13px system-ui,sans-serif}
 .grid{stroke:var(--grid)}.line{fill:none;stroke-width:2}.bar{stroke-width:1.5;opacity:.55}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .8rem .25rem 0;text-align:right;border-bottom:1px solid var(--grid)}
@@ -52,7 +55,7 @@ def page(board: Scoreboard) -> str:
         '<meta name=viewport content="width=device-width,initial-scale=1">',
         f"<title>lever eval</title><style>{_STYLE}{hues}</style>",
         f"<h1>VQA accuracy on {most:,} questions</h1>",
-        chart(rows),
+        f'<div class="scroll">{chart(rows)}</div>',
         "<h2>Accuracy, with 95 % bootstrap intervals</h2>",
         _table(
             ("selector", "shots", "accuracy", "low", "high", "n", "failed"), _score_cells(board)
@@ -95,7 +98,9 @@ class _Scale:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.shots = sorted({row.shots for row in rows})
-        self.top = max(row.high for row in rows) * 1.05 or 1.0
+        highest = max(row.high for row in rows)
+        self.step = next(step for step in _STEPS if step * _MOST_TICKS >= highest)
+        self.top = self.step * max(1, math.ceil(highest / self.step))
 
     def x(self, shots: int) -> float:
         low, high = self.shots[0], self.shots[-1]
@@ -105,10 +110,10 @@ class _Scale:
         return TOP + (1 - accuracy / self.top) * (HEIGHT - TOP - BOTTOM)
 
     def axes(self) -> str:
-        """Grid lines at fifths, the shot numbers, and what the axes are."""
+        """Grid lines at round accuracies, the shot numbers, and what the axes are."""
         parts = []
-        for tick in range(6):
-            value = self.top * tick / 5
+        for tick in range(round(self.top / self.step) + 1):
+            value = self.step * tick
             parts.append(
                 f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(value):.1f}" '
                 f'y2="{self.y(value):.1f}"/><text text-anchor="end" x="{LEFT - 8}" '
