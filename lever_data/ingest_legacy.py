@@ -17,15 +17,16 @@ from typing import Any
 import pyarrow as pa
 
 from lever_data.errors import LeverError
+from lever_data.json_blocks import BLOCK
 from lever_data.legacy import LegacyReader, RestartError
 from lever_data.legacy_beam import BeamFormat
 from lever_data.legacy_block import Format
 from lever_data.legacy_layout import Context
 from lever_data.legacy_rl import RlFormat
-from lever_data.source import BackgroundHash, Progress, Source
+from lever_data.source import BackgroundHash, ByteReader, Progress, Source
 from lever_data.store import Run, RunSpec, RunWriter, Store
 
-HELPER_AFTER = 24  # blocks of a megabyte: where a second process has paid for its start
+LARGE = 24 << 20  # bytes of text from which on a second process pays for its start of 0.3 s
 
 
 def ingest_legacy(
@@ -65,8 +66,9 @@ def _ingest_once(
     digest, progress, notice = around
     salvage = bool(spec.parameters.get("salvage"))
     with store.begin(spec) as writer, source.reader(progress) as bytes_in:
+        helper_after = 0 if _text_size(source, bytes_in) >= LARGE else LARGE // BLOCK
         reader = LegacyReader(
-            bytes_in.read, str(source.path), form, salvage=salvage, helper_after=HELPER_AFTER
+            bytes_in.read, str(source.path), form, salvage=salvage, helper_after=helper_after
         )
         with _no_gc():
             _write_all(writer, reader.batches())
@@ -79,6 +81,11 @@ def _ingest_once(
             return known, False
         _tell(reader, source, notice)
         return writer.commit(_details(reader, form)), True
+
+
+def _text_size(source: Source, reader: ByteReader) -> int:
+    """A guess at the bytes of text in a source: legacy JSON shrinks to a twelfth or less."""
+    return source.size * (10 if reader.is_compressed else 1)
 
 
 @contextmanager

@@ -25,28 +25,36 @@ class Block:
     """A stretch of the text of one object; all blocks together are the whole text.
 
     Attributes:
-        offset: uncompressed byte offset of ``data[0]``.
-        cut: index in ``data`` behind the last member, before its comma; ``None`` where no
-            boundary was found (the last block, or a member longer than the block).
+        offset: uncompressed byte offset of ``buffer[0]``.
+        buffer: the block, and behind ``end`` perhaps the beginning of the next one.
+        end: length of the block.
+        cut: index behind the last member, before its comma; ``None`` where no boundary was found
+            (the last block, or a member longer than the block).
         first: the block begins with the opening brace (a byte order mark may precede it).
         last: the text ends with this block.
     """
 
     offset: int
-    data: bytes
+    buffer: bytes
+    end: int
     cut: int | None
     first: bool
     last: bool
 
+    @property
+    def data(self) -> bytes:
+        """The text of the block."""
+        return self.buffer[: self.end]
+
     def as_object(self) -> bytes | None:
         """The block's members as one JSON object; ``None`` where it is not cut at a boundary."""
-        start = len(BOM) if self.first and self.data.startswith(BOM) else 0
-        head = b"" if self.first else b"{"
-        if self.last:
-            return head + self.data[start:]
-        if self.cut is None:
+        start = len(BOM) if self.first and self.buffer.startswith(BOM) else 0
+        end = self.end if self.last else self.cut
+        if end is None:
             return None
-        return head + self.data[start : self.cut] + b"}"
+        head = b"" if self.first else b"{"
+        tail = b"" if self.last else b"}"
+        return b"".join((head, memoryview(self.buffer)[start:end], tail))
 
 
 def split_blocks(read: Callable[[int], bytes], size: int = BLOCK) -> Iterator[Block]:
@@ -60,7 +68,7 @@ def split_blocks(read: Callable[[int], bytes], size: int = BLOCK) -> Iterator[Bl
     while True:
         data, ended = _read_block(read, rest, size)
         if ended:
-            yield Block(offset, data, None, first, True)
+            yield Block(offset, data, len(data), None, first, True)
             return
         cut = _last_boundary(data)
         if cut is None and len(data) < 8 * size:
@@ -68,7 +76,7 @@ def split_blocks(read: Callable[[int], bytes], size: int = BLOCK) -> Iterator[Bl
             continue
         comma = _COMMA.match(data, cut) if cut is not None else None
         end = comma.end() if comma else len(data)
-        yield Block(offset, data[:end], cut, first, False)
+        yield Block(offset, data, end, cut, first, False)
         offset, first, rest = offset + end, False, data[end:]
 
 

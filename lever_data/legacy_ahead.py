@@ -57,7 +57,8 @@ def attempts(
     Args:
         blocks: the blocks of one file.
         form: the format; what it learns later serves later blocks.
-        helper_after: start a second process after so many blocks; ``None``: never.
+        helper_after: start a second process after so many blocks; ``None``: never. Blocks are
+            decoded here until it is ready.
     """
     window: deque[tuple[Block, _Attempt]] = deque()
     helper: Helper | None = None
@@ -67,8 +68,10 @@ def attempts(
         for number, block in enumerate(blocks):
             if number == helper_after:
                 helper = stack.enter_context(Helper())
-            window.append((block, _start(block, form, helper, window)))
-            if helper is None or len(window) > AHEAD:
+            # What the first block shows of the file, all others must know.
+            there = helper if number and helper is not None and helper.is_ready() else None
+            window.append((block, _start(block, form, there, window)))
+            if there is None or len(window) > AHEAD:
                 yield _first(window)
         while window:
             yield _first(window)

@@ -24,6 +24,8 @@ from lever_data.errors import LeverError
 from lever_data.legacy_block import Decoded, Format
 from lever_data.legacy_layout import Built, RefusedError
 
+START_WAIT = 0.0  # seconds to wait for its start; tests wait, so that it takes part in small files
+
 
 @dataclass(frozen=True)
 class State:
@@ -46,9 +48,11 @@ class Helper:
                 [sys.executable, "-P", "-m", "lever_data.legacy_worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
         self._connection = Connection(ours.detach())
         self._thread = ThreadPoolExecutor(1, "helper")
+        self._has_started: bool | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -59,10 +63,23 @@ class Helper:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.kill()  # it holds nothing; this also frees a thread that waits for it
-        self._process.wait()
+        self.kill()  # it holds nothing; this also frees a thread that waits for it
         self._thread.shutdown(cancel_futures=True)
         self._connection.close()
+
+    def kill(self) -> None:
+        """End the process; what was submitted and is not done becomes an error."""
+        self._process.kill()
+        self._process.wait()
+
+    def is_ready(self) -> bool:
+        """Whether it has started; never, where it could not: then this process works alone."""
+        if self._has_started is None and self._connection.poll(START_WAIT):
+            try:
+                self._has_started = bool(self._connection.recv())
+            except (EOFError, OSError):
+                self._has_started = False
+        return bool(self._has_started)
 
     def submit(self, text: bytes, state: State) -> Future[Decoded]:
         """Decode a block's text over there."""

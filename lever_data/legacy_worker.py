@@ -17,6 +17,7 @@ from lever_data.legacy_layout import RefusedError
 
 def serve(connection: Connection) -> None:
     """Answer until the other side hangs up."""
+    connection.send(True)  # ready
     form: Format | None = None
     last: State | None = None
     while True:

@@ -15,7 +15,8 @@ from lever_data.errors import LeverError
 from lever_data.export_records import BeamRecords, RlRecords
 from lever_data.legacy import LegacyReader, RestartError
 from lever_data.legacy_beam import BeamFormat
-from lever_data.legacy_layout import Context
+from lever_data.legacy_helper import Helper, State
+from lever_data.legacy_layout import Context, RefusedError
 from lever_data.legacy_rl import RlFormat
 from lever_data.schema import CANDIDATES, QUERIES
 from tests.legacy_strategies import (
@@ -156,6 +157,12 @@ def many_queries(count: int) -> Json:
     return file
 
 
+@pytest.fixture
+def wait_for_the_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lever_data.legacy_helper.START_WAIT", 60)
+
+
+@pytest.mark.usefixtures("wait_for_the_helper")
 def test_a_second_process_gives_the_same_rows() -> None:
     file = many_queries(2_000)
     text = json.dumps(file).encode()
@@ -165,6 +172,7 @@ def test_a_second_process_gives_the_same_rows() -> None:
     assert difference(alone[0], null_non_finite(file)) is None
 
 
+@pytest.mark.usefixtures("wait_for_the_helper")
 def test_a_fault_far_behind_is_found_with_a_second_process_too() -> None:
     text = json.dumps(many_queries(2_000)).encode()
     at = text.index(b'"1800": ')
@@ -174,8 +182,29 @@ def test_a_fault_far_behind_is_found_with_a_second_process_too() -> None:
     assert f"byte {at}" in str(found.value.where)
 
 
-def test_a_second_process_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("wait_for_the_helper")
+def test_a_second_process_that_cannot_start_is_done_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
-    text = json.dumps(many_queries(500)).encode()
-    with pytest.raises(LeverError, match="the process that helps to decode ended"):
-        read(text, RlFormat(Context("d", "s", None)), 1_000, helper_after=2)
+    file = many_queries(500)
+    back, _ = read(
+        json.dumps(file).encode(), RlFormat(Context("d", "s", None)), 1_000, helper_after=0
+    )
+    assert difference(back, null_non_finite(file)) is None
+
+
+@pytest.mark.usefixtures("wait_for_the_helper")
+def test_a_second_process_that_dies_is_an_error() -> None:
+    with Helper() as helper:
+        assert helper.is_ready()
+        form = RlFormat(Context("d", "s", None))
+        state = State(RlFormat, form.known())
+        text = b'{"1": {"pointer_candidates": [{"pointer": [2]}]}}'
+        built, _ = helper.submit(text, state).result()
+        assert built.candidates["pointer"].to_pylist() == [[2]]
+        with pytest.raises(RefusedError):
+            helper.submit(b'{"1": 2}', state).result()
+        helper.kill()
+        with pytest.raises(LeverError, match="the process that helps to decode ended"):
+            helper.submit(text, state).result()
