@@ -74,14 +74,23 @@ app.add_typer(views.app, name="views")
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    if debug:
-        os.environ["LEVER_DEBUG"] = "1"
+    _shown.tracebacks = debug
+
+
+class _Shown:
+    """What this call of ``main`` shows beside its messages."""
+
+    tracebacks = False
+
+
+_shown = _Shown()
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line: exit 0 done, 1 the user's data, 2 usage, 130 interrupted."""
     from lever_data.errors import LeverError
 
+    _shown.tracebacks = False
     try:
         code = app(args=argv, standalone_mode=False)
     except LeverError as error:
@@ -118,7 +127,7 @@ def _report(message: str, hint: str | None, code: int) -> int:
     print(f"Error: {message}", file=sys.stderr)
     if hint:
         print(f"Hint: {hint}", file=sys.stderr)
-    if os.environ.get("LEVER_DEBUG"):
+    if _shown.tracebacks:
         traceback.print_exc()
     return code
 
