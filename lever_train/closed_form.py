@@ -4,9 +4,10 @@ In go scores [B, K] that do not change between steps and the positions [B, N, S]
 out come the terms of every step [B, N, S]. No copy of the pool per candidate is made: the
 normaliser of step t is the sum over the pool minus what was already chosen.
 
-The subtraction is arranged so that it cannot cancel: the S largest scores of a pool are kept apart
-from the rest. A prefix holds at most S - 1 positions, so one of the S largest is always unchosen
-and bounds what is subtracted; the relative error is at most S roundings, in float32 as well.
+The subtraction is arranged so that it can neither cancel nor underflow: the S largest scores of a
+pool are kept apart from the rest. A prefix holds at most S - 1 positions, so one of the S largest
+is always unchosen: it bounds what is subtracted and is what exponents are taken relative to. The
+relative error is a few roundings, in float32 as well, whatever the range of the scores.
 """
 
 from __future__ import annotations
@@ -80,19 +81,22 @@ def _log_remaining(
     """log of the sum of exp(score) over what is unchosen before each step, [B, N, S]."""
     if pool_mask is not None:
         scores = scores.masked_fill(~pool_mask, float("-inf"))
-    highest = scores.detach().amax(-1, keepdim=True)
-    mass = (scores - highest).exp()
-    top_mass, top_at = mass.topk(min(positions.shape[-1], mass.shape[-1]), dim=-1)
-    rest = mass.scatter(1, top_at, 0.0).sum(-1)
+    top, top_at = scores.topk(min(positions.shape[-1], scores.shape[-1]), dim=-1)
+    others = scores.scatter(1, top_at, float("-inf"))
+    base = others.detach().amax(-1, keepdim=True)
+    base = torch.where(base.isfinite(), base, 0.0)  # a pool all of which is on top
+    mass = (others - base).exp()
     is_top = (positions[..., None] == top_at[:, None, None, :]) & step_mask[..., None]
-    outside = torch.where(step_mask & ~is_top.any(-1), _at(mass, positions), 0.0)
-    removed = outside.cumsum(-1) - outside
-    taken = is_top.to(mass.dtype)
-    open_top = 1.0 - (taken.cumsum(-2) - taken)
-    top_left = (open_top * top_mass[:, None, None, :]).sum(-1)
-    remaining = rest[:, None, None] - removed + top_left
-    # a padded step may find the pool exhausted: log 1 keeps its gradient out of the sum
-    return torch.where(step_mask, remaining, 1.0).log() + highest[:, :, None]
+    outside = torch.where(step_mask, _at(mass, positions), 0.0)  # 0 for the top
+    rest = mass.sum(-1)[:, None, None] - (outside.cumsum(-1) - outside)
+    taken = (is_top.int().cumsum(-2) - is_top.int()) > 0
+    open_top = top[:, None, None, :].masked_fill(taken, float("-inf"))
+    highest = open_top.detach().amax(-1)
+    # a padded step may find the pool exhausted: 0 and 1 keep its gradient out of the sum
+    highest = torch.where(highest.isfinite(), highest, 0.0)
+    shifted = (open_top - highest[..., None]).exp().sum(-1)
+    remaining = shifted + rest * (base[..., None] - highest).clamp(max=0.0).exp()
+    return torch.where(step_mask, remaining, 1.0).log() + highest
 
 
 def _at(values: Tensor, positions: Tensor) -> Tensor:
