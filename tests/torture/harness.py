@@ -105,7 +105,8 @@ class Nursery:
         print(json.dumps(request), file=stdin, flush=True)
         reply = json.loads(stdout.readline())
         texts = [path.read_text("utf-8", "replace") if path.exists() else "" for path in (out, err)]
-        changes = int(counted.read_text("ascii")) if counted.exists() else None
+        count = counted.read_text("ascii") if counted.exists() else ""
+        changes = int(count) if count else None  # it may be killed while it writes this
         return Outcome(**reply, stdout=texts[0], stderr=texts[1], changes=changes)
 
     @staticmethod
