@@ -157,9 +157,8 @@ def test_a_bad_config_says_what_is_wrong(tmp_path: Path, text: str, message: str
 def test_the_recipe_is_a_config() -> None:
     path = Path(__file__).resolve().parents[1] / "examples" / "okvqa_nearest.toml"
     config = load_pipeline(path)
-    assert config.data.sql_dir is not None
-    assert (config.data.sql_dir / f"{config.train.data.view[0]}.sql").exists()
-    assert config.eval.shots == (1, 2, 3, 4)
+    assert (config.generate.shot_num, config.generate.num_beams) == (1, 64)
+    assert config.eval.shots == (1, 2, 3, 4) and config.data.eval_split == "val"
 
 
 def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:
