@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test check lint format types clean
 .PHONY: test-long torture bench bench-long wheel-test versions
@@ -13,17 +14,17 @@ demo: $(READY)
 	$(BIN)/lever demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not long"
+	$(PYTEST) -m "not long"
 
 check: lint types test
 
 # Everything that takes minutes: long tests, torture rooms at their full length.
 test-long: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # kill -9, full disks, flipped bits, fuzzing: some twenty minutes; counts are shown at the end.
 torture: $(READY)
-	$(BIN)/python -m pytest tests/torture --timeout 3600
+	$(PYTEST) tests/torture --timeout 3600
 
 # Markdown and JSON in build/bench/; peers that are not installed are left out and named.
 bench: $(READY)

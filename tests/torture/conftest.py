@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.conftest import ROOM
 from tests.torture.harness import Nursery
 
 Report = Callable[[str], None]
-_REPORTED: list[str] = []
 
 
 @pytest.fixture(scope="session")
@@ -25,13 +25,6 @@ def report(request: pytest.FixtureRequest) -> Report:
     """Say what a room did (how many kills, how many inputs); shown at the end of the tests."""
 
     def say(line: str) -> None:
-        _REPORTED.append(f"{request.node.name}: {line}")
+        request.node.user_properties.append((ROOM, f"{request.node.name}: {line}"))
 
     return say
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _REPORTED:
-        terminalreporter.section("torture rooms")
-        for line in _REPORTED:
-            terminalreporter.write_line(line)

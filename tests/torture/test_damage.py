@@ -20,8 +20,6 @@ from lever_data.store import Run, Store
 from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, Nursery, verify, write_rl_data
 
-pytestmark = pytest.mark.long  # a minute a room: `make torture`
-
 ALL = "select * from all_candidates order by all"
 
 

@@ -26,8 +26,6 @@ from tests.torture.harness import (
     write_rl_data,
 )
 
-pytestmark = pytest.mark.long  # a minute a room: `make torture`
-
 MODULES = ("lever_data.ingest", "lever_data.db", "lever_data.query", "lever_data.export")
 SIZE = 4 << 20
 
