@@ -17,7 +17,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from lever_data.audit import Audit
+    from lever_data.audit.audit import Audit
 
 _SOURCE_COLUMNS = {
     "num_candidates": "candidates",
@@ -88,9 +88,9 @@ def audit(
 
     With --compare, several views side by side; the JSON is then a list.
     """
-    from lever_data.audit import AuditRequest, audit_views
-    from lever_data.audit_page import write_json, write_page
-    from lever_data.gate import parse_gate, require_passed
+    from lever_data.audit.audit import AuditRequest, audit_views
+    from lever_data.audit.gate import parse_gate, require_passed
+    from lever_data.audit.page import write_json, write_page
     from lever_data.rewards import RewardSpec, parse_shot_weights
 
     gates = [parse_gate(text) for text in fail_on]
@@ -122,7 +122,7 @@ def audit(
 
 
 def _render(audits: list[Audit]) -> None:
-    from lever_data.audit_verdict import percent, verdict
+    from lever_data.audit.verdict import percent, verdict
 
     if len(audits) > 1:
         rows = [[_cell(a.figures, key) for key in _COMPARED] for a in audits]
@@ -148,7 +148,7 @@ def _render(audits: list[Audit]) -> None:
 
 
 def _cell(row: dict[str, object], key: str) -> object:
-    from lever_data.audit_verdict import percent
+    from lever_data.audit.verdict import percent
 
     value = row[key]
     return percent(value) if key.endswith("_share") and isinstance(value, float) else value

@@ -22,7 +22,7 @@ def diff(
     """Compare A with B: what only one has, the paired change in accuracy, McNemar's test."""
     from dataclasses import asdict
 
-    from lever_data.audit_page import write_json
+    from lever_data.audit.page import write_json
     from lever_data.diff import DiffRequest, diff
     from lever_data.store import Store
 

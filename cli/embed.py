@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lever_train.embed_request import EmbedRequest
+from lever_train.embed.request import EmbedRequest
 
 from .common import DEFAULT_STORE, JsonFlag, StoreOption, emit_json, notice, progress_bar
 from .flags import build, with_flags
@@ -12,7 +12,7 @@ from .flags import build, with_flags
 
 def embed(store: StoreOption = DEFAULT_STORE, json: JsonFlag = False, **flags: Any) -> None:
     """Embed the items of a split with CLIP or a text encoder; a killed call goes on."""
-    from lever_train.embed import embed as library
+    from lever_train.embed.embed import embed as library
 
     with progress_bar("embed", "items") as advance:
         found = library(build(EmbedRequest, flags, store=store), advance)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lever_train.eval_request import Contest, EvalRequest, Questions
+from lever_train.evaluation.request import Contest, EvalRequest, Questions
 from lever_train.rollout.request import AnswererSpec
 
 from .common import DEFAULT_STORE, RunsOption, StoreOption, emit_table, notice, progress_bar
 from .flags import build, with_flags
 
 if TYPE_CHECKING:
-    from lever_train.scoreboard import Paired, Row, Scoreboard
+    from lever_train.evaluation.scoreboard import Paired, Row, Scoreboard
 
 
 def evaluate(
@@ -37,9 +37,9 @@ def evaluate(
     Zero-shot, random and nearest-neighbour are always beside them, and the best of the pool where
     the answerer is cheap (exact at one shot, a lower bound at more).
     """
-    from lever_train.evaluation import run_evaluation
-    from lever_train.scoreboard import write_json
-    from lever_train.scoreboard_page import write_page
+    from lever_train.evaluation.api import run_evaluation
+    from lever_train.evaluation.scoreboard import write_json
+    from lever_train.evaluation.scoreboard_page import write_page
 
     request = EvalRequest(
         store=store,

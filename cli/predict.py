@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lever_train.eval_request import EvalRequest, Questions
+from lever_train.evaluation.request import EvalRequest, Questions
 
 from .common import DEFAULT_STORE, RunsOption, StoreOption, notice
 from .flags import build, with_flags
@@ -26,9 +26,9 @@ def predict(
     **flags: Any,
 ) -> None:
     """Write the picked demonstrations of every question: pointer and question ids, in order."""
-    from lever_train.eval_request import Contest
-    from lever_train.evaluation import predict as library
-    from lever_train.predictions import write_picks
+    from lever_train.evaluation.api import predict as library
+    from lever_train.evaluation.predictions import write_picks
+    from lever_train.evaluation.request import Contest
 
     contest = Contest(
         shots=(shot_num,), limit=() if limit is None else (limit,), device=device, oracle="no"

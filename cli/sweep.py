@@ -10,7 +10,7 @@ import typer
 from .common import JsonFlag, emit_json, emit_table, notice, progress_bar
 
 if TYPE_CHECKING:
-    from lever_train.sweep import SweepReport
+    from lever_train.sweep.sweep import SweepReport
 
 
 def sweep(
@@ -22,8 +22,8 @@ def sweep(
 
     The report says how many cells were tried and what luck alone would give the best of them.
     """
-    from lever_train.sweep import sweep as library
-    from lever_train.sweep_config import load_sweep
+    from lever_train.sweep.config import load_sweep
+    from lever_train.sweep.sweep import sweep as library
 
     resolved = load_sweep(config)
     with progress_bar("sweep", "cells") as advance:

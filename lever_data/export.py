@@ -18,10 +18,10 @@ import msgspec
 import pyarrow.parquet as pq
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.export_records import BeamRecords, Records, RlRecords, Row, own_layout
 from lever_data.files import writing
 from lever_data.integrity import require_intact
-from lever_data.legacy_layout import Layout
+from lever_data.legacy.layout import Layout
+from lever_data.legacy.records import BeamRecords, Records, RlRecords, Row, own_layout
 from lever_data.store import Run, Store
 
 KINDS = ("rl_data", "beam", "rollout", "rescore")

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lever_data.detect import Found, detect
 from lever_data.errors import LeverError, UsageError
-from lever_data.ingest_legacy import ingest_legacy
 from lever_data.integrity import require_intact
+from lever_data.legacy.ingest import ingest_legacy
 from lever_data.questions import (
     ItemFile,
     example_batches,
@@ -25,9 +24,10 @@ from lever_data.questions import (
     read_questions,
     split_of,
 )
-from lever_data.source import Progress, Source
+from lever_data.readers.detect import Found, detect
+from lever_data.readers.source import Progress, Source
+from lever_data.readers.vectors import embedding_batches, read_vectors
 from lever_data.store import Run, RunSpec, Store
-from lever_data.vectors import embedding_batches, read_vectors
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from lever_data import json_exact, schema
+from lever_data import schema
 from lever_data.errors import LeverError
-from lever_data.json_exact import Place
-from lever_data.json_object import Scanner
-from lever_data.legacy_rl import decode_typed
-from lever_data.legacy_types import Int64
-from lever_data.source import Progress, Source
+from lever_data.legacy.rl import decode_typed
+from lever_data.legacy.types import Int64
+from lever_data.readers import json_exact
+from lever_data.readers.json_exact import Place
+from lever_data.readers.json_object import Scanner
+from lever_data.readers.source import Progress, Source
 
 _ROWS = 50_000
 _SUBTYPE = re.compile(r"(train|val|test)(?:-[a-z]+)?(\d{4})")

@@ -22,7 +22,7 @@ from lever_data.db import connect
 from lever_data.errors import LeverError, UsageError
 from lever_data.integrity import require_intact
 from lever_data.questions import read_annotations, read_questions, split_of
-from lever_data.source import Source
+from lever_data.readers.source import Source
 from lever_data.store import Run, RunSpec, RunWriter, Store
 from lever_data.vqa_metric import METRIC_VERSION, edit_similarity, token_f1, vqa_accuracy
 

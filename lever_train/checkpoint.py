@@ -1,9 +1,10 @@
 """Checkpoints in every format there is: v2 (Lightning), v2format and v3, read safely and strictly.
 
 In goes a ``.pt`` or ``.ckpt`` file; out comes a :class:`Checkpoint` whose tensors carry the v3
-names. Reading runs no code of the file (``lever_data.torch_file``). Every tensor of the selector
-must be there with the right shape; tensors of other modules (``sen_model``) are listed; anything
-else is an error that names both sides. Written are v3, which the legacy code loads, and v2format.
+names. Reading runs no code of the file (``lever_data.readers.torch_file``). Every tensor of the
+selector must be there with the right shape; tensors of other modules (``sen_model``) are listed;
+anything else is an error that names both sides. Written are v3, which the legacy code loads, and
+v2format.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lever_data.errors import LeverError
+from lever_data.readers.torch_file import read_torch
 from lever_data.store import write_atomic
-from lever_data.torch_file import read_torch
 from lever_train.history import make_selector
 from lever_train.selector import Selector, SelectorConfig
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.torch_file import read_torch
+from lever_data.readers.torch_file import read_torch
 
 SUFFIXES = (".pt", ".npy", ".safetensors")
 

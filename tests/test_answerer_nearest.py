@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lever_data.errors import LeverError
-from lever_data.torch_file import read_torch
+from lever_data.readers.torch_file import read_torch
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.items import Truth
 from lever_train.rollout.prompts import Item, Prompt, postprocess

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from lever_data.audit import AuditRequest, audit, audit_views
-from lever_data.audit_reward import largest_reward
-from lever_data.audit_verdict import percent, verdict
+from lever_data.audit.audit import AuditRequest, audit, audit_views
+from lever_data.audit.gate import failing, parse_gate, require_passed
+from lever_data.audit.reward import largest_reward
+from lever_data.audit.verdict import percent, verdict
 from lever_data.db import open_session
 from lever_data.errors import LeverError, UsageError
-from lever_data.gate import failing, parse_gate, require_passed
 from lever_data.ingest import IngestOptions, ingest
 from lever_data.rewards import RewardSpec
 from lever_data.store import Store

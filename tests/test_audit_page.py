@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.audit import Audit, AuditRequest, audit_views
-from lever_data.audit_page import render, write_page
+from lever_data.audit.audit import Audit, AuditRequest, audit_views
+from lever_data.audit.page import render, write_page
 from lever_data.rewards import RewardSpec
 from tests.stores import candidate, commit, new_store
 

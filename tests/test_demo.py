@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from lever_data import connect
-from lever_data.demo_world import WorldSpec
+from lever_data.demo.world import WorldSpec
 from lever_data.errors import UsageError
 from lever_data.store import Store
-from lever_train.demo import DemoOptions, DemoResult, run_demo
-from lever_train.eval_request import Questions
-from lever_train.evaluate import EvalOptions, evaluate
-from lever_train.heldout import open_held_out
+from lever_train.evaluation.evaluate import EvalOptions, evaluate
+from lever_train.evaluation.heldout import open_held_out
+from lever_train.evaluation.request import Questions
 from lever_train.history import make_selector
+from lever_train.pipeline.demo import DemoOptions, DemoResult, run_demo
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.policy import Trained
 from lever_train.selector import SelectorConfig

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lever_data.demo_answers import DemoAnswerer
-from lever_data.demo_files import WorldFiles, write_world
-from lever_data.demo_proposals import BEAMS, propose, score
-from lever_data.demo_world import QUESTIONS, World, WorldSpec, make_world
+from lever_data.demo.answers import DemoAnswerer
+from lever_data.demo.files import WorldFiles, write_world
+from lever_data.demo.proposals import BEAMS, propose, score
+from lever_data.demo.world import QUESTIONS, World, WorldSpec, make_world
 from lever_data.vqa_metric import fallback_match, vqa_accuracy
 
 SMALL = WorldSpec(train=200, held_out=60, pool=12)

@@ -15,8 +15,8 @@ from lever_cli.__main__ import app
 from lever_cli.docs import render
 from typer.main import get_command
 
-from lever_data.demo_files import write_world
-from lever_data.demo_world import WorldSpec, make_world
+from lever_data.demo.files import write_world
+from lever_data.demo.world import WorldSpec, make_world
 from tests.commands import lever
 
 ROOT = Path(__file__).resolve().parents[1]

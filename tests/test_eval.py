@@ -15,25 +15,25 @@ import pytest
 import torch
 
 from lever_data import connect
-from lever_data.demo_files import DATASET, WorldFiles, write_world
-from lever_data.demo_world import World, WorldSpec, make_world
+from lever_data.demo.files import DATASET, WorldFiles, write_world
+from lever_data.demo.world import World, WorldSpec, make_world
 from lever_data.errors import LeverError, UsageError
 from lever_data.ingest import IngestOptions, ingest
 from lever_data.store import Store
 from lever_data.vqa_metric import vqa_accuracy
-from lever_train import baselines
 from lever_train.checkpoint import Progress, save_v3
-from lever_train.eval_request import Contest, EvalRequest, Questions
-from lever_train.evaluate import EvalOptions, evaluate
-from lever_train.evaluation import Evaluated, predict, run_evaluation
-from lever_train.heldout import HeldOut, open_held_out
+from lever_train.evaluation import baselines
+from lever_train.evaluation.api import Evaluated, predict, run_evaluation
+from lever_train.evaluation.evaluate import EvalOptions, evaluate
+from lever_train.evaluation.heldout import HeldOut, open_held_out
+from lever_train.evaluation.request import Contest, EvalRequest, Questions
+from lever_train.evaluation.scoreboard import scoreboard
+from lever_train.evaluation.scoreboard_page import page
 from lever_train.history import make_selector
 from lever_train.rollout.answerers import Answer
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.policy import load_policy
 from lever_train.rollout.prompts import Prompt
-from lever_train.scoreboard import scoreboard
-from lever_train.scoreboard_page import page
 from lever_train.selector import SelectorConfig
 from tests.commands import lever
 

@@ -17,9 +17,10 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.store import Store
 from lever_data.vqa_metric import METRIC_VERSION, vqa_accuracy
 from lever_train.rollout.asking import Tally
-from lever_train.rollout.generate import Execution, forecast, generate, new_asker, shard_folder
-from lever_train.rollout.job import resolve
+from lever_train.rollout.generate import Execution, forecast, generate
+from lever_train.rollout.job import new_asker, shard_folder
 from lever_train.rollout.request import Request
+from lever_train.rollout.resolve import resolve
 from lever_train.rollout.work import make_shard
 from tests.rollouts import World, make_world, rows
 

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lever_data.errors import LeverError
-from lever_data.export_records import BeamRecords, RlRecords
-from lever_data.legacy import LegacyReader, RestartError
-from lever_data.legacy_beam import BeamFormat
-from lever_data.legacy_helper import Helper, State
-from lever_data.legacy_layout import Context, RefusedError
-from lever_data.legacy_rl import RlFormat
+from lever_data.legacy.beam import BeamFormat
+from lever_data.legacy.decode import LegacyReader, RestartError
+from lever_data.legacy.helper import Helper, State
+from lever_data.legacy.layout import Context, RefusedError
+from lever_data.legacy.records import BeamRecords, RlRecords
+from lever_data.legacy.rl import RlFormat
 from lever_data.schema import CANDIDATES, QUERIES
 from tests.legacy_strategies import (
     Json,
@@ -159,7 +159,7 @@ def many_queries(count: int) -> Json:
 
 @pytest.fixture
 def wait_for_the_helper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lever_data.legacy_helper.START_WAIT", 60)
+    monkeypatch.setattr("lever_data.legacy.helper.START_WAIT", 60)
 
 
 @pytest.mark.usefixtures("wait_for_the_helper")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lever_data import json_exact
 from lever_data.errors import LeverError
-from lever_data.json_blocks import split_blocks
-from lever_data.json_object import Scanner
+from lever_data.readers import json_exact
+from lever_data.readers.json_blocks import split_blocks
+from lever_data.readers.json_object import Scanner
 from tests.legacy_strategies import ANYTHING, null_non_finite
 
 

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from lever_data.demo_files import WorldFiles, write_world
-from lever_data.demo_world import WorldSpec, make_world
+from lever_data.demo.files import WorldFiles, write_world
+from lever_data.demo.world import WorldSpec, make_world
 from lever_data.errors import LeverError, UsageError
-from lever_data.vectors import read_vectors
+from lever_data.readers.vectors import read_vectors
 from lever_train.checkpoint import Progress, load_selector, save_v3
 from lever_train.checkpoint import convert as convert_checkpoint
 from lever_train.config import TrainConfig
 from lever_train.history import make_selector
-from lever_train.legacy_environment import train_config
-from lever_train.legacy_names import (
+from lever_train.pipeline.config import load_pipeline
+from lever_train.pipeline.legacy_environment import train_config
+from lever_train.pipeline.legacy_names import (
     LegacyPaths,
     LegacyRun,
     choose_checkpoint,
@@ -27,10 +28,9 @@ from lever_train.legacy_names import (
     reward_suffix,
     sampler_name,
 )
-from lever_train.pipeline import STATE, Outputs, Pipeline, Step
-from lever_train.pipeline_config import load_pipeline
+from lever_train.pipeline.pipeline import STATE, Outputs, Pipeline, Step
+from lever_train.pipeline.similar import similar_pools
 from lever_train.selector import SelectorConfig
-from lever_train.similar import similar_pools
 from tests.commands import lever
 
 WORDS = (

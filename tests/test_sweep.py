@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from lever_data import connect
-from lever_data.demo_world import WorldSpec
+from lever_data.demo.world import WorldSpec
 from lever_data.store import Store
-from lever_train.demo import DemoOptions, prepare_demo
-from lever_train.sweep import _luck
-from lever_train.sweep_config import cell_config, load_sweep
+from lever_train.pipeline.demo import DemoOptions, prepare_demo
+from lever_train.sweep.config import cell_config, load_sweep
+from lever_train.sweep.sweep import _luck
 from tests.commands import lever
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lever_data.errors import LeverError
-from lever_data.torch_file import Placeholder, read_torch
+from lever_data.readers.torch_file import Placeholder, read_torch
 from tests.shared_data import GOLDEN, needs_shared
 
 TYPES = [

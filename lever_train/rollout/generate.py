@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from lever_data.errors import LeverError, UsageError
 from lever_data.schema import TABLES as SCHEMAS
 from lever_data.store import Run
-from lever_train.rollout.asking import Asker, Tally, scope
-from lever_train.rollout.cache import open_cache
-from lever_train.rollout.job import Job, resolve
+from lever_train.rollout.asking import Asker, Tally
+from lever_train.rollout.job import Job, new_asker, shard_folder
+from lever_train.rollout.ray_engine import make_with_ray
 from lever_train.rollout.request import Request
+from lever_train.rollout.resolve import resolve
 from lever_train.rollout.shards import TABLES, Made, Report, ShardFolder
 from lever_train.rollout.work import candidates_of, make_shard, prompts_of
 
@@ -97,8 +98,6 @@ def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) ->
         return Outcome(run, Report(**run.details["report"]), Tally(), already=True)
     indices = list(range(execution.part[0], folder.count, execution.part[1]))
     if execution.engine == "ray":
-        from lever_train.rollout.ray_engine import make_with_ray
-
         tally = make_with_ray(job, folder.missing(indices), execution.workers, progress)
     else:
         tally = _make_here(job, folder, indices, make, progress)
@@ -131,21 +130,6 @@ def forecast(request: Request) -> Forecast:
     return Forecast(
         len(job.query_ids), candidates, wanted, asked, len(missing), job.spec.run_id(), already
     )
-
-
-def shard_folder(job: Job) -> ShardFolder:
-    """Where the job's shards lie: named after the run and the size of a shard."""
-    key = f"{job.spec.run_id()}-s{job.request.shard_size}"
-    return ShardFolder(
-        job.store.path / "jobs" / key,
-        len(job.shards),
-        lambda: job.store.find(job.spec) is not None,
-    )
-
-
-def new_asker(job: Job, on_progress: Callable[[Tally], None] = lambda tally: None) -> Asker:
-    """The job's answerer behind the store's cache."""
-    return Asker(job.answerer, open_cache(job.store.path, scope(job.answerer)), on_progress)
 
 
 def commit(job: Job, folder: ShardFolder) -> Run:

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lever_data.files import sha256_file
 from lever_data.store import RunSpec
 from lever_data.vqa_metric import METRIC_VERSION
 from lever_train.pools import SharedPool
 from lever_train.rollout.answerers.base import canonical
+from lever_train.rollout.job import Job
 from lever_train.rollout.proposals import PROPOSAL_VERSION
-
-if TYPE_CHECKING:
-    from lever_train.rollout.job import Job
 
 
 def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:

@@ -29,9 +29,10 @@ from lever_train.pools import SharedPool
 from lever_train.rollout.asking import Asker
 from lever_train.rollout.generate import Execution, Outcome, Progress, make_run
 from lever_train.rollout.items import Truth
-from lever_train.rollout.job import Job, resolve
+from lever_train.rollout.job import Job
 from lever_train.rollout.prompts import Item, Prompt
 from lever_train.rollout.request import Request
+from lever_train.rollout.resolve import resolve
 from lever_train.rollout.scoring import expected_accuracy
 from lever_train.rollout.shards import Made, Report
 from lever_train.rollout.table import queries_table

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lever_data.errors import LeverError
 from lever_data.questions import read_annotations, read_questions
-from lever_data.source import Source
+from lever_data.readers.source import Source
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 
 from lever_data.errors import LeverError, UsageError
 from lever_train.rollout.asking import Tally
-from lever_train.rollout.job import Job, resolve
+from lever_train.rollout.job import Job, new_asker, shard_folder
 from lever_train.rollout.request import Request
+from lever_train.rollout.resolve import resolve
 
 Progress = Callable[[float, float | None, str], None]
 
@@ -22,8 +23,6 @@ class ShardWorker:
     """An actor that makes shards of one request."""
 
     def __init__(self, request: Request, run: str) -> None:
-        from lever_train.rollout.generate import new_asker, shard_folder
-
         self.job = resolve(request)
         if self.job.spec.run_id() != run:
             raise LeverError(

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lever_data.demo_world import WorldSpec
-from lever_train.demo import DemoOptions, prepare_demo
+from lever_data.demo.world import WorldSpec
+from lever_train.pipeline.demo import DemoOptions, prepare_demo
 from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, Nursery, verify
 
@@ -33,7 +33,7 @@ epochs = 1
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     """A nursery that has imported all that sweep needs."""
-    with Nursery(tmp_path_factory.mktemp("nursery"), "lever_train.sweep") as nursery:
+    with Nursery(tmp_path_factory.mktemp("nursery"), "lever_train.sweep.sweep") as nursery:
         yield nursery
 
 

@@ -1,0 +1,1 @@
+"""Audits: diagnostics over a view, their verdict, their page, and gates."""

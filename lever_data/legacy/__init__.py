@@ -1,0 +1,1 @@
+"""The legacy formats, RL data and beams: decoded to Arrow batches, and written back as records."""

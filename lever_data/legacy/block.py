@@ -1,0 +1,83 @@
+"""Decode one block of legacy data at once, and prove that nothing of it was dropped.
+
+In go a format and the text of a block as one object; out come its Arrow batches, or
+RefusedError, and then the careful path takes the block member by member.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from lever_data.legacy.layout import Built, Context, Record, RefusedError
+from lever_data.legacy.types import Made
+from lever_data.readers import json_exact
+from lever_data.readers.json_exact import Place
+
+Decoded = tuple[Built, Counter[str]]  # the batches, and non-finite numbers stored as null by key
+
+
+class Format(Protocol):
+    """What the reader must know of a kind of data: RL data or beams."""
+
+    context: Context
+
+    def decode_block(self, text: bytes) -> list[Record]:
+        """Decode the members of an object's text at once, or raise RefusedError."""
+
+    def decode_value(self, query_id: int, value: object, data: bytes, place: Place) -> Made:
+        """Decode one member's value, or raise a LeverError that says what is wrong with it."""
+
+    def build(self, records: Sequence[Record], *, careful: bool = False, tokens: int = -1) -> Built:
+        """Make Arrow batches of records; careful: as ``decode_value`` gave them.
+
+        ``tokens`` is what the batches should account for.
+        """
+
+    def known(self) -> tuple[Any, ...]:
+        """All that decoding depends on, for ``restore``; it can be pickled and compared."""
+
+    @classmethod
+    def restore(cls, *known: Any) -> Format:
+        """A format that decodes like the one that said ``known``."""
+
+
+def try_block(form: Format, text: bytes | None) -> Decoded:
+    """The batches of a block.
+
+    Raises:
+        RefusedError: the block is not cut at a boundary, is not valid, holds keys that the types
+            have not learned yet, or two equal keys in one object.
+    """
+    if text is None:
+        raise RefusedError("no boundary")
+    try:
+        records = form.decode_block(text)
+        non_finite: Counter[str] = Counter()
+    except RefusedError:
+        if b"NaN" not in text and b"Infinity" not in text:
+            raise
+        clean, non_finite = json_exact.null_non_finite(text)
+        records = form.decode_block(clean)
+    tokens = count_tokens(text)
+    built = form.build(records, tokens=tokens)
+    if built.tokens != tokens:
+        raise RefusedError("a key occurs twice in one object")
+    return built, non_finite
+
+
+def count_tokens(text: bytes) -> int:
+    """String tokens in valid JSON text: unescaped quotation marks, halved."""
+    codes = np.frombuffer(text, np.uint8)
+    is_quote = codes == 0x22
+    quotes = int(np.count_nonzero(is_quote))
+    if b"\\" in text:
+        for at in np.flatnonzero(is_quote[1:] & (codes[:-1] == 0x5C)).tolist():
+            before = text[max(0, at - 64) : at + 1]
+            if len(before) == len(before.rstrip(b"\\")) + 64:  # a longer run: look at all of it
+                before = text[: at + 1]
+            quotes -= (len(before) - len(before.rstrip(b"\\"))) % 2
+    return quotes // 2

@@ -1,0 +1,192 @@
+"""The candidates table of RL data: one row per candidate, column by column.
+
+In go (query id, value) records; out come a record batch and the string tokens it accounts for.
+Measured on 63 MB of text: taking one attribute of all candidates at a time costs 0.09 s, whole
+tuples turned into columns 0.39 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec import UNSET
+
+from lever_data import schema
+from lever_data.legacy.layout import (
+    Context,
+    Layout,
+    Record,
+    RefusedError,
+    count_strings,
+    to_json,
+)
+from lever_data.legacy.types import CANDIDATE_FIELDS, RESERVED, REST, Made, Types
+
+
+def candidate_batch(
+    records: Sequence[Record], types: Types, layout: Layout, context: Context, all_keys: bool
+) -> tuple[pa.RecordBatch, int]:
+    """The candidates of ``records`` in their order; see ``legacy_rows.build``."""
+    structs = list(chain.from_iterable(value.pointer_candidates for _, value in records))
+    counts = np.array([len(value.pointer_candidates) for _, value in records], dtype=np.int64)
+    made = _Columns(structs, _fields(structs, types, all_keys), layout)
+    arrays = {column: made.array(name) for name, (column, _) in CANDIDATE_FIELDS.items()}
+    _check_pointers(arrays["pointer"], arrays["pointer_pos"])
+    if "scorer" in made.mixed or "scorer" not in made.columns:
+        arrays["scorer"] = _fill_scorer(made, context.scorer)
+    arrays["extra"] = made.extra(types.candidate)
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    ids = np.array([query_id for query_id, _ in records], dtype=np.int64)
+    arrays |= {
+        "dataset": pa.repeat(context.dataset, len(structs)),
+        "split": pa.repeat(context.split, len(structs)),
+        "query_id": pa.array(np.repeat(ids, counts)),
+        "candidate": pa.array((np.arange(len(structs)) - starts).astype(np.int32)),
+        "shot_num": pc.list_value_length(arrays["pointer"]).cast(pa.int8()),
+    }
+    batch = pa.RecordBatch.from_arrays(
+        [arrays[f.name] for f in schema.CANDIDATES], schema=schema.CANDIDATES
+    )
+    return batch, -1 if RESERVED in made.columns else made.tokens
+
+
+def _fields(structs: list[Made], types: Types, all_keys: bool) -> dict[str, str]:
+    """Key in JSON → attribute of the struct, of the keys to look for."""
+    fields = {name: name for name in CANDIDATE_FIELDS}
+    fields |= {name: f"extra{i}" for i, name in enumerate(types.candidate)}
+    if not all_keys and structs:
+        return {n: a for n, a in fields.items() if getattr(structs[0], a) is not UNSET}
+    return fields | {RESERVED: REST}
+
+
+class _Columns:
+    """The columns of a block of candidates: which keys are absent, and Arrow arrays of them."""
+
+    def __init__(self, structs: list[Made], fields: dict[str, str], layout: Layout) -> None:
+        self.num_rows = len(structs)
+        self.layout = layout
+        self.tokens = 0
+        self.columns: dict[str, list[Any]] = {}
+        self.mixed: set[str] = set()  # known keys that some rows have and others do not
+        for name, attribute in fields.items():
+            values = list(map(attrgetter(attribute), structs))
+            if values and (values[0] is not UNSET or values.count(UNSET) < len(values)):
+                self.columns[name] = values
+
+    def array(self, name: str) -> pa.Array:
+        """The column of one known key; what is absent is null."""
+        kind = schema.CANDIDATES.field(CANDIDATE_FIELDS[name][0]).type
+        values = self.columns.get(name)
+        if values is None:
+            return pa.nulls(self.num_rows, kind)
+        try:
+            array = self._convert(values, kind)
+        except (TypeError, pa.ArrowInvalid):  # what Arrow says to an UNSET
+            self.tokens -= values.count(UNSET)
+            self.mixed.add(name)
+            array = self._convert([None if v is UNSET else v for v in values], kind)
+        self.tokens += self.num_rows
+        if pa.types.is_string(kind):
+            self.tokens += self.num_rows - array.null_count
+        if name == "vqa_eval_mode":
+            array = pc.if_else(pc.equal(array, "vqaEval"), "file", array)
+        return array
+
+    def _convert(self, values: list[Any], kind: pa.DataType) -> pa.Array:
+        if not pa.types.is_list(kind):
+            return pa.array(values, kind)
+        if pa.types.is_struct(kind.value_type):
+            plain = msgspec.to_builtins(values)
+            array = pa.array(plain, kind)
+            self.tokens += count_strings(plain)
+            return array
+        if None in values:
+            return pa.array(values, kind)
+        offsets = np.zeros(len(values) + 1, dtype=np.int32)
+        np.cumsum(np.fromiter(map(len, values), np.int32, len(values)), out=offsets[1:])
+        flat = pa.array(list(chain.from_iterable(values)), kind.value_type)
+        return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind)
+
+    def extra(self, learned: Sequence[str]) -> pa.Array:
+        """Unknown keys as one JSON object a row, with what export needs besides."""
+        unknown = [name for name in (*learned, RESERVED) if name in self.columns]
+        notes = self._notes()
+        if not unknown and not notes:
+            return pa.nulls(self.num_rows, pa.string())
+        if not unknown:
+            return pa.array([to_json(note) for note in notes], pa.string())
+        texts: list[str | None] = []
+        for row, values in enumerate(zip(*(self.columns[n] for n in unknown), strict=True)):
+            members = {n: v for n, v in zip(unknown, values, strict=True) if v is not UNSET}
+            members |= members.pop(RESERVED, {})
+            self.tokens += count_strings(members)
+            members = dict(sorted(members.items()))  # the same text on every path
+            if notes:
+                members |= notes[row] or {}
+            texts.append(to_json(members or None))
+        return pa.array(texts, pa.string())
+
+    def _notes(self) -> list[dict[str, Any] | None]:
+        """Per row, how it deviates from the layout; empty where no row does."""
+        known = [name for name in CANDIDATE_FIELDS if name in self.columns]
+        mixed = [name for name in known if name in self.mixed]
+        other = "file" if self.layout.file_mode == "vqaEval" else "vqaEval"
+        modes = self.columns.get("vqa_eval_mode", [])
+        if other not in modes:
+            modes = [None] * self.num_rows
+            if not mixed and tuple(known) == self.layout.candidate_keys:
+                return []
+        cache: dict[Any, dict[str, Any] | None] = {}
+        notes = []
+        for values, mode in zip(self._of(mixed), modes, strict=True):
+            absent = tuple(n for n, v in zip(mixed, values, strict=True) if v is UNSET)
+            key = (absent, mode == other)
+            if key not in cache:
+                keys = tuple(name for name in known if name not in absent)
+                cache[key] = self._note(keys, other if mode == other else None)
+            notes.append(cache[key])
+        return notes
+
+    def _of(self, names: list[str]) -> Iterator[tuple[Any, ...]]:
+        """The rows of some columns."""
+        if not names:
+            return iter([()] * self.num_rows)
+        return zip(*(self.columns[name] for name in names), strict=True)
+
+    def _note(self, keys: tuple[str, ...], mode: str | None) -> dict[str, Any] | None:
+        note: dict[str, Any] = {}
+        if keys != self.layout.candidate_keys:
+            note["keys"] = list(keys)
+        if mode is not None:
+            note["vqa_eval_mode"] = mode
+        return {RESERVED: note} if note else None
+
+
+def _fill_scorer(made: _Columns, scorer: str | None) -> pa.Array:
+    """The scorer of rows that do not name one is the file's."""
+    if scorer is None and "scorer" not in made.columns:
+        return pa.nulls(made.num_rows, pa.string())
+    if "scorer" not in made.columns:
+        return pa.repeat(pa.scalar(scorer, pa.string()), made.num_rows)
+    values = [scorer if value is UNSET else value for value in made.columns["scorer"]]
+    return pa.array(values, pa.string())
+
+
+def _check_pointers(pointer: pa.Array, pointer_pos: pa.Array) -> None:
+    lengths = np.diff(pointer.offsets.to_numpy())
+    keys = np.repeat(np.arange(len(lengths), dtype=np.int64) << 32, lengths)
+    keys |= pointer.values.to_numpy()
+    keys.sort()
+    if (keys[1:] == keys[:-1]).any():
+        raise RefusedError("a pointer repeats an id")
+    if pointer_pos.null_count < len(pointer_pos):
+        same = pc.equal(pc.list_value_length(pointer_pos), pc.list_value_length(pointer))
+        if pc.all(same).as_py() is False:
+            raise RefusedError("pointer and pointer_pos differ in length")

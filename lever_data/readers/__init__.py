@@ -1,0 +1,1 @@
+"""Files that come in, read without trust: JSON, torch files, vectors; which is which."""

@@ -1,0 +1,190 @@
+"""``embed``: vectors of a split's items through an encoder, into the store and legacy files.
+
+In go an :class:`EmbedRequest`; out come runs of kind ``embeddings`` and, where asked, the legacy
+``query_embeddings.pt`` and ``candidate_embeddings.pt``. Work is done in parts of fixed rows; a
+finished part is on disk, and a killed call goes on at the first missing one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lever_data.db import connect
+from lever_data.errors import LeverError
+from lever_data.files import write_atomic
+from lever_data.readers.vectors import embedding_batches
+from lever_data.store import Run, RunSpec, Store
+from lever_train.embed.encoders import Encoder
+from lever_train.embed.request import EmbedRequest
+from lever_train.evaluation.heldout import only_dataset
+from lever_train.rollout.items import Place, load_items
+from lever_train.rollout.prompts import Item
+
+PART_ROWS = 512
+Progress = Callable[[float, float | None, str], None]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What was made: the run of the queries, that of the candidates (the same where they do not
+    differ), whether each is new, and the legacy files."""
+
+    queries: Run
+    candidates: Run
+    is_new: bool
+    files: tuple[Path, ...]
+
+
+def embed(request: EmbedRequest, progress: Progress = lambda done, total, note: None) -> Embedded:
+    """Embed the items of a split.
+
+    Raises:
+        UsageError: the request contradicts itself, or the encoder cannot be loaded.
+        LeverError: the store lacks the items, or an image cannot be read.
+    """
+    request.check()
+    store = Store.open(request.store)
+    con = connect(store)
+    place = Place(request.dataset or only_dataset(con), request.split, request.image_root)
+    found = load_items(con, place, None)
+    items = [found[number] for number in sorted(found)]
+    _require_whole(items)
+    encoder = Encoder(request.encoder, request.device, images=request.features != "text")
+    task = _Task(request, store, place, items, encoder, progress)
+    queries, new_queries = task.run("query", [item.question for item in items])
+    candidates, new_candidates = queries, False
+    if request.with_answers:
+        texts = [f"Question:{i.question} Short answer:{i.answer or ''}" for i in items]
+        candidates, new_candidates = task.run("candidate", texts)
+    return Embedded(
+        queries,
+        candidates,
+        new_queries or new_candidates,
+        _legacy_files(request.out, (queries, candidates)),
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    request: EmbedRequest
+    store: Store
+    place: Place
+    items: Sequence[Item]
+    encoder: Encoder
+    progress: Progress
+
+    def run(self, role: str, texts: Sequence[str]) -> tuple[Run, bool]:
+        """The run of one role and whether this call made it."""
+        spec, name = self._spec(role, texts)
+        if (known := self.store.find(spec)) is not None:
+            return known, False
+        folder = self.store.path / "jobs" / f"{spec.run_id()}-b{self.request.batch_size}"
+        parts = [
+            self._part(folder, start, texts, role) for start in range(0, len(texts), PART_ROWS)
+        ]
+        values = np.concatenate(parts)
+        dataset, split = self.place.dataset, self.place.split
+        with self.store.begin(spec) as writer:
+            for batch in embedding_batches(values, dataset, split, name, self.request.encoder):
+                writer.write("embeddings", batch)
+            details = {"name": name, "width": int(values.shape[1]), "dtype": "float32"}
+            run = writer.commit(details)
+        shutil.rmtree(folder)
+        return run, True
+
+    def _spec(self, role: str, texts: Sequence[str]) -> tuple[RunSpec, str]:
+        request = self.request
+        short = request.encoder.rstrip("/").rsplit("/", 1)[-1]
+        name = request.name or f"{short}-{request.features}"
+        name = name if role == "query" else f"{name}-answered"
+        shown = repr([(text, str(i.image and i.image.name)) for text, i in self._pairs(texts)])
+        spec = RunSpec(
+            kind="embeddings",
+            dataset=self.place.dataset,
+            split=self.place.split,
+            source={"path": request.encoder},
+            source_sha256=hashlib.sha256(shown.encode()).hexdigest(),
+            parameters={
+                "name": name,
+                "encoder": self.encoder.identity(),
+                "features": request.features,
+            },
+        )
+        return spec, name
+
+    def _pairs(self, texts: Sequence[str]) -> list[tuple[str, Item]]:
+        return list(zip(texts, self.items, strict=True))
+
+    def _part(self, folder: Path, start: int, texts: Sequence[str], role: str) -> np.ndarray:
+        """Rows of one part [≤ PART_ROWS, d] float32, from disk where they are there."""
+        path = folder / f"part-{start // PART_ROWS:06d}.npy"
+        stop = min(start + PART_ROWS, len(texts))
+        if path.exists():
+            done = np.load(path, allow_pickle=False)
+        else:
+            done = self._encode(slice(start, stop), texts).numpy()
+            folder.mkdir(parents=True, exist_ok=True)
+            buffer = io.BytesIO()
+            np.save(buffer, done)
+            write_atomic(path, buffer.getvalue())
+        self.progress(stop, len(texts), role)
+        return np.asarray(done)
+
+    def _encode(self, rows: slice, texts: Sequence[str]) -> Tensor:
+        size, found = self.request.batch_size, []
+        for first in range(rows.start, rows.stop, size):
+            part = slice(first, min(first + size, rows.stop))
+            vectors = []
+            if self.request.features != "image":
+                vectors.append(self.encoder.texts(texts[part]))
+            if self.request.features != "text":
+                vectors.append(self.encoder.images([_image(i) for i in self.items[part]]))
+            found.append(normalize(torch.stack(vectors).sum(0), dim=-1))
+        return torch.cat(found)
+
+
+def _image(item: Item) -> Path:
+    if item.image is None:
+        raise LeverError("an item has no image", where=f"item {item.example_id}")
+    return item.image
+
+
+def _require_whole(items: Sequence[Item]) -> None:
+    """Row = index of the item, so every index must be there."""
+    for row, item in enumerate(items):
+        if item.example_id != row:
+            raise LeverError(
+                "an item of the split is not in the store",
+                where=f"item {row}",
+                hint="ingest the questions of the whole split",
+            )
+
+
+def _legacy_files(out: Path | None, runs: tuple[Run, Run]) -> tuple[Path, ...]:
+    """``query_embeddings.pt`` and ``candidate_embeddings.pt``: bare tensors [n, d] float32."""
+    if out is None:
+        return ()
+    import pyarrow.parquet as pq
+
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for role, run in zip(("query", "candidate"), runs, strict=True):
+        table = pq.read_table(run.table_files("embeddings"), columns=["vector"])
+        flat = table.column("vector").combine_chunks().flatten().to_numpy()
+        tensor = torch.from_numpy(flat.reshape(table.num_rows, -1).copy())
+        buffer = io.BytesIO()
+        torch.save(tensor, buffer)
+        path = out / f"{role}_embeddings.pt"
+        write_atomic(path, buffer.getvalue())
+        paths.append(path)
+    return tuple(paths)

@@ -1,0 +1,1 @@
+"""What a selector is worth: held-out queries, baselines, outcomes, scoreboard."""

@@ -1,0 +1,1 @@
+"""The whole pipeline as steps with keys, its config, and the legacy arguments for it."""

@@ -1,0 +1,252 @@
+"""Steps that learn and judge: SFT, the audit gate, RCE and GRPO, the legacy format, evaluation.
+
+Each function takes the :class:`Work` of the pipeline and returns one :class:`Step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lever_train.config import TrainConfig
+from lever_train.evaluation.request import Contest, EvalRequest, Questions
+from lever_train.pipeline.pipeline import Outputs, Step
+from lever_train.pipeline.work import Known, Work, given
+from lever_train.rollout.request import AnswererSpec
+
+if TYPE_CHECKING:
+    from lever_train.evaluation.api import Evaluated
+
+
+def sft(work: Work) -> Step:
+    """The checkpoint RL starts from, trained on InfoScore beams where none is given."""
+    data, table = work.config.data, work.config.sft
+
+    def act(known: Known, begun: bool) -> Outputs:
+        if work.has_sft:
+            return {"checkpoint": str(table.checkpoint), "paths": [str(table.checkpoint)]}
+        config = with_data(work, known, None)
+        config = config.model_copy(
+            update={
+                "data": config.data.model_copy(
+                    update={"view": ("beam_infoscore",), "gen_method": (), "skip_fallback": False}
+                ),
+                "run": config.run.model_copy(
+                    update={"stage": "sft", "batch_size": table.batch_size}
+                ),
+            }
+        )
+        found = run_training(work, work.out / "sft", config, work.beam_runs(known), begun)
+        return {"checkpoint": str(found[-1]), "paths": [str(found[-1])]}
+
+    off = not work.has_sft and not table.enabled
+    idle = "turned off: RL starts from a fresh selector" if off else None
+    parameters = {
+        "batch_size": table.batch_size,
+        "sft": work.config.train.sft.model_dump(),
+        "model": work.config.train.model.model_dump(),
+        "seed": work.config.train.run.seed,
+    }
+    reads = given(
+        sft_checkpoint=table.checkpoint if work.has_sft else None,
+        query_embeddings=data.query_embeddings,
+        pool=data.pool,
+    )
+    after = ("ingest", "embed", "pool", "beam")
+    return Step("sft", act, parameters, reads, after, idle=idle)
+
+
+def audit(work: Work) -> Step:
+    """What the training view can teach; stops the pipeline where a gate says so."""
+    from lever_data.audit.audit import AuditRequest, audit_views
+    from lever_data.audit.gate import parse_gate, require_passed
+    from lever_data.audit.page import write_json, write_page
+    from lever_train.data import reward_spec
+
+    config = work.config
+
+    def act(known: Known, begun: bool) -> Outputs:
+        request = AuditRequest(
+            "",
+            reward_spec(config.train),
+            work.rl_runs(known),
+            sql_dir=config.data.sql_dir,
+        )
+        found = audit_views(config.data.store, request, config.train.data.view)
+        page, figures = work.out / "audit.html", work.out / "audit.json"
+        work.out.mkdir(parents=True, exist_ok=True)
+        write_page(page, found)
+        write_json(figures, [one.figures for one in found])
+        require_passed([parse_gate(g) for g in config.audit.fail_on], [a.figures for a in found])
+        return {"html": str(page), "json": str(figures), "paths": [str(page), str(figures)]}
+
+    parameters = {
+        "fail_on": list(config.audit.fail_on),
+        "view": list(config.train.data.view),
+        "reward": config.train.reward.model_dump(),
+        "own_views": _own_views(config.data.sql_dir),
+    }
+    return Step("audit", act, parameters, after=("ingest", "generate"))
+
+
+def train(work: Work) -> Step:
+    """RCE, then GRPO where it has epochs."""
+    data = work.config.data
+
+    def act(known: Known, begun: bool) -> Outputs:
+        config = with_data(work, known, known.get("sft", {}).get("checkpoint"))
+        made = run_training(work, work.checkpoints, config, work.rl_runs(known), begun)
+        outputs: Outputs = {"checkpoint": str(made[-1]), "paths": [str(path) for path in made]}
+        curves = work.checkpoints / "curves.html"
+        if curves.exists():
+            outputs["curves"] = str(curves)
+        for path in made:
+            outputs[path.name.split("_")[0]] = str(path)
+        return outputs
+
+    reads = given(
+        query_embeddings=data.query_embeddings,
+        candidate_embeddings=data.candidate_embeddings,
+        pool=data.pool,
+    )
+    parameters = {
+        **work.config.train.model_dump(mode="json"),
+        "own_views": _own_views(data.sql_dir),
+    }
+    after = ("ingest", "embed", "pool", "sft", "generate", "audit")
+    return Step("train", act, parameters, reads, after)
+
+
+def convert(work: Work) -> Step:
+    """The trained selector in the older format, for the legacy evaluation."""
+    from lever_train.checkpoint import convert as library
+
+    def act(known: Known, begun: bool) -> Outputs:
+        path, _ = library(Path(known["train"]["checkpoint"]), None)
+        return {"checkpoint": str(path), "paths": [str(path)]}
+
+    return Step("convert", act, after=("train",))
+
+
+def evaluate(work: Work) -> Step:
+    """SFT, RCE and GRPO beside the baselines on the eval split."""
+    from lever_train.evaluation.scoreboard import write_json
+    from lever_train.evaluation.scoreboard_page import write_page
+
+    data, table, answerer = work.config.data, work.config.eval, work.config.answerer
+
+    def act(known: Known, begun: bool) -> Outputs:
+        named = {
+            "sft": known.get("sft", {}).get("checkpoint"),
+            "rce": known["train"].get("rce"),
+            "rce+grpo": known["train"].get("grpo"),
+        }
+        found = judge(work, known, {n: Path(path) for n, path in named.items() if path is not None})
+        files = work.out / "eval.json", work.out / "eval.html"
+        write_json(found.scoreboard, files[0])
+        write_page(found.scoreboard, files[1])
+        paths = [str(path) for path in files]
+        return {"json": paths[0], "html": paths[1], "run": found.scoreboard.run, "paths": paths}
+
+    idle = None
+    if data.eval_questions is None:
+        idle = "no eval_questions and eval_annotations are given"
+    elif data.query_embeddings is not None and data.eval_embeddings is None:
+        idle = "no eval_embeddings are given"
+    reads = given(
+        eval_embeddings=data.eval_embeddings,
+        eval_pool=data.eval_pool,
+        eval_questions=data.eval_questions,
+        eval_annotations=data.eval_annotations,
+    )
+    parameters = {"eval": table.model_dump(), "answerer": answerer.model_dump(mode="json")}
+    after = ("ingest", "embed", "pool", "sft", "train")
+    return Step("evaluate", act, parameters, reads, after, idle=idle)
+
+
+def judge(work: Work, known: Known, checkpoints: Mapping[str, Path]) -> Evaluated:
+    """Evaluate checkpoints by name on the eval split."""
+    from lever_train.evaluation.api import run_evaluation
+
+    data, answerer = work.config.data, work.config.answerer
+    _, candidate, held_out = work.embeddings(known)
+    request = EvalRequest(
+        data.store,
+        tuple(checkpoints.values()),
+        Questions(
+            dataset=data.dataset,
+            split=data.eval_split,
+            candidate_split=data.train_split,
+            query_embeddings=held_out,
+            candidate_embeddings=candidate,
+            pool=work.pools(known)[1],
+            questions=data.eval_questions,
+            annotations=data.eval_annotations,
+            image_root=data.image_root,
+        ),
+        Contest(
+            **work.config.eval.model_dump(),
+            device=work.config.train.run.device,
+            answerer_query_embeddings=_text(answerer.query_embeddings),
+            answerer_candidate_embeddings=_text(answerer.candidate_embeddings),
+        ),
+        AnswererSpec(spec=answerer.spec, model=answerer.model),
+        names=tuple(checkpoints),
+    )
+    return run_evaluation(request, work.advance)
+
+
+def with_data(work: Work, known: Known, checkpoint: str | None) -> TrainConfig:
+    """The training config with the pipeline's files in it."""
+    query, candidate, _ = work.embeddings(known)
+    config = work.config.train
+    changes: dict[str, Any] = {
+        "query_embeddings": query,
+        "candidate_embeddings": None if candidate == query else candidate,
+        "pool": work.pools(known)[0],
+    }
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=changes),
+            "model": config.model.model_copy(update={"sft_checkpoint": checkpoint}),
+        }
+    )
+
+
+def run_training(
+    work: Work, out: Path, config: TrainConfig, runs: tuple[str, ...], begun: bool
+) -> list[Path]:
+    """Train into ``out``, or go on where the same training was interrupted; the last checkpoint
+    of every phase, in order."""
+    from lever_train.data import Source
+    from lever_train.state import STATE
+    from lever_train.train import TrainRequest
+    from lever_train.train import train as library
+
+    resume = begun and (out / STATE).exists()
+    library(
+        TrainRequest(
+            source=Source(work.config.data.store, runs, work.config.data.sql_dir),
+            out=out,
+            config=config,
+            resume=resume,
+            overwrite=not resume,
+            notify=lambda line: None if "\n" in line else work.say(line),  # the config is saved
+            advance=work.advance,
+        )
+    )
+    phases = ("sft",) if config.run.stage == "sft" else ("rce", "grpo")
+    epochs = {"sft": config.sft.epochs, "rce": config.rce.epochs, "grpo": config.grpo.epochs}
+    return [out / f"{name}_epoch{epochs[name]}.pt" for name in phases if epochs[name]]
+
+
+def _own_views(folder: Path | None) -> dict[str, str]:
+    """The SQL of the user's views: a changed one changes what is trained on."""
+    if folder is None:
+        return {}
+    return {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.sql"))}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

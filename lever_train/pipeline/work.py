@@ -1,0 +1,82 @@
+"""What the steps of the pipeline share: the config, what earlier steps made, and small helpers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lever_data.files import write_atomic
+from lever_train.pipeline.config import PipelineConfig
+from lever_train.pipeline.pipeline import Outputs, Say
+from lever_train.train import Advance
+
+Known = Mapping[str, Outputs]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all steps share: the config, and where notices and progress go."""
+
+    config: PipelineConfig
+    say: Say
+    advance: Advance
+
+    @property
+    def out(self) -> Path:
+        """The folder of everything that is not in the store."""
+        return self.config.data.out
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the RL checkpoints."""
+        return self.config.data.checkpoints or self.out / "rl"
+
+    def embeddings(self, known: Known) -> tuple[str, str, str | None]:
+        """Paths of query, candidate and eval embeddings: given, or made by the step embed."""
+        data, made = self.config.data, known.get("embed", {})
+        query = str(data.query_embeddings or made.get("query"))
+        candidate = str(data.candidate_embeddings or made.get("candidate") or query)
+        held_out = data.eval_embeddings or made.get("eval")
+        return query, candidate, None if held_out is None else str(held_out)
+
+    def pools(self, known: Known) -> tuple[str | None, str | None]:
+        """Pool files of train and eval queries: given, or made by the step pool."""
+        data, made = self.config.data, known.get("pool", {})
+        given = (data.pool or made.get("train"), data.eval_pool or made.get("eval"))
+        train, held_out = (None if p is None else str(p) for p in given)
+        return train, held_out
+
+    @property
+    def has_sft(self) -> bool:
+        """Whether an SFT checkpoint is given and there."""
+        given_one = self.config.sft.checkpoint
+        return given_one is not None and given_one.is_file()
+
+    def beam_runs(self, known: Known) -> tuple[str, ...]:
+        """The runs SFT trains on."""
+        searched = known.get("beam", {}).get("run")
+        return (*known["ingest"]["beam"], *([searched] if searched else []))
+
+    def rl_runs(self, known: Known) -> tuple[str, ...]:
+        """The runs RL trains on."""
+        generated = known.get("generate", {}).get("run")
+        return (*known["ingest"]["rl"], *([generated] if generated else []))
+
+
+def given(**files: Path | None) -> dict[str, Path]:
+    """The files that are given, by what they are."""
+    return {n.replace("_", " "): path for n, path in files.items() if path is not None}
+
+
+def save_array(path: Path, values: np.ndarray[Any, Any]) -> str:
+    """Write an array as ``.npy``, whole or not at all; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    write_atomic(path, buffer.getvalue())
+    return str(path)

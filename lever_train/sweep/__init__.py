@@ -1,0 +1,1 @@
+"""Grids of trainings, each cell judged once."""

@@ -1,0 +1,58 @@
+"""One cell of a sweep, in a process of its own: train, evaluate, leave ``result.json``.
+
+In goes a :class:`CellTask`, which can be pickled; out come the files of the cell's folder. A cell
+that was killed goes on from the state of its training.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lever_data.files import write_atomic
+from lever_train.pipeline.config import PipelineConfig
+from lever_train.pipeline.pipeline import Outputs
+
+
+@dataclass(frozen=True)
+class CellTask:
+    """A cell: its id, what it sets, the whole config, the outputs of the shared steps, and its
+    folder."""
+
+    cell: str
+    settings: dict[str, Any]
+    config: PipelineConfig
+    shared: dict[str, Outputs]
+    folder: Path
+
+    @property
+    def result(self) -> Path:
+        """The file that says the cell is finished."""
+        return self.folder / "result.json"
+
+
+def run_cell(task: CellTask) -> None:
+    """Train and evaluate one cell.
+
+    Raises:
+        LeverError: its options do not fit the data.
+    """
+    from lever_train.pipeline.steps_learn import judge, run_training, with_data
+    from lever_train.pipeline.work import Work
+
+    work = Work(task.config, lambda line: None, lambda done, total, note="": None)
+    sft = task.shared["sft"].get("checkpoint")
+    training = with_data(work, task.shared, sft)
+    # cells run side by side: more threads than cores would only wait for each other
+    run = training.run.model_copy(update={"threads": 1})
+    training = training.model_copy(update={"run": run})
+    runs = work.rl_runs(task.shared)
+    made = run_training(work, task.folder, training, runs, begun=True)
+    checkpoints = {"cell": made[-1]}
+    if sft is not None:
+        checkpoints = {"sft": Path(sft), **checkpoints}
+    board = judge(work, task.shared, checkpoints).scoreboard
+    found = {"evaluation": board.run, "checkpoint": str(made[-1]), "settings": task.settings}
+    write_atomic(task.result, json.dumps(found, indent=1).encode())

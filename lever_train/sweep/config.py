@@ -1,0 +1,111 @@
+"""A sweep file: a base pipeline, and which training options its cells differ in.
+
+In goes a TOML file; out comes a :class:`SweepConfig` and its cells in order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from lever_data.errors import UsageError
+from lever_train.config import Section, TrainConfig
+from lever_train.pipeline.config import PipelineConfig, load_pipeline, unknown_keys
+
+DEMO = "demo"
+Settings = dict[str, Any]
+
+
+class SweepConfig(Section):
+    """A sweep.
+
+    ``base``: a ``lever.toml``, or ``demo`` for the embedded world. ``train``: options all cells
+    share, beside those of the base. ``grid``: dotted option → the values it takes; every
+    combination is a cell. ``cells``: further cells, each a table of dotted options; with both,
+    every listed cell is crossed with the grid.
+    """
+
+    name: str
+    base: str = DEMO
+    out: Path = Path("sweeps")
+    train: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    cells: tuple[dict[str, Any], ...] = ()
+
+    def settings(self) -> list[Settings]:
+        """What each cell sets, in order; no two are the same."""
+        combined = [
+            dict(zip(self.grid, values, strict=True))
+            for values in itertools.product(*self.grid.values())
+        ]
+        listed = self.cells or ({},)
+        return [{**cell, **chosen} for cell in listed for chosen in combined]
+
+
+def load_sweep(path: Path) -> SweepConfig:
+    """Read a sweep file; ``base`` is relative to it, ``out`` to where the command runs.
+
+    Raises:
+        UsageError: the file cannot be read, a key is unknown, or a cell's options are not allowed.
+    """
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"the sweep cannot be read ({error.strerror})", where=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the sweep is not TOML ({error})", where=str(path)) from None
+    try:
+        sweep = SweepConfig.model_validate(tables)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UsageError(
+            f"the sweep is not allowed: {first['msg']}", where=f"{path}: {place}"
+        ) from None
+    changes: dict[str, Any] = {"out": sweep.out.absolute()}
+    if sweep.base != DEMO:
+        changes["base"] = str(path.absolute().parent / sweep.base)
+    sweep = sweep.model_copy(update=changes)
+    for settings in sweep.settings():
+        cell_config(TrainConfig(), sweep, settings, str(path))
+    return sweep
+
+
+def base_config(sweep: SweepConfig) -> PipelineConfig:
+    """The pipeline the cells share; the embedded world is made where it is the base."""
+    if sweep.base != DEMO:
+        return load_pipeline(Path(sweep.base))
+    from lever_train.pipeline.demo import DemoOptions, prepare_demo
+
+    return prepare_demo(DemoOptions(sweep.out / "demo"))[1]
+
+
+def cell_config(
+    base: TrainConfig, sweep: SweepConfig, settings: Mapping[str, Any], where: str
+) -> TrainConfig:
+    """The training config of a cell.
+
+    Raises:
+        UsageError: an option that does not exist, with the nearest one, or a value not allowed.
+    """
+    tables: dict[str, dict[str, Any]] = base.model_dump(mode="json")
+    for section, values in sweep.train.items():
+        tables.setdefault(section, {}).update(values)
+    for dotted, value in settings.items():
+        section, _, option = dotted.partition(".")
+        tables.setdefault(section, {})[option] = value
+    for place, key, hint in unknown_keys(TrainConfig, tables):
+        raise UsageError("unknown option in the sweep", where=where + place, value=key, hint=hint)
+    try:
+        return TrainConfig.model_validate(tables)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UsageError(
+            f"an option of the sweep is not allowed: {first['msg']}", where=f"{where}: {place}"
+        ) from None
