@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.readers.torch_file import read_torch
+from lever_data.readers.vectors import read_vectors
 
-SUFFIXES = (".pt", ".npy", ".safetensors")
+KINDS = {".pt": "torch", ".npy": "npy", ".safetensors": "safetensors"}  # suffix → kind of file
 
 
 def load_embeddings(
@@ -33,55 +33,17 @@ def load_embeddings(
         LeverError: not one [n, d] tensor of finite floats, or rows are missing in the store.
     """
     path = Path(source)
-    if path.suffix in SUFFIXES:
+    if path.suffix in KINDS:
         if not path.is_file():
             raise UsageError("there is no such embeddings file", value=source)
-        values = _from_file(path)
+        values = read_vectors(path, KINDS[path.suffix])
     else:
         values = _from_store(source, con, prefer)
-    if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating) or 0 in values.shape:
-        raise LeverError(
-            "embeddings must be one tensor [n, d] of floats",
-            where=source,
-            value=f"{values.dtype} {list(values.shape)}",
-        )
-    vectors = np.ascontiguousarray(values, dtype=np.float32)
+    vectors = np.array(values, dtype=np.float32)  # a copy: files are mapped, read only
     if not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise LeverError("an embedding holds NaN or infinity", where=f"{source}: row {row}")
     return torch.from_numpy(vectors)
-
-
-def _from_file(path: Path) -> np.ndarray:
-    try:
-        if path.suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False))
-        if path.suffix == ".safetensors":
-            return _from_safetensors(path)
-    except (OSError, ValueError) as error:
-        raise LeverError(f"the embeddings cannot be read ({error})", where=str(path)) from None
-    found = read_torch(path)
-    if not isinstance(found, np.ndarray):
-        raise LeverError(
-            "embeddings must be one tensor [n, d]", where=str(path), value=type(found).__name__
-        )
-    return found
-
-
-def _from_safetensors(path: Path) -> np.ndarray:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            if len(names) != 1:
-                raise LeverError(
-                    "the file must hold exactly one tensor", where=str(path), value=names
-                )
-            tensor: Tensor = file.get_tensor(names[0])
-    except SafetensorError as error:
-        raise LeverError(f"the embeddings cannot be read ({error})", where=str(path)) from None
-    return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
 
 
 def _from_store(
@@ -98,7 +60,7 @@ def _from_store(
         raise UsageError(
             "these embeddings are neither a file nor in the selected runs",
             value=name,
-            hint=f"a {', '.join(SUFFIXES)} file, or one of: {', '.join(sorted(known)) or 'none'}",
+            hint=f"a {', '.join(KINDS)} file, or one of: {', '.join(sorted(known)) or 'none'}",
         )
     if len(keys) > 1:
         keys = [key for key in keys if (key[0], key[1]) == prefer] or keys

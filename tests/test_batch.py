@@ -231,7 +231,7 @@ def test_embeddings_that_are_none(tmp_path: Path) -> None:
         load_embeddings(str(tmp_path / "nan.pt"), con)
     assert str(error.value.where).endswith("row 1")
     torch.save(torch.zeros(3), tmp_path / "flat.pt")
-    with pytest.raises(LeverError, match=r"one tensor \[n, d\]"):
+    with pytest.raises(LeverError, match=r"must be floats \[n, d\]"):
         load_embeddings(str(tmp_path / "flat.pt"), con)
     with pytest.raises(UsageError, match="no such embeddings file"):
         load_embeddings(str(tmp_path / "none.pt"), con)

@@ -76,6 +76,16 @@ def test_links_lead_somewhere() -> None:
                 assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
+def test_the_straight_line_is_where_it_says() -> None:
+    """Every arrow of README's table: its file is there and defines the names beside it."""
+    rows = re.findall(r"^\| .+→.+ \| (.+) \| (.+) \|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) == 6
+    for files, names in rows:
+        source = (ROOT / re.findall(r"`([^`*]+)`", files)[0]).read_text()
+        for name in re.findall(r"`(?:\w+\.)?(\w+)`", names):
+            assert re.search(rf"^ *def {name}\(", source, re.M), f"{files} has no {name}"
+
+
 def test_the_list_of_commands_is_up_to_date() -> None:
     pinned = re.search(r"^typer==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     if pinned is None or pinned.group(1) != typer.__version__:
