@@ -1,7 +1,8 @@
 """Entry point of the console script ``lever`` and of ``python -m lever_cli``.
 
-Every command is a function in a module of its own; heavy imports (duckdb, pyarrow, torch) stand
-inside the functions, so that ``lever --help`` answers at once.
+Every command is a function in the module of its name, or a group there; only the module of the
+command that is called is imported, and heavy imports (duckdb, pyarrow, torch) stand inside the
+functions, so that every command starts at once.
 """
 
 from __future__ import annotations
@@ -9,68 +10,43 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-from . import (
-    audit,
-    beam,
-    check,
-    convert,
-    demo,
-    diff,
-    embed,
-    eval,
-    export,
-    generate,
-    ingest,
-    predict,
-    query,
-    rescore,
-    run,
-    runs,
-    sweep,
-    train,
-    views,
-)
-
 # Newer versions of typer carry a click of their own, so its base error is found through typer.
 _CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
-app = typer.Typer(
-    name="lever",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Offline reinforcement learning of an in-context-demonstration selector: "
-    "legacy JSON → Parquet → SQL views → one trainer.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+COMMANDS = (
+    *("audit", "beam", "check", "convert", "demo", "diff", "embed", "eval", "export", "generate"),
+    *("ingest", "predict", "query", "rescore", "run", "runs", "sweep", "train", "views"),
 )
 
-app.command()(audit.audit)
-app.command()(beam.beam)
-app.command()(check.check)
-app.command()(convert.convert)
-app.command()(demo.demo)
-app.command()(diff.diff)
-app.command()(embed.embed)
-app.command("eval")(eval.evaluate)
-app.command()(export.export)
-app.command()(generate.generate)
-app.command()(ingest.ingest)
-app.command()(predict.predict)
-app.command()(query.query)
-app.command()(rescore.rescore)
-app.command()(run.run)
-app.add_typer(runs.app, name="runs")
-app.command()(sweep.sweep)
-app.command()(train.train)
-app.add_typer(views.app, name="views")
+
+def command_line(names: Sequence[str] = COMMANDS) -> typer.Typer:
+    """The command line with these commands."""
+    app = typer.Typer(
+        name="lever",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        help="Offline reinforcement learning of an in-context-demonstration selector: "
+        "legacy JSON → Parquet → SQL views → one trainer.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        callback=_root,
+    )
+    for name in names:
+        module = import_module(f".{name}", __package__)
+        if group := getattr(module, "app", None):
+            app.add_typer(group, name=name)
+        else:
+            app.command(name)(getattr(module, name))
+    return app
 
 
-@app.callback()
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -91,6 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     from lever_data.errors import LeverError
 
     _shown.tracebacks = False
+    words = sys.argv[1:] if argv is None else argv
+    named = next((w for w in words if not w.startswith("-")), None)
+    app = command_line([named] if named in COMMANDS else COMMANDS)
     try:
         code = app(args=argv, standalone_mode=False)
     except LeverError as error:

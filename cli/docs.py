@@ -10,7 +10,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from .__main__ import app
+from .__main__ import command_line
 
 _HEAD = """# Commands
 
@@ -24,7 +24,7 @@ _MARKUP = re.compile(r"\[/?(?:bold|dim|italic)\]")
 
 def render() -> str:
     """The Markdown of all commands, by name."""
-    root: Any = get_command(app)
+    root: Any = get_command(command_line())
     parts = [_HEAD]
     for name in sorted(root.commands):
         parts += _command(f"lever {name}", root.commands[name])

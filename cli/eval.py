@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lever_train.evaluation.scoreboard import Paired, Row, Scoreboard
 
 
-def evaluate(
+def eval(
     checkpoint: Annotated[
         list[Path],
         typer.Option("--checkpoint", help="A selector: v3, v2 or v2format (repeatable)."),
@@ -60,7 +60,7 @@ def evaluate(
     notice(f"{'committed' if found.is_new else 'already evaluated'} as {board.run}")
 
 
-evaluate = with_flags(evaluate, Questions, Contest, AnswererSpec)
+eval = with_flags(eval, Questions, Contest, AnswererSpec)
 
 
 def show_scoreboard(board: Scoreboard) -> None:

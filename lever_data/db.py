@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -106,7 +107,7 @@ def open_session(
     require_intact(chosen, tables)
     _define_sources(con, store, chosen, scorer)
     _close_to_outside(con, store)
-    for relation in catalog.in_order(con, {n: r for n, r in known.items() if r.folder != "user"}):
+    for relation in catalog.in_order({n: r for n, r in known.items() if r.folder != "user"}):
         con.execute(f"create view {quote_identifier(relation.name)} as {body(relation)}")
     wanted = user if only is None else {n: r for n, r in known.items() if r.folder == "user"}
     defined, failed = _define_user(con, wanted)
@@ -183,11 +184,11 @@ def _closure(
         if name in found or name not in relations:
             continue
         found[name] = relations[name]
-        try:
-            waiting.extend(catalog.tables_read(con, relations[name].sql))
-        except LeverError:
-            if relations[name].folder != "user":
-                raise
+        if relations[name].folder != "user":
+            waiting.extend(catalog.builtin_reads(name))
+        else:
+            with suppress(LeverError):  # a broken view is named when it is defined
+                waiting.extend(catalog.tables_read(con, relations[name].sql))
     return found, tables
 
 

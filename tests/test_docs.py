@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from lever_cli.__main__ import app
+from lever_cli.__main__ import command_line
 from lever_cli.docs import render
 from typer.main import get_command
 
@@ -36,7 +36,7 @@ def _commands(page: str) -> list[str]:
 
 
 def _known() -> dict[str, Any]:
-    root: Any = get_command(app)
+    root: Any = get_command(command_line())
     return dict(root.commands)
 
 

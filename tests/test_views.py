@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from lever_data import connect
+from lever_data import catalog, connect
 from lever_data.catalog import builtin, documented_columns
 from lever_data.db import open_session
 from lever_data.errors import UsageError
@@ -182,9 +182,17 @@ def test_many_runs_are_one_relation(tmp_path: Path) -> None:
     assert connect(store).execute("select count(*) from all_candidates").fetchall() == [(30,)]
 
 
+def test_what_relations_read_by_their_words_is_what_the_parser_says() -> None:
+    known = catalog.builtin().keys() | catalog.RAW_TABLES.keys()
+    with duckdb.connect() as con:
+        for name, relation in catalog.builtin().items():
+            parsed = catalog.tables_read(con, relation.sql) & known
+            assert catalog.builtin_reads(name) == parsed, name
+
+
 def test_help_needs_no_heavy_import() -> None:
     code = (
-        "import sys; from lever_cli.__main__ import app; "
+        "import sys; from lever_cli.__main__ import command_line; command_line(); "
         "print([m for m in ('torch', 'duckdb', 'pyarrow', 'polars', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
