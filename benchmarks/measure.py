@@ -60,8 +60,10 @@ class Figure:
         return {**asdict(self), "rate": self.rate}
 
 
-def run(words: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Sample:
-    """Run a command to its end and watch its process tree.
+def run(words: Sequence[str | Path], *, watch: bool) -> Sample:
+    """Run a command to its end; ``watch``: look at the memory of its process tree meanwhile.
+
+    Watching slows what it watches (the kernel walks its page tables with a lock), hence apart.
 
     Raises:
         subprocess.CalledProcessError: it failed; its stderr is shown.
@@ -71,12 +73,12 @@ def run(words: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Sa
         [str(w) for w in words],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **(env or {})},
     )
     peak = 0
-    while process.poll() is None:
+    while watch and process.poll() is None:
         peak = max(peak, _tree_bytes(process.pid))
         time.sleep(_INTERVAL)
+    process.wait()
     seconds = time.perf_counter() - started
     out = process.stdout.read() if process.stdout is not None else ""
     if process.returncode:
@@ -87,15 +89,19 @@ def run(words: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Sa
 
 
 def interleave(cases: Mapping[str, Sequence[str | Path]], repeats: int) -> dict[str, Sample]:
-    """Run every case ``repeats`` times, in turns, so that a busy moment hits all; medians."""
+    """Run every case ``repeats`` times, in turns, so that a busy moment hits all; medians.
+
+    Before that every case runs once for its memory, which also warms the caches of files.
+    """
+    watched = {name: run(words, watch=True) for name, words in cases.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, words in cases.items():
-            samples[name].append(run(words))
+            samples[name].append(run(words, watch=False))
     return {
         name: Sample(
             statistics.median(s.seconds for s in found),
-            max(s.peak for s in found),
+            max(watched[name].peak, *(s.peak for s in found)),
             found[-1].said,
         )
         for name, found in samples.items()

@@ -17,8 +17,8 @@ from lever_data.legacy.helper import Helper, State
 from lever_data.legacy.layout import RefusedError
 from lever_data.readers.json_blocks import Block
 
-AHEAD = 3  # blocks in memory at once, beside the one in use
-_AT_HELPER = 2  # one it decodes, one that waits
+AHEAD = 6  # blocks in memory at once, beside the one in use
+_AT_HELPER = 3  # one on its way there, one it decodes, one on its way back
 
 
 class _Attempt:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -51,7 +52,8 @@ class Helper:
                 stderr=subprocess.DEVNULL,
             )
         self._connection = Connection(ours.detach())
-        self._thread = ThreadPoolExecutor(1, "helper")
+        self._sender = ThreadPoolExecutor(1, "to helper")  # the next block is there before the
+        self._receiver = ThreadPoolExecutor(1, "from helper")  # answer to the last is read
         self._has_started: bool | None = None
 
     def __enter__(self) -> Self:
@@ -64,7 +66,8 @@ class Helper:
         trace: TracebackType | None,
     ) -> None:
         self.kill()  # it holds nothing; this also frees a thread that waits for it
-        self._thread.shutdown(cancel_futures=True)
+        self._sender.shutdown(cancel_futures=True)
+        self._receiver.shutdown(cancel_futures=True)
         self._connection.close()
 
     def kill(self) -> None:
@@ -83,12 +86,16 @@ class Helper:
 
     def submit(self, text: bytes, state: State) -> Future[Decoded]:
         """Decode a block's text over there."""
-        return self._thread.submit(self._ask, text, state)
+        self._sender.submit(self._send, text, state)
+        return self._receiver.submit(self._receive)
 
-    def _ask(self, text: bytes, state: State) -> Decoded:
-        try:
+    def _send(self, text: bytes, state: State) -> None:
+        with suppress(OSError):  # it ended: the receiver finds that out, too, and says so
             self._connection.send(state)
             self._connection.send_bytes(text)
+
+    def _receive(self) -> Decoded:
+        try:
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             raise LeverError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from lever_data.readers.json_blocks import BLOCK
 from lever_data.readers.source import BackgroundHash, ByteReader, Progress, Source
 from lever_data.store import Run, RunSpec, RunWriter, Store
 
+_TURN = 2e-4  # seconds a thread keeps the interpreter's lock where another wants it
 LARGE = 24 << 20  # bytes of text from which on a second process pays for its start of 0.3 s
 
 
@@ -70,7 +72,7 @@ def _ingest_once(
         reader = LegacyReader(
             bytes_in.read, str(source.path), form, salvage=salvage, helper_after=helper_after
         )
-        with _no_gc():
+        with _no_gc(), _quick_turns():
             _write_all(writer, reader.batches())
         if not reader.num_queries:
             raise _no_queries(reader, source)
@@ -98,6 +100,18 @@ def _no_gc() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """The threads that hash, write and talk to the helper need the lock often and briefly; with
+    the usual 5 ms a turn the helper waits a third of its time."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def _write_all(writer: RunWriter, batches: Iterable[Any]) -> None:
