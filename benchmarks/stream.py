@@ -30,7 +30,8 @@ Tensors = tuple[Tensor, Tensor, Tensor]  # positions, mask, reward
 def lever(store: Path, source: Path) -> Iterator[Tensors]:
     """Ours: stream.scan over the view, batch.collate."""
     from lever_data.db import open_session
-    from lever_data.rewards import RewardSpec, reward_sql
+    from lever_data.reward_spec import RewardSpec
+    from lever_data.rewards import reward_sql
     from lever_data.stream import Selection, scan
     from lever_train.batch import CollateOptions, collate
     from lever_train.pools import SharedPool

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from lever_data.reward_spec import RewardSpec
 
 from .common import (
     DEFAULT_STORE,
@@ -15,6 +17,7 @@ from .common import (
     emit_table,
     notice,
 )
+from .flags import build, with_flags
 
 if TYPE_CHECKING:
     from lever_data.audit.audit import Audit
@@ -48,27 +51,6 @@ def audit(
     compare: Annotated[
         list[str], typer.Option(help="Set this view beside the others (repeatable).")
     ] = [],  # noqa: B006
-    reward_mode: Annotated[str, typer.Option(help="Reward mode.")] = "hard_plus_soft",
-    reward: Annotated[
-        str | None, typer.Option(help="A SQL expression over the view's columns, as the reward.")
-    ] = None,
-    hard_weight: Annotated[float, typer.Option(help="Weight of vqa_correct.")] = 1.0,
-    soft_weight: Annotated[
-        float, typer.Option(help="Weight of vqa_acc_score or vqa_gt_prob.")
-    ] = 1.0,
-    rel_weight: Annotated[float, typer.Option(help="Weight of vqa_rel_score.")] = 0.1,
-    hybrid_alpha: Annotated[
-        float, typer.Option(help="Share of the information term in the mode hybrid.")
-    ] = 0.5,
-    reward_alpha: Annotated[float, typer.Option(help="Weight of quality in legacy.")] = 0.0,
-    reward_beta: Annotated[float, typer.Option(help="Weight of correctness in legacy.")] = 0.0,
-    correctness_mode: Annotated[str, typer.Option(help="01 or pm1, in legacy.")] = "01",
-    use_logprob: Annotated[
-        bool, typer.Option("--use-logprob", help="Quality in legacy is -log-probability.")
-    ] = False,
-    shot_weights: Annotated[
-        str, typer.Option(help="Weights of the prefixes in multi_shot: 0.5,0.3,0.2.")
-    ] = "",
     policy: Annotated[
         str | None,
         typer.Option(help="Relation (dataset, split, query_id, pointer, logprob) to weigh for."),
@@ -83,6 +65,7 @@ def audit(
         list[str],
         typer.Option(help='Exit 1 where this holds, such as "fallback_share > 0.05".'),
     ] = [],  # noqa: B006
+    **flags: Any,
 ) -> None:
     """Audit a view: which queries can teach anything, which rewards are noise.
 
@@ -91,23 +74,10 @@ def audit(
     from lever_data.audit.audit import AuditRequest, audit_views
     from lever_data.audit.gate import parse_gate, require_passed
     from lever_data.audit.page import write_json, write_page
-    from lever_data.rewards import RewardSpec, parse_shot_weights
 
     gates = [parse_gate(text) for text in fail_on]
-    spec = RewardSpec(
-        mode=reward_mode,
-        hard_weight=hard_weight,
-        soft_weight=soft_weight,
-        rel_weight=rel_weight,
-        hybrid_alpha=hybrid_alpha,
-        reward_alpha=reward_alpha,
-        reward_beta=reward_beta,
-        correctness_mode=correctness_mode,
-        use_logprob=use_logprob,
-        shot_weights=parse_shot_weights(shot_weights),
-        expression=reward,
-    )
-    request = AuditRequest("", spec, tuple(run), scorer, sql_dir, policy)
+    reward = build(RewardSpec, flags)
+    request = AuditRequest("", reward, tuple(run), scorer, sql_dir, policy)
     views = [*([view] if view else []), *compare] or ["all_candidates"]
     audits = audit_views(store, request, views)
     _render(audits)
@@ -119,6 +89,9 @@ def audit(
         write_page(html, audits)
         notice(f"page: {html}")
     require_passed(gates, figures)
+
+
+audit = with_flags(audit, RewardSpec)
 
 
 def _render(audits: list[Audit]) -> None:

@@ -1,7 +1,7 @@
 """Rewards: a mode and weights, or the user's expression, become one SQL expression.
 
 The formulas stand in ``sql/macros/reward_<mode>.sql`` and nowhere else. A macro's parameters are
-named after the columns it reads and the weights of :class:`RewardSpec`, so the call follows from
+named after the columns it reads and the weights of :class:`.RewardSpec`, so the call follows from
 the file. The expression is to be used on a relation with the alias ``v``.
 """
 
@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from difflib import get_close_matches
 
 import duckdb
 
 from lever_data.catalog import macros, quote_identifier, quote_literal
 from lever_data.errors import LeverError, UsageError
+from lever_data.reward_spec import RewardSpec
 
 LIMIT = 5.0  # rewards are clipped to [-LIMIT, LIMIT], as in the legacy trainer
 _PARAMETERS = re.compile(r"create or replace macro \w+\((.*?)\)\s+as", re.DOTALL)
@@ -35,38 +36,6 @@ _HOW_TO_GET = {
     "beam_score": "ingest data with beam scores",
     "logprob_score": "ingest data with log-probabilities",
 }
-
-
-@dataclass(frozen=True)
-class RewardSpec:
-    """Which reward: a mode with its weights, or an expression of the user's.
-
-    Args:
-        mode: ``hard_plus_soft`` (default) or any other of :func:`modes`.
-        hard_weight, soft_weight, rel_weight: w_h, w_s, w_r of the formulas.
-        hybrid_alpha: share of the information term in ``hybrid``, in [0, 1].
-        reward_alpha, reward_beta, correctness_mode, use_logprob: of the mode ``legacy``;
-            ``correctness_mode`` is ``01`` or ``pm1``.
-        shot_weights: w_k of ``multi_shot``; empty means equal weights that sum to 1.
-        expression: SQL over the columns of the view; takes the place of the mode.
-    """
-
-    mode: str = "hard_plus_soft"
-    hard_weight: float = 1.0
-    soft_weight: float = 1.0
-    rel_weight: float = 0.1
-    hybrid_alpha: float = 0.5
-    reward_alpha: float = 0.0
-    reward_beta: float = 0.0
-    correctness_mode: str = "01"
-    use_logprob: bool = False
-    shot_weights: tuple[float, ...] = ()
-    expression: str | None = None
-
-    @property
-    def name(self) -> str:
-        """How the reward is called in reports: the mode, or the expression itself."""
-        return self.expression or self.mode
 
 
 def modes() -> list[str]:
@@ -225,17 +194,3 @@ def prepare_reward(con: duckdb.DuckDBPyConnection, spec: RewardSpec) -> None:
         con.execute("create table new_candidate_info as from candidate_info")
         con.execute("drop view candidate_info")
         con.execute("alter table new_candidate_info rename to candidate_info")
-
-
-def parse_shot_weights(text: str) -> tuple[float, ...]:
-    """Weights as the command line takes them: ``0.5,0.3,0.2``; empty for equal ones.
-
-    Raises:
-        UsageError: something between the commas is no number.
-    """
-    try:
-        return tuple(float(part) for part in text.split(",")) if text.strip() else ()
-    except ValueError:
-        raise UsageError(
-            "shot weights are numbers with commas between", value=text, hint="such as 0.5,0.3,0.2"
-        ) from None

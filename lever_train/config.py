@@ -75,7 +75,7 @@ class RewardConfig(Section):
     )
     use_logprob: bool = option(False, "Quality from logprob_score in the mode legacy.")
     shot_weights: tuple[float, ...] = option(
-        (), "Weights w_k of the mode multi_shot, summing to 1; default equal."
+        (), "Weights w_k of the mode multi_shot, such as 0.5,0.3,0.2; equal if not given."
     )
 
 

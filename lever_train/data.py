@@ -16,7 +16,8 @@ from torch import Tensor
 from lever_data.catalog import quote_literal
 from lever_data.db import Session, open_session, quote_identifier
 from lever_data.errors import LeverError, UsageError
-from lever_data.rewards import RewardSpec, prepare_reward, require_scores, reward_sql
+from lever_data.reward_spec import RewardSpec
+from lever_data.rewards import prepare_reward, require_scores, reward_sql
 from lever_data.selection import Census, Selection, census
 from lever_train.config import TrainConfig
 from lever_train.embeddings import load_embeddings

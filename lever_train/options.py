@@ -40,13 +40,20 @@ class Option:
         """The Python type of one value, and whether the option is repeatable."""
         kind = self.field.annotation
         if get_origin(kind) is tuple:
-            return get_args(kind)[0], True
-        inner = [a for a in get_args(kind) if a is not type(None)]
+            inner = get_args(kind)[0]
+            return (str, False) if self.is_numbers else (inner, True)
         if get_origin(kind) is Literal:
             return str, False
-        if inner:
-            kind = inner[0]
+        given = [a for a in get_args(kind) if a is not type(None)]
+        if given:
+            kind = given[0]
         return (kind if isinstance(kind, type) else str), False
+
+    @property
+    def is_numbers(self) -> bool:
+        """Whether it is a list of numbers, written with commas."""
+        kind = self.field.annotation
+        return get_origin(kind) is tuple and get_args(kind)[0] in (int, float)
 
     @property
     def declarations(self) -> tuple[str, ...]:
@@ -105,6 +112,8 @@ def resolve(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
     for item in options():
         value = flags.get(item.key)
         if value is not None and value != []:
+            if item.is_numbers:
+                value = tuple(word.strip() for word in value.split(","))
             tables.setdefault(item.section, {})[item.name] = value
     try:
         return TrainConfig.model_validate(tables)

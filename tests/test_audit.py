@@ -17,7 +17,7 @@ from lever_data.audit.verdict import percent, verdict
 from lever_data.db import open_session
 from lever_data.errors import LeverError, UsageError
 from lever_data.ingest import IngestOptions, ingest
-from lever_data.rewards import RewardSpec
+from lever_data.reward_spec import RewardSpec
 from lever_data.store import Store
 from tests.commands import lever
 from tests.shared_data import OKVQA, needs_shared

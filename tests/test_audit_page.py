@@ -12,7 +12,7 @@ import pytest
 
 from lever_data.audit.audit import Audit, AuditRequest, audit_views
 from lever_data.audit.page import render, write_page
-from lever_data.rewards import RewardSpec
+from lever_data.reward_spec import RewardSpec
 from tests.stores import candidate, commit, new_store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -21,7 +21,8 @@ from lever_data.export import export
 from lever_data.ingest import IngestOptions, ingest
 from lever_data.manifest import sealed
 from lever_data.query import query
-from lever_data.rewards import RewardSpec, reward_sql
+from lever_data.reward_spec import RewardSpec
+from lever_data.rewards import reward_sql
 from lever_data.selection import Selection, census
 from lever_data.store import Store
 from tests.commands import lever

@@ -12,7 +12,8 @@ import pytest
 
 from lever_data import connect
 from lever_data.errors import LeverError, UsageError
-from lever_data.rewards import RewardSpec, reward_sql
+from lever_data.reward_spec import RewardSpec
+from lever_data.rewards import reward_sql
 from lever_data.stream import Selection, census, group_starts, scan
 from tests.stores import candidate, commit, new_store
 

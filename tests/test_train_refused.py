@@ -121,3 +121,11 @@ def test_an_empty_store(tmp_path: Path) -> None:
     bench.store = new_store(tmp_path / "empty")
     with pytest.raises(LeverError, match=r"no rows|no runs"):
         bench.train()
+
+
+def test_a_list_of_numbers_is_written_with_commas() -> None:
+    config = resolve(None, {"reward__shot_weights": "0.5, 0.3,0.2"})
+    assert config.reward.shot_weights == (0.5, 0.3, 0.2)
+    with pytest.raises(UsageError, match="valid number") as caught:
+        resolve(None, {"reward__shot_weights": "0.5,half"})
+    assert "--shot-weights" in str(caught.value.where)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import duckdb
 
-from lever_data.rewards import RewardSpec, reward_sql
+from lever_data.reward_spec import RewardSpec
+from lever_data.rewards import reward_sql
 
 # Every score a mode reads, at its worst and at its best; weights may be negative, so the largest
 # reward can stand at any corner.

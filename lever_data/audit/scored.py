@@ -16,8 +16,8 @@ from lever_data.audit.reward import largest_reward
 from lever_data.catalog import body, builtin, documented_columns, quote_identifier, quote_literal
 from lever_data.db import Session
 from lever_data.errors import LeverError
+from lever_data.reward_spec import RewardSpec
 from lever_data.rewards import (
-    RewardSpec,
     prepare_reward,
     refuse_unscored,
     reward_sql,

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from lever_data.db import quote_identifier
 from lever_data.errors import LeverError, UsageError
-from lever_data.rewards import RewardSpec, reward_sql
+from lever_data.reward_spec import RewardSpec
+from lever_data.rewards import reward_sql
 from lever_train.rollout.proposals import METHODS, Proposals
 
 _COLUMNS = {

@@ -16,7 +16,8 @@ from lever_data import connect
 from lever_data.db import open_session
 from lever_data.errors import LeverError
 from lever_data.ingest import IngestOptions, ingest
-from lever_data.rewards import RewardSpec, reward_sql
+from lever_data.reward_spec import RewardSpec
+from lever_data.rewards import reward_sql
 from lever_data.selection import Selection
 from lever_data.staging import sweep
 from lever_data.store import RunSpec, Store
