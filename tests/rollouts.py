@@ -118,7 +118,7 @@ def rows(run: Run | None, table: str = "candidates") -> list[dict[str, Any]]:
     """A committed run's rows."""
     assert run is not None
     found: list[dict[str, Any]] = pa.concat_tables(
-        pq.read_table(f) for f in run.table_files(table)
+        pq.read_table(f, partitioning=None) for f in run.table_files(table)
     ).to_pylist()
     return found
 

@@ -95,8 +95,10 @@ def test_a_rollout_becomes_a_file_that_comes_back_as_the_same_rows(tmp_path: Pat
     assert second["error"] == "timed out"
     assert second["vqa_acc_score"] is None
     (back,) = ingest([tmp_path / "r.json"], store, IngestOptions("d", "train"))
-    found = [pq.read_table(f).to_pylist() for f in back.run.table_files("candidates")]
-    stored = [pq.read_table(f).to_pylist() for f in run.table_files("candidates")]
+    found, stored = (
+        [pq.read_table(f, partitioning=None).to_pylist() for f in r.table_files("candidates")]
+        for r in (back.run, run)
+    )
     for row in (*found[0], *stored[0]):
         row["extra"] = {k: v for k, v in json.loads(row["extra"] or "{}").items() if k[0] != "_"}
     assert found == stored

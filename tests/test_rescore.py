@@ -42,7 +42,7 @@ def request(folder: Path, run: Run | str, **options: Any) -> RescoreRequest:
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
     (path,) = run.table_files("candidates")
-    return cast(list[dict[str, Any]], pq.read_table(path).to_pylist())
+    return cast(list[dict[str, Any]], pq.read_table(path, partitioning=None).to_pylist())
 
 
 def old_row(query: int, ordinal: int, answer: str | None, **columns: Any) -> dict[str, Any]:

@@ -21,14 +21,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "versions"
-TESTED = ("hypothesis", "pytest", "pytest-timeout")  # what the tests themselves need
 
 
 def requirements() -> list[str]:
-    """The dependencies of pyproject.toml, the tests' own included."""
+    """The dependencies of pyproject.toml; pytest and its like come from this environment."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    own = [d for d in project["optional-dependencies"]["dev"] if _name(d) in TESTED]
-    found: list[str] = [*project["dependencies"], *own]
+    found: list[str] = project["dependencies"]
     return found
 
 
@@ -64,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", choices=["duckdb-1", "lowest", "newest"])
     parser.add_argument("--torch", action="store_true")
-    parser.add_argument("--pytest", default="-q -m 'not long' --ignore tests/torture")
+    parser.add_argument("--pytest", default="-q -n auto -m 'not long' --ignore tests/torture")
     given = parser.parse_args()
     env = environment(given.which, torch=given.torch)
     report = (
