@@ -17,7 +17,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.store import Store
 from lever_data.vqa_metric import METRIC_VERSION, vqa_accuracy
 from lever_train.rollout.asking import Tally
-from lever_train.rollout.generate import Execution, forecast, generate
+from lever_train.rollout.generate import Execution, commit, forecast, generate
 from lever_train.rollout.job import new_asker, shard_folder
 from lever_train.rollout.request import Request
 from lever_train.rollout.resolve import resolve
@@ -135,6 +135,17 @@ def test_processes_share_a_job_and_pay_once(world: World) -> None:
     (run,) = Store.open(world.store).runs()
     assert run.files == whole.run.files
     assert not list((world.store / "jobs").iterdir())
+
+
+def test_who_commits_too_late_finds_the_run_of_the_other(world: World) -> None:
+    """Another process committed and deleted the shards while this one was about to."""
+    made = generate(world.request())
+    job = resolve(world.request())
+    assert commit(job, shard_folder(job)) == made.run
+    assert made.run is not None
+    job.store.remove(made.run.run)
+    with pytest.raises(LeverError, match="finished shards of this job vanished"):
+        commit(job, shard_folder(job))
 
 
 def test_a_finished_answer_is_never_paid_again(world: World) -> None:

@@ -18,7 +18,7 @@ from lever_train.rollout.job import Job, new_asker, shard_folder
 from lever_train.rollout.ray_engine import make_with_ray
 from lever_train.rollout.request import Request
 from lever_train.rollout.resolve import resolve
-from lever_train.rollout.shards import TABLES, Made, Report, ShardFolder
+from lever_train.rollout.shards import TABLES, Made, Report, ShardFolder, ShardsGoneError
 from lever_train.rollout.work import candidates_of, make_shard, prompts_of
 
 Progress = Callable[[float, float | None, str], None]
@@ -144,7 +144,7 @@ def commit(job: Job, folder: ShardFolder) -> Run:
                 for rows in folder.tables(table, SCHEMAS[table]):
                     writer.write(table, rows)
             run = writer.commit({"report": vars(report)})
-    except FileNotFoundError:
+    except ShardsGoneError:
         found = job.store.find(job.spec)
         if found is None:
             raise LeverError(

@@ -51,6 +51,10 @@ class Made:
     report: Report
 
 
+class ShardsGoneError(Exception):
+    """The shards were deleted meanwhile: another process committed their run."""
+
+
 class ShardFolder:
     """The shards of one job.
 
@@ -92,10 +96,17 @@ class ShardFolder:
                         on_done(index)
 
     def report(self) -> Report:
-        """The sum over the shards that are done."""
+        """The sum over the shards that are done.
+
+        Raises:
+            ShardsGoneError: one of them was deleted while it was read.
+        """
         total = Report()
-        for path in sorted(self.folder.glob("shard-*/report.json")):
-            total += Report(**json.loads(path.read_bytes()))
+        try:
+            for path in sorted(self.folder.glob("shard-*/report.json")):
+                total += Report(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            raise ShardsGoneError from None
         return total
 
     def tables(self, table: str, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -103,6 +114,7 @@ class ShardFolder:
 
         Raises:
             LeverError: a shard cannot be read.
+            ShardsGoneError: a shard is not there any more.
         """
         for index in range(self.count):
             path = self.path(index) / f"{table}.parquet"
@@ -110,7 +122,7 @@ class ShardFolder:
                 yield pq.read_table(path).cast(schema)
             except (pa.ArrowInvalid, OSError) as error:
                 if isinstance(error, FileNotFoundError):
-                    raise
+                    raise ShardsGoneError from None
                 raise LeverError(
                     f"a finished shard cannot be read ({error})",
                     where=str(path),
