@@ -24,8 +24,8 @@ def rescore(
 ) -> None:
     """Recompute the official accuracy of stored answers, as a new run.
 
-    No model is called. Rows scored by string match become official rows; those whose score
-    changes are listed.
+    No model is called. Every row with an answer becomes an official row; those whose score changes
+    are listed with how they were scored before.
     """
     from dataclasses import asdict
 
@@ -42,7 +42,8 @@ def rescore(
     counts = {
         "rows": done.num_rows,
         "fallback before": done.num_fallback_before,
-        "fallback rows whose score changed": len(done.changes),
+        "of unknown mode before": done.num_unknown_before,
+        "score changed": len(done.changes),
         "without annotation, left as they were": done.num_missing,
         "without answer, left as they were": done.num_unanswered,
         "failed in scoring, now scored": done.num_healed,
@@ -51,8 +52,11 @@ def rescore(
     if done.changes:
         print()
         emit_table(
-            ["query", "candidate", "answer", "string match", "official"],
-            [[c.query_id, c.candidate, c.prediction, c.old, c.new] for c in done.changes[:_SHOWN]],
+            ["query", "candidate", "answer", "scored by", "before", "official"],
+            [
+                [c.query_id, c.candidate, c.prediction, c.old_mode, c.old, c.new]
+                for c in done.changes[:_SHOWN]
+            ],
         )
     if len(done.changes) > _SHOWN:
         notice(f"{len(done.changes) - _SHOWN} more: --json lists them all")

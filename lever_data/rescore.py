@@ -49,11 +49,13 @@ class RescoreRequest:
 
 @dataclass(frozen=True)
 class Change:
-    """A row scored by string match before, whose official accuracy is another."""
+    """A row whose official accuracy is another than the one it had; ``old_mode`` says whence it
+    had that: ``fallback``, ``file``, or ``unknown``."""
 
     query_id: int
     candidate: int
     prediction: str
+    old_mode: str
     old: float | None
     new: float
 
@@ -62,6 +64,7 @@ class Change:
 class Rescored:
     """The new run, or the one that was there already (``is_new`` false), and what it changed.
 
+    ``num_unknown_before`` counts rows that did not say how they were scored.
     ``num_missing`` counts rows without annotations, ``num_unanswered`` rows without a prediction;
     both are left as they were. ``num_healed`` counts failed evaluations that have a prediction and
     now a score.
@@ -71,6 +74,7 @@ class Rescored:
     parent: str
     is_new: bool
     changes: tuple[Change, ...]
+    num_unknown_before: int
     num_rows: int
     num_fallback_before: int
     num_missing: int
@@ -124,8 +128,16 @@ def _result(store: Store, made: Run, *, is_new: bool) -> Rescored:
     parent = made.parents[0]
     with connect(store, runs=[made.run, parent]) as con:
         rows = con.execute(_CHANGES, {"old": parent, "new": made.run}).fetchall()
+        unknown = con.execute(_UNKNOWN, [parent]).fetchall()[0][0]
     changes = tuple(Change(*row) for row in rows)
-    return Rescored(made, parent, is_new, changes, **made.details["rescore"])
+    return Rescored(made, parent, is_new, changes, unknown, **made.details["rescore"])
+
+
+_UNKNOWN = """
+    select count(*)
+    from stg_candidates
+    where run = ? and eval_mode is null and eval_failed is not true
+"""
 
 
 _CHANGES = """
@@ -133,9 +145,10 @@ _CHANGES = """
         new.query_id,
         new.candidate,
         new.vqa_pred_answer,
+        coalesce(old.eval_mode, 'unknown'),
         old.vqa_acc_score,
         new.vqa_acc_score
-    from (select * from stg_candidates where run = $old and eval_mode = 'fallback') as old
+    from (select * from stg_candidates where run = $old) as old
     inner join (select * from stg_candidates where run = $new) as new
         using (dataset, split, query_id, candidate)
     where old.vqa_acc_score is distinct from new.vqa_acc_score

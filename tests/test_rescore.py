@@ -87,8 +87,8 @@ def test_fallback_rows_become_official_rows(store: Store, tmp_path: Path) -> Non
     assert [[row[c] for c in same] for row in new] == [[row[c] for c in same] for row in old]
     assert done.num_fallback_before == 3
     assert done.changes == (
-        Change(0, 0, "a red car.", 0.5, 1.0),
-        Change(0, 1, "red", 0.5, 0.0),
+        Change(0, 0, "a red car.", "fallback", 0.5, 1.0),
+        Change(0, 1, "red", "fallback", 0.5, 0.0),
     )
 
 
@@ -156,15 +156,19 @@ def test_only_candidates_have_answers(store: Store, tmp_path: Path) -> None:
 
 
 def test_the_command(store: Store, tmp_path: Path) -> None:
-    run = commit(store, [old_row(0, 0, "red")])
+    run = commit(store, [old_row(0, 0, "red"), old_row(1, 0, "2", eval_mode=None)])
     files = ["--questions", tmp_path / "q.json", "--annotations", tmp_path / "a.json"]
     words = ["rescore", "--store", store.path, "--run", run.run, *files]
     shown = lever(*words)
-    assert "fallback rows whose score changed" in shown.stdout
+    assert ["of", "unknown", "mode", "before", "1"] in [
+        line.split() for line in shown.stdout.splitlines()
+    ]
     assert "rescored as rescore-d-train-" in shown.stderr
     found = json.loads(lever(*words, "--json").stdout)
-    assert found["changes"] == [
-        {"query_id": 0, "candidate": 0, "prediction": "red", "old": 0.5, "new": 0.0}
+    assert found["num_unknown_before"] == 1
+    assert [tuple(change.values()) for change in found["changes"]] == [
+        (0, 0, "red", "fallback", 0.5, 0.0),
+        (1, 0, "2", "unknown", 0.5, 1.0),
     ]
 
 
