@@ -17,7 +17,7 @@ def check(
     """
     from dataclasses import asdict
 
-    from lever_data.check import check, describe, require_sound
+    from lever_data.check import check, counted, describe, require_sound
     from lever_data.store import Store
 
     report = check(Store.open(store), runs=run)
@@ -27,7 +27,7 @@ def check(
         for problem in report.problems:
             print(describe(problem))
         print(
-            f"checked {report.num_runs} runs, {report.num_files} files, {report.num_tests} tests: "
-            f"{len(report.problems)} problems"
+            f"checked {counted(report.num_runs, 'run')}, {counted(report.num_files, 'file')}, "
+            f"{counted(report.num_tests, 'test')}: {counted(len(report.problems), 'problem')}"
         )
     require_sound(report)

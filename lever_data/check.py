@@ -66,9 +66,10 @@ def check(
         progress(run.run)
         num_files += len(run.files)
         problems += _check_files(run)
-    tests = _tests(store)
+    tests, unreadable = _tests(store)
     if not problems:
         problems += _run_tests(store, runs, tests, progress)
+    problems += unreadable
     return Report(len(chosen), num_files, len(tests), tuple(problems))
 
 
@@ -121,16 +122,18 @@ def _check_schema(path: Path, table: str, where: str) -> list[Problem]:
     return found
 
 
-def _tests(store: Store) -> list[Relation]:
+def _tests(store: Store) -> tuple[list[Relation], list[Problem]]:
+    """The data tests, lever's and the user's, and those of the user's that cannot be read."""
     root = resources.files("lever_sql") / "tests"
     own = sorted((e for e in root.iterdir() if e.name.endswith(".sql")), key=lambda e: e.name)
     tests = [parse(e.name.removesuffix(".sql"), "tests", e.read_text("utf-8")) for e in own]
+    unreadable = []
     for path in sorted((store.path / "tests").glob("*.sql")):
         try:
             tests.append(parse(path.stem, "user tests", path.read_text("utf-8")))
         except (OSError, UnicodeDecodeError) as error:
-            raise LeverError(f"a test cannot be read ({error})", where=str(path)) from error
-    return tests
+            unreadable.append(Problem("test", path.stem, f"the test cannot be read ({error})"))
+    return tests, unreadable
 
 
 def _run_tests(
@@ -152,7 +155,7 @@ def _run_tests(
             if rows:
                 examples = [dict(zip(names, row, strict=True)) for row in rows[:_SHOWN]]
                 purpose = f": {test.purpose}" if test.purpose else ""
-                what = f"{len(rows)} rows fail{purpose}"
+                what = f"{len(rows)} {'row fails' if len(rows) == 1 else 'rows fail'}{purpose}"
                 found.append(Problem("test", test.name, what, tuple(examples)))
     return found
 
@@ -164,12 +167,20 @@ def require_sound(report: Report) -> None:
         LeverError: says how many.
     """
     if report.problems:
+        is_damage = any(problem.kind != "test" for problem in report.problems)
         raise LeverError(
-            f"the store has {len(report.problems)} problem"
-            + ("s" if len(report.problems) > 1 else ""),
+            f"the store has {counted(len(report.problems), 'problem')}",
             hint="restore damaged files from a copy, or remove the run (`lever runs rm`) and "
-            "ingest its source again",
+            "ingest its source again"
+            if is_damage
+            else "look at the rows with `lever query`; what came from a bad source is removed with "
+            "`lever runs rm`, and a test that is wrong is mended in <store>/tests/",
         )
+
+
+def counted(number: int, what: str) -> str:
+    """``1 problem``, ``2 problems``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def describe(problem: Problem) -> str:

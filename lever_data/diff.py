@@ -79,7 +79,7 @@ def diff(store: Store, request: DiffRequest) -> Difference:
 
     Raises:
         UsageError: a name is neither a run nor a view, or the sides are not of one kind.
-        LeverError: a view lacks the columns a comparison needs.
+        LeverError: a view lacks the columns a comparison needs, or both sides are empty.
     """
     session = _open(store, request, request.runs)
     found = [_find_run(store, name, session) for name in (request.a, request.b)]
@@ -97,6 +97,12 @@ def diff(store: Store, request: DiffRequest) -> Difference:
                 value=f"{request.a} and {request.b}",
             )
         con.execute(_PAIRED)
+        if not con.execute("select count(*) from paired").fetchall()[0][0]:
+            raise LeverError(
+                "neither side holds anything to compare",
+                value=f"{request.a} and {request.b}",
+                hint="`lever views` counts the rows of every view",
+            )
         return _measure(con, request, kinds.pop())
 
 
@@ -244,6 +250,8 @@ def _put_side(session: Session, side: str, name: str, run: Run | None) -> Kind:
         return "evaluations"
     if run.kind not in RL_KINDS:
         raise UsageError(f"a run of kind {run.kind} has nothing to compare", value=run.run)
+    if ":" in name:
+        raise UsageError("only a run of kind evaluation has selectors to name", value=name)
     condition = "run = ? and eval_failed is not true"
     key = _struct_of(list(_PICK_KEY.values()))
     sql = _CANDIDATES.format(key=key, source="stg_candidates", condition=condition)

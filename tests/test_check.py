@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.check import Problem, check
+from lever_data.check import Problem, check, require_sound
+from lever_data.errors import LeverError
 from lever_data.schema import CANDIDATES, QUERIES
 from lever_data.store import Run, RunSpec, Store
 from tests.commands import lever
@@ -140,17 +141,22 @@ def test_users_tests(store: Store) -> None:
     )
     (folder / "writes.sql").write_text("copy (select 1) to 'x.csv'")
     (folder / "broken.sql").write_text("select nothing from nowhere")
+    (folder / "latin.sql").write_bytes(b"select '\xff'")
     found = {p.where: p for p in check(store).problems}
-    assert found["no_beams"].what == "1 rows fail: Our data has no beams."
+    assert found["no_beams"].what == "1 row fails: Our data has no beams."
     assert found["no_beams"].examples == ({"query_id": 0},)
     assert "only SELECT is allowed" in found["writes"].what
     assert found["broken"].what.startswith("the test does not run: Catalog Error")
+    assert found["latin"].what.startswith("the test cannot be read")
+    with pytest.raises(LeverError, match="4 problems") as caught:
+        require_sound(check(store))
+    assert "a test that is wrong" in str(caught.value.hint)
 
 
 def test_the_command(store: Store) -> None:
     run = commit(store, GOOD)
     done = lever("check", "--store", store.path)
-    assert "checked 1 runs, 2 files, 10 tests: 0 problems" in done.stdout
+    assert "checked 1 run, 2 files, 10 tests: 0 problems" in done.stdout
     data_file(run).write_bytes(b"PAR1")
     failed = lever("check", "--store", store.path, "--json", check=False)
     assert failed.returncode == 1

@@ -148,6 +148,11 @@ def test_names_that_are_nothing(store: Store) -> None:
     assert "did you mean beam?" in str(caught.value.hint)
     with pytest.raises(LeverError, match="no column pointer, vqa_correct, vqa_acc_score"):
         compare(store, "queries", "beam")
+    run = commit(store, [row(1, 0, [1, 2], 0.3)], name="other")
+    with pytest.raises(UsageError, match="only a run of kind evaluation"):
+        compare(store, f"{run.run}:sft", "beam")
+    with pytest.raises(LeverError, match="neither side holds anything"):
+        compare(new_store(store.path / "empty"), "beam", "all_candidates")
 
 
 def test_the_command(store: Store, tmp_path: Path) -> None:
