@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -91,6 +91,9 @@ def open_session(
 
     Args:
         only: define just these relations and what they read (a fraction of the time).
+
+    Raises:
+        LeverError: as :func:`connect`; or the user has a view of the name of one of ``only``.
     """
     store = store if isinstance(store, Store) else Store.open(store)
     folders = [store.path / "views"]
@@ -99,6 +102,9 @@ def open_session(
             raise UsageError("--sql-dir is not a folder", value=str(sql_dir))
         folders.append(sql_dir)
     user, broken = catalog.user_relations(folders)
+    for name in only or ():
+        if name in broken and name in catalog.builtin():
+            raise LeverError(f"which {name}? {broken[name]}", where=f"{name}.sql among your views")
     con = duckdb.connect()
     known, tables = catalog.builtin(), None
     if only is not None:
@@ -207,13 +213,23 @@ def _define_user(
                 require_select(con, body(relation))
                 con.execute(f"create view {quote_identifier(name)} as {body(relation)}")
             except (duckdb.Error, LeverError) as error:
-                failed[name] = str(error)
+                failed[name] = _why_broken(con, relation, waiting.keys() - {name}, error)
                 continue
             defined[name] = waiting.pop(name)
             progressed = True
         if not progressed:
             break
     return defined, failed
+
+
+def _why_broken(
+    con: duckdb.DuckDBPyConnection, relation: Relation, others: Set[str], error: Exception
+) -> str:
+    """One line; where it reads views that are broken too, or that read it, that is the reason."""
+    with suppress(LeverError):
+        if read := sorted(catalog.tables_read(con, relation.sql) & others):
+            return f"it reads {', '.join(read)}: broken too, or the views read each other"
+    return str(error).splitlines()[0]
 
 
 def require_select(con: duckdb.DuckDBPyConnection, sql: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from lever_data import catalog, connect
 from lever_data.catalog import builtin, documented_columns
 from lever_data.db import open_session
-from lever_data.errors import UsageError
+from lever_data.errors import LeverError, UsageError
 from lever_data.store import Store
 from lever_data.views import list_views, view_sql
 from tests.stores import candidate, commit, new_store
@@ -200,8 +200,23 @@ def test_help_needs_no_heavy_import() -> None:
 
 
 def test_a_store_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
-    from lever_data.errors import LeverError
 
     with pytest.raises(LeverError, match="no store here") as caught:
         Store.open(tmp_path)
     assert "lever ingest" in str(caught.value.hint)
+
+
+def test_views_that_read_each_other_and_a_name_that_is_taken(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    commit(store, [candidate(0, 0, [1])])
+    folder = store.path / "views"
+    folder.mkdir(exist_ok=True)
+    (folder / "hen.sql").write_text("select * from egg")
+    (folder / "egg.sql").write_text("select * from hen")
+    (folder / "beam.sql").write_text("select 1 as x")
+    broken = open_session(store).broken
+    assert broken["hen"] == "it reads egg: broken too, or the views read each other"
+    assert broken["egg"].startswith("it reads hen")
+    with pytest.raises(LeverError, match=r"which beam\? lever has a relation of this name"):
+        open_session(store, only=["beam"])
+    assert open_session(store, only=["all_candidates"]).relations
