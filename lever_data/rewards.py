@@ -7,19 +7,22 @@ the file. The expression is to be used on a relation with the alias ``v``.
 
 from __future__ import annotations
 
-import json
+import math
 import re
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
 import duckdb
 
 from lever_data.catalog import macros, quote_identifier, quote_literal
 from lever_data.errors import LeverError, UsageError
+from lever_data.reward_expression import not_failed, null_columns, require_expression
 from lever_data.reward_spec import RewardSpec
+from lever_data.selection import readable_errors
 
 LIMIT = 5.0  # rewards are clipped to [-LIMIT, LIMIT], as in the legacy trainer
+_WEIGHTS = ("_weight", "_alpha", "_beta")  # how the parameters end that are weights
 _PARAMETERS = re.compile(r"create or replace macro \w+\((.*?)\)\s+as", re.DOTALL)
 # The mode hybrid reads `info`, which lives beside the views: joined by the candidate's key.
 _INFO = (
@@ -33,6 +36,7 @@ _HOW_TO_GET = {
     "vqa_correct": "score the candidates with `lever rescore` or `lever generate`",
     "vqa_acc_score": "score the candidates with `lever rescore` or `lever generate`",
     "shot_scores": "run `lever generate --shots 1,2,…`, which scores every prefix",
+    "info": "ingest InfoScore beam data, or RL data with beam scores",
     "beam_score": "ingest data with beam scores",
     "logprob_score": "ingest data with log-probabilities",
 }
@@ -52,6 +56,21 @@ def reward_columns(spec: RewardSpec) -> list[str]:
     return [p for p in _parameters(spec.mode) if p not in weights and p not in ("info", "pointer")]
 
 
+@dataclass(frozen=True)
+class Need:
+    """A value the reward reads, which counts as 0 where it is missing.
+
+    Args:
+        columns: where it comes from, each in place of the one before; or the expression itself.
+        value: SQL over ``v``.
+        lacking: SQL condition over ``v``: the candidate needs the value and has none.
+    """
+
+    columns: tuple[str, ...]
+    value: str
+    lacking: str
+
+
 def reward_sql(spec: RewardSpec) -> str:
     """The reward as a SQL expression of type double over the relation ``v``, clipped.
 
@@ -60,7 +79,7 @@ def reward_sql(spec: RewardSpec) -> str:
             SQL expression.
     """
     if spec.expression is not None:
-        _require_expression(spec.expression)
+        require_expression(spec.expression)
         return f"reward_clip(cast((\n{spec.expression}\n) as double))"
     _require_weights(spec)
     arguments = ", ".join(_argument(spec, p) for p in _parameters(spec.mode))
@@ -71,49 +90,97 @@ def require_scores(con: duckdb.DuckDBPyConnection, view: str, spec: RewardSpec) 
     """Refuse a reward that the rows of ``view`` cannot give.
 
     Raises:
-        LeverError: a column of the mode is missing, or null in every row; it says which and how
-            to get it. For an expression: it is null in every row.
+        LeverError: a column of the mode or of the expression is missing, or null in every row; it
+            says which and how to get it.
+        UsageError: every weight of the mode is 0.
     """
-    cursor = con.cursor()
     name = quote_identifier(view)
-    present = {r[0] for r in cursor.execute(f"describe {name}").fetchall()}
-    tested = scores_read(view, spec, present)
-    counts = ", ".join(f"count({sql})" for sql in tested.values())
-    row = cursor.execute(f"select count(*), {counts} from {name} as v").fetchall()[0]
+    present = [row[0] for row in con.cursor().execute(f"describe {name}").fetchall()]
+    needed = needs(view, spec, present)
+    counts = ", ".join(f"count({need.value})" for need in needed)
+    with readable_errors():
+        sql = f"select count(*), {counts} from {name} as v{not_failed(present)}"
+        row = con.cursor().execute(sql).fetchall()[0]
     if row[0]:
-        refuse_unscored(view, spec, dict(zip(tested, row[1:], strict=True)))
+        refuse_unscored(con, view, spec, dict(zip(needed, row[1:], strict=True)))
 
 
-def scores_read(view: str, spec: RewardSpec, present: Container[str]) -> dict[str, str]:
-    """What must not be null throughout: each column a mode reads, or the expression, as SQL.
+def needs(view: str, spec: RewardSpec, present: Sequence[str]) -> list[Need]:
+    """What the reward reads as the macro weighs it: of a weight of 0 it needs nothing.
 
     Raises:
-        LeverError: the view has no such column.
+        LeverError: the view, whose columns are ``present``, lacks one.
+        UsageError: every weight of the mode is 0.
     """
-    columns = reward_columns(spec)
-    if missing := [c for c in columns if c not in present]:
+    if spec.expression is not None:
+        sql = reward_sql(spec)
+        return [Need((spec.name,), sql, f"({sql}) is null")]
+    if missing := [c for c in reward_columns(spec) if c not in present]:
         raise LeverError(
             f"the view has no column for the reward {spec.name}",
             where=view,
             value=", ".join(missing),
             hint=_how_to_get(missing),
         )
-    return {c: f"v.{quote_identifier(c)}" for c in columns} or {spec.name: reward_sql(spec)}
+    read = _legacy_reads(spec) if spec.mode == "legacy" else _reads(spec)
+    weighed = [columns for columns, weight in read if weight != 0]
+    if not weighed:
+        raise UsageError(
+            "the reward weighs nothing: each of its weights is 0",
+            value=spec.mode,
+            hint=", ".join(w for w in _parameters(spec.mode) if w.endswith(_WEIGHTS)),
+        )
+    return [_need(spec, columns) for columns in weighed]
 
 
-def refuse_unscored(view: str, spec: RewardSpec, counts: Mapping[str, int]) -> None:
-    """Refuse a reward with a column (key of ``counts``) that no row has a value for.
+def _reads(spec: RewardSpec) -> list[tuple[tuple[str, ...], float]]:
+    """Each value that a mode reads, by the columns it comes from, and its weight."""
+    weights = {
+        "vqa_correct": spec.hard_weight,
+        "vqa_acc_score": spec.soft_weight,
+        "vqa_gt_prob": spec.soft_weight,
+        "vqa_rel_score": spec.rel_weight,
+    }
+    if spec.mode == "hybrid":
+        right = 1 - spec.hybrid_alpha
+        weights = {"info": spec.hybrid_alpha, "vqa_correct": right, "vqa_acc_score": right}
+    columns = [*(["info"] if spec.mode == "hybrid" else []), *reward_columns(spec)]
+    return [((column,), weights.get(column, 1.0)) for column in columns]
+
+
+def _legacy_reads(spec: RewardSpec) -> list[tuple[tuple[str, ...], float]]:
+    quality = ("logprob_score", "beam_score") if spec.use_logprob else ("beam_score",)
+    return [(quality, spec.reward_alpha), (("vqa_correct", "vqa_acc_score"), spec.reward_beta)]
+
+
+def _need(spec: RewardSpec, columns: tuple[str, ...]) -> Need:
+    values = [_argument(spec, column) for column in columns]
+    value = f"coalesce({', '.join(values)})" if len(values) > 1 else values[0]
+    # A right answer earns nothing for being near the truth.
+    only = " and v.vqa_correct is distinct from 1" if columns == ("vqa_rel_score",) else ""
+    return Need(columns, value, f"({value}) is null{only}")
+
+
+def refuse_unscored(
+    con: duckdb.DuckDBPyConnection, view: str, spec: RewardSpec, counts: Mapping[Need, int]
+) -> None:
+    """Refuse a reward with a need that no row has a value for.
 
     Raises:
         LeverError: says which column and how to get it.
     """
-    if empty := [column for column, found in counts.items() if not found]:
-        raise LeverError(
-            f"the reward {spec.name} reads a column that is null in every row",
-            where=view,
-            value=", ".join(empty),
-            hint=_how_to_get(empty),
-        )
+    empty = [column for need, found in counts.items() if not found for column in need.columns]
+    if not empty:
+        return
+    if spec.expression is not None:
+        empty = null_columns(con, view, spec.expression)
+    reads = "reads a column that " if empty else ""
+    raise LeverError(
+        f"the reward {spec.name} {reads}is null in every row",
+        where=view,
+        value=", ".join(empty) or None,
+        hint=_how_to_get(empty),
+    )
 
 
 def _how_to_get(columns: Sequence[str]) -> str | None:
@@ -149,36 +216,17 @@ def _argument(spec: RewardSpec, parameter: str) -> str:
 
 
 def _require_weights(spec: RewardSpec) -> None:
+    for f in fields(RewardSpec):
+        value = getattr(spec, f.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(n) for n in numbers if isinstance(n, float)):
+            raise UsageError(f"{f.name} is not a finite number", value=value)
     if spec.correctness_mode not in ("01", "pm1"):
         raise UsageError("correctness_mode is 01 or pm1", value=spec.correctness_mode)
     if not 0 <= spec.hybrid_alpha <= 1:
         raise UsageError("hybrid_alpha lies between 0 and 1", value=spec.hybrid_alpha)
     if spec.shot_weights and abs(sum(spec.shot_weights) - 1) > 1e-6:
         raise UsageError("shot weights must sum to 1", value=spec.shot_weights)
-
-
-def _require_expression(expression: str) -> None:
-    """One scalar expression and no more.
-
-    Parsed twice: bare it must be the one item of a lone SELECT, so that a list is refused; in
-    parentheses it must be that too, so that a clause after it is.
-    """
-    with duckdb.connect() as con:
-        for text in (f"select {expression}\n", f"select (\n{expression}\n)"):
-            parsed = json.loads(
-                con.execute("select json_serialize_sql(?)", [text]).fetchall()[0][0]
-            )
-            nodes = [statement["node"] for statement in parsed.get("statements", [])]
-            if (
-                len(nodes) != 1
-                or len(nodes[0].get("select_list", [])) != 1
-                or nodes[0]["from_table"]["type"] != "EMPTY"
-            ):
-                raise UsageError(
-                    "the reward is not one SQL expression",
-                    value=expression,
-                    hint="for example --reward 'vqa_correct + 0.5 * vqa_gt_prob'",
-                )
 
 
 def prepare_reward(con: duckdb.DuckDBPyConnection, spec: RewardSpec) -> None:

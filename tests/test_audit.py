@@ -12,6 +12,7 @@ import pytest
 
 from lever_data.audit.audit import AuditRequest, audit, audit_views
 from lever_data.audit.gate import failing, parse_gate, require_passed
+from lever_data.audit.page import write_json
 from lever_data.audit.reward import largest_reward
 from lever_data.audit.verdict import percent, verdict
 from lever_data.db import open_session
@@ -83,6 +84,64 @@ def test_missing_scores_are_told(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
+    ("spec", "share"),
+    [
+        (RewardSpec(mode="legacy", reward_alpha=1, use_logprob=True), 0.25),
+        (RewardSpec(mode="legacy", reward_beta=1), 0.25),
+        (RewardSpec(mode="hard_plus_gtprob_plus_rel", soft_weight=0, hard_weight=0), 0.5),
+        (RewardSpec(mode="hard01_plus_gtprob", soft_weight=0), 0.25),
+        (RewardSpec(mode="hybrid", hybrid_alpha=1), 0.75),
+    ],
+)
+def test_missing_is_what_the_reward_counts_as_0(
+    tmp_path: Path, spec: RewardSpec, share: float
+) -> None:
+    """A value with a substitute, without weight, or that a right answer needs not, is none."""
+    made = new_store(tmp_path)
+    commit(
+        made,
+        [
+            candidate(0, 0, [1], vqa_correct=1, beam_score=2.0),
+            candidate(0, 1, [2], vqa_correct=0, vqa_rel_score=0.5, logprob_score=-1.0),
+            candidate(0, 2, [3], vqa_acc_score=0.6, logprob_score=-1.0),
+            candidate(0, 3, [4], vqa_correct=0) if spec.mode != "legacy" else candidate(0, 3, [4]),
+        ],
+    )
+    assert audit(made, AuditRequest(reward=spec)).figures["missing_share"] == share
+
+
+@pytest.mark.parametrize("text", ["vqa_correct / 0", "log(vqa_correct)", "'nan'::double"])
+def test_a_reward_that_is_not_finite(store: Store, tmp_path: Path, text: str) -> None:
+    spec = RewardSpec(expression=text)
+    with pytest.raises(LeverError, match=r"not a finite number, in . candidates") as caught:
+        audit(store, AuditRequest(reward=spec))
+    assert str(caught.value.where) == "all_candidates, query 0"
+    out = tmp_path / "a.json"
+    gate = ["--json", out, "--fail-on", "mean_reward > 0"]
+    done = lever("audit", "--store", store.path, "--reward", text, *gate, check=False)
+    assert (done.returncode, out.exists()) == (1, False)
+
+
+def test_json_is_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(tmp_path / "a.json", {"mean_reward": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        (RewardSpec(mode="legacy"), "reward_alpha, reward_beta"),
+        (RewardSpec(mode="hard_only", hard_weight=0), "hard_weight"),
+    ],
+)
+def test_a_reward_that_weighs_nothing(store: Store, spec: RewardSpec, found: str) -> None:
+    with pytest.raises(UsageError, match="weighs nothing") as caught:
+        audit(store, AuditRequest(reward=spec))
+    assert caught.value.hint == found
+
+
+@pytest.mark.parametrize(
     ("spec", "largest"),
     [
         (RewardSpec(), 2.0),
@@ -121,6 +180,12 @@ def test_a_policy_of_ones_own(tmp_path: Path) -> None:
     )
     found = audit(made, AuditRequest(policy="mine")).figures["importance_weights"]
     assert [(row["num_drawn"], row["num_weighted"]) for row in found] == [(1, 1)]
+
+
+def test_a_policy_without_its_columns(store: Store) -> None:
+    with pytest.raises(LeverError, match="the policy has no column logprob; at beam") as caught:
+        audit(store, AuditRequest(policy="beam"))
+    assert "dataset, split, query_id, pointer, logprob" in str(caught.value.hint)
 
 
 def test_a_users_view_without_what_only_diagnostics_read(tmp_path: Path) -> None:

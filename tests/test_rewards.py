@@ -147,3 +147,37 @@ def test_a_mode_whose_column_is_all_null_says_which_and_how(tmp_path: Path) -> N
     assert "log-probabilities" in str(caught.value.hint)
     with pytest.raises(LeverError, match="null in every row"):
         require_scores(con, "candidates", RewardSpec(expression="vqa_gt_prob"))
+
+
+def test_an_expression_over_an_all_null_column_names_it_and_says_how(tmp_path: Path) -> None:
+    con = _con(tmp_path, [{"vqa_correct": 1}, {"vqa_correct": 0, "vqa_gt_prob": 0.5,
+                                               "eval_failed": True}])  # fmt: skip
+    for text in ("vqa_correct + 0.5*vqa_gt_prob", "vqa_correct * V.VQA_Gt_Prob -- halved"):
+        with pytest.raises(LeverError, match="reads a column that is null in every row") as caught:
+            require_scores(con, "candidates", RewardSpec(expression=text))
+        assert caught.value.value == "vqa_gt_prob"
+        assert "answerer that gives log-probabilities" in str(caught.value.hint)
+    text = "list_sum([s.vqa_correct for s in shot_scores]) + v.vqa_rel_score"
+    with pytest.raises(LeverError) as caught:
+        require_scores(con, "candidates", RewardSpec(expression=text))
+    assert set(str(caught.value.value).split(", ")) == {"shot_scores", "vqa_rel_score"}
+    with pytest.raises(LeverError, match=r"vqa_correct . null is null in every row") as caught:
+        require_scores(con, "candidates", RewardSpec(expression="vqa_correct + null"))
+    assert (caught.value.value, caught.value.hint) == (None, None)
+    require_scores(con, "candidates", RewardSpec(expression="coalesce(vqa_gt_prob, vqa_correct)"))
+    with pytest.raises(LeverError, match="cannot be computed"):
+        require_scores(con, "candidates", RewardSpec(expression="vqa_corect"))
+
+
+def test_a_mode_needs_what_its_weights_weigh(tmp_path: Path) -> None:
+    con = _con(tmp_path, [{"vqa_correct": 1, "logprob_score": -1.0}])
+    require_scores(con, "candidates", RewardSpec(soft_weight=0))
+    quality = RewardSpec(mode="legacy", reward_alpha=1, use_logprob=True)
+    require_scores(con, "candidates", quality)
+    with pytest.raises(LeverError, match="beam_score"):
+        require_scores(con, "candidates", RewardSpec(mode="legacy", reward_alpha=1))
+    with pytest.raises(LeverError, match="value 'info, vqa_acc_score'") as caught:
+        require_scores(con, "candidates", RewardSpec(mode="hybrid", soft_weight=0))
+    assert "InfoScore" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="hard_weight is not a finite number"):
+        reward_sql(RewardSpec(hard_weight=float("nan")))

@@ -7,6 +7,7 @@ and the SQL behind each. Every figure is a query over ``sql/diagnostics``, which
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,7 +184,10 @@ def _one_row(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
 
 
 def _rounded(value: object) -> object:
-    return round(value, DECIMALS) if isinstance(value, float) else value
+    """A float as it is shown; what is not finite (stored scores may be so) has no value."""
+    if not isinstance(value, float):
+        return value
+    return round(value, DECIMALS) if math.isfinite(value) else None
 
 
 def _sql(con: duckdb.DuckDBPyConnection) -> dict[str, str]:

@@ -40,8 +40,9 @@ class _Shown:
 
 def write_json(path: Path, figures: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """Write the figures of one audit, or of several as a list."""
+    text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with writing(path) as file:
-        file.write((json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write(text.encode())
 
 
 def write_page(path: Path, audits: Sequence[Audit]) -> None:

@@ -17,12 +17,7 @@ from lever_data.catalog import body, builtin, documented_columns, quote_identifi
 from lever_data.db import Session
 from lever_data.errors import LeverError
 from lever_data.reward_spec import RewardSpec
-from lever_data.rewards import (
-    prepare_reward,
-    refuse_unscored,
-    reward_sql,
-    scores_read,
-)
+from lever_data.rewards import needs, prepare_reward, refuse_unscored, reward_sql
 from lever_data.selection import TRAINING_COLUMNS
 
 DECIMALS = 10  # sums of doubles differ in the last digits between runs of many threads
@@ -37,6 +32,14 @@ SHARED = (
     "demonstration_usage",
 )
 _ENCODED = ("dataset", "split", "gen_method", "eval_mode")  # few values: half the time as enums
+
+_POLICY_COLUMNS = {
+    "dataset": "varchar",
+    "split": "varchar",
+    "query_id": "bigint",
+    "pointer": "integer[]",
+    "logprob": "double",
+}
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,23 @@ def put_scored(session: Session, request: AuditRequest) -> float:
     survey = _survey(con, request, present)
     con.execute(f"create or replace view scored as {_scored_sql(request, present)}")
     if request.policy is not None:
-        con.execute(
-            "create or replace view policy_logprobs as "
-            "select dataset, split, query_id, pointer, logprob::double as logprob "
-            f"from {quote_identifier(request.policy)}"
-        )
-    _build_shared(con, survey, request.reward)
+        _put_policy(con, request.policy)
+    _build_shared(con, survey, request)
     return survey.missing_share
+
+
+def _put_policy(con: duckdb.DuckDBPyConnection, policy: str) -> None:
+    name = quote_identifier(policy)
+    present = [row[0] for row in con.execute(f"describe {name}").fetchall()]
+    if missing := [c for c in _POLICY_COLUMNS if c not in present]:
+        raise LeverError(
+            "the policy has no column " + ", ".join(missing),
+            where=policy,
+            hint=f"a policy is a relation with {', '.join(_POLICY_COLUMNS)}; for example a view "
+            "that renames: select …, logprob_score as logprob from …",
+        )
+    listed = ", ".join(f"{c}::{kind} as {c}" for c, kind in _POLICY_COLUMNS.items())
+    con.execute(f"create or replace view policy_logprobs as select {listed} from {name}")
 
 
 def _survey(
@@ -102,12 +115,12 @@ def _survey(
 ) -> _Survey:
     """Look at the view once; refuse it where it is empty or has nothing to reward."""
     prepare_reward(con, request.reward)
-    read = scores_read(request.view, request.reward, present)
-    lacking = " or ".join(f"({sql}) is null" for sql in read.values())
+    needed = needs(request.view, request.reward, present)
+    lacking = " or ".join(f"({need.lacking})" for need in needed)
     wanted = [
         "count(*)",
         f"count(*) filter (where {lacking})",
-        *(f"count({sql})" for sql in read.values()),
+        *(f"count({need.value})" for need in needed),
         *(f"list_sort(list(distinct v.{name}))" for name in _ENCODED),
     ]
     try:
@@ -128,7 +141,8 @@ def _survey(
             where=request.view,
             hint="`lever views` counts the rows of every view, `lever runs` lists what is stored",
         )
-    refuse_unscored(request.view, request.reward, dict(zip(read, row[2:], strict=False)))
+    counts = dict(zip(needed, row[2:], strict=False))
+    refuse_unscored(con, request.view, request.reward, counts)
     levels = {
         name: [value for value in values or () if value is not None]
         for name, values in zip(_ENCODED, row[-len(_ENCODED) :], strict=True)
@@ -152,13 +166,30 @@ def _scored_sql(request: AuditRequest, present: Sequence[str]) -> str:
     return f"select\n    {listed}\nfrom {view} as v\nwhere v.eval_failed is not true"
 
 
-def _build_shared(con: duckdb.DuckDBPyConnection, survey: _Survey, reward: RewardSpec) -> None:
+def _build_shared(con: duckdb.DuckDBPyConnection, survey: _Survey, request: AuditRequest) -> None:
     """Turn the relations that several diagnostics read from views into tables."""
     for name in SHARED:
         sql = _encoded_scores_sql(con, survey) if name == "scores" else body(builtin()[name])
         _replace_by_table(con, name, sql)
         if name == "scores":
-            _put_settings(con, reward)
+            _require_finite(con, request)
+            _put_settings(con, request.reward)
+
+
+def _require_finite(con: duckdb.DuckDBPyConnection, request: AuditRequest) -> None:
+    """Refuse what training refuses: every figure over such a reward would be none."""
+    count, query, value = con.execute(
+        "select count(*), min(query_id), arg_min(reward, query_id) from scores "
+        "where not isfinite(reward)"
+    ).fetchall()[0]
+    if count:
+        raise LeverError(
+            f"a reward is not a finite number, in {count:,} candidates of the view",
+            where=f"{request.view}, query {query}",
+            value=value,
+            hint=f"the reward is {request.reward.name}; divide by nullif(…, 0), and a reward that "
+            "is then missing counts as 0",
+        )
 
 
 def _replace_by_table(
