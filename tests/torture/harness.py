@@ -163,6 +163,22 @@ def verify(store: Path) -> Snapshot:
     return found
 
 
+def verify_checks(store: Path) -> Snapshot:
+    """As :func:`verify`, and ``lever check`` finds nothing either."""
+    from lever_data.check import check
+    from lever_data.store import Store
+
+    assert check(Store.open(store)).problems == ()
+    return verify(store)
+
+
+def is_clear(outcome: Outcome) -> bool:
+    """Whether a command failed as it should: exit code 1, one ``Error:``, no traceback."""
+    lines = outcome.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("Error: ")]
+    return outcome.code == 1 and len(errors) == 1 and "Traceback" not in outcome.stderr
+
+
 def verify_swept(store: Path) -> None:
     """After a sweep, which every writer begins with, nothing of dead writers is left."""
     assert [p.name for p in (store / "staging").iterdir()] == ["lock"]

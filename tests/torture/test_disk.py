@@ -20,6 +20,7 @@ from tests.torture.harness import (
     SIZES,
     Nursery,
     Outcome,
+    is_clear,
     needs_mounts,
     verify,
     verify_swept,
@@ -33,12 +34,6 @@ SIZE = 4 << 20
 def _ingest(nursery: Nursery, source: Path, store: Path, **limits: int) -> Outcome:
     words = ("ingest", source, "--store", store, "--dataset", "d", "--split", "train")
     return nursery.run(*words, **limits)  # type: ignore[arg-type]
-
-
-def _is_clear(outcome: Outcome) -> bool:
-    lines = outcome.stderr.splitlines()
-    errors = [line for line in lines if line.startswith("Error: ")]
-    return outcome.code == 1 and len(errors) == 1 and "Traceback" not in outcome.stderr
 
 
 @pytest.mark.parametrize("long", SIZES)
@@ -67,7 +62,7 @@ def test_a_full_disk_commits_nothing(
             outcome = _in_little_room(nursery, inside, room, source, disk / "s")
             left = verify(inside / "s")
             assert left in (before, after)
-            assert outcome.code == 0 or _is_clear(outcome), outcome.stderr
+            assert outcome.code == 0 or is_clear(outcome), outcome.stderr
             assert outcome.code == 1 or left == after
             seen["refused" if outcome.code else "done"] += 1
             assert _ingest(nursery, source, disk / "s").code == 0
@@ -102,7 +97,7 @@ def test_a_limit_on_file_sizes_commits_nothing(
         outcome = _ingest(nursery, source, store, file_limit=limit)
         assert outcome.code == 1
         # a limit below the error's own length cuts the error short too
-        assert limit < 1_000 or _is_clear(outcome), outcome.stderr
+        assert limit < 1_000 or is_clear(outcome), outcome.stderr
         assert not (store / "runs").exists() or verify(store) == {}
     assert _ingest(nursery, source, store).code == 0
     assert len(verify(store)) == 1
@@ -134,6 +129,6 @@ def test_a_read_only_store_is_read_and_not_written(tmp_path: Path) -> None:
             nursery.run("runs", "rm", run.run, *where),
             nursery.run("export", *where, "--run", run.run, "--out", store.path / "x.json"),
         ):
-            assert _is_clear(outcome), outcome.stderr
+            assert is_clear(outcome), outcome.stderr
             assert "Read-only file system" in outcome.stderr
     assert verify(store.path) == before

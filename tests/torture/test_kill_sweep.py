@@ -14,7 +14,7 @@ import pytest
 from lever_data.demo.world import WorldSpec
 from lever_train.pipeline.demo import DemoOptions, prepare_demo
 from tests.torture.conftest import Report
-from tests.torture.harness import SIZES, Nursery, verify
+from tests.torture.harness import SIZES, Nursery, verify, verify_checks
 
 SWEEP = """
 name = "s"
@@ -66,7 +66,7 @@ def test_sweep_killed_at_random_moments(
         after = roll.uniform(0.1, 0.9) * undisturbed.seconds
         outcome = warm.run(*words, cwd=tmp_path, kill_after=after)
         kills += outcome.killed
-        assert verify(tmp_path / "d" / "store").items() <= committed.items()
+        assert verify_checks(tmp_path / "d" / "store").items() <= committed.items()
     outcome = warm.run(*words, cwd=tmp_path)
     assert outcome.code == 0, outcome.stderr
     assert _report_of(outcome.stdout) == expected

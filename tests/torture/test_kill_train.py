@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.torture.conftest import Report
-from tests.torture.harness import SIZES, Nursery, Outcome, Snapshot, verify
+from tests.torture.harness import SIZES, Nursery, Outcome, Snapshot, verify, verify_checks
 from tests.training import Bench
 
 PHASES = ("rce_epoch1", "rce_epoch2", "grpo_epoch3")
@@ -63,7 +63,7 @@ class Room:
 
     def left(self) -> Snapshot:
         """What is committed: the data, and the training's metrics or not."""
-        found = verify(self.bench.store.path)
+        found = verify_checks(self.bench.store.path)
         assert found in (self.before, self.after)
         return found
 
