@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+from lever_train.rollout.answerers.openai import OpenAIAnswerer
+from lever_train.rollout.prompts import Item, Prompt
+from lever_train.rollout.request import AnswererSpec
+
+EXPECTED = [f"echo {n}\n" for n in range(40)]  # what it answers to `prompts`
 Fault = Callable[["Handler", str, int], bool]  # question, attempt → whether it answered
 
 
@@ -56,13 +63,15 @@ class Handler(BaseHTTPRequestHandler):
             with here.lock:
                 here.active -= 1
 
-    def answer(self, text: str) -> None:
+    def answer(self, text: str) -> bool:
         usage = {"prompt_tokens": 100, "completion_tokens": 2}
         choices = [{"message": {"role": "assistant", "content": text}}]
-        self.send(200, json.dumps({"choices": choices, "usage": usage}), "application/json")
+        return self.send(200, json.dumps({"choices": choices, "usage": usage}), "application/json")
 
-    def send(self, status: int, text: str, kind: str = "text/plain", **headers: str) -> bool:
-        data = text.encode()
+    def send(
+        self, status: int, text: str | bytes, kind: str = "text/plain", **headers: str
+    ) -> bool:
+        data = text.encode() if isinstance(text, str) else text
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
@@ -72,8 +81,49 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
         return True
 
+    def raw(self, data: bytes) -> bool:
+        """These bytes for a reply, and the end of the connection."""
+        self.wfile.write(data)
+        self.close_connection = True
+        return True
+
+    def drip(self) -> bool:
+        """A reply that never ends, in pieces that come soon enough."""
+        with suppress(OSError):  # until the client has had enough
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            for _ in range(600):
+                self.wfile.write(b" ")
+                time.sleep(0.1)
+        self.close_connection = True
+        return True
+
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+def _hang(handler: Handler) -> bool:
+    time.sleep(1.5)
+    return handler.raw(b"")
+
+
+_BOMB = gzip.compress(bytes(50_000_000), 1)
+# What an endpoint may do instead of an answer
+BREAKS: dict[str, Callable[[Handler], bool]] = {
+    "hangs": _hang,
+    "drips": Handler.drip,
+    "a page": lambda h: h.send(200, "<html>busy</html>", "text/html"),
+    "cut": lambda h: h.raw(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"choices": ['),
+    "closed": lambda h: h.raw(b""),
+    "no HTTP": lambda h: h.raw(b"SSH-2.0-OpenSSH_9.6\r\n"),
+    "deep": lambda h: h.send(200, "[" * 200_000),
+    "long": lambda h: h.send(200, '{"choices": [{"message": {"content": "' + "cat " * 2_000_000),
+    "no gzip": lambda h: h.send(200, "cat", Content_Encoding="gzip"),
+    "gzip bomb": lambda h: h.send(200, _BOMB, Content_Encoding="gzip"),
+    "odd coding": lambda h: h.send(200, _BOMB, Content_Encoding="gzip, gzip"),
+    "a number of 5000 digits": lambda h: h.send(200, "9" * 5000),
+    "no UTF-8": lambda h: h.send(200, b'{"choices": "\xff"}'),
+    "bad date": lambda h: h.send(503, "", Retry_After="Mon, 01 Jan 2024 00:00:00 +99999999999999"),
+}
 
 
 @contextmanager
@@ -90,3 +140,20 @@ def serving() -> Iterator[Endpoint]:
         yield found
         server.shutdown()
         thread.join()
+
+
+def answerer(endpoint: Endpoint, **changes: Any) -> OpenAIAnswerer:
+    """An answerer that asks the endpoint."""
+    spec = AnswererSpec(model="m", **({"timeout": 5.0, "patience": 20.0} | changes))
+    return OpenAIAnswerer.connect(endpoint.url, spec)
+
+
+def prompts(count: int, image: Path | None = None) -> list[Prompt]:
+    """Questions that the endpoint answers with :data:`EXPECTED`."""
+    items = [Item("d", "s", n, f"what is {n}", ("a",), "a", image) for n in range(count)]
+    return [Prompt(items[n], (items[n - 1],), ("a",)) for n in range(count)]
+
+
+def texts(found: list[Any]) -> list[str | None]:
+    """What was answered."""
+    return [a.text for a in found]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lever_cli.__main__ import main
@@ -18,10 +16,11 @@ from lever_data.errors import UsageError
 from lever_data.store import Store
 from lever_train.rollout.answerers.base import AnswererDownError
 from lever_train.rollout.answerers.openai import OpenAIAnswerer
+from lever_train.rollout.answerers.openai_reply import MAX_BYTES
 from lever_train.rollout.generate import generate
-from lever_train.rollout.prompts import SYSTEM_PROMPT, Item, Prompt
+from lever_train.rollout.prompts import SYSTEM_PROMPT
 from lever_train.rollout.request import AnswererSpec
-from tests.endpoint import Endpoint, Handler, serving
+from tests.endpoint import BREAKS, EXPECTED, Endpoint, Handler, answerer, prompts, serving, texts
 from tests.rollouts import World, add_images, make_world, rows
 
 KEY = "sk-secret-4711"
@@ -31,23 +30,6 @@ KEY = "sk-secret-4711"
 def endpoint() -> Iterator[Endpoint]:
     with serving() as found:
         yield found
-
-
-def answerer(endpoint: Endpoint, **changes: Any) -> OpenAIAnswerer:
-    spec = AnswererSpec(model="m", **({"timeout": 5.0, "patience": 20.0} | changes))
-    return OpenAIAnswerer.connect(endpoint.url, spec)
-
-
-def prompts(count: int, image: Path | None = None) -> list[Prompt]:
-    items = [Item("d", "s", n, f"what is {n}", ("a",), "a", image) for n in range(count)]
-    return [Prompt(items[n], (items[n - 1],), ("a",)) for n in range(count)]
-
-
-def texts(found: list[Any]) -> list[str | None]:
-    return [a.text for a in found]
-
-
-EXPECTED = [f"echo {n}\n" for n in range(40)]
 
 
 def test_the_request_is_the_prompt_of_the_legacy_system(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -103,26 +85,17 @@ def test_retry_after_is_honoured(endpoint: Endpoint, form: str) -> None:
 
 
 def test_broken_connections_pages_and_hangs_are_tried_again(endpoint: Endpoint) -> None:
+    breaks = list(BREAKS.values())
+
     def fault(handler: Handler, question: str, attempt: int) -> bool:
-        number = int(question.split()[-3])
-        if attempt > 1:
-            return False
-        if number % 4 == 0:  # hangs beyond the timeout
-            time.sleep(1.5)
-            return False
-        if number % 4 == 1:  # an HTML page with status 200
-            return handler.send(200, "<html>busy</html>", "text/html")
-        if number % 4 == 2:  # the stream is cut
-            handler.send_response(200)
-            handler.send_header("Content-Length", "1000")
-            handler.end_headers()
-            handler.wfile.write(b'{"choices": [')
-        handler.close_connection = True  # or the connection is closed without a word
-        return True
+        if attempt == 1:
+            breaks[int(question.split()[-3])](handler)
+        return attempt == 1
 
     endpoint.fault = fault
-    assert texts(answerer(endpoint, timeout=0.5).answer(prompts(8))) == EXPECTED[:8]
-    assert min(endpoint.tries.values()) == 2
+    found = answerer(endpoint, timeout=0.7).answer(prompts(len(breaks)))
+    assert texts(found) == EXPECTED[: len(breaks)]
+    assert set(endpoint.tries.values()) == {2}
 
 
 def test_a_prompt_that_is_refused_fails_alone(endpoint: Endpoint) -> None:
@@ -140,13 +113,19 @@ def test_a_prompt_that_never_gets_through_fails_where_others_do(endpoint: Endpoi
     def fault(handler: Handler, question: str, attempt: int) -> bool:
         if "is 1 " in question:
             return handler.send(200, "<html>", "text/html")
+        if "is 4 " in question:
+            return handler.drip()
+        if "is 5 " in question:
+            return handler.send(200, " " * (MAX_BYTES + 1))
         return "is 2 " in question and handler.send(500, "crash", Retry_After="0.05")
 
     endpoint.fault = fault
-    found = answerer(endpoint, patience=1.5).answer(prompts(4))
-    assert texts(found) == [EXPECTED[0], None, None, EXPECTED[3]]
+    found = answerer(endpoint, patience=1.5, timeout=0.5).answer(prompts(6))
+    assert texts(found) == [EXPECTED[0], None, None, EXPECTED[3], None, None]
     assert found[1].error == "gave up: the body is no chat completion (text/html)"
     assert found[2].error == "gave up: HTTP 500"
+    assert found[4].error == "gave up: no whole reply within 0.5 s"
+    assert found[5].error == "gave up: the body is longer than 4 MiB"
     assert endpoint.tries["a probe - -"] == 2  # it lives, so they had another chance, twice
     assert endpoint.tries["Question:what is 1 Short answer:"] == 9
 
@@ -180,6 +159,9 @@ def test_a_rejected_key_stops_at_once_and_is_not_repeated(
 def test_bad_specifications_are_refused() -> None:
     with pytest.raises(UsageError, match="needs the name of a model"):
         OpenAIAnswerer.connect("http://127.0.0.1:1/v1", AnswererSpec())
+    for url in ("http://", "http:///v1", "http://h\x01/v1", "http://xn--/v1", "http://\udcff/v1"):
+        with pytest.raises(UsageError, match="no URL of an endpoint"):
+            OpenAIAnswerer.connect(url, AnswererSpec(model="m"))
     with pytest.raises(UsageError, match="must not hold credentials"):
         OpenAIAnswerer.connect("http://me:pw@127.0.0.1:1/v1", AnswererSpec(model="m"))
 

@@ -6,7 +6,7 @@ connections, timeouts, 408, 425, 429 and 5xx (``Retry-After`` is honoured), and 
 completion. A prompt the endpoint refuses for good (400, 413, 422) is a failed answer. An endpoint
 that answers nothing at all stops the job, which goes on where it stood when called again.
 
-The key is read from ``OPENAI_API_KEY`` when a request is sent; it stands in no message and no file.
+The key comes from ``OPENAI_API_KEY``; it stands in no message and no answer.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import mimetypes
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +25,25 @@ import tenacity
 
 from lever_data.errors import LeverError, UsageError
 from lever_train.rollout.answerers.base import Answer, AnswererDownError, ShownFingerprints, Usage
+from lever_train.rollout.answerers.openai_key import KEY_VARIABLE, ApiKey
+from lever_train.rollout.answerers.openai_reply import (
+    Completion,
+    PassingError,
+    RefusedError,
+    completion,
+    post,
+    retry_after,
+)
 from lever_train.rollout.prompts import Item, Part, Prompt, Template
 from lever_train.rollout.request import AnswererSpec
 
-KEY_VARIABLE = "OPENAI_API_KEY"
 _PASSING = {408, 425, 429}
 _REFUSED = {400, 413, 422}
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
 _BATCHES = 8  # prompts handed over per slot: a slow one does not leave the others idle
 _SECOND_CHANCES = 2
 _NO_COMPLETION_TRIES = 3  # a body that is no completion may be a proxy's page; not forever
-
-
-class _PassingError(Exception):
-    """A failure that may pass; ``wait`` seconds as the endpoint asked, if it did."""
-
-    def __init__(self, reason: str, wait: float | None = None, body: bool = False) -> None:
-        super().__init__(reason)
-        self.wait = wait
-        self.body = body
-
-
-class _RefusedError(Exception):
-    """The endpoint will not answer this prompt."""
+_SHOWN = 200  # characters of what an endpoint says
 
 
 @dataclass
@@ -62,6 +55,7 @@ class OpenAIAnswerer:
     spec: AnswererSpec
     template: Template = field(default_factory=Template)
     usage: Usage = field(default_factory=Usage)
+    _key: ApiKey = field(default_factory=ApiKey)
     _shown: ShownFingerprints = field(default_factory=ShownFingerprints)
 
     @classmethod
@@ -69,15 +63,16 @@ class OpenAIAnswerer:
         """An answerer for the endpoint at ``url`` (``…/v1``); nothing is sent yet.
 
         Raises:
-            UsageError: no model is named, or the URL holds a password.
+            UsageError: no model is named, the URL is none or holds a password, or no header can
+                carry the key.
         """
         if spec.model is None:
             raise UsageError("the endpoint needs the name of a model", hint="--model NAME")
-        if httpx.URL(url).userinfo:
+        if _parsed(url).userinfo:
             raise UsageError(
                 "the endpoint's URL must not hold credentials", hint=f"export {KEY_VARIABLE}=…"
             )
-        return cls(url.rstrip("/"), spec.model, spec)
+        return cls(url.rstrip("/"), spec.model, spec, _key=ApiKey.read())
 
     @property
     def name(self) -> str:
@@ -114,15 +109,14 @@ class OpenAIAnswerer:
     async def _all(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer all; what did not get through has a second chance where the endpoint lives, so
         that an outage costs time and not answers."""
-        key = os.environ.get(KEY_VARIABLE)
         async with httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=self.spec.timeout,
+            headers={"Accept-Encoding": "identity"} | self._key.headers(),
+            timeout=None,  # each request has one for all of it
             limits=httpx.Limits(max_connections=self.spec.concurrency),
         ) as client:
             results = dict(enumerate(await self._side_by_side(client, prompts)))
             for _ in range(_SECOND_CHANCES):
-                open_ = [i for i, r in results.items() if isinstance(r, _PassingError)]
+                open_ = [i for i, r in results.items() if isinstance(r, PassingError)]
                 if open_:
                     await self._require_alive(client, results)
                     again = await self._side_by_side(client, [prompts[i] for i in open_])
@@ -131,7 +125,7 @@ class OpenAIAnswerer:
 
     async def _side_by_side(
         self, client: httpx.AsyncClient, prompts: Sequence[Prompt]
-    ) -> list[Answer | _PassingError]:
+    ) -> list[Answer | PassingError]:
         """Ask so many at a time; stops all where one fails for good."""
         slots = asyncio.Semaphore(self.spec.concurrency)
         tasks = [asyncio.create_task(self._one(client, slots, p)) for p in prompts]
@@ -144,18 +138,18 @@ class OpenAIAnswerer:
             if isinstance(error, LeverError):
                 raise AnswererDownError(error, done)
         for error in results:
-            if isinstance(error, BaseException) and not isinstance(error, _PassingError):
+            if isinstance(error, BaseException) and not isinstance(error, PassingError):
                 raise error
-        return [r for r in results if isinstance(r, Answer | _PassingError)]
+        return [r for r in results if isinstance(r, Answer | PassingError)]
 
     async def _require_alive(
-        self, client: httpx.AsyncClient, results: Mapping[int, Answer | _PassingError]
+        self, client: httpx.AsyncClient, results: Mapping[int, Answer | PassingError]
     ) -> None:
         """Ask the smallest question there is; where that fails the endpoint is down."""
         body = {"model": self.model, "messages": [{"role": "user", "content": "Hi"}]}
         try:
             await self._post(client, body | {"max_tokens": 1})
-        except (_PassingError, _RefusedError) as error:
+        except (PassingError, RefusedError) as error:
             cause = LeverError(
                 f"the endpoint does not answer ({error})",
                 where=self.base_url,
@@ -164,14 +158,14 @@ class OpenAIAnswerer:
             done = {i: r for i, r in results.items() if isinstance(r, Answer)}
             raise AnswererDownError(cause, done) from error
 
-    def _settled(self, result: Answer | _PassingError) -> Answer:
+    def _settled(self, result: Answer | PassingError) -> Answer:
         if isinstance(result, Answer):
             return result
-        return Answer(None, error=self._clean(f"gave up: {result}"))
+        return Answer(None, error=f"gave up: {result}")
 
     async def _one(
         self, client: httpx.AsyncClient, slots: asyncio.Semaphore, prompt: Prompt
-    ) -> Answer | _PassingError:
+    ) -> Answer | PassingError:
         """One answer; what did not pass within the patience is returned, not raised."""
         async with slots:
             try:
@@ -179,9 +173,9 @@ class OpenAIAnswerer:
                 async for attempt in self._attempts():
                     with attempt:
                         return await self._post(client, body)
-            except _RefusedError as error:
-                return Answer(None, error=self._clean(str(error)))
-            except _PassingError as error:
+            except RefusedError as error:
+                return Answer(None, error=str(error))
+            except PassingError as error:
                 return error
             except OSError as error:
                 return Answer(None, error=f"an image cannot be read: {error}")
@@ -193,57 +187,53 @@ class OpenAIAnswerer:
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            asked = error.wait if isinstance(error, _PassingError) else None
+            asked = error.wait if isinstance(error, PassingError) else None
             left = max(0.0, self.spec.patience - (time.monotonic() - started))
             return min(backoff(state) if asked is None else asked, left)
 
         def stop(state: tenacity.RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome else None
-            page = isinstance(error, _PassingError) and error.body
+            page = isinstance(error, PassingError) and error.body
             return (
                 page and state.attempt_number >= _NO_COMPLETION_TRIES
             ) or time.monotonic() - started >= self.spec.patience
 
         return tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_PassingError),
+            retry=tenacity.retry_if_exception_type(PassingError),
             wait=wait,
             stop=stop,
             reraise=True,
         )
 
     async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
+        """Ask once. No error of this repeats the key, nor has a cause that might."""
+        url = f"{self.base_url}/chat/completions"
         try:
-            response = await client.post(f"{self.base_url}/chat/completions", json=body)
-        except httpx.TransportError as error:
-            raise _PassingError(f"{type(error).__name__}: {error}") from error
-        status = response.status_code
-        if status in _PASSING or status >= 500:
-            raise _PassingError(f"HTTP {status}", _retry_after(response))
+            reply = await post(client, url, body, self.spec.timeout)
+            status = reply.status
+            if status in _PASSING or status >= 500:
+                raise PassingError(f"HTTP {status}", retry_after(reply))
+            if status == httpx.codes.OK:
+                return self._answer(completion(reply))
+        except PassingError as error:
+            raise PassingError(self._quoted(str(error)), error.wait, error.body) from None
+        said = self._quoted(reply.shown())
         if status in _REFUSED:
-            raise _RefusedError(f"HTTP {status}: {self._clean(response.text)[:200]}")
-        if status != httpx.codes.OK:
-            raise LeverError(
-                self._clean(f"the endpoint rejects the request: HTTP {status}"),
-                where=self.base_url,
-                value=self._clean(response.text)[:200],
-                hint=f"check the URL, --model, and the key in {KEY_VARIABLE}",
-            )
-        return self._read(response)
+            raise RefusedError(f"HTTP {status}: {said}")
+        raise LeverError(
+            f"the endpoint rejects the request: HTTP {status}",
+            where=self.base_url,
+            value=said,
+            hint=f"check the URL, --model, and the key in {KEY_VARIABLE}",
+        )
 
-    def _read(self, response: httpx.Response) -> Answer:
-        try:
-            content = response.json()
-            text = content["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            kind = response.headers.get("content-type", "unknown type")
-            raise _PassingError(f"the body is no chat completion ({kind})", body=True) from error
-        usage = content.get("usage") or {}
+    def _answer(self, found: Completion) -> Answer:
         self.usage.answers += 1
-        self.usage.prompt_tokens += int(usage.get("prompt_tokens") or 0)
-        self.usage.completion_tokens += int(usage.get("completion_tokens") or 0)
-        if not isinstance(text, str):
+        self.usage.prompt_tokens += found.prompt_tokens
+        self.usage.completion_tokens += found.completion_tokens
+        if found.text is None:
             return Answer(None, error="the completion has no text")
-        return Answer(text)
+        return Answer(self._key.out_of_answer(found.text))
 
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         content = [self._content(part) for part in self.template.parts(prompt)]
@@ -262,27 +252,22 @@ class OpenAIAnswerer:
             return {"type": "text", "text": part.text}
         return {"type": "image_url", "image_url": {"url": _data_url(part.image)}}
 
-    def _clean(self, text: str) -> str:
-        """Without the key, which an endpoint may repeat in its message."""
-        key = os.environ.get(KEY_VARIABLE)
-        return text.replace(key, "***") if key else text
+    def _quoted(self, text: str) -> str:
+        """The beginning of what the endpoint says; cut last, so that half a key is none."""
+        return self._key.out_of(text)[:_SHOWN]
+
+
+def _parsed(url: str) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+        known = bool(parsed.host)
+    except (httpx.InvalidURL, ValueError):  # the latter: a host that is no domain name
+        known = False
+    if not known:  # the URL is not shown: it may hold a password
+        raise UsageError("this is no URL of an endpoint", hint="openai:http://127.0.0.1:8000/v1")
+    return parsed
 
 
 def _data_url(path: Path) -> str:
     kind = mimetypes.guess_type(path.name)[0] or "image/jpeg"
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds the header asks to wait: a number or an HTTP date."""
-    value = response.headers.get("retry-after", "").strip()
-    if not value:
-        return None
-    if value.replace(".", "", 1).isdecimal():
-        return float(value)
-    try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
