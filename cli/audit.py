@@ -17,6 +17,7 @@ from .common import (
     emit_table,
     notice,
 )
+from .common import _cell as shown
 from .flags import build, with_flags
 
 if TYPE_CHECKING:
@@ -72,15 +73,16 @@ def audit(
     With --compare, several views side by side; the JSON is then a list.
     """
     from lever_data.audit.audit import AuditRequest, audit_views
-    from lever_data.audit.gate import parse_gate, require_passed
-    from lever_data.audit.page import write_json, write_page
+    from lever_data.audit.gate import parse_gate, require_known, require_passed
+    from lever_data.audit.page import require_writable, write_json, write_page
 
     gates = [parse_gate(text) for text in fail_on]
-    reward = build(RewardSpec, flags)
+    require_known(gates)
+    require_writable([path for path in (json, html) if path is not None])
+    reward = _reward(flags)
     request = AuditRequest("", reward, tuple(run), scorer, sql_dir, policy)
     views = [*([view] if view else []), *compare] or ["all_candidates"]
     audits = audit_views(store, request, views)
-    _render(audits)
     figures = [found.figures for found in audits]
     if json is not None:
         write_json(json, figures if compare else figures[0])
@@ -88,10 +90,26 @@ def audit(
     if html is not None:
         write_page(html, audits)
         notice(f"page: {html}")
-    require_passed(gates, figures)
+    try:
+        _render(audits)
+    finally:  # a reader of our output that leaves early lets no gate pass
+        require_passed(gates, figures)
 
 
 audit = with_flags(audit, RewardSpec)
+
+
+def _reward(flags: dict[str, Any]) -> RewardSpec:
+    reward = build(RewardSpec, flags)
+    mode = flags.get("rewardspec__mode")
+    if reward.expression is not None and mode is not None:
+        from lever_data.errors import UsageError
+
+        raise UsageError(
+            "--reward takes the place of a mode; give one of the two",
+            value=f"--reward-mode {mode} --reward {reward.expression}",
+        )
+    return reward
 
 
 def _render(audits: list[Audit]) -> None:
@@ -102,9 +120,9 @@ def _render(audits: list[Audit]) -> None:
         emit_table(list(_COMPARED.values()), rows)
         return
     figures = audits[0].figures
-    print(f"{figures['view']}, reward {figures['reward']}\n")
+    print(_line(f"{figures['view']}, reward {figures['reward']}") + "\n")
     for finding in verdict(figures):
-        print(f"  {finding.text}" + (f" {finding.advice}" if finding.advice else ""))
+        print(_line(f"  {finding.text} {finding.advice}".rstrip()))
     print()
     rows = [
         [row["gen_method"], *(_cell(row, key) for key in _SOURCE_COLUMNS)]
@@ -118,6 +136,11 @@ def _render(audits: list[Audit]) -> None:
     ]
     columns = ["reward mode", "tied queries", "deviation in query", "right - wrong"]
     emit_table([*columns, "agrees with hard_plus_soft"], modes)
+
+
+def _line(text: str) -> str:
+    """Text from the data as a cell of a table shows it, so that it moves no cursor."""
+    return shown(text).replace("\\[", "[")  # brackets are markup in tables only
 
 
 def _cell(row: dict[str, object], key: str) -> object:

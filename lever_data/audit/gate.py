@@ -21,6 +21,35 @@ _GATE = re.compile(
     r"(?P<number>[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)\s*(?P<percent>%?)\s*",
     re.IGNORECASE,
 )
+NUMBERS = (  # figures that are one number each
+    "queries",
+    "candidates",
+    "teachable_share",
+    "mean_reward",
+    "mixed_deviation",
+    "fallback_share",
+    "unknown_share",
+    "failed_share",
+    "missing_share",
+    "oracle_gap",
+)
+TABLES = (  # figures with numbers below them
+    "classes",
+    "oracle",
+    "duplicates",
+    "demonstrations",
+    "by_gen_method",
+    "by_temperature",
+    "by_beam_rank",
+    "by_shot",
+    "eval_modes",
+    "logprob_vs_reward",
+    "importance_weights",
+    "order_sensitivity",
+    "answer_copying",
+    "reward_modes",
+    "reward_spread",
+)
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
@@ -58,6 +87,20 @@ def parse_gate(text: str) -> Gate:
     return Gate(text.strip(), match["name"], match["op"], number)
 
 
+def require_known(gates: Sequence[Gate]) -> None:
+    """Refuse gates over figures that no audit has, before the figures take their time.
+
+    What lies below a name (``by_gen_method.beam``) depends on the data; :func:`failing` sees it.
+
+    Raises:
+        UsageError: there is no such figure; it suggests the nearest.
+    """
+    for gate in gates:
+        name, dot, _ = gate.name.partition(".")
+        if name not in (TABLES if dot else NUMBERS):
+            raise _unknown(gate, [*NUMBERS, *(f"{table}.…" for table in TABLES)])
+
+
 def failing(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[tuple[Gate, float]]:
     """The gates whose condition holds, with the figure's value.
 
@@ -69,12 +112,7 @@ def failing(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[tuple[Gat
     found = []
     for gate in gates:
         if gate.name not in known:
-            near = get_close_matches(gate.name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            top = ", ".join(name for name in known if "." not in name)
-            raise UsageError(
-                "the audit has no such figure", value=gate.name, hint=f"{hint}figures: {top}, …"
-            )
+            raise _unknown(gate, list(known))
         value = known[gate.name]
         if value is None:
             raise LeverError(
@@ -85,6 +123,15 @@ def failing(gates: Sequence[Gate], figures: Mapping[str, Any]) -> list[tuple[Gat
         if _COMPARE[gate.op](value, gate.number):
             found.append((gate, value))
     return found
+
+
+def _unknown(gate: Gate, known: Sequence[str]) -> UsageError:
+    near = get_close_matches(gate.name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    top = ", ".join(name for name in known if "." not in name)
+    return UsageError(
+        "the audit has no such figure", value=gate.name, hint=f"{hint}figures: {top}, …"
+    )
 
 
 def require_passed(gates: Sequence[Gate], audits: Sequence[Mapping[str, Any]]) -> None:

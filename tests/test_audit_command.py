@@ -1,0 +1,95 @@
+"""`lever audit` as a command: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+from lever_cli.__main__ import main
+
+from lever_data.store import Store
+from tests.audits import KEYS, rows
+from tests.commands import lever
+from tests.stores import candidate, commit, new_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = new_store(tmp_path_factory.mktemp("audit"))
+    commit(made, rows())
+    return made
+
+
+def test_the_command(store: Store, tmp_path: Path) -> None:
+    out, page = tmp_path / "a.json", tmp_path / "a.html"
+    done = lever("audit", "--store", store.path, "--json", out, "--html", page)
+    assert "1 of 2 queries (50.0 %) can teach anything" in done.stdout
+    assert set(json.loads(out.read_text())) >= KEYS
+    assert page.read_text().startswith("<!doctype html>")
+    failed = lever(
+        "audit", "--store", store.path, "--json", out, "--fail-on", "fallback_share > 0.05",
+        check=False,
+    )  # fmt: skip
+    assert failed.returncode == 1
+    assert "the audit gate failed: fallback_share > 0.05 in all_candidates" in failed.stderr
+    usage = lever("audit", "--store", store.path, "--fail-on", "nonsense", check=False)
+    assert usage.returncode == 2
+
+
+def test_the_command_compares(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "c.json"
+    views = ["--compare", "beam", "--compare", "all_candidates"]
+    done = lever("audit", "--store", store.path, *views, "--json", out)
+    assert "all_candidates" in done.stdout
+    assert [found["view"] for found in json.loads(out.read_text())] == ["beam", "all_candidates"]
+
+
+def test_the_command_refuses_before_the_work(tmp_path: Path) -> None:
+    """The store is not even there: none of these needs it to see that it cannot end well."""
+    there = ["audit", "--store", tmp_path / "none"]
+    gate = lever(*there, "--fail-on", "fallback_shar > 0", check=False)
+    assert (gate.returncode, "did you mean fallback_share?" in gate.stderr) == (2, True)
+    for path, why in [("no/a.json", "no such folder"), (".", "a folder stands where")]:
+        for option in ("--json", "--html"):
+            done = lever(*there, option, tmp_path / path, check=False)
+            assert (done.returncode, why in done.stderr) == (1, True)
+    both = lever(*there, "--reward-mode", "hard_only", "--reward", "vqa_correct", check=False)
+    assert (both.returncode, "give one of the two" in both.stderr) == (2, True)
+
+
+class _Gone(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_reader_that_leaves_takes_no_file_and_no_gate_along(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, page = tmp_path / "a.json", tmp_path / "a.html"
+    monkeypatch.setattr("sys.stdout", _Gone())
+    words = ["audit", "--store", str(store.path), "--json", str(out), "--html", str(page)]
+    with pytest.raises(SystemExit) as stop, contextlib.redirect_stderr(io.StringIO()) as said:
+        main([*words, "--fail-on", "fallback_share > 0.05"])
+    assert (stop.value.code, "gate failed" in said.getvalue()) == (1, True)
+    assert set(json.loads(out.read_text())) >= KEYS
+    assert page.exists()
+
+
+def test_data_moves_no_cursor(tmp_path: Path) -> None:
+    made = new_store(tmp_path)
+    evil = {"gen_method": "\x1b]0;mine\x1b\\[bold]", "vqa_acc_score": 1.0}
+    commit(made, [*rows(), candidate(0, 5, [7, 8], vqa_correct=1, **evil)])
+    done = lever("audit", "--store", made.path, "--reward", "vqa_correct -- \x1b[2J[x]")
+    assert "\x1b" not in done.stdout
+    assert "reward vqa_correct -- \\e[2J[x]" in done.stdout
+
+
+def test_a_gate_over_a_reward_that_is_not_finite(store: Store, tmp_path: Path) -> None:
+    """It once passed: every comparison with NaN is false."""
+    out = tmp_path / "a.json"
+    gate = ["--json", out, "--fail-on", "mean_reward > 0"]
+    done = lever("audit", "--store", store.path, "--reward", "vqa_correct / 0", *gate, check=False)
+    assert (done.returncode, out.exists()) == (1, False)
