@@ -12,7 +12,7 @@ import pytest
 from lever_data.audit.audit import AuditRequest, audit, audit_views
 from lever_data.audit.page import write_json
 from lever_data.audit.reward import largest_reward
-from lever_data.audit.verdict import percent, verdict
+from lever_data.audit.verdict import verdict
 from lever_data.db import open_session
 from lever_data.errors import LeverError, UsageError
 from lever_data.ingest import IngestOptions, ingest
@@ -212,22 +212,6 @@ def test_a_reward_that_cannot_be_computed(store: Store) -> None:
     with pytest.raises(LeverError, match="cannot be computed over this view") as caught:
         audit(store, AuditRequest(reward=RewardSpec(expression="vqa_corect + 1")))
     assert "vqa_correct" in str(caught.value.hint)
-
-
-def test_the_verdict_opens_with_what_can_teach(store: Store) -> None:
-    found = verdict(audit(store, AuditRequest()).figures)
-    assert (
-        found[0].text
-        == "1 of 2 queries (50.0 %) can teach anything; the rest are flat: 1 all wrong."
-    )
-    assert found[1].level == "bad"
-    assert found[1].advice == "`lever rescore` replaces them by the official metric."
-    assert [percent(share) for share in (0.123, 0, 0.0001, None)] == [
-        "12.3 %",
-        "0.0 %",
-        "< 0.1 %",
-        "–",
-    ]
 
 
 @needs_shared

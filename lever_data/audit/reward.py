@@ -32,15 +32,17 @@ _CORNERS = """
 """
 
 
-def largest_reward(con: duckdb.DuckDBPyConnection, reward: RewardSpec) -> float:
+def largest_reward(con: duckdb.DuckDBPyConnection, reward: RewardSpec) -> float | None:
     """The largest value of the mode at its weights, in [-5, 5].
 
     An expression of the user's, and the unbounded mode ``legacy``, have no maximum of their own:
-    theirs is the largest reward in the relation ``scores``.
+    theirs is the largest reward in the relation ``scores``, and ``None`` where all are equal there:
+    then nothing says whether that is right or just tied.
     """
     cursor = con.cursor()
     if reward.expression is not None or reward.mode == "legacy":
-        rows = cursor.execute("select max(reward) from scores").fetchall()
+        varied = "select max(reward) from scores having min(reward) < max(reward)"
+        rows = cursor.execute(varied).fetchall() or [(None,)]
     elif reward.mode == "hybrid":  # reads a view beside the candidates, so no corner has it
         rows = cursor.execute(
             "select max(reward_clip(reward_hybrid(info, hit, hit, ?::double))) "
@@ -52,4 +54,4 @@ def largest_reward(con: duckdb.DuckDBPyConnection, reward: RewardSpec) -> float:
         rows = cursor.execute(
             f"select max({reward_sql(reward)}) from ({_CORNERS}) as v", {"shots": shots}
         ).fetchall()
-    return float(rows[0][0])
+    return None if rows[0][0] is None else float(rows[0][0])

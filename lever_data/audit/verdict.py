@@ -13,6 +13,13 @@ Level = Literal["good", "fair", "bad"]
 
 _FEW_TEACH = 0.2  # below this share of mixed queries most of the training data is dead weight
 _MUCH_NOISE = 0.05  # above this share of string-matched rewards, filter or rescore
+_MUCH_ORDER = 0.2  # above this share the reward says as much about the order as about the choice
+_FLAT = {  # class of flat queries → what to do where most of them are of it
+    "all_wrong": "Propose more candidates for the queries that are all wrong.",
+    "tied": "The reward does not tell the candidates of a query apart; a soft score or a "
+    "log-probability in it may.",
+    "all_right": "The queries that are all right have nothing left to teach; train on harder ones.",
+}
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,8 @@ def _teachable(figures: Mapping[str, Any]) -> Finding:
         f"anything" + (f"; the rest are flat: {flat}." if flat else ".")
     )
     level: Level = "bad" if share == 0 else "fair" if share < _FEW_TEACH else "good"
-    advice = (
-        "" if level == "good" else "Propose more candidates for the queries that are all wrong."
-    )
-    return Finding(level, text, advice)
+    most = max(_FLAT, key=lambda name: classes[name])  # of a tie the first
+    return Finding(level, text, "" if level == "good" else _FLAT[most])
 
 
 def _trust(figures: Mapping[str, Any]) -> Finding:
@@ -75,9 +80,11 @@ def _trust(figures: Mapping[str, Any]) -> Finding:
 
 def _sources(figures: Mapping[str, Any]) -> Finding | None:
     rows = [row for row in figures["by_gen_method"] if row["gen_method"] is not None]
-    if len(rows) < 2:
+    if len(rows) < 2 or not figures["classes"]["mixed"]:
         return None
     best = max(rows, key=lambda row: row["num_queries_needing"])
+    if not best["num_queries_needing"]:
+        return Finding("fair", "No source is needed: every query that teaches does so without it.")
     least = min(rows, key=lambda row: row["num_queries_needing"])
     text = (
         f"{best['gen_method']} helps most: {best['num_queries_needing']:,} queries teach only "
@@ -106,7 +113,9 @@ def _order(figures: Mapping[str, Any]) -> Finding | None:
         f"Reordering the same {most['shot_num']} demonstrations changes the reward in "
         f"{percent(most['differing_share'])} of the cases."
     )
-    return Finding("good", text)
+    if most["differing_share"] <= _MUCH_ORDER:
+        return Finding("good", text)
+    return Finding("fair", text, "So much hangs on the order: one order says little about a set.")
 
 
 def _repeats(figures: Mapping[str, Any]) -> Finding | None:

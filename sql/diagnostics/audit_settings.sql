@@ -4,7 +4,7 @@
 -- columns:
 --   reward_name varchar: the reward mode, or the user's expression
 --   is_expression boolean: whether it is the user's expression
---   max_reward double: the largest reward the mode can give
+--   max_reward double: the largest reward the mode can give; null: not known
 --   hard_weight double: weight of vqa_correct
 --   soft_weight double: weight of vqa_acc_score or vqa_gt_prob
 --   rel_weight double: weight of vqa_rel_score
