@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
+from lever_train.devices import open_device
+
 
 @dataclass(frozen=True)
 class World:
@@ -56,10 +58,17 @@ class World:
 
 
 def join(device: str) -> World:
-    """Join the processes torchrun started; alone where it did not start this one."""
+    """Join the processes torchrun started; alone where it did not start this one.
+
+    Raises:
+        UsageError: the device is not there.
+    """
+    open_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # a GPU for every process
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return World(distributed.get_rank(), size)

@@ -137,6 +137,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _dot(query: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    query = query.to(rows.dtype)  # under autocast either may be in half precision
     parts = [
         query[at] @ functional.embedding(index[at], rows).transpose(1, 2)
         for at in _slices(index, rows)
@@ -145,6 +146,7 @@ def _dot(query: Tensor, rows: Tensor, index: Tensor) -> Tensor:
 
 
 def _sum(weights: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    weights = weights.to(rows.dtype)
     if weights.shape[1] == 1:  # a bag reads the rows without copying them
         weighted = weights.squeeze(1).contiguous()
         return functional.embedding_bag(index, rows, per_sample_weights=weighted, mode="sum")[
@@ -166,7 +168,7 @@ def _scatter(gradient: Tensor, query: Tensor, index: Tensor, size: int) -> Tenso
             owner,
             query[:, n].contiguous(),
             offsets=counts.cumsum(0) - counts,
-            per_sample_weights=gradient[:, n].flatten()[order],
+            per_sample_weights=gradient[:, n].flatten()[order].to(query.dtype),
             mode="sum",
         )
         total = bags if total is None else total + bags

@@ -272,3 +272,24 @@ def test_a_gru_remembers_what_it_chose() -> None:
     assert not torch.allclose(one, other)
     with pytest.raises(LeverError, match="knows 4 steps"):
         selector.sequence_log_prob(query, candidates, torch.arange(5)[None, None])
+
+
+@pytest.mark.parametrize("kind", ["static", "gru"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_bfloat16_is_close_for_any_pool(kind: str, shared: bool) -> None:
+    """Under autocast some of the products are halves and some are not; gradients agree."""
+    selector = _selector(kind=kind, layers=2)
+    query, vectors = torch.randn(4, 12), torch.randn(7, 12)
+    pool = Pool(vectors) if shared else Pool(vectors, torch.stack([torch.randperm(7)] * 4))
+    positions = torch.tensor([[[0, 3], [5, 1]]] * 4)
+    found = []
+    for enabled in (False, True):
+        selector.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            total = selector.sequence_log_prob(query, pool, positions).sum()
+        torch.autograd.backward(total)
+        gradients = [p.grad.flatten() for p in selector.parameters() if p.grad is not None]
+        found.append((float(total.detach()), torch.cat(gradients)))
+    (exact, wanted), (half, given) = found
+    assert half == pytest.approx(exact, rel=0.05) and half != exact
+    assert torch.cosine_similarity(wanted, given, dim=0) > 0.98

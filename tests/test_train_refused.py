@@ -129,3 +129,13 @@ def test_a_list_of_numbers_is_written_with_commas() -> None:
     with pytest.raises(UsageError, match="valid number") as caught:
         resolve(None, {"reward__shot_weights": "0.5,half"})
     assert "--shot-weights" in str(caught.value.where)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("gpu", "no such device"), ("cuda:99", "torch sees"), ("meta", "no such device")],
+)
+def test_a_device_that_is_not_there(bench: Bench, name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        bench.train(device=name)
+    assert "cpu" in str(caught.value.hint)

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.files import sha256_file
+from lever_train.devices import open_device
 
 
 class Encoder:
@@ -53,7 +54,7 @@ class Encoder:
                 hint="a folder with config.json, weights, tokenizer and image processor, or a "
                 "name such as openai/clip-vit-base-patch32",
             ) from None
-        self._device = torch.device(device)
+        self._device = open_device(device)
         self._model = model.to(self._device).eval()
 
     def identity(self) -> str:

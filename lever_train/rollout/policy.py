@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lever_data.files import sha256_file
+from lever_train.devices import open_device
 from lever_train.pool import Pool
 from lever_train.selector import History, Selector, StaticHistory, cosine_scores
 
@@ -76,6 +77,7 @@ class _Rounded(History):
 
 def load_policy(checkpoint: Path | None, device: str) -> Policy:
     """The policy of a checkpoint file, or similarity where there is none."""
+    open_device(device)
     if checkpoint is None:
         return Similarity()
     from lever_train.checkpoint import load_selector

@@ -17,6 +17,7 @@ from torch import Tensor
 from lever_data.db import open_session
 from lever_data.errors import LeverError, UsageError
 from lever_data.store import Run, RunSpec, Store
+from lever_train.devices import open_device
 from lever_train.embeddings import load_embeddings
 from lever_train.pools import PoolSource, SharedPool, open_pools
 from lever_train.rollout import views
@@ -46,6 +47,8 @@ def resolve(request: Request, kind: str = "rollout") -> Job:
         LeverError: it says what does not.
     """
     request.check()
+    open_device(request.inputs.device)
+    open_device(request.answerer.device)
     store = Store.create(request.which.store)
     runs = store.select(list(request.which.runs))
     which = request.which
