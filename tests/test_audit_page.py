@@ -114,6 +114,14 @@ def test_phone_and_dark_mode_are_provided_for(audits: list[Audit]) -> None:
     assert set(re.findall(r"var\((--[a-z]+)\)", text)) <= names[0]
 
 
+def test_every_cell_says_its_column(audits: list[Audit]) -> None:
+    """On a phone, rows become cards and the heads go: the labels are what is left of them."""
+    for table in re.findall(r"<table>.*?</table>", render(audits), re.DOTALL):
+        heads = re.findall(r"<th[^>]*>([^<]*)</th>", table.partition("<tbody>")[0])
+        for row in re.findall(r"<tr>.*?</tr>", table.partition("<tbody>")[2], re.DOTALL):
+            assert re.findall(r'data-label="([^"]*)"', row) == heads[1:]
+
+
 def test_views_side_by_side_come_first(audits: list[Audit]) -> None:
     page = Page(render(audits))
     assert page.figures[0][0] == "compare"
@@ -137,10 +145,18 @@ addEventListener('load', () => {
   const bars = [...page.querySelectorAll('figure rect')].map(r => r.getBoundingClientRect());
   const small = [...page.querySelectorAll('figcaption, td, th, li')]
     .filter(e => parseFloat(frame.contentWindow.getComputedStyle(e).fontSize) < 11.5);
+  const box = e => e.getBoundingClientRect();
+  const apart = [...page.querySelectorAll('.gap')].filter(g => {
+    const label = box(g.querySelector('span')), value = box(g.querySelector('b'));
+    return Math.abs(label.top - value.top) > 3 || label.right > value.left;
+  });
+  const sideways = [...page.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth);
   document.title = JSON.stringify({
     overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
     bars: bars.filter(b => b.width > 0 && b.height > 0).length,
     small: small.length,
+    apart: apart.length,
+    sideways: sideways.length,
     figures: page.querySelectorAll('figure').length,
   });
   document.body.textContent = document.title;
@@ -150,7 +166,7 @@ addEventListener('load', () => {
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt install chromium)")
-@pytest.mark.parametrize("width", [360, 1100])
+@pytest.mark.parametrize("width", [360, 390, 1100])
 def test_in_a_browser(audits: list[Audit], tmp_path: Path, width: int) -> None:
     write_page(tmp_path / "page.html", audits)
     frame = f'<iframe src="page.html" style="width:{width}px;height:900px"></iframe>'
@@ -164,5 +180,7 @@ def test_in_a_browser(audits: list[Audit], tmp_path: Path, width: int) -> None:
     assert found is not None, done.stdout[-500:] + done.stderr[-500:]
     assert '"overflow":0' in found[1]  # nothing sticks out sideways
     assert '"small":0' in found[1]
+    assert '"apart":0' in found[1]  # each value stands on the line of its own label
+    assert '"sideways":0' in found[1]  # every column of a table is on the screen
     assert f'"figures":{1 + 2 * len(CHARTS)}' in found[1]
     assert int(re.findall(r'"bars":(\d+)', found[1])[0]) > 40
