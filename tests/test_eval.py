@@ -320,3 +320,9 @@ def test_a_pick_needs_embeddings_of_the_candidates(place: Place) -> None:
     questions = replace(place.questions, candidate_embeddings=None)
     with pytest.raises(UsageError, match="need embeddings of their own"):
         open_held_out(connect(place.store), questions)
+
+
+def test_embeddings_of_another_split_are_refused(place: Place) -> None:
+    other = replace(place.questions, query_embeddings=place.questions.candidate_embeddings)
+    with pytest.raises(LeverError, match=r"embeddings have \d+ rows, the split val has \d+ quest"):
+        open_held_out(connect(place.store), other)

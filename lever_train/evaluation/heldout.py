@@ -64,6 +64,7 @@ def open_held_out(
     dataset = questions.dataset or only_dataset(con)
     official = _official(questions)
     items = load_items(con, Place(dataset, questions.split, questions.image_root), official)
+    size = _split_size(con, dataset, questions.split, official)
     if limit is not None:
         items = {number: items[number] for number in sorted(items)[:limit]}
     own = questions.candidate_split == questions.split
@@ -73,6 +74,13 @@ def open_held_out(
     numbers = np.array(sorted(items), dtype=np.int64)
     queries, table = _embeddings(con, questions)
     _require_rows(numbers, len(queries), "the query embeddings")
+    if size is not None and len(queries) != size:
+        raise LeverError(
+            f"the query embeddings have {len(queries):,} rows, the split {questions.split} has "
+            f"{size:,} questions",
+            where=questions.query_embeddings,
+            hint="give the embeddings of this split; row = index of the question in it",
+        )
     _require_rows(np.array(sorted(examples)), len(table), "the candidate embeddings")
     pool = _pool(con, questions, numbers, examples)
     return HeldOut(
@@ -172,6 +180,17 @@ def _pool(
             hint="ingest the questions and annotations of the demonstrations' split",
         )
     return pool
+
+
+def _split_size(
+    con: duckdb.DuckDBPyConnection, dataset: str, split: str, official: Official | None
+) -> int | None:
+    """Questions of the whole split, where the official file or the store's examples tell."""
+    if official is not None:
+        return len(official.questions)
+    sql = "select count(*) from examples where dataset = ? and split = ?"
+    found = con.cursor().execute(sql, [dataset, split]).fetchall()[0][0]
+    return int(found) or None
 
 
 def _require_rows(numbers: np.ndarray, rows: int, what: str) -> None:
