@@ -1,16 +1,19 @@
-"""``python -m lever_cli.docs``: every command and option as Markdown, the text of docs/cli.md.
+"""The pages that are made from the code: ``python -m lever_cli.docs`` prints docs/cli.md, every
+command and option, and ``python -m lever_cli.docs pipeline`` docs/pipeline.md.
 
 In goes the command tree; out comes Markdown on stdout. A test compares it with the file.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 from typing import Any
 
 from typer.main import get_command
 
 from .__main__ import command_line
+from .docs_pipeline import render_pipeline
 
 _HEAD = """# Commands
 
@@ -63,4 +66,7 @@ def _text(text: str) -> str:
 
 
 if __name__ == "__main__":
-    print(render(), end="")
+    pages = {"cli": render, "pipeline": render_pipeline}
+    parser = argparse.ArgumentParser(prog="python -m lever_cli.docs")
+    parser.add_argument("page", nargs="?", choices=pages, default="cli")
+    print(pages[parser.parse_args().page](), end="")

@@ -13,10 +13,14 @@ import torch
 import typer
 from lever_cli.__main__ import command_line
 from lever_cli.docs import render
+from lever_cli.docs_pipeline import meaning, render_pipeline
+from pydantic import BaseModel
 from typer.main import get_command
 
 from lever_data.demo.files import write_world
 from lever_data.demo.world import WorldSpec, make_world
+from lever_train.pipeline.config import PipelineConfig
+from lever_train.sweep.config import SweepConfig
 from tests.commands import lever
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +97,30 @@ def test_the_list_of_commands_is_up_to_date() -> None:
     assert (ROOT / "docs" / "cli.md").read_text() == render(), (
         "run: python -m lever_cli.docs > docs/cli.md"
     )
+
+
+def test_the_list_of_keys_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "pipeline.md").read_text() == render_pipeline(), (
+        "run: python -m lever_cli.docs pipeline > docs/pipeline.md"
+    )
+
+
+def test_every_key_says_what_it_means() -> None:
+    tables: dict[str, type[BaseModel]] = {"sweep": SweepConfig, **_tables(PipelineConfig)}
+    keys = {f"{t}.{k}": f for t, model in tables.items() for k, f in model.model_fields.items()}
+    assert len(keys) > 100
+    assert [key for key, field in keys.items() if not meaning(key, field)] == []
+
+
+def _tables(model: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel]]:
+    """The models of all TOML tables that hold values, by dotted name."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        assert isinstance(inner, type) and issubclass(inner, BaseModel)
+        nested = any(isinstance(f.default, BaseModel) for f in inner.model_fields.values())
+        found |= _tables(inner, f"{prefix}{name}.") if nested else {f"{prefix}{name}": inner}
+    return found
 
 
 def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
