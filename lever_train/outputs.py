@@ -32,7 +32,7 @@ from lever_train.tensorboard import write_events
 
 METRICS, CONFIG = "metrics.parquet", "config.toml"
 PROVENANCE, CURVES = "provenance.json", "curves.html"
-_OURS = (STATE, METRICS, CONFIG, PROVENANCE, CURVES)
+_OURS = (STATE, METRICS, CURVES, PROVENANCE, CONFIG)
 
 
 class Outputs:
@@ -41,21 +41,23 @@ class Outputs:
     def __init__(self, out: Path) -> None:
         self.out = out
 
-    def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, or refuse one that holds another training.
+    def check(self, *, resume: bool, overwrite: bool, start: str | None = None) -> None:
+        """Refuse a folder that holds another training; nothing is touched.
+
+        Args:
+            resume: the training there is to be continued.
+            overwrite: it is to be replaced.
+            start: the checkpoint the new training starts from.
 
         Raises:
-            UsageError: it holds a training and neither flag is given, or both are.
-            LeverError: it cannot be made.
+            UsageError: it holds a training and neither flag is given, or both are; or ``start``
+                would be deleted.
+            LeverError: it is no folder.
         """
         if resume and overwrite:
             raise UsageError("--resume and --overwrite exclude each other")
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LeverError(
-                f"--out cannot be made ({error.strerror})", where=str(self.out)
-            ) from error
+        if self.out.exists() and not self.out.is_dir():
+            raise LeverError("--out cannot be made (it is a file)", where=str(self.out))
         found = self._earlier()
         if found and not resume and not overwrite:
             raise UsageError(
@@ -63,8 +65,29 @@ class Outputs:
                 value=str(self.out),
                 hint="continue it with --resume, replace it with --overwrite, or name another",
             )
+        if overwrite and start is not None and Path(start).resolve() in map(Path.resolve, found):
+            raise UsageError(
+                "--overwrite would delete the checkpoint the training starts from",
+                value=start,
+                hint="name another --out",
+            )
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Make the folder, and delete an earlier training where it is to be replaced.
+
+        Called once everything else is known to be in order: what is deleted does not come back.
+
+        Raises:
+            LeverError: it cannot be made.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LeverError(
+                f"--out cannot be made ({error.strerror})", where=str(self.out)
+            ) from error
         if overwrite:
-            for path in found:
+            for path in self._earlier():
                 path.unlink(missing_ok=True)
             shutil.rmtree(self.out / "tensorboard", ignore_errors=True)
         for path in self.out.glob(".*"):  # half-written files of a training that was killed
@@ -125,14 +148,20 @@ class Outputs:
         return f"metrics committed as {run.run}: select … from training_metrics"
 
     def _earlier(self) -> list[Path]:
-        """Files of an earlier training in the folder."""
-        out = self.out
-        own = [out / name for name in _OURS if (out / name).exists()]
-        checkpoints = [
-            p for phase in ("sft", "rce", "grpo") for p in out.glob(f"{phase}_epoch*.pt")
+        """Files of an earlier training in the folder; those that say whose they are come last, so
+        that no checkpoint is left without them where the deletion is cut short."""
+        own = [self.out / name for name in _OURS if (self.out / name).exists()]
+        return self._checkpoints() + own
+
+    def _checkpoints(self) -> list[Path]:
+        """Checkpoints of every phase, and the links ``last.pt`` and ``best.pt`` (or files)."""
+        found = [
+            path
+            for phase in ("sft", "rce", "grpo")
+            for path in sorted(self.out.glob(f"{phase}_epoch*.pt"))
         ]
-        links = [out / name for name in ("last.pt", "best.pt") if (out / name).is_symlink()]
-        return own + checkpoints + links
+        named = [self.out / name for name in ("last.pt", "best.pt")]
+        return found + [path for path in named if path.is_symlink() or path.exists()]
 
 
 def _link(link: Path, target: str) -> None:

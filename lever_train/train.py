@@ -33,7 +33,7 @@ from lever_train.setup import Phase, frozen_copy, new_selector, phases_of, set_t
 from lever_train.state import State, fingerprint, load_state, save_state
 from lever_train.step import Figures, Stepper
 from lever_train.tensorboard import require_tensorboard
-from lever_train.validate import is_better, judged, validate
+from lever_train.validate import figure_names, is_better, judged, validate
 
 
 class Advance(Protocol):
@@ -98,7 +98,8 @@ class _Training:
             require_tensorboard()
         self.outputs = Outputs(request.out)
         if world.is_main:
-            self.outputs.prepare(resume=request.resume, overwrite=request.overwrite)
+            start = request.config.model.sft_checkpoint
+            self.outputs.check(resume=request.resume, overwrite=request.overwrite, start=start)
         self.data = open_data(request.source, request.config)
         for line in describe_data(self.data):
             self._say(line)
@@ -113,8 +114,11 @@ class _Training:
             shot_num=self.config.data.shot_num,
             share=Share(world.rank, world.size),
         )
+        self._require_valid()
         self.state = self._first_state()
         self.groups, self.seconds = 0, 0.0
+        if world.is_main:  # only now: what it deletes is gone
+            self.outputs.prepare(overwrite=request.overwrite)
 
     def run(self) -> TrainResult:
         config = self.config
@@ -235,6 +239,14 @@ class _Training:
         reference = frozen_copy(self.selector)
         reference.load_state_dict(known[self.config.grpo.reference])
         return reference
+
+    def _require_valid(self) -> None:
+        """Find what a phase or an epoch's end would refuse, before an earlier training goes."""
+        for phase in self.phases:
+            set_trained(self.selector, phase, self.config)
+        if self.data.validation is not None:
+            names = figure_names(self.config, self.data.validation)
+            judged(dict.fromkeys(names, 0.0), self.config)
 
     def _first_state(self) -> State:
         identity = fingerprint(self.config, self.data, self.world.size)

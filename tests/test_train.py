@@ -26,6 +26,11 @@ TIED = [
 ]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
@@ -240,6 +245,54 @@ def test_an_output_folder_is_not_overwritten_by_accident(bench: Bench) -> None:
         bench.train()
     bench.train(overwrite=True, rce_epochs=1)
     assert not (bench.folder / "out" / "rce_epoch2.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"view": ["nosuch"]}, "no such view"),
+        ({"rce_epochs": 0}, "nothing to train"),
+        ({"sft_checkpoint": "none.pt"}, "none.pt"),
+        ({"query_embeddings": "none.pt"}, "no such embeddings file"),
+        ({"pool": "none.npy"}, "none.npy"),
+        (
+            {"num_layers": 0, "grpo_epochs": 1, "freeze_backbone_in_grpo": True},
+            "nothing is left to train",
+        ),
+    ],
+)
+def test_a_refused_training_overwrites_nothing(
+    bench: Bench, flags: dict[str, Any], message: str
+) -> None:
+    bench.train()
+    before = contents(bench.folder / "out")
+    with pytest.raises(LeverError, match=message):
+        bench.train(overwrite=True, **flags)
+    assert contents(bench.folder / "out") == before
+    with pytest.raises(LeverError, match=message):
+        bench.train("fresh", **flags)
+    assert not (bench.folder / "fresh").exists()
+
+
+def test_overwriting_keeps_what_the_training_starts_from(bench: Bench) -> None:
+    bench.train()
+    before = contents(bench.folder / "out")
+    for name in ("rce_epoch1.pt", "best.pt"):
+        start = str(bench.folder / "out" / name)
+        with pytest.raises(UsageError, match="would delete the checkpoint"):
+            bench.train(overwrite=True, sft_checkpoint=start)
+    assert contents(bench.folder / "out") == before
+
+
+def test_a_file_named_best_is_not_replaced_by_accident(bench: Bench) -> None:
+    (bench.folder / "out").mkdir()
+    (bench.folder / "out" / "best.pt").write_bytes(b"another's")
+    with pytest.raises(UsageError, match="holds another training"):
+        bench.train()
+    assert (bench.folder / "out" / "best.pt").read_bytes() == b"another's"
+    (bench.folder / "file").touch()
+    with pytest.raises(LeverError, match="cannot be made"):
+        bench.train("file", overwrite=True)
 
 
 def test_tensorboard_is_an_extra(bench: Bench) -> None:
