@@ -19,6 +19,7 @@ import typer
 # Newer versions of typer carry a click of their own, so its base error is found through typer.
 _CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+_INTERRUPTED = 130
 COMMANDS = (
     *("audit", "beam", "check", "convert", "demo", "diff", "embed", "eval", "export", "generate"),
     *("ingest", "predict", "query", "rescore", "run", "runs", "sweep", "train", "views"),
@@ -72,13 +73,16 @@ def main(argv: list[str] | None = None) -> None:
     app = command_line([named] if named in COMMANDS else COMMANDS)
     try:
         code = app(args=argv, standalone_mode=False)
+        if code == _INTERRUPTED:  # typer turns the signal into a bare exit code
+            raise KeyboardInterrupt
     except LeverError as error:
         code = _report(error.message(), error.hint, error.exit_code)
     except _CLICK_ERROR as error:
         error.show()
         code = error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        code = _report("interrupted", None, 130)
+        hint = "what was finished is kept; the same command goes on where it can"
+        code = _report("interrupted", hint, _INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -35,7 +35,10 @@ def option(  # like pydantic's Field, it stands for a value of any type
 class DataConfig(Section):
     """What is trained on."""
 
-    view: tuple[str, ...] = option(("all_candidates",), "A view with the training columns.")
+    view: tuple[str, ...] = option(
+        ("all_candidates",),
+        "A view with the training columns; SFT takes beam_infoscore where none is named.",
+    )
     query_embeddings: str | None = option(
         None, "Vectors of the queries: a .pt, .npy or .safetensors file, or a name in the store."
     )

@@ -19,6 +19,8 @@ from pydantic.fields import FieldInfo
 from lever_data.errors import UsageError
 from lever_train.config import Section, TrainConfig
 
+SFT_VIEW = "beam_infoscore"  # what SFT trains on where no view is named
+
 
 @dataclass(frozen=True)
 class Option:
@@ -115,6 +117,8 @@ def resolve(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
             if item.is_numbers:
                 value = tuple(word.strip() for word in value.split(","))
             tables.setdefault(item.section, {})[item.name] = value
+    if tables.get("run", {}).get("stage") == "sft":
+        tables.setdefault("data", {}).setdefault("view", [SFT_VIEW])
     try:
         return TrainConfig.model_validate(tables)
     except ValidationError as error:

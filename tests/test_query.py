@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -154,3 +156,20 @@ def test_usage_errors_exit_with_2(store: Store) -> None:
     assert _lever(store).returncode == 2
     assert _lever(store, "select 1", "--frmat", "x").returncode == 2
     assert _lever(store, "drop view beam").returncode == 2
+
+
+def test_ctrl_c_is_named(store: Store) -> None:
+    endless = "select sum(hash(a.range + b.range)) from range(1000000) a, range(1000000) b"
+    words = ["query", "--store", str(store.path), endless]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lever_cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Error: interrupted" in said and "Traceback" not in said

@@ -139,3 +139,9 @@ def test_a_device_that_is_not_there(bench: Bench, name: str, message: str) -> No
     with pytest.raises(UsageError, match=message) as caught:
         bench.train(device=name)
     assert "cpu" in str(caught.value.hint)
+
+
+def test_sft_takes_the_beams_where_no_view_is_named() -> None:
+    assert resolve(None, {"run__stage": "sft"}).data.view == ("beam_infoscore",)
+    assert resolve(None, {"run__stage": "sft", "data__view": ["mine"]}).data.view == ("mine",)
+    assert resolve(None, {}).data.view == ("all_candidates",)
