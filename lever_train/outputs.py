@@ -25,7 +25,7 @@ from lever_train.config import TrainConfig
 from lever_train.curves import curves_page
 from lever_train.data import Source, TrainingData
 from lever_train.metrics import Log
-from lever_train.options import to_toml
+from lever_train.options import resolve, to_toml
 from lever_train.selector import Selector
 from lever_train.state import STATE
 from lever_train.tensorboard import write_events
@@ -70,6 +70,23 @@ class Outputs:
                 "--overwrite would delete the checkpoint the training starts from",
                 value=start,
                 hint="name another --out",
+            )
+
+    def require_own(self) -> None:
+        """Refuse a folder with checkpoints that the training described in it did not make.
+
+        For callers that replace a training unasked: of these files nobody said they may go.
+
+        Raises:
+            LeverError: it names them.
+        """
+        if foreign := self._foreign():
+            names = [path.name for path in foreign]
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise LeverError(
+                f"training would replace checkpoints it did not make: {', '.join(names[:5])}{more}",
+                where=str(self.out),
+                hint="move them away, or name another folder with [data] checkpoints in lever.toml",
             )
 
     def prepare(self, *, overwrite: bool) -> None:
@@ -152,6 +169,21 @@ class Outputs:
         that no checkpoint is left without them where the deletion is cut short."""
         own = [self.out / name for name in _OURS if (self.out / name).exists()]
         return self._checkpoints() + own
+
+    def _foreign(self) -> list[Path]:
+        """Checkpoints in the folder, links aside, that its config and provenance do not cover."""
+        found = [path for path in self._checkpoints() if not path.is_symlink()]
+        try:
+            config = resolve(self.out / CONFIG, {})
+        except UsageError:  # none, or not one of ours
+            config = None
+        if config is None or not (self.out / PROVENANCE).exists():
+            return found + sorted(self.out.glob("*_epoch*_v2format.ckpt"))
+        epochs = {"rce": config.rce.epochs, "grpo": config.grpo.epochs}
+        if config.run.stage == "sft":
+            epochs = {"sft": config.sft.epochs}
+        made = {f"{name}_epoch{k + 1}.pt" for name, count in epochs.items() for k in range(count)}
+        return [path for path in found if path.name not in made]
 
     def _checkpoints(self) -> list[Path]:
         """Checkpoints of every phase, and the links ``last.pt`` and ``best.pt`` (or files)."""

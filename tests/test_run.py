@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,22 @@ def test_planning_changes_nothing(tmp_path: Path) -> None:
     chain.source.unlink()
     with pytest.raises(LeverError, match="the source are not there"):
         Pipeline(tmp_path, chain.steps()).plan()
+
+
+def test_a_guard_stops_the_pipeline_before_any_step(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    chain.run()
+
+    def guard() -> None:
+        raise LeverError("not ours")
+
+    steps = chain.steps()
+    steps[1] = replace(steps[1], guard=guard)
+    Pipeline(tmp_path, steps).plan()  # it is skipped: nothing is in danger
+    chain.calls.clear()
+    with pytest.raises(LeverError, match="not ours"):
+        Pipeline(tmp_path, steps).run(print, force=("first", "second"))
+    assert chain.calls == []
 
 
 def test_a_damaged_record_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
@@ -308,6 +325,24 @@ def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPat
     assert "grpo_epoch1.pt" in done.stdout and "lever predict" in done.stdout
     assert lever(*command).stderr.count("skipped: unchanged") == 5
     assert json.loads(lever(*command, "--dry-run", "--json").stdout)[0]["verdict"] == "skip"
+
+
+def test_checkpoints_of_another_trainer_are_left_alone(
+    legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RCE_EPOCHS", "1")
+    monkeypatch.setenv("BATCH_SIZE", "32")
+    folder = legacy.v3_folder("")
+    folder.mkdir(parents=True)
+    for name in ("rce_epoch5.pt", "grpo_epoch3.pt", "rce_epoch5_v2format.ckpt"):
+        (folder / name).write_bytes(b"another's")
+    for words in (("--dry-run",), ()):
+        done = lever("run", *WORDS, "--device", "cpu", *words, check=False)
+        assert done.returncode == 1
+        assert "did not make: rce_epoch5.pt, grpo_epoch3.pt, rce_epoch5_v2format" in done.stderr
+        assert "move them away" in done.stderr
+    assert {path.read_bytes() for path in folder.iterdir()} == {b"another's"}
+    assert not (legacy.results / "lever-store").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from lever_data.db import connect
 from lever_data.errors import LeverError, UsageError
 from lever_train.checkpoint import load_selector
 from lever_train.options import resolve
+from lever_train.outputs import Outputs
 from tests.stores import candidate, commit
 from tests.training import POOL, Bench, equal, random_rows, steps_of
 
@@ -293,6 +294,22 @@ def test_a_file_named_best_is_not_replaced_by_accident(bench: Bench) -> None:
     (bench.folder / "file").touch()
     with pytest.raises(LeverError, match="cannot be made"):
         bench.train("file", overwrite=True)
+
+
+def test_only_checkpoints_the_described_training_made_are_its_own(bench: Bench) -> None:
+    bench.train()
+    outputs = Outputs(bench.folder / "out")
+    outputs.require_own()
+    Outputs(bench.folder / "nowhere").require_own()
+    extra = outputs.out / "rce_epoch3.pt"  # it trained two epochs
+    extra.touch()
+    with pytest.raises(LeverError, match=r"did not make: rce_epoch3\.pt"):
+        outputs.require_own()
+    extra.unlink()
+    (outputs.out / "provenance.json").unlink()
+    with pytest.raises(LeverError, match=r"rce_epoch1\.pt, rce_epoch2\.pt") as error:
+        outputs.require_own()
+    assert "move them away" in str(error.value.hint)
 
 
 def test_tensorboard_is_an_extra(bench: Bench) -> None:

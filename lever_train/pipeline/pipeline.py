@@ -31,7 +31,8 @@ class Step:
     ``act`` is called with the outputs of all earlier steps and whether the same work was begun
     before; it returns its own outputs as JSON values. ``parameters``: JSON values. ``reads``:
     files by what they are. ``after``: the steps whose outputs it uses. ``code``: raised when what
-    the step does changes. ``idle``: why there is nothing to do, where that is so.
+    the step does changes. ``idle``: why there is nothing to do, where that is so. ``guard``: called
+    where the step is to run, before any does; raises where it would destroy what is not its own.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Step:
     after: tuple[str, ...] = ()
     code: int = 1
     idle: str | None = None
+    guard: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Pipeline:
 
         Raises:
             UsageError: ``force`` names an unknown step.
-            LeverError: a file a step reads is not there.
+            LeverError: a file a step reads is not there, or a guard refuses.
         """
         names = [step.name for step in self.steps]
         if unknown := sorted(set(force) - set(names)):
@@ -135,6 +137,7 @@ class Pipeline:
             why = f"its output {lost} is gone"
         else:
             return Planned(step, "skip", "unchanged", parts)
+        step.guard()
         return Planned(step, "run", why, parts)
 
     def _parts(self, step: Step, before: Mapping[str, Planned]) -> dict[str, str]:

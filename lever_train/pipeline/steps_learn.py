@@ -54,7 +54,12 @@ def sft(work: Work) -> Step:
         pool=data.pool,
     )
     after = ("ingest", "embed", "pool", "beam")
-    return Step("sft", act, parameters, reads, after, idle=idle)
+
+    def guard() -> None:
+        if not work.has_sft:
+            require_own(work.out / "sft")
+
+    return Step("sft", act, parameters, reads, after, idle=idle, guard=guard)
 
 
 def audit(work: Work) -> Step:
@@ -115,7 +120,7 @@ def train(work: Work) -> Step:
         "own_views": _own_views(data.sql_dir),
     }
     after = ("ingest", "embed", "pool", "sft", "generate", "audit")
-    return Step("train", act, parameters, reads, after)
+    return Step("train", act, parameters, reads, after, guard=lambda: require_own(work.checkpoints))
 
 
 def convert(work: Work) -> Step:
@@ -239,6 +244,17 @@ def run_training(
     phases = ("sft",) if config.run.stage == "sft" else ("rce", "grpo")
     epochs = {"sft": config.sft.epochs, "rce": config.rce.epochs, "grpo": config.grpo.epochs}
     return [out / f"{name}_epoch{epochs[name]}.pt" for name in phases if epochs[name]]
+
+
+def require_own(folder: Path) -> None:
+    """Refuse to train where checkpoints lie that no training of ours made.
+
+    Raises:
+        LeverError: it names them.
+    """
+    from lever_train.outputs import Outputs as Files
+
+    Files(folder).require_own()
 
 
 def _own_views(folder: Path | None) -> dict[str, str]:
