@@ -27,7 +27,7 @@ from lever_train.data import Source, TrainingData
 from lever_train.metrics import Log
 from lever_train.options import resolve, to_toml
 from lever_train.selector import Selector
-from lever_train.state import STATE
+from lever_train.state import STATE, described, require_same
 from lever_train.tensorboard import write_events
 
 METRICS, CONFIG = "metrics.parquet", "config.toml"
@@ -71,6 +71,22 @@ class Outputs:
                 value=start,
                 hint="name another --out",
             )
+
+    def died_early(self, config: TrainConfig, provenance: Mapping[str, object]) -> bool:
+        """Whether this very training was begun here and killed before it saved anything.
+
+        Raises:
+            LeverError: another one was, with the first difference.
+        """
+        at, record = self.out / CONFIG, self.out / PROVENANCE
+        if not at.exists() or (self.out / STATE).exists() or self._checkpoints():
+            return False
+        try:  # the config is written first: killed between the two, only it is there
+            known = json.loads(record.read_bytes()) if record.exists() else provenance
+        except ValueError as error:
+            raise LeverError(f"it cannot be read ({error})", where=str(record)) from None
+        require_same(described(resolve(at, {}), known), described(config, provenance), at)
+        return True
 
     def require_own(self) -> None:
         """Refuse a folder with checkpoints that the training described in it did not make.

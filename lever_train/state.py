@@ -75,7 +75,9 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> State:
     path = folder / STATE
     if not path.exists():
         raise LeverError(
-            "there is no training here to resume", where=str(path), hint="leave --resume out"
+            "there is no training here to resume",
+            where=str(path),
+            hint="leave --resume out; --overwrite replaces checkpoints that lie there",
         )
     try:
         if not zipfile.is_zipfile(path):
@@ -90,27 +92,36 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> State:
         raise LeverError(
             f"the state is of version {version}, this lever reads {VERSION}", where=str(path)
         )
-    _require_same(content["fingerprint"], fingerprint, path)
+    require_same(content["fingerprint"], fingerprint, path)
     content["log"] = Log.of(content["log"])
     return State(**content)
 
 
-def fingerprint(config: TrainConfig, data: TrainingData, processes: int) -> dict[str, str]:
-    """What must be the same for a resumed training to end as the uninterrupted one would."""
-    found = {"processes": str(processes)}
+def described(config: TrainConfig, provenance: Mapping[str, object]) -> dict[str, str]:
+    """What a training is, as far as its config and provenance say it."""
+    found = {}
     for section, values in config.model_dump(mode="json").items():
         for name, value in values.items():
             if name not in _FREE:
                 found[f"[{section}] {name}"] = repr(value)
-    for name, value in data.provenance.items():
-        found[name] = repr(value)
+    return found | {name: repr(value) for name, value in provenance.items()}
+
+
+def fingerprint(config: TrainConfig, data: TrainingData, processes: int) -> dict[str, str]:
+    """What must be the same for a resumed training to end as the uninterrupted one would."""
+    found = {"processes": str(processes)} | described(config, data.provenance)
     for name in ("queries", "candidates"):
         vectors = memoryview(getattr(data, name).numpy()).cast("B")  # hashed without a copy
         found[f"sha256 of the {name}' vectors"] = hashlib.sha256(vectors).hexdigest()
     return found
 
 
-def _require_same(saved: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
+def require_same(saved: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
+    """Check that a saved training is the wanted one.
+
+    Raises:
+        LeverError: it is another; it names the first difference with both values.
+    """
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise LeverError(

@@ -124,6 +124,8 @@ class _Training:
         config = self.config
         if self.world.is_main:
             self.outputs.describe(config, self.data.provenance)
+        if not self.state.selector:  # from here on there is something to resume, whatever happens
+            self._save({})
         self._say(to_toml(config).rstrip())
         optimizer = self.state.optimizer
         for number in range(self.state.phase, len(self.phases)):
@@ -250,7 +252,9 @@ class _Training:
 
     def _first_state(self) -> State:
         identity = fingerprint(self.config, self.data, self.world.size)
-        if self.request.resume:
+        if self.request.resume and self.outputs.died_early(self.config, self.data.provenance):
+            self._say("nothing was saved before it was killed: it starts from the beginning")
+        elif self.request.resume:
             state = load_state(self.request.out, identity)
             self.selector.load_state_dict(state.selector)
             place = f"phase {state.phase + 1}, epoch {state.epoch + 1}, step {state.step}"

@@ -47,19 +47,44 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     flags: dict[str, Any] = GRPO | {"selector": selector}
     bench.train("whole", **flags)
     _train_and_die(bench, "killed", after, **flags | {"save_every": save_every})
-    if (tmp_path / "killed" / STATE).exists():
-        bench.train("killed", resume=True, **flags)
-        assert any(line.startswith("resuming at") for line in bench.said)
-    else:  # it died before its first save: there is nothing to resume, and it says so
-        with pytest.raises(LeverError, match="no training here to resume"):
-            bench.train("killed", resume=True, **flags)
-        bench.train("killed", overwrite=True, **flags)
+    bench.train("killed", resume=True, **flags)
+    assert any(line.startswith("resuming at") for line in bench.said)
     for name in ("rce_epoch1.pt", "rce_epoch2.pt", "grpo_epoch1.pt", "grpo_epoch2.pt"):
         assert equal(bench.tensors("whole", name), bench.tensors("killed", name)), name
     assert bench.metrics("whole").equals(bench.metrics("killed"))
     assert (tmp_path / "whole" / "best.pt").readlink() == (
         tmp_path / "killed" / "best.pt"
     ).readlink()
+
+
+@pytest.mark.parametrize("left", [("config.toml",), ("config.toml", "provenance.json")])
+def test_killed_before_the_first_save_it_starts_from_the_beginning(
+    tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    bench = Bench(tmp_path)
+    bench.train("whole")
+    (tmp_path / "killed").mkdir()
+    for name in left:
+        (tmp_path / "killed" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    with pytest.raises(LeverError, match=r"\[run\] seed was '0', now it is '1'"):
+        bench.train("killed", resume=True, seed=1)
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == set(left)
+    bench.train("killed", resume=True)
+    assert any("starts from the beginning" in line for line in bench.said)
+    assert equal(bench.tensors("whole"), bench.tensors("killed"))
+    assert bench.metrics("whole").equals(bench.metrics("killed"))
+
+
+def test_resuming_nothing_makes_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    with pytest.raises(LeverError, match="no training here to resume"):
+        bench.train("nowhere", resume=True)
+    assert not (tmp_path / "nowhere").exists()
+    bench.train()
+    (tmp_path / "out" / STATE).unlink()  # its checkpoints are not to be taken for a beginning
+    with pytest.raises(LeverError, match="no training here to resume") as error:
+        bench.train(resume=True)
+    assert "--overwrite" in str(error.value.hint)
 
 
 def test_it_can_die_again_and_again(tmp_path: Path) -> None:
