@@ -30,6 +30,10 @@ STATE = "state.pt"
 _FREE = {"threads", "save_every", "tensorboard", "memory_limit"}  # they change no result
 
 
+class StateError(LeverError):
+    """A saved state is damaged, of another version, or that of another training."""
+
+
 @dataclass
 class State:
     """Where a training stands.
@@ -69,8 +73,9 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> State:
     """Read ``state.pt`` and check that it continues this very training.
 
     Raises:
-        LeverError: there is none, it cannot be read, or it belongs to another version, config,
-            data or view; both values are named.
+        LeverError: there is none.
+        StateError: it cannot be read, or it belongs to another version, config, data or view; both
+            values are named.
     """
     path = folder / STATE
     if not path.exists():
@@ -84,12 +89,12 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> State:
             raise EOFError("it is not a whole torch file")
         content = torch.load(path, weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise LeverError(
+        raise StateError(
             f"the state cannot be read ({str(error).splitlines()[0]})", where=str(path)
         ) from None
     version = content.pop("version", None) if isinstance(content, dict) else None
     if version != VERSION:
-        raise LeverError(
+        raise StateError(
             f"the state is of version {version}, this lever reads {VERSION}", where=str(path)
         )
     require_same(content["fingerprint"], fingerprint, path)
@@ -120,11 +125,11 @@ def require_same(saved: Mapping[str, str], wanted: Mapping[str, str], path: Path
     """Check that a saved training is the wanted one.
 
     Raises:
-        LeverError: it is another; it names the first difference with both values.
+        StateError: it is another; it names the first difference with both values.
     """
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
-            raise LeverError(
+            raise StateError(
                 f"the state belongs to another training: {name} was "
                 f"{shorten(saved.get(name))}, now it is {shorten(wanted.get(name))}",
                 where=str(path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from lever_train.checkpoint import convert as convert_checkpoint
 from lever_train.config import TrainConfig
 from lever_train.history import make_selector
 from lever_train.pipeline.config import load_pipeline
+from lever_train.pipeline.demo import DemoOptions, prepare_demo
 from lever_train.pipeline.legacy_environment import train_config
 from lever_train.pipeline.legacy_names import (
     LegacyPaths,
@@ -31,7 +33,9 @@ from lever_train.pipeline.legacy_names import (
 )
 from lever_train.pipeline.pipeline import STATE, Outputs, Pipeline, Step
 from lever_train.pipeline.similar import similar_pools
+from lever_train.pipeline.steps import build_steps
 from lever_train.selector import SelectorConfig
+from lever_train.state import STATE as TRAINING_STATE
 from tests.commands import lever
 
 WORDS = (
@@ -72,6 +76,10 @@ class Chain:
             Step("second", second, {}, after=("first",)),
             Step("third", second, idle="nothing is asked of it"),
         ]
+
+    @staticmethod
+    def dies(known: Mapping[str, Outputs], begun: bool) -> Outputs:
+        raise LeverError("killed")
 
     def run(self, size: int = 1, force: tuple[str, ...] = ()) -> tuple[dict[str, Outputs], str]:
         said: list[str] = []
@@ -116,6 +124,19 @@ def test_a_failed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     _, said = chain.run()
     assert "[first] skipped" in said and "[second] it was begun and not finished" in said
     assert chain.calls == [("first", False), ("second", False), ("second", True)]
+
+
+def test_a_step_begun_with_other_parameters_starts_anew(tmp_path: Path) -> None:
+    """Even where they are put back: what was begun may have replaced the outputs of the first."""
+    chain = Chain(tmp_path)
+    chain.run()
+    begin = replace(chain.steps(size=3)[0], act=Chain.dies)
+    with pytest.raises(LeverError, match="killed"):
+        Pipeline(tmp_path, [begin]).run(print)
+    chain.calls.clear()
+    _, said = chain.run()
+    assert "[first] it was begun and not finished, and starts anew: size.x: 3 → 1" in said
+    assert chain.calls == [("first", False)]
 
 
 def test_planning_changes_nothing(tmp_path: Path) -> None:
@@ -409,3 +430,46 @@ def test_from_questions_alone(tmp_path: Path) -> None:
     stopped = lever("run", "--config", config, check=False)
     assert stopped.returncode == 1 and "queries" in stopped.stderr
     assert "[train]" not in stopped.stderr
+
+
+class _KilledError(Exception):
+    """Raised in place of a kill."""
+
+
+def _until_sft(folder: Path, text: str = "", *, dies: bool = False) -> tuple[Outputs, list[str]]:
+    """Run the steps up to SFT on the embedded world; with ``dies`` SFT is killed in epoch 2."""
+    config = prepare_demo(DemoOptions(folder, WorldSpec(120, 40, 8)))[1]
+    train = {"sft": {"epochs": 3}, "run": {"save_every": 3, "threads": 1}, **tomllib.loads(text)}
+    config = config.model_copy(update={"train": TrainConfig.model_validate(train)})
+    said: list[str] = []
+
+    def advance(done: float, total: float | None, note: str = "") -> None:
+        if dies and note.startswith("sft 2/"):
+            raise _KilledError
+
+    pipeline = Pipeline(config.data.out, build_steps(config, said.append, advance)[:5])
+    if dies:
+        with pytest.raises(_KilledError):
+            pipeline.run(said.append)
+        return {}, said
+    return pipeline.run(said.append)["sft"], said
+
+
+def test_a_killed_sft_goes_on_though_rl_changed(tmp_path: Path) -> None:
+    whole, _ = _until_sft(tmp_path / "whole")
+    _until_sft(tmp_path / "d", dies=True)
+    text = '[rce]\nepochs = 11\n[grpo]\nepochs = 2\n[reward]\nmode = "soft_only"'
+    found, said = _until_sft(tmp_path / "d", text)
+    assert "[sft] it was begun and not finished" in said
+    assert any(line.startswith("resuming at") for line in said)
+    assert Path(found["checkpoint"]).read_bytes() == Path(whole["checkpoint"]).read_bytes()
+
+
+def test_a_killed_sft_starts_anew_where_it_changed(tmp_path: Path) -> None:
+    _until_sft(tmp_path / "d", dies=True)
+    _, said = _until_sft(tmp_path / "d", "[model]\nnum_layers = 2", dies=True)
+    assert any("starts anew: model.num_layers: 1 → 2" in line for line in said)
+    state = tmp_path / "d" / "out" / "sft" / TRAINING_STATE
+    state.write_bytes(state.read_bytes()[:1000])
+    _, said = _until_sft(tmp_path / "d", "[model]\nnum_layers = 2")
+    assert any("the state cannot be read" in line and "anew" in line for line in said)

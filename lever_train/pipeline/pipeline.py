@@ -114,7 +114,7 @@ class Pipeline:
     def _do(self, item: Planned, outputs: Mapping[str, Outputs], forced: bool) -> Outputs:
         name = item.step.name
         begun = self._known(name).get("begun") == item.key and not forced
-        self._note(name, {**self._known(name), "begun": item.key})
+        self._note(name, {**self._known(name), "begun": item.key, "begun_parts": dict(item.parts)})
         done = item.step.act(outputs, begun)
         self._note(name, {"key": item.key, "parts": dict(item.parts), "outputs": done})
         return done
@@ -129,6 +129,9 @@ class Pipeline:
             why = "forced"
         elif known.get("begun") == item.key:
             why = "it was begun and not finished"
+        elif "begun" in known:  # it may have replaced outputs of the run before it, too
+            change = _difference(known.get("begun_parts", {}), parts)
+            why = f"it was begun and not finished, and starts anew: {change}"
         elif "key" not in known:
             why = "it has not run yet"
         elif known["key"] != item.key:
@@ -155,8 +158,8 @@ class Pipeline:
         found: dict[str, Any] = self.state.get(name, {})
         return found
 
-    def _note(self, name: str, entry: dict[str, Any]) -> None:
-        self.state[name] = entry
+    def _note(self, name: str, entry: Mapping[str, Any]) -> None:
+        self.state[name] = dict(entry)
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.state, indent=1, ensure_ascii=False)
         write_atomic(self.folder / STATE, text.encode())

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lever_train.config import TrainConfig
 from lever_train.evaluation.request import Contest, EvalRequest, Questions
 from lever_train.pipeline.pipeline import Outputs, Step
+from lever_train.pipeline.training import (
+    keyed,
+    require_own,
+    run_training,
+    sft_config,
+    with_data,
+)
 from lever_train.pipeline.work import Known, Work, given
 from lever_train.rollout.request import AnswererSpec
 
@@ -21,33 +27,18 @@ if TYPE_CHECKING:
 
 def sft(work: Work) -> Step:
     """The checkpoint RL starts from, trained on InfoScore beams where none is given."""
-    data, table = work.config.data, work.config.sft
+    data, table, config = work.config.data, work.config.sft, sft_config(work.config)
 
     def act(known: Known, begun: bool) -> Outputs:
         if work.has_sft:
             return {"checkpoint": str(table.checkpoint), "paths": [str(table.checkpoint)]}
-        config = with_data(work, known, None)
-        config = config.model_copy(
-            update={
-                "data": config.data.model_copy(
-                    update={"view": ("beam_infoscore",), "gen_method": (), "skip_fallback": False}
-                ),
-                "run": config.run.model_copy(
-                    update={"stage": "sft", "batch_size": table.batch_size}
-                ),
-            }
-        )
-        found = run_training(work, work.out / "sft", config, work.beam_runs(known), begun)
+        training = with_data(work, known, config, None)
+        found = run_training(work, work.out / "sft", training, work.beam_runs(known), begun)
         return {"checkpoint": str(found[-1]), "paths": [str(found[-1])]}
 
     off = not work.has_sft and not table.enabled
     idle = "turned off: RL starts from a fresh selector" if off else None
-    parameters = {
-        "batch_size": table.batch_size,
-        "sft": work.config.train.sft.model_dump(),
-        "model": work.config.train.model.model_dump(),
-        "seed": work.config.train.run.seed,
-    }
+    parameters = {} if work.has_sft else keyed(config)
     reads = given(
         sft_checkpoint=table.checkpoint if work.has_sft else None,
         query_embeddings=data.query_embeddings,
@@ -97,11 +88,12 @@ def audit(work: Work) -> Step:
 
 def train(work: Work) -> Step:
     """RCE, then GRPO where it has epochs."""
-    data = work.config.data
+    data, config = work.config.data, work.config.train
 
     def act(known: Known, begun: bool) -> Outputs:
-        config = with_data(work, known, known.get("sft", {}).get("checkpoint"))
-        made = run_training(work, work.checkpoints, config, work.rl_runs(known), begun)
+        start = known.get("sft", {}).get("checkpoint")
+        training = with_data(work, known, config, start)
+        made = run_training(work, work.checkpoints, training, work.rl_runs(known), begun)
         outputs: Outputs = {"checkpoint": str(made[-1]), "paths": [str(path) for path in made]}
         curves = work.checkpoints / "curves.html"
         if curves.exists():
@@ -115,10 +107,7 @@ def train(work: Work) -> Step:
         candidate_embeddings=data.candidate_embeddings,
         pool=data.pool,
     )
-    parameters = {
-        **work.config.train.model_dump(mode="json"),
-        "own_views": _own_views(data.sql_dir),
-    }
+    parameters = {**keyed(config), "own_views": _own_views(data.sql_dir)}
     after = ("ingest", "embed", "pool", "sft", "generate", "audit")
     return Step("train", act, parameters, reads, after, guard=lambda: require_own(work.checkpoints))
 
@@ -200,61 +189,6 @@ def judge(work: Work, known: Known, checkpoints: Mapping[str, Path]) -> Evaluate
         names=tuple(checkpoints),
     )
     return run_evaluation(request, work.advance)
-
-
-def with_data(work: Work, known: Known, checkpoint: str | None) -> TrainConfig:
-    """The training config with the pipeline's files in it."""
-    query, candidate, _ = work.embeddings(known)
-    config = work.config.train
-    changes: dict[str, Any] = {
-        "query_embeddings": query,
-        "candidate_embeddings": None if candidate == query else candidate,
-        "pool": work.pools(known)[0],
-    }
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update=changes),
-            "model": config.model.model_copy(update={"sft_checkpoint": checkpoint}),
-        }
-    )
-
-
-def run_training(
-    work: Work, out: Path, config: TrainConfig, runs: tuple[str, ...], begun: bool
-) -> list[Path]:
-    """Train into ``out``, or go on where the same training was interrupted; the last checkpoint
-    of every phase, in order."""
-    from lever_train.data import Source
-    from lever_train.state import STATE
-    from lever_train.train import TrainRequest
-    from lever_train.train import train as library
-
-    resume = begun and (out / STATE).exists()
-    library(
-        TrainRequest(
-            source=Source(work.config.data.store, runs, work.config.data.sql_dir),
-            out=out,
-            config=config,
-            resume=resume,
-            overwrite=not resume,
-            notify=lambda line: None if "\n" in line else work.say(line),  # the config is saved
-            advance=work.advance,
-        )
-    )
-    phases = ("sft",) if config.run.stage == "sft" else ("rce", "grpo")
-    epochs = {"sft": config.sft.epochs, "rce": config.rce.epochs, "grpo": config.grpo.epochs}
-    return [out / f"{name}_epoch{epochs[name]}.pt" for name in phases if epochs[name]]
-
-
-def require_own(folder: Path) -> None:
-    """Refuse to train where checkpoints lie that no training of ours made.
-
-    Raises:
-        LeverError: it names them.
-    """
-    from lever_train.outputs import Outputs as Files
-
-    Files(folder).require_own()
 
 
 def _own_views(folder: Path | None) -> dict[str, str]:

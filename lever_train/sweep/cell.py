@@ -39,12 +39,13 @@ def run_cell(task: CellTask) -> None:
     Raises:
         LeverError: its options do not fit the data.
     """
-    from lever_train.pipeline.steps_learn import judge, run_training, with_data
+    from lever_train.pipeline.steps_learn import judge
+    from lever_train.pipeline.training import run_training, with_data
     from lever_train.pipeline.work import Work
 
     work = Work(task.config, lambda line: None, lambda done, total, note="": None)
     sft = task.shared["sft"].get("checkpoint")
-    training = with_data(work, task.shared, sft)
+    training = with_data(work, task.shared, task.config.train, sft)
     # cells run side by side: more threads than cores would only wait for each other
     run = training.run.model_copy(update={"threads": 1})
     training = training.model_copy(update={"run": run})
