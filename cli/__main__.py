@@ -84,8 +84,11 @@ def main(argv: list[str] | None = None) -> None:
         hint = "what was finished is kept; the same command goes on where it can"
         code = _report("interrupted", hint, _INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = _reader_left()
+    except SystemExit as left:  # typer's answer to a closed pipe is 1
+        if not isinstance(left.__context__, BrokenPipeError):
+            raise
+        code = _reader_left()
     except OSError as error:
         where = f"; at {error.filename}" if error.filename else ""
         code = _report(f"{error.strerror or error}{where}", "--debug shows more", 1)
@@ -94,6 +97,12 @@ def main(argv: list[str] | None = None) -> None:
     except MemoryError:
         code = _report("out of memory", "lower --batch-size or the memory limit", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _reader_left() -> int:
+    """Nobody reads our output any more (``| head``): that is no error of ours."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _duckdb_failures() -> tuple[type[Exception], ...]:

@@ -64,7 +64,10 @@ def emit_table(
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     width = None if sys.stdout.isatty() else 160
-    Console(width=width).print(table)
+    try:
+        Console(width=width).print(table)
+    except SystemExit:  # rich's answer to a closed pipe; ours is that the reader has had enough
+        raise BrokenPipeError from None
 
 
 def progress_bar(label: str, unit: str = "") -> AbstractContextManager[Advance]:
@@ -111,6 +114,11 @@ class _Bar(AbstractContextManager[Advance]):
             self.bar.stop()
 
 
+# What would move the cursor or change the terminal if it came out of the data.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_CONTROLS |= {9: "\\t", 10: "\\n", 13: "\\r", 27: "\\e"}
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"
@@ -118,4 +126,4 @@ def _cell(value: object) -> str:
         return f"{value:.4g}" if abs(value) < 1e6 else f"{value:,.0f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value).translate({10: "\\n", 13: "\\r", 27: "\\e"}).replace("[", "\\[")
+    return str(value).translate(_CONTROLS).replace("[", "\\[")

@@ -227,6 +227,12 @@ def _require_weights(spec: RewardSpec) -> None:
         raise UsageError("hybrid_alpha lies between 0 and 1", value=spec.hybrid_alpha)
     if spec.shot_weights and abs(sum(spec.shot_weights) - 1) > 1e-6:
         raise UsageError("shot weights must sum to 1", value=spec.shot_weights)
+    if spec.shot_weights and spec.mode != "multi_shot":
+        raise UsageError(
+            f"the mode {spec.mode} has no shot weights",
+            value=spec.shot_weights,
+            hint="--reward-mode multi_shot",
+        )
 
 
 def prepare_reward(con: duckdb.DuckDBPyConnection, spec: RewardSpec) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from lever_cli.__main__ import main
 
+from lever_data.audit.audit import AuditRequest, audit_views
 from lever_data.store import Store
 from tests.audits import KEYS, rows
 from tests.commands import lever
-from tests.stores import candidate, commit, new_store
+from tests.stores import candidate, commit, commit_examples, new_store
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +97,23 @@ def test_a_gate_over_a_reward_that_is_not_finite(store: Store, tmp_path: Path) -
     gate = ["--json", out, "--fail-on", "mean_reward > 0"]
     done = lever("audit", "--store", store.path, "--reward", "vqa_correct / 0", *gate, check=False)
     assert (done.returncode, out.exists()) == (1, False)
+
+
+def test_a_closed_pipe_is_no_error(store: Store) -> None:
+    words = [sys.executable, "-m", "lever_cli", "audit", "--store", str(store.path)]
+    piped = f"{shlex.join(words)} | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0" and done.stderr == ""
+
+
+def test_examples_come_along_with_a_chosen_run(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    run = commit(
+        store, [candidate(0, 0, [1], vqa_pred_answer="cat", vqa_correct=1, vqa_acc_score=1.0)]
+    )
+    shown = {"dataset": "d", "split": "train", "example_id": 1, "question_id": 1}
+    commit_examples(store, [shown | {"question": "?", "answers": ["cat"] * 10}])
+    (found,) = audit_views(store, AuditRequest(runs=(run.run,)), ["all_candidates"])
+    (row,) = found.figures["answer_copying"]
+    assert row["copied_share"] == 1.0
+    assert found.figures["runs"] == [run.run]

@@ -135,6 +135,8 @@ def test_unknown_modes_and_weights_are_usage_errors() -> None:
     assert "did you mean hard_plus_soft?" in str(caught.value.hint)
     with pytest.raises(UsageError, match="sum to 1"):
         reward_sql(RewardSpec(mode="multi_shot", shot_weights=(1.0, 1.0)))
+    with pytest.raises(UsageError, match="soft_only has no shot weights"):
+        reward_sql(RewardSpec(mode="soft_only", shot_weights=(0.5, 0.5)))
     with pytest.raises(UsageError, match="01 or pm1"):
         reward_sql(RewardSpec(mode="legacy", correctness_mode="x"))
 

@@ -89,8 +89,11 @@ def audit_views(store: Store | Path, request: AuditRequest, views: Sequence[str]
 def _open(store: Store, request: AuditRequest) -> Session:
     diagnostics = [r.name for r in builtin().values() if r.folder == "diagnostics"]
     wanted = [request.view, *diagnostics, *([request.policy] if request.policy else [])]
+    runs = [*request.runs]
+    if runs:  # chosen runs are chosen candidates; what is asked and answered comes along
+        runs += [run.run for run in store.runs() if run.kind == "examples"]
     session = open_session(
-        store, runs=request.runs, scorer=request.scorer, sql_dir=request.sql_dir, only=wanted
+        store, runs=runs, scorer=request.scorer, sql_dir=request.sql_dir, only=wanted
     )
     for name in [request.view, *([request.policy] if request.policy else [])]:
         if name not in session.relations:
