@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
@@ -439,7 +440,7 @@ class _KilledError(Exception):
 def _until_sft(folder: Path, text: str = "", *, dies: bool = False) -> tuple[Outputs, list[str]]:
     """Run the steps up to SFT on the embedded world; with ``dies`` SFT is killed in epoch 2."""
     config = prepare_demo(DemoOptions(folder, WorldSpec(120, 40, 8)))[1]
-    train = {"sft": {"epochs": 3}, "run": {"save_every": 3, "threads": 1}, **tomllib.loads(text)}
+    train = {"sft": {"epochs": 3}, "run": {"save_every": 3, "threads": 1}} | tomllib.loads(text)
     config = config.model_copy(update={"train": TrainConfig.model_validate(train)})
     said: list[str] = []
 
@@ -473,3 +474,14 @@ def test_a_killed_sft_starts_anew_where_it_changed(tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:1000])
     _, said = _until_sft(tmp_path / "d", "[model]\nnum_layers = 2")
     assert any("the state cannot be read" in line and "anew" in line for line in said)
+
+
+def test_rl_starts_from_the_best_epoch_of_sft(tmp_path: Path) -> None:
+    found, _ = _until_sft(tmp_path, "[sft]\nepochs = 3\nlr = 0.03")
+    folder = tmp_path / "out" / "sft"
+    epochs = pl.read_parquet(folder / "metrics.parquet").filter(
+        pl.col("step").is_null() & (pl.col("metric") == "val_loss")
+    )
+    best = epochs.sort("value")["epoch"][0]
+    assert best < 3  # a rate this high learns the few beams by heart
+    assert found["checkpoint"] == str(folder / f"sft_epoch{best}.pt") == found["paths"][0]

@@ -13,6 +13,7 @@ from lever_train.evaluation.request import Contest, EvalRequest, Questions
 from lever_train.pipeline.pipeline import Outputs, Step
 from lever_train.pipeline.training import (
     keyed,
+    last_checkpoints,
     require_own,
     run_training,
     sft_config,
@@ -34,7 +35,8 @@ def sft(work: Work) -> Step:
             return {"checkpoint": str(table.checkpoint), "paths": [str(table.checkpoint)]}
         training = with_data(work, known, config, None)
         found = run_training(work, work.out / "sft", training, work.beam_runs(known), begun)
-        return {"checkpoint": str(found[-1]), "paths": [str(found[-1])]}
+        # by its validation loss: beams are few, and later epochs only learn them by heart
+        return {"checkpoint": str(found.best), "paths": [str(found.best)]}
 
     off = not work.has_sft and not table.enabled
     idle = "turned off: RL starts from a fresh selector" if off else None
@@ -93,14 +95,12 @@ def train(work: Work) -> Step:
     def act(known: Known, begun: bool) -> Outputs:
         start = known.get("sft", {}).get("checkpoint")
         training = with_data(work, known, config, start)
-        made = run_training(work, work.checkpoints, training, work.rl_runs(known), begun)
-        outputs: Outputs = {"checkpoint": str(made[-1]), "paths": [str(path) for path in made]}
+        result = run_training(work, work.checkpoints, training, work.rl_runs(known), begun)
+        made = {name: str(path) for name, path in last_checkpoints(result).items()}
+        checkpoint = list(made.values())[-1]
+        outputs: Outputs = {"checkpoint": checkpoint, "paths": list(made.values()), **made}
         curves = work.checkpoints / "curves.html"
-        if curves.exists():
-            outputs["curves"] = str(curves)
-        for path in made:
-            outputs[path.name.split("_")[0]] = str(path)
-        return outputs
+        return outputs | ({"curves": str(curves)} if curves.exists() else {})
 
     reads = given(
         query_embeddings=data.query_embeddings,

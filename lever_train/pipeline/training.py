@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lever_train.config import RunConfig, TrainConfig
+from lever_train.data import Source
+from lever_train.outputs import Outputs as TrainingFolder
 from lever_train.pipeline.config import PipelineConfig
 from lever_train.pipeline.work import Known, Work
+from lever_train.state import STATE, StateError
+from lever_train.train import TrainRequest, TrainResult, train
 
 _FREE = {"threads", "save_every", "memory_limit"}  # of [run]: they change no result
 _RUN_OF_SFT = {"seed", "device", "precision", "gradient_clip", "tensorboard", *_FREE}
@@ -54,16 +58,12 @@ def with_data(work: Work, known: Known, config: TrainConfig, checkpoint: str | N
 
 def run_training(
     work: Work, out: Path, config: TrainConfig, runs: tuple[str, ...], begun: bool
-) -> list[Path]:
-    """Train into ``out``; the last checkpoint of every phase, in order.
+) -> TrainResult:
+    """Train into ``out``.
 
     One that was ``begun`` goes on from its state. Where that no longer fits, because what it was
     begun with changed, it starts anew and says so.
     """
-    from lever_train.data import Source
-    from lever_train.state import STATE, StateError
-    from lever_train.train import TrainRequest, train
-
     request = TrainRequest(
         source=Source(work.config.data.store, runs, work.config.data.sql_dir),
         out=out,
@@ -73,13 +73,16 @@ def run_training(
     )
     resume = begun and (out / STATE).exists()
     try:
-        train(replace(request, resume=resume, overwrite=not resume))
+        return train(replace(request, resume=resume, overwrite=not resume))
     except StateError as error:
         work.say(f"{error.message()}: the training starts anew")
-        train(replace(request, overwrite=True))
-    phases = ("sft",) if config.run.stage == "sft" else ("rce", "grpo")
-    epochs = {"sft": config.sft.epochs, "rce": config.rce.epochs, "grpo": config.grpo.epochs}
-    return [out / f"{name}_epoch{epochs[name]}.pt" for name in phases if epochs[name]]
+        return train(replace(request, overwrite=True))
+
+
+def last_checkpoints(result: TrainResult) -> dict[str, Path]:
+    """The last checkpoint of every phase, in order."""
+    last = {row["phase"]: row["epoch"] for row in result.epochs}
+    return {name: result.out / f"{name}_epoch{epoch}.pt" for name, epoch in last.items()}
 
 
 def require_own(folder: Path) -> None:
@@ -88,6 +91,4 @@ def require_own(folder: Path) -> None:
     Raises:
         LeverError: it names them.
     """
-    from lever_train.outputs import Outputs as Files
-
-    Files(folder).require_own()
+    TrainingFolder(folder).require_own()

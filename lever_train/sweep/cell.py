@@ -50,10 +50,10 @@ def run_cell(task: CellTask) -> None:
     run = training.run.model_copy(update={"threads": 1})
     training = training.model_copy(update={"run": run})
     runs = work.rl_runs(task.shared)
-    made = run_training(work, task.folder, training, runs, begun=True)
-    checkpoints = {"cell": made[-1]}
+    result = run_training(work, task.folder, training, runs, begun=True)
+    checkpoints = {"cell": result.last}
     if sft is not None:
         checkpoints = {"sft": Path(sft), **checkpoints}
     board = judge(work, task.shared, checkpoints).scoreboard
-    found = {"evaluation": board.run, "checkpoint": str(made[-1]), "settings": task.settings}
+    found = {"evaluation": board.run, "checkpoint": str(result.last), "settings": task.settings}
     write_atomic(task.result, json.dumps(found, indent=1).encode())
