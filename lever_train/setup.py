@@ -6,7 +6,7 @@ In goes the config; out come the phases in order and a selector, fresh or from a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,16 @@ from lever_train.selector import Selector, SelectorConfig
 
 # LEGACY: freezing the backbone trains the attention; its norms train with it, our choice
 TRAINED_WHEN_FROZEN = ("cross_attn_layers.", "attn_norms.")
+
+_SHOWN = {  # of an epoch's figures, and how the row of the epoch calls them
+    "train_loss": "loss",
+    "train_kl": "kl",
+    "train_beta": "beta",
+    "val_loss": "val_loss",
+    "val_pick_accuracy": "val_pick_accuracy",
+    "val_expected_reward": "val_expected_reward",
+    "val_ess": "ess",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,12 @@ class Phase:
             return f"[RCE] epochs={self.epochs}, lr={config.rce.lr}, temperature={high} to {low}"
         grpo = config.grpo
         return f"[GRPO] epochs={self.epochs}, lr={grpo.lr}, kl_beta_init={grpo.kl_beta_init}"
+
+    def row(self, epoch: int, figures: Mapping[str, float]) -> str:
+        """The row of a finished epoch: what there is of the figures people watch."""
+        shown = [f"{t} {figures[name]:.4f}" for name, t in _SHOWN.items() if name in figures]
+        tied = f"{figures['tied']:,.0f} of {figures['groups']:,.0f} groups tied"
+        return f"[{self.name.upper()}] epoch {epoch}/{self.epochs}: {'  '.join(shown)}  {tied}"
 
     def settings(self, settings: Settings) -> dict[str, float]:
         """What of the step's settings is logged."""

@@ -132,7 +132,7 @@ class _Training:
             self._run_phase(number, optimizer)
             optimizer = {}
         if config.run.stage == "rl" and config.grpo.epochs == 0:
-            self._say("[GRPO] epochs=0: the RCE model is the result")
+            self._say(f"{Phase('grpo', 0, 0).describe(config)}: the RCE model is the result")
         if self.world.is_main:
             self._say(self.outputs.commit(self.request.source, config, self.data, self.state.log))
         return self._result()
@@ -206,12 +206,12 @@ class _Training:
                 hint="--tied-groups keep trains on them all the same; another reward may tell "
                 "the candidates apart",
             )
-        self._say(f"epoch {epoch}: {figures['tied']:,.0f} of {figures['groups']:,.0f} groups tied")
         if self.data.validation is not None:
             figures |= validate(
                 self.selector, self.loader, self.data.validation, config, self.world
             )
         state.log.epoch(phase.name, epoch, figures)
+        self._say(phase.row(epoch, figures))
         value = judged(figures, config)
         best = state.best is None or is_better(value, state.best[1], config)
         if best:

@@ -60,9 +60,32 @@ def test_what_a_training_leaves(bench: Bench) -> None:
     assert "select" in provenance["views"]["all_candidates"]
     assert provenance["rows"] > 0 and provenance["queries"] == {"training": 32, "validation": 8}
     assert "<svg" in (out / "curves.html").read_text()
-    assert any("the RCE model is the result" in line for line in bench.said)
+    assert "[GRPO] epochs=0, lr=1e-05, kl_beta_init=0.1: the RCE model is the result" in bench.said
     selector, checkpoint = load_selector(out / "rce_epoch2.pt")
     assert selector.config.hidden == 8 and checkpoint.phase == "rce"
+
+
+def test_every_epoch_says_a_row_when_it_ends(bench: Bench) -> None:
+    result = bench.train(rce_epochs=2, grpo_epochs=1)
+    rows = [line for line in bench.said if "] epoch " in line]
+    assert [row.split(":")[0] for row in rows] == [
+        "[RCE] epoch 1/2",
+        "[RCE] epoch 2/2",
+        "[GRPO] epoch 1/1",
+    ]
+    for row, found in zip(rows, result.epochs, strict=True):
+        assert f"  val_pick_accuracy {found['val_pick_accuracy']:.4f}  " in row
+        assert (
+            f"  ess {found['val_ess']:.4f}  " in row and f" loss {found['train_loss']:.4f}" in row
+        )
+        assert "  val_loss " in row and "  val_expected_reward " in row
+    grpo = result.epochs[2]
+    assert f"  kl {grpo['train_kl']:.4f}  beta {grpo['train_beta']:.4f}  " in rows[2]
+    assert "  kl " not in rows[0]
+    order = [line for line in bench.said if line in rows or line.startswith("wrote")]
+    assert order[0::2] == rows  # while it trains, not at its end
+    bench.train("all", split_ratio=1.0, rce_epochs=1)
+    assert not any("val_loss" in line for line in bench.said if "] epoch " in line)
 
 
 def test_metrics_are_a_relation_of_the_store(bench: Bench) -> None:
