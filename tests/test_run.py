@@ -20,7 +20,12 @@ from lever_train.checkpoint import Progress, load_selector, save_v3
 from lever_train.checkpoint import convert as convert_checkpoint
 from lever_train.config import TrainConfig
 from lever_train.history import make_selector
-from lever_train.pipeline.config import load_pipeline
+from lever_train.pipeline.config import (
+    AnswererTable,
+    DataTable,
+    PipelineConfig,
+    load_pipeline,
+)
 from lever_train.pipeline.demo import DemoOptions, prepare_demo
 from lever_train.pipeline.legacy_environment import train_config
 from lever_train.pipeline.legacy_names import (
@@ -114,6 +119,73 @@ def test_a_lost_output_and_force_redo_a_step(tmp_path: Path) -> None:
     assert "[second] forced" in said and chain.calls == [("second", False)]
     with pytest.raises(UsageError, match="there is no such step"):
         chain.run(force=("fourth",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "0 bytes, it made 1"), ("2", "its content is not what it made")],
+)
+def test_a_damaged_output_is_made_again(tmp_path: Path, content: str, message: str) -> None:
+    chain = Chain(tmp_path)
+    chain.run()
+    (tmp_path / "first.txt").write_text(content)
+    _, said = chain.run()
+    assert f"[first] its output {tmp_path / 'first.txt'} is damaged: {message}" in said
+    assert (tmp_path / "first.txt").read_text() == "1"
+    assert "[first] skipped: unchanged" in chain.run()[1]
+
+
+def _reads(steps: list[Step]) -> dict[str, set[Path]]:
+    return {step.name: set(step.reads.values()) for step in steps}
+
+
+def test_every_file_a_step_opens_is_in_its_key(tmp_path: Path) -> None:
+    names = ("query_embeddings", "candidate_embeddings", "pool")
+    held_out = ("eval_embeddings", "eval_pool", "eval_questions", "eval_annotations")
+    files = {name: tmp_path / name for name in (*names, *held_out)}
+    given = {"dataset": "d", "store": tmp_path, "out": tmp_path, "sql_dir": tmp_path / "sql"}
+    table = DataTable.model_validate(given | files)
+    for folder in ("views", "sql"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.sql").touch()
+    views = {tmp_path / "views" / "views.sql", tmp_path / "sql" / "sql.sql"}
+    answerer = AnswererTable(
+        query_embeddings=tmp_path / "q.npy", candidate_embeddings=tmp_path / "c.npy"
+    )
+    config = PipelineConfig(data=table, answerer=answerer)
+    found = _reads(build_steps(config, print, lambda done, total, note="": None))
+    training = {files[name] for name in names}
+    assert found["sft"] == found["beam"] == found["generate"] == training
+    assert found["train"] == training | views and found["audit"] == views
+    assert found["evaluate"] == {*files.values(), tmp_path / "q.npy", tmp_path / "c.npy"}
+
+
+def test_sft_is_keyed_by_all_of_its_options_and_no_others() -> None:
+    def parameters(section: str = "run", option: str = "seed", value: object = 0) -> object:
+        train = {section: {option: value}}
+        config = PipelineConfig.model_validate({"data": {"dataset": "d"}, "train": train})
+        steps = build_steps(config, print, lambda done, total, note="": None)
+        return next(step.parameters for step in steps if step.name == "sft")
+
+    known = parameters()
+    for section, option, value in (
+        ("data", "split_ratio", 0.5),
+        ("data", "order", "file"),
+        ("run", "precision", "bf16"),
+        ("run", "gradient_clip", 2.0),
+        ("run", "seed", 1),
+        ("model", "hidden", 8),
+        ("sft", "warm_up", 0.1),
+    ):
+        assert parameters(section, option, value) != known, option
+    for section, option, value in (
+        ("rce", "epochs", 9),
+        ("grpo", "epochs", 9),
+        ("reward", "mode", "soft_only"),
+        ("run", "threads", 1),
+        ("run", "select_by", "loss"),
+    ):
+        assert parameters(section, option, value) == known, option
 
 
 def test_a_failed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -344,6 +416,7 @@ def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPat
     for name in ("rce_epoch1.pt", "grpo_epoch1.pt", "grpo_epoch1_v2format.ckpt"):
         assert (folder / name).exists()
         load_selector(folder / name)
+    assert "[RCE] epoch 1/1: loss " in done.stderr and "[GRPO] epoch 1/1: loss " in done.stderr
     assert "grpo_epoch1.pt" in done.stdout and "lever predict" in done.stdout
     assert lever(*command).stderr.count("skipped: unchanged") == 5
     assert json.loads(lever(*command, "--dry-run", "--json").stdout)[0]["verdict"] == "skip"

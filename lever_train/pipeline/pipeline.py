@@ -2,8 +2,8 @@
 
 In go steps; each has a key made of its parameters, the digests of the files it reads, the keys of
 the steps before it and the code's version. A step whose key is that of the last run, and whose
-outputs are still there, is skipped; another runs, and the plan says why. What was done is kept in
-``pipeline.json``, written whole after every step, so that a killed run goes on.
+outputs are still what it made, is skipped; another runs, and the plan says why. What was done is
+kept in ``pipeline.json``, written whole after every step, so that a killed run goes on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Step:
     """One step.
 
     ``act`` is called with the outputs of all earlier steps and whether the same work was begun
-    before; it returns its own outputs as JSON values. ``parameters``: JSON values. ``reads``:
+    before; it returns its own outputs as JSON values, with every file and run folder it made in
+    ``paths``. ``parameters``: JSON values. ``reads``:
     files by what they are. ``after``: the steps whose outputs it uses. ``code``: raised when what
     the step does changes. ``idle``: why there is nothing to do, where that is so. ``guard``: called
     where the step is to run, before any does; raises where it would destroy what is not its own.
@@ -76,6 +77,7 @@ class Pipeline:
         self.folder = folder
         self.steps = list(steps)
         self.state = _read_state(folder / STATE)
+        self.digests: dict[Path, str] = {}
 
     def plan(self, force: Sequence[str] = ()) -> list[Planned]:
         """What would be done, and why; nothing is changed.
@@ -87,6 +89,7 @@ class Pipeline:
         names = [step.name for step in self.steps]
         if unknown := sorted(set(force) - set(names)):
             raise UsageError("there is no such step", value=unknown[0], hint=", ".join(names))
+        self.digests = {}
         planned: dict[str, Planned] = {}
         for step in self.steps:
             planned[step.name] = self._judge(step, planned, step.name in force)
@@ -116,7 +119,9 @@ class Pipeline:
         begun = self._known(name).get("begun") == item.key and not forced
         self._note(name, {**self._known(name), "begun": item.key, "begun_parts": dict(item.parts)})
         done = item.step.act(outputs, begun)
-        self._note(name, {"key": item.key, "parts": dict(item.parts), "outputs": done})
+        self._note(
+            name, {"key": item.key, "parts": dict(item.parts), "outputs": done, "made": _made(done)}
+        )
         return done
 
     def _judge(self, step: Step, before: Mapping[str, Planned], forced: bool) -> Planned:
@@ -136,8 +141,8 @@ class Pipeline:
             why = "it has not run yet"
         elif known["key"] != item.key:
             why = _difference(known["parts"], parts)
-        elif lost := _lost(known["outputs"]):
-            why = f"its output {lost} is gone"
+        elif fault := _fault(known):
+            why = f"its output {fault}"
         else:
             return Planned(step, "skip", "unchanged", parts)
         step.guard()
@@ -149,7 +154,9 @@ class Pipeline:
         for name, path in step.reads.items():
             if not path.is_file():
                 raise LeverError(f"the {name} are not there", where=str(path))
-            parts[f"file {name}"] = sha256_file(path)
+            if path not in self.digests:  # several steps open the same large file
+                self.digests[path] = sha256_file(path)
+            parts[f"file {name}"] = self.digests[path]
         for name in step.after:
             parts[f"step {name}"] = before[name].key if before[name].parts else "idle"
         return parts
@@ -206,9 +213,23 @@ def _difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     return "; ".join(words) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
-def _lost(outputs: Outputs) -> str | None:
-    """The first output file or run folder that is no longer there."""
-    for path in outputs.get("paths", []):
-        if not Path(path).exists():
-            return str(path)
+def _made(outputs: Outputs) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of the files a step made; a run folder has its own in the store."""
+    files = [Path(path) for path in outputs.get("paths", []) if Path(path).is_file()]
+    return {str(p): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
+
+
+def _fault(known: Mapping[str, Any]) -> str | None:
+    """What is wrong with the first output that is no longer what the step made."""
+    for name in known["outputs"].get("paths", []):
+        path, made = Path(name), known.get("made", {}).get(name)
+        if not path.exists():
+            return f"{name} is gone"
+        if made is None:
+            continue
+        size = path.stat().st_size
+        if size != made["bytes"]:
+            return f"{name} is damaged: {size:,} bytes, it made {made['bytes']:,}"
+        if sha256_file(path) != made["sha256"]:
+            return f"{name} is damaged: its content is not what it made"
     return None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def sft(work: Work) -> Step:
     """The checkpoint RL starts from, trained on InfoScore beams where none is given."""
-    data, table, config = work.config.data, work.config.sft, sft_config(work.config)
+    table, config = work.config.sft, sft_config(work.config)
 
     def act(known: Known, begun: bool) -> Outputs:
         if work.has_sft:
@@ -41,11 +41,7 @@ def sft(work: Work) -> Step:
     off = not work.has_sft and not table.enabled
     idle = "turned off: RL starts from a fresh selector" if off else None
     parameters = {} if work.has_sft else keyed(config)
-    reads = given(
-        sft_checkpoint=table.checkpoint if work.has_sft else None,
-        query_embeddings=data.query_embeddings,
-        pool=data.pool,
-    )
+    reads = given(sft_checkpoint=table.checkpoint) if work.has_sft else work.training_files()
     after = ("ingest", "embed", "pool", "beam")
 
     def guard() -> None:
@@ -83,14 +79,13 @@ def audit(work: Work) -> Step:
         "fail_on": list(config.audit.fail_on),
         "view": list(config.train.data.view),
         "reward": config.train.reward.model_dump(),
-        "own_views": _own_views(config.data.sql_dir),
     }
-    return Step("audit", act, parameters, after=("ingest", "generate"))
+    return Step("audit", act, parameters, work.view_files(), ("ingest", "generate"))
 
 
 def train(work: Work) -> Step:
     """RCE, then GRPO where it has epochs."""
-    data, config = work.config.data, work.config.train
+    config = work.config.train
 
     def act(known: Known, begun: bool) -> Outputs:
         start = known.get("sft", {}).get("checkpoint")
@@ -102,14 +97,13 @@ def train(work: Work) -> Step:
         curves = work.checkpoints / "curves.html"
         return outputs | ({"curves": str(curves)} if curves.exists() else {})
 
-    reads = given(
-        query_embeddings=data.query_embeddings,
-        candidate_embeddings=data.candidate_embeddings,
-        pool=data.pool,
-    )
-    parameters = {**keyed(config), "own_views": _own_views(data.sql_dir)}
+    reads = work.training_files() | work.view_files()
     after = ("ingest", "embed", "pool", "sft", "generate", "audit")
-    return Step("train", act, parameters, reads, after, guard=lambda: require_own(work.checkpoints))
+
+    def guard() -> None:
+        require_own(work.checkpoints)
+
+    return Step("train", act, keyed(config), reads, after, guard=guard)
 
 
 def convert(work: Work) -> Step:
@@ -148,15 +142,13 @@ def evaluate(work: Work) -> Step:
         idle = "no eval_questions and eval_annotations are given"
     elif data.query_embeddings is not None and data.eval_embeddings is None:
         idle = "no eval_embeddings are given"
-    reads = given(
-        eval_embeddings=data.eval_embeddings,
-        eval_pool=data.eval_pool,
-        eval_questions=data.eval_questions,
-        eval_annotations=data.eval_annotations,
-    )
-    parameters = {"eval": table.model_dump(), "answerer": answerer.model_dump(mode="json")}
+    parameters = {
+        "eval": table.model_dump(),
+        "answerer": {"spec": answerer.spec, "model": answerer.model},
+        "image_root": _text(data.image_root),
+    }
     after = ("ingest", "embed", "pool", "sft", "train")
-    return Step("evaluate", act, parameters, reads, after, idle=idle)
+    return Step("evaluate", act, parameters, work.evaluation_files(), after, idle=idle)
 
 
 def judge(work: Work, known: Known, checkpoints: Mapping[str, Path]) -> Evaluated:
@@ -189,13 +181,6 @@ def judge(work: Work, known: Known, checkpoints: Mapping[str, Path]) -> Evaluate
         names=tuple(checkpoints),
     )
     return run_evaluation(request, work.advance)
-
-
-def _own_views(folder: Path | None) -> dict[str, str]:
-    """The SQL of the user's views: a changed one changes what is trained on."""
-    if folder is None:
-        return {}
-    return {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.sql"))}
 
 
 def _text(path: Path | None) -> str | None:

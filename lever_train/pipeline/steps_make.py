@@ -153,8 +153,9 @@ def beam(work: Work) -> Step:
         idle = "SFT is turned off"
     elif config.data.beam_data:
         idle = "InfoScore beams are given"
-    parameters = {"beam": config.beam.model_dump(), "answerer": _answerer(work)}
-    return Step("beam", act, parameters, _reads(work), ("ingest", "embed", "pool"), idle=idle)
+    parameters = {"beam": config.beam.model_dump(), **_answering(work)}
+    reads, after = work.training_files(), ("ingest", "embed", "pool")
+    return Step("beam", act, parameters, reads, after, idle=idle)
 
 
 def generate(work: Work) -> Step:
@@ -176,9 +177,9 @@ def generate(work: Work) -> Step:
         return _rolled_out(work, outcome)
 
     idle = "RL data is given" if data.rl_data and not table.also else None
-    parameters = {"generate": table.model_dump(mode="json"), "answerer": _answerer(work)}
-    after = ("ingest", "embed", "pool", "sft")
-    return Step("generate", act, parameters, _reads(work), after, idle=idle)
+    parameters = {"generate": table.model_dump(mode="json"), **_answering(work)}
+    reads, after = work.training_files(), ("ingest", "embed", "pool", "sft")
+    return Step("generate", act, parameters, reads, after, idle=idle)
 
 
 def _request(work: Work, known: Known, recipe: Recipe, shot_num: int) -> Request:
@@ -218,13 +219,11 @@ def _rolled_out(work: Work, outcome: Outcome) -> Outputs:
     return {"run": run, "paths": [str(Store.open(work.config.data.store).run(run).path)]}
 
 
-def _answerer(work: Work) -> dict[str, str | None]:
-    return {"spec": work.config.answerer.spec, "model": work.config.answerer.model}
-
-
-def _reads(work: Work) -> dict[str, Path]:
-    data = work.config.data
-    return given(pool=data.pool, query_embeddings=data.query_embeddings)
+def _answering(work: Work) -> dict[str, object]:
+    """Who answers a rollout, and what may be shown."""
+    config, root = work.config, work.config.data.image_root
+    answerer = {"spec": config.answerer.spec, "model": config.answerer.model}
+    return {"answerer": answerer, "image_root": None if root is None else str(root)}
 
 
 def _ingest_split(

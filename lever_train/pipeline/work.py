@@ -51,6 +51,37 @@ class Work:
         train, held_out = (None if p is None else str(p) for p in given)
         return train, held_out
 
+    def training_files(self) -> dict[str, Path]:
+        """Every given file that a rollout or a training opens, by what it is."""
+        data = self.config.data
+        return given(
+            query_embeddings=data.query_embeddings,
+            candidate_embeddings=data.candidate_embeddings,
+            pool=data.pool,
+        )
+
+    def evaluation_files(self) -> dict[str, Path]:
+        """Every given file that the evaluation opens; its demonstrations are those of training."""
+        data, answerer = self.config.data, self.config.answerer
+        return self.training_files() | given(
+            eval_embeddings=data.eval_embeddings,
+            eval_pool=data.eval_pool,
+            eval_questions=data.eval_questions,
+            eval_annotations=data.eval_annotations,
+            query_embeddings_of_the_answerer=answerer.query_embeddings,
+            candidate_embeddings_of_the_answerer=answerer.candidate_embeddings,
+        )
+
+    def view_files(self) -> dict[str, Path]:
+        """The user's own views, in the store and beside it: a changed one changes what is read."""
+        folders = (self.config.data.store / "views", self.config.data.sql_dir)
+        return {
+            f"view {path.stem}": path
+            for folder in folders
+            if folder is not None
+            for path in sorted(folder.glob("*.sql"))
+        }
+
     @property
     def has_sft(self) -> bool:
         """Whether an SFT checkpoint is given and there."""
