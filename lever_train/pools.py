@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lever_data.db import quote_identifier
 from lever_data.errors import LeverError, UsageError
+from lever_data.readers.vectors import map_npy
 
 Ids = NDArray[np.int64]
 
@@ -118,7 +119,7 @@ def open_pools(con: duckdb.DuckDBPyConnection, file: str | None, base: str) -> P
 
 def _from_file(file: str) -> FilePool:
     try:
-        table = np.load(file, allow_pickle=False, mmap_mode="r")
+        table = map_npy(Path(file))
     except FileNotFoundError:
         raise UsageError("there is no such pool file", value=file) from None
     except (OSError, ValueError) as error:

@@ -112,7 +112,7 @@ def test_examples_come_along_with_a_chosen_run(tmp_path: Path) -> None:
         store, [candidate(0, 0, [1], vqa_pred_answer="cat", vqa_correct=1, vqa_acc_score=1.0)]
     )
     shown = {"dataset": "d", "split": "train", "example_id": 1, "question_id": 1}
-    commit_examples(store, [shown | {"question": "?", "answers": ["cat"] * 10}])
+    commit_examples(store, [shown | {"question": "?", "answers": ["cat"], "answer": "cat"}])
     (found,) = audit_views(store, AuditRequest(runs=(run.run,)), ["all_candidates"])
     (row,) = found.figures["answer_copying"]
     assert row["copied_share"] == 1.0

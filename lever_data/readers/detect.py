@@ -6,11 +6,11 @@ file plays no part.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lever_data.errors import LeverError
+from lever_data.readers import json_exact
 from lever_data.readers.json_object import Scanner
 from lever_data.readers.source import Source
 
@@ -94,13 +94,14 @@ def _json_kind(scanner: Scanner, source: Source) -> _Head:
         elif key.isdigit():
             head.kind = "beam" if _is_beam(scanner) else "rl_data"
         else:
-            _, value = scanner.value()
+            at, value = scanner.value()
             if key.startswith("_") and not scanner.more(b"}"):
                 raise _unknown(source, "the file holds no queries", None)
             if key.startswith("_"):
                 continue
             if value[:1] == b'"':
-                head.members[key] = json.loads(value)
+                place = json_exact.Place(str(source.path), at)
+                head.members[key] = str(json_exact.parse(value, place)[0])
             if not scanner.more(b"}"):
                 break
     return head

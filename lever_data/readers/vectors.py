@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from lever_data.errors import LeverError
 from lever_data.readers.torch_file import read_torch
 
 _ROWS = 8192
+_HEADER_ERRORS = (TypeError, OverflowError, RecursionError, MemoryError)
 _SAFE_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -36,7 +39,7 @@ def read_vectors(path: Path, kind: str) -> np.ndarray:
     """
     try:
         if kind == "npy":
-            values: object = np.load(path, mmap_mode="r", allow_pickle=False)
+            values: object = map_npy(path)
         elif kind == "safetensors":
             values = _read_safetensors(path)
         else:
@@ -44,6 +47,29 @@ def read_vectors(path: Path, kind: str) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise LeverError(f"the embeddings cannot be read ({error})", where=str(path)) from None
     return _check(values, path)
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """The array of a ``.npy`` file, mapped.
+
+    Raises:
+        ValueError: it is none. numpy parses the header as Python and lets out whatever that gives.
+        OSError: it cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # written by Python 2: read all the same
+            found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (
+        SyntaxError,
+        TokenError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+    ) as error:
+        raise ValueError(f"its header is damaged: {error}") from None
+    return found
 
 
 def embedding_batches(
