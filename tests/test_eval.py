@@ -272,6 +272,32 @@ def test_the_page_draws_every_selector_and_escapes_names(evaluated: Evaluated) -
     assert text.tags["script"] == text.tags["link"] == text.tags["img"] == 0
 
 
+def test_the_page_calls_the_oracle_a_lower_bound(evaluated: Evaluated) -> None:
+    text = _Text()
+    text.feed(page(evaluated.scoreboard))
+    by_shots = {r.shots: r.accuracy for r in evaluated.scoreboard.rows if r.selector == "oracle"}
+    assert f"{by_shots[1]:.2%}" in text.words
+    for shots in (2, 3, 4):
+        assert f"≥ {by_shots[shots]:.2%}" in text.words
+    assert sum(word.startswith("≥ ") for word in text.words) == 3
+    assert "oracle (≥)" in text.words and any("a lower bound" in word for word in text.words)
+    one = replace(
+        evaluated.scoreboard, rows=tuple(r for r in evaluated.scoreboard.rows if r.shots < 2)
+    )
+    assert "≥" not in page(one)
+
+
+def test_the_page_charts_the_most_questions_and_says_so(place: Place, evaluated: Evaluated) -> None:
+    board = run_evaluation(place.request(limit=(10, 20, 50), shots=(1, 2))).scoreboard
+    text = _Text()
+    text.feed(page(board))
+    said = "The chart shows the first 50 questions; the tables also hold the first 10 and the "
+    assert f"{said}first 20." in text.words
+    assert text.tags["polyline"] == 5 and text.tags["circle"] == len(board.rows) // 3
+    assert text.tags["tr"] == len(board.rows) + len(board.paired) + 2
+    assert "The chart shows" not in page(evaluated.scoreboard)
+
+
 def test_the_command(place: Place, tmp_path: Path) -> None:
     out, chart = tmp_path / "e.json", tmp_path / "e.html"
     done = lever(

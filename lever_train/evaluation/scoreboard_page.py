@@ -20,7 +20,12 @@ _COLOURS = 8  # classes c0…c7 of the style
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)  # between grid lines
 _MOST_TICKS = 6
+_ORACLE = "oracle"
 _LABEL_GAP = 15  # pixels between the names at the line ends
+_BOUND_NOTE = (
+    "≥: from 2 shots on the oracle is a lower bound. It adds the best demonstration to those it "
+    "has and does not try all sets, so the best set of the pool may do better than it shows."
+)
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#68707a;--grid:#d9dee4;--page:#fff}
@@ -44,7 +49,8 @@ def write_page(board: Scoreboard, path: Path) -> None:
 
 def page(board: Scoreboard) -> str:
     """The page as HTML."""
-    most = max(row.n + row.failed for row in board.rows)
+    sizes = sorted({row.n + row.failed for row in board.rows})
+    most = sizes[-1]
     rows = [row for row in board.rows if row.n + row.failed == most]
     hues = "".join(
         f".c{i}{{stroke:hsl({hue} 70% 48%)}}text.c{i}{{stroke:none;fill:hsl({hue} 65% 48%)}}"
@@ -56,6 +62,7 @@ def page(board: Scoreboard) -> str:
         f"<title>lever eval</title><style>{_STYLE}{hues}</style>",
         f"<h1>VQA accuracy on {most:,} questions</h1>",
         f'<div class="scroll">{chart(rows)}</div>',
+        *_notes(rows, sizes),
         "<h2>Accuracy, with 95 % bootstrap intervals</h2>",
         _table(
             ("selector", "shots", "accuracy", "low", "high", "n", "failed"), _score_cells(board)
@@ -65,6 +72,27 @@ def page(board: Scoreboard) -> str:
         names = ("difference", "shots", "points", "low", "high", "McNemar p", "n")
         parts += ["<h2>Paired by question</h2>", _table(names, _paired_cells(board))]
     return "".join(parts)
+
+
+def _notes(rows: Sequence[Row], sizes: Sequence[int]) -> Iterable[str]:
+    """What has to be known to read the chart and the tables."""
+    if len(sizes) > 1:
+        *others, most = (f"{size:,}" for size in sizes)
+        yield (
+            f"<p>The chart shows the first {most} questions; the tables also hold the first "
+            f"{' and the first '.join(others)}.</p>"
+        )
+    if any(map(_is_lower_bound, rows)):
+        yield f"<p>{_BOUND_NOTE}</p>"
+
+
+def _is_lower_bound(row: Row) -> bool:
+    """Whether the best of the pool is at least this: the oracle is exact at one shot alone."""
+    return row.selector == _ORACLE and row.shots > 1
+
+
+def _at_least(row: Row) -> str:
+    return "≥ " if _is_lower_bound(row) else ""
 
 
 def chart(rows: Sequence[Row]) -> str:
@@ -85,7 +113,7 @@ def chart(rows: Sequence[Row]) -> str:
         drawn += [scale.interval(r, colour) for r in points]
         drawn.append(
             f'<text class="{colour}" x="{WIDTH - RIGHT + 10}" y="{labels[name] + 4:.1f}">'
-            f"{escape(name)}</text>"
+            f"{escape(name)}{' (≥)' if _is_lower_bound(points[-1]) else ''}</text>"
         )
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
@@ -137,7 +165,7 @@ class _Scale:
             f'<line class="bar {colour}" x1="{x:.1f}" x2="{x:.1f}" y1="{self.y(row.low):.1f}" '
             f'y2="{self.y(row.high):.1f}"/><circle class="{colour}" fill="var(--page)" '
             f'stroke-width="2" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{escape(row.selector)}, '
-            f"{row.shots} shots: {row.accuracy:.2%}</title></circle>"
+            f"{row.shots} shots: {_at_least(row)}{row.accuracy:.2%}</title></circle>"
         )
 
 
@@ -156,7 +184,7 @@ def _score_cells(board: Scoreboard) -> Iterable[Sequence[str]]:
         yield (
             r.selector,
             str(r.shots),
-            f"{r.accuracy:.2%}",
+            f"{_at_least(r)}{r.accuracy:.2%}",
             f"{r.low:.2%}",
             f"{r.high:.2%}",
             f"{r.n:,}",
