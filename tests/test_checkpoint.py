@@ -13,6 +13,7 @@ from lever_data.errors import LeverError
 from lever_train.checkpoint import Progress, convert, load_selector, read_checkpoint, save_v3
 from lever_train.history import make_selector
 from lever_train.selector import Selector, SelectorConfig
+from tests.commands import lever
 from tests.shared_data import GOLDEN, needs_shared
 
 FOREIGN = ("lever_lm.sen_model.logit_scale", "lever_lm.sen_model.text_projection.weight")
@@ -201,3 +202,11 @@ def test_real_files_of_one_selector_are_equal(
         converted, _ = convert(GOLDEN / f"{name}.{file}", tmp_path / f"{file}.ckpt")
         again, checkpoint = load_selector(converted)
         assert _same(again, found) and checkpoint.foreign == ()
+
+
+def test_the_legacy_formats_have_no_gru(tmp_path: Path) -> None:
+    shape = {"dim": 8, "hidden": 4, "layers": 1}
+    for kind, warned in (("static", False), ("gru", True)):
+        selector = make_selector(SelectorConfig.model_validate(shape | {"kind": kind}))
+        done = lever("convert", _save(tmp_path / f"{kind}.pt", selector))
+        assert ("has no gru selector" in done.stderr) == warned
