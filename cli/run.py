@@ -60,6 +60,7 @@ def run(
         emit_json(outputs)
     else:
         _show_result(outputs, library.summary(resolved, outputs))
+        print(f"use it: {library.use_it(resolved, outputs)}")  # no table: it must not be wrapped
 
 
 def _show_result(outputs: dict[str, Any], summary: list[tuple[str, str]]) -> None:

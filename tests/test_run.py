@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -379,6 +380,15 @@ def test_the_checkpoint_that_counts(tmp_path: Path) -> None:
     assert choose_checkpoint(tmp_path, 1).name == "older.pt"
 
 
+def _use(output: str) -> int:
+    """Run the command a run ends with, as a shell would; how many questions it answered."""
+    (line,) = [line for line in output.splitlines() if line.startswith("use it: ")]
+    words = shlex.split(line.removeprefix("use it: "))
+    assert words.pop(0) == "lever"
+    lever(*words)
+    return len(Path("picks.jsonl").read_text().splitlines())
+
+
 @pytest.fixture
 def legacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LegacyPaths:
     """A folder with everything the legacy form expects, made from a small world."""
@@ -417,7 +427,8 @@ def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPat
         assert (folder / name).exists()
         load_selector(folder / name)
     assert "[RCE] epoch 1/1: loss " in done.stderr and "[GRPO] epoch 1/1: loss " in done.stderr
-    assert "grpo_epoch1.pt" in done.stdout and "lever predict" in done.stdout
+    assert "grpo_epoch1.pt" in done.stdout
+    assert _use(done.stdout) == 120  # the train split: nothing of another is known
     assert lever(*command).stderr.count("skipped: unchanged") == 5
     assert json.loads(lever(*command, "--dry-run", "--json").stdout)[0]["verdict"] == "skip"
 
@@ -471,8 +482,9 @@ def test_without_a_config_it_says_how(tmp_path: Path, monkeypatch: pytest.Monkey
     assert done.returncode == 2 and "there is no lever.toml here" in done.stderr
 
 
-def test_from_questions_alone(tmp_path: Path) -> None:
+def test_from_questions_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No RL data, no beams, no pools, no checkpoint: the pipeline makes all of them."""
+    monkeypatch.chdir(tmp_path)
     files = write_world(make_world(WorldSpec(120, 40, 10)), tmp_path / "world")
     (tmp_path / "views").mkdir()
     (tmp_path / "views" / "mine.sql").write_text("select * from all_candidates")
@@ -499,6 +511,7 @@ def test_from_questions_alone(tmp_path: Path) -> None:
     plan = json.loads(lever("run", "--config", config, "--dry-run", "--json").stdout)
     verdicts = {item["step"]: item["verdict"] for item in plan}
     assert verdicts.pop("embed") == "idle" and set(verdicts.values()) == {"skip"}
+    assert _use(lever("run", "--config", config).stdout) == 40
     gated = config.read_text() + '[audit]\nfail_on = ["queries > 1"]\n'
     config.write_text(gated)
     stopped = lever("run", "--config", config, check=False)

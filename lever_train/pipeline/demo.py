@@ -21,7 +21,7 @@ from lever_data.views import ViewInfo, list_views
 from lever_train.evaluation.scoreboard import Scoreboard, read_json
 from lever_train.pipeline.config import PipelineConfig, load_pipeline
 from lever_train.pipeline.pipeline import Outputs
-from lever_train.pipeline.run import run
+from lever_train.pipeline.run import run, use_it
 from lever_train.train import Advance
 
 VIEW = "beam_sample_file_only"
@@ -110,6 +110,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
     """
     files, config = prepare_demo(options)
     outputs = run(config, options.say, options.advance)
+    options.say(f"use it: {use_it(config, outputs)}")
     store = Store.open(config.data.store)
     views = list_views(store.path, folders=("views",))
     return DemoResult(

@@ -6,6 +6,7 @@ the closing summary.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from lever_train.pipeline.config import PipelineConfig, load_pipeline
 from lever_train.pipeline.legacy_names import LegacyRun, choose_checkpoint, legacy_config
 from lever_train.pipeline.pipeline import Outputs, Pipeline, Planned, Say
 from lever_train.pipeline.steps import build_steps
+from lever_train.pipeline.work import Work
 from lever_train.train import Advance
 
 DEFAULT_CONFIG = Path("lever.toml")
@@ -103,11 +105,12 @@ def run(
 
 
 def summary(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> list[tuple[str, str]]:
-    """What was made and how to use it, as (name, value)."""
-    data = config.data
-    folder = data.checkpoints or data.out / "rl"
-    checkpoint = choose_checkpoint(folder, config.train.grpo.epochs)
-    found = [("mode", mode(config)), ("store", str(data.store)), ("selector", str(checkpoint))]
+    """What was made, as (name, value)."""
+    found = [
+        ("mode", mode(config)),
+        ("store", str(config.data.store)),
+        ("selector", str(_selector(config))),
+    ]
     for name, step, key in (
         ("older format", "convert", "checkpoint"),
         ("audit", "audit", "html"),
@@ -116,9 +119,43 @@ def summary(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> list[tupl
     ):
         if key in outputs[step]:
             found.append((name, outputs[step][key]))
-    use = f"lever predict --store {data.store} --checkpoint {checkpoint} --dataset {data.dataset}"
-    found.append(("use it", f"{use} --split {data.eval_split} … --out picks.jsonl"))
     return found
+
+
+def use_it(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> str:
+    """The command that picks demonstrations with the selector, to be pasted into a shell.
+
+    Its questions are those of the eval split, or of the train split where no others have
+    embeddings.
+    """
+    work = Work(config, print, lambda done, total, note="": None)
+    data = config.data
+    query, candidate, held_out = work.embeddings(outputs)
+    of_train, of_eval = work.pools(outputs)
+    split, pool, questions = data.eval_split, of_eval, (data.eval_questions, data.eval_annotations)
+    if held_out is None:
+        split, pool, questions = data.train_split, of_train, (data.questions, data.annotations)
+    options = {
+        "store": data.store,
+        "checkpoint": _selector(config),
+        "dataset": data.dataset,
+        "split": split,
+        "candidate-split": data.train_split,
+        "query-embeddings": held_out or query,
+        "candidate-embeddings": candidate,
+        "pool": pool,
+        "questions": questions[0],
+        "annotations": questions[1],
+        "image-root": data.image_root,
+        "out": "picks.jsonl",
+    }
+    words = [w for name, v in options.items() if v is not None for w in (f"--{name}", str(v))]
+    return shlex.join(["lever", "predict", *words])
+
+
+def _selector(config: PipelineConfig) -> Path:
+    folder = config.data.checkpoints or config.data.out / "rl"
+    return choose_checkpoint(folder, config.train.grpo.epochs)
 
 
 def _pipeline(config: PipelineConfig, say: Say, advance: Advance) -> Pipeline:
