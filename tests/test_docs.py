@@ -184,7 +184,7 @@ def _tables(model: type[BaseModel], prefix: str = "") -> dict[str, type[BaseMode
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files the pages name."""
     folder = tmp_path_factory.mktemp("docs")
-    files = write_world(make_world(WorldSpec(160, 50, 10)), folder / "world")
+    files = write_world(make_world(WorldSpec(120, 40, 10)), folder / "world")
     names = {"rl_data.json": files.rl_data, "pool.npy": files.pool("train")}
     names["val_pool.npy"] = files.pool("val")
     for prefix, split in (("", "train"), ("val_", "val")):
