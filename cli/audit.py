@@ -16,8 +16,8 @@ from .common import (
     StoreOption,
     emit_table,
     notice,
+    shown,
 )
-from .common import _cell as shown
 from .flags import build, with_flags
 
 if TYPE_CHECKING:

@@ -62,7 +62,7 @@ def emit_table(
         numeric = bool(values) and all(isinstance(v, int | float) for v in values)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(shown(value) for value in row))
     width = None if sys.stdout.isatty() else 160
     try:
         Console(width=width).print(table)
@@ -119,7 +119,8 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _CONTROLS |= {9: "\\t", 10: "\\n", 13: "\\r", 27: "\\e"}
 
 
-def _cell(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as tables and sentences show it: null as a dash, no control character, no markup."""
     if value is None:
         return "-"
     if isinstance(value, float):

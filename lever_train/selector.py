@@ -13,6 +13,7 @@ embeddings once. Only the candidates' own projection is computed, once per disti
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal, Self
 
 import torch
@@ -208,16 +209,16 @@ def cosine_scores(query: Tensor, units: Tensor, pool: Pool) -> Tensor:
     return picked_scores(query, units, pool.index) / SCORE_TEMPERATURE
 
 
-class History:
+class History(ABC):
     """Partial sequences being extended: W of them for each of B queries."""
 
+    @abstractmethod
     def scores(self) -> Tensor:
         """Scores of the next step, [B, W, K]; chosen positions are the caller's to mask."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self, parent: Tensor, chosen: Tensor) -> History:
         """Extend sequence ``parent`` [B, W'] of each query by pool position ``chosen`` [B, W']."""
-        raise NotImplementedError
 
 
 class StaticHistory(History):
