@@ -132,63 +132,6 @@ the same tables, their names without `train.`. In a `lever.toml` four of them ar
 pipeline, from `[data]` and `[sft]`: `query_embeddings`, `candidate_embeddings` and `pool` of
 `[train.data]`, and `sft_checkpoint` of `[train.model]`."""
 
-# What keys mean whose fields carry no description; a description of the field comes first.
-_MEANINGS = {
-    "data.store": "The store; made where it is not there.",
-    "data.out": "Folder of checkpoints, pages and `pipeline.json`.",
-    "data.checkpoints": "Folder of the RL checkpoints; `rl` in `out` if not set.",
-    "data.dataset": "Name of the dataset in the store.",
-    "data.train_split": "Split of the training queries and of all demonstrations.",
-    "data.eval_split": "Split of the questions that are evaluated.",
-    "data.rl_data": "RL data JSON files.",
-    "data.beam_data": "InfoScore beam JSON files, for SFT.",
-    "data.questions": "Official VQA questions of the train split.",
-    "data.annotations": "Their official annotations; goes with `questions`.",
-    "data.eval_questions": "Official VQA questions of the eval split.",
-    "data.eval_annotations": "Their official annotations; goes with `eval_questions`.",
-    "data.query_embeddings": "What the selector sees of a train query; row = query id.",
-    "data.candidate_embeddings": "What it sees of a demonstration; if not set, as of a query.",
-    "data.eval_embeddings": "What it sees of an eval query.",
-    "data.pool": "`.npy` [n, K] of the train items each train query may be shown.",
-    "data.eval_pool": "The same for eval queries.",
-    "data.image_root": "Folder of the images, for `embed` and answerers that see.",
-    "data.sql_dir": "Folder of views of your own, beside `<store>/views`.",
-    "embed.encoder": "A CLIP or text encoder: a folder, or a name that transformers knows.",
-    "embed.features": "What is embedded; `both`: the sum of the two unit vectors.",
-    "embed.batch_size": "Items a batch.",
-    "pool.size": "Train items in a pool; if not set no pools are made.",
-    "beam.queries": "The first so many train queries are searched.",
-    "beam.width": "Beams kept a query.",
-    "beam.shot_num": "Demonstrations in a beam.",
-    "sft.checkpoint": "RL starts from this file; where it is not there, from SFT.",
-    "sft.enabled": "Train an SFT checkpoint where none is given.",
-    "sft.batch_size": "Queries a step of SFT.",
-    "generate.also": "Generate although `rl_data` is given.",
-    "generate.queries": "Only the first so many train queries.",
-    "generate.shot_num": "Demonstrations in a candidate.",
-    "generate.num_beams": "Beams of the policy, a query.",
-    "generate.temps": "Sampling temperatures.",
-    "generate.num_samples_per_temp": "Samples for each temperature.",
-    "generate.num_random": "Random candidates, a query.",
-    "generate.num_retrieval": "Candidates from the ranking by similarity.",
-    "generate.seed": "Seed of samples and random candidates.",
-    "answerer.spec": "`nearest`, `transformers:NAME` or `openai:URL` (key: `OPENAI_API_KEY`).",
-    "answerer.model": "The endpoint's name of the model.",
-    "answerer.query_embeddings": "What `nearest` compares of an eval query, if not what the "
-    "selector sees.",
-    "answerer.candidate_embeddings": "What `nearest` compares of a demonstration, likewise.",
-    "audit.fail_on": 'Gates such as `"fallback_share > 0.1"`: the run stops where one holds.',
-    "eval.shots": "Numbers of demonstrations to show.",
-    "eval.limit": "Score the first so many questions, for each of these numbers; all if empty.",
-    "eval.oracle": "Ask about every demonstration of every pool; `auto`: only with `nearest`.",
-    "eval.seed": "Seed of the random picks.",
-    "sweep.name": "Name of the sweep; its folder in `out`.",
-    "sweep.base": "A `lever.toml`, seen from this file; `demo`: the world of `lever demo`.",
-    "sweep.out": "Folder of all sweeps, seen from where the command runs.",
-    "sweep.train": "Options all cells share, as in `[train.…]` below.",
-    "sweep.grid": "Option → the values it takes; every combination is a cell.",
-    "sweep.cells": "Further cells, each a table of options.",
-}
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 _TYPES = {str: "text", Path: "path", int: "integer", float: "number", bool: "true or false"}
 
@@ -231,8 +174,9 @@ def _table(name: str, model: type[BaseModel]) -> str:
 
 
 def meaning(name: str, field: FieldInfo) -> str:
-    """What a key means: the description of its field, else what is written here, else nothing."""
-    return field.description or _MEANINGS.get(name, "")
+    """What a key means: the description of its field, which every key has."""
+    assert field.description, f"the key {name} has no description"
+    return field.description
 
 
 def kind(field: FieldInfo) -> str:

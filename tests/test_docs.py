@@ -23,7 +23,7 @@ from typer.main import get_command
 
 from lever_data.demo.files import write_world
 from lever_data.demo.world import WorldSpec, make_world
-from lever_train.pipeline.config import PipelineConfig
+from lever_train.pipeline.config import DataTable, PipelineConfig
 from lever_train.sweep.config import SweepConfig
 from tests.commands import lever
 
@@ -166,7 +166,23 @@ def test_every_key_says_what_it_means() -> None:
     tables: dict[str, type[BaseModel]] = {"sweep": SweepConfig, **_tables(PipelineConfig)}
     keys = {f"{t}.{k}": f for t, model in tables.items() for k, f in model.model_fields.items()}
     assert len(keys) > 100
-    assert [key for key, field in keys.items() if not meaning(key, field)] == []
+    assert [key for key, field in keys.items() if not field.description] == []
+
+
+def test_a_key_without_a_meaning_is_an_error() -> None:
+    class Table(BaseModel):
+        size: int = 0
+
+    with pytest.raises(AssertionError, match=r"pool\.size has no description"):
+        meaning("pool.size", Table.model_fields["size"])
+
+
+@pytest.mark.parametrize(
+    "config", [PipelineConfig(data=DataTable(dataset="d")), SweepConfig(name="s")]
+)
+def test_every_default_is_of_its_type(config: BaseModel) -> None:
+    """What a key defaults to could be written in the file too."""
+    assert type(config).model_validate(config.model_dump(), strict=True) == config
 
 
 def _tables(model: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel]]:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from lever_data.errors import UsageError
-from lever_train.config import Section, TrainConfig
+from lever_train.config import Section, TrainConfig, option
 from lever_train.pipeline.config import PipelineConfig, load_pipeline, unknown_keys
 
 DEMO = "demo"
@@ -22,20 +22,22 @@ Settings = dict[str, Any]
 
 
 class SweepConfig(Section):
-    """A sweep.
+    """What a sweep starts from, and what its cells change."""
 
-    ``base``: a ``lever.toml``, or ``demo`` for the embedded world. ``train``: options all cells
-    share, beside those of the base. ``grid``: dotted option → the values it takes; every
-    combination is a cell. ``cells``: further cells, each a table of dotted options; with both,
-    every listed cell is crossed with the grid.
-    """
-
-    name: str
-    base: str = DEMO
-    out: Path = Path("sweeps")
-    train: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    cells: tuple[dict[str, Any], ...] = ()
+    name: str = Field(description="Name of the sweep; its folder in `out`.")
+    base: str = option(
+        DEMO, "A `lever.toml`, seen from this file; `demo`: the world of `lever demo`."
+    )
+    out: Path = option(Path("sweeps"), "Folder of all sweeps, seen from where the command runs.")
+    train: dict[str, dict[str, Any]] = option(
+        {}, "Options all cells share, over those of the base: `[train.…]` as in a `lever.toml`."
+    )
+    grid: dict[str, tuple[Any, ...]] = option(
+        {}, "Option → the values it takes; every combination is a cell."
+    )
+    cells: tuple[dict[str, Any], ...] = option(
+        (), "Single cells, each a table of options; each is combined with the whole grid."
+    )
 
     def settings(self) -> list[Settings]:
         """What each cell sets, in order; no two are the same."""
