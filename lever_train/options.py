@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from lever_data.errors import UsageError
 from lever_train.config import Section, TrainConfig
+from lever_train.tables import Keys, dotted, validated
 
 SFT_VIEW = "beam_infoscore"  # what SFT trains on where no view is named
 
@@ -119,15 +119,7 @@ def resolve(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
             tables.setdefault(item.section, {})[item.name] = value
     if tables.get("run", {}).get("stage") == "sft":
         tables.setdefault("data", {}).setdefault("view", [SFT_VIEW])
-    try:
-        return TrainConfig.model_validate(tables)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            f"the option is not allowed: {first['msg'].removeprefix('Value error, ')}",
-            where=_flag_of(first["loc"]),
-            value=first["input"] if not isinstance(first["input"], dict) else None,
-        ) from None
+    return validated(TrainConfig, tables, "the option", _flag_of)
 
 
 def to_toml(config: TrainConfig) -> str:
@@ -157,11 +149,11 @@ def _require_known(key: str, known: Mapping[str, Any], where: str) -> None:
     raise UsageError("unknown key in the config", where=where, value=key, hint=hint)
 
 
-def _flag_of(loc: tuple[int | str, ...]) -> str:
+def _flag_of(keys: Keys) -> str:
     for item in options():
-        if loc[:2] == (item.section, item.name):
+        if keys[:2] == (item.section, item.name):
             return f"{item.flag.split('/')[0]} ([{item.section}] {item.name})"
-    return ".".join(str(part) for part in loc)
+    return dotted(keys)
 
 
 def _toml(value: object) -> str:

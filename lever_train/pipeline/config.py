@@ -12,10 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from lever_data.errors import UsageError
 from lever_train.config import Section, TrainConfig, option
+from lever_train.tables import inside, validated
 
 
 class DataTable(Section):
@@ -180,16 +181,7 @@ def checked(model: type[PipelineConfig], tables: Mapping[str, Any], where: str) 
     """
     for table, key, hint in unknown_keys(model, tables):
         raise UsageError("unknown key in the config", where=where + table, value=key, hint=hint)
-    try:
-        return model.model_validate(tables)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UsageError(
-            f"the config is not allowed: {first['msg'].removeprefix('Value error, ')}",
-            where=f"{where}: {place}",
-            value=first["input"] if not isinstance(first["input"], dict) else None,
-        ) from None
+    return validated(model, tables, "the config", inside(where))
 
 
 def relative_to(config: PipelineConfig, folder: Path) -> PipelineConfig:

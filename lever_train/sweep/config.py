@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from lever_data.errors import UsageError
 from lever_train.config import Section, TrainConfig, option
 from lever_train.pipeline.config import PipelineConfig, load_pipeline, unknown_keys
+from lever_train.tables import inside, validated
 
 DEMO = "demo"
 Settings = dict[str, Any]
@@ -61,14 +62,7 @@ def load_sweep(path: Path) -> SweepConfig:
         raise UsageError(f"the sweep cannot be read ({error.strerror})", where=str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"the sweep is not TOML ({error})", where=str(path)) from None
-    try:
-        sweep = SweepConfig.model_validate(tables)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UsageError(
-            f"the sweep is not allowed: {first['msg']}", where=f"{path}: {place}"
-        ) from None
+    sweep = validated(SweepConfig, tables, "the sweep", inside(str(path)))
     changes: dict[str, Any] = {"out": sweep.out.absolute()}
     if sweep.base != DEMO:
         changes["base"] = str(path.absolute().parent / sweep.base)
@@ -103,11 +97,4 @@ def cell_config(
         tables.setdefault(section, {})[option] = value
     for place, key, hint in unknown_keys(TrainConfig, tables):
         raise UsageError("unknown option in the sweep", where=where + place, value=key, hint=hint)
-    try:
-        return TrainConfig.model_validate(tables)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UsageError(
-            f"an option of the sweep is not allowed: {first['msg']}", where=f"{where}: {place}"
-        ) from None
+    return validated(TrainConfig, tables, "an option of the sweep", inside(where))

@@ -1,0 +1,51 @@
+"""Parsed TOML tables become a pydantic model, or an error that says what stands where.
+
+In go the model, the tables and how to name the place of a value; out comes the validated model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lever_data.errors import UsageError
+
+Model = TypeVar("Model", bound=BaseModel)
+Keys = tuple[int | str, ...]  # the way to a value: names of tables and keys, positions in lists
+
+
+def validated(
+    model: type[Model], tables: Mapping[str, Any], what: str, where: Callable[[Keys], str]
+) -> Model:
+    """The model of parsed TOML tables.
+
+    Args:
+        model: what the tables are to be.
+        tables: what was given.
+        what: what was given, as the error names it: "the config".
+        where: the place of a value, as the error names it, from its keys.
+
+    Raises:
+        UsageError: the first value that is not allowed, its place, and why.
+    """
+    try:
+        return model.model_validate(tables)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"{what} is not allowed: {first['msg'].removeprefix('Value error, ')}",
+            where=where(first["loc"]),
+            value=first["input"] if not isinstance(first["input"], dict) else None,
+        ) from None
+
+
+def inside(file: str) -> Callable[[Keys], str]:
+    """Names places in a file: ``lever.toml: eval.oracle``."""
+    return lambda keys: f"{file}: {dotted(keys)}"
+
+
+def dotted(keys: Keys) -> str:
+    """Keys as TOML writes them: ``eval.oracle``."""
+    return ".".join(str(key) for key in keys)
