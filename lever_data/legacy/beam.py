@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from lever_data import schema
-from lever_data.legacy.layout import Built, Context, Record, RefusedError, to_json
+from lever_data.legacy.layout import Built, Context, Record, RefusedError, repeat, to_json
 from lever_data.legacy.rl import decode_object, decode_typed
 from lever_data.legacy.types import RESERVED, BeamValue
 from lever_data.readers.json_exact import Place
@@ -83,7 +83,7 @@ class BeamFormat:
             "beam_rank": pa.array(ranks),
             "shot_num": pa.array([len(pointer) for pointer in lists], pa.int8()),
             "pointer": pa.array(lists, pa.list_(pa.int32())),
-            "gen_method": pa.repeat("beam", total),
+            "gen_method": repeat("beam", total),
             "info_score": pa.array(
                 list(chain.from_iterable(value.score_list for _, value in records)), pa.float64()
             ),
@@ -102,8 +102,8 @@ def _batch(
     arrays: dict[str, pa.Array], table: pa.Schema, rows: int, context: Context
 ) -> pa.RecordBatch:
     arrays |= {
-        "dataset": pa.repeat(context.dataset, rows),
-        "split": pa.repeat(context.split, rows),
+        "dataset": repeat(context.dataset, rows),
+        "split": repeat(context.split, rows),
     }
     columns = [arrays.get(f.name, pa.nulls(rows, f.type)) for f in table]
     return pa.RecordBatch.from_arrays(columns, schema=table)

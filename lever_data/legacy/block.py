@@ -17,6 +17,8 @@ from lever_data.legacy.types import Made
 from lever_data.readers import json_exact
 from lever_data.readers.json_exact import Place
 
+_QUOTE, _BACKSLASH = 0x22, 0x5C
+
 Decoded = tuple[Built, Counter[str]]  # the batches, and non-finite numbers stored as null by key
 
 
@@ -72,12 +74,21 @@ def try_block(form: Format, text: bytes | None) -> Decoded:
 def count_tokens(text: bytes) -> int:
     """String tokens in valid JSON text: unescaped quotation marks, halved."""
     codes = np.frombuffer(text, np.uint8)
-    is_quote = codes == 0x22
-    quotes = int(np.count_nonzero(is_quote))
+    quotes = int(np.count_nonzero(codes == _QUOTE))
     if b"\\" in text:
-        for at in np.flatnonzero(is_quote[1:] & (codes[:-1] == 0x5C)).tolist():
-            before = text[max(0, at - 64) : at + 1]
-            if len(before) == len(before.rstrip(b"\\")) + 64:  # a longer run: look at all of it
-                before = text[: at + 1]
-            quotes -= (len(before) - len(before.rstrip(b"\\"))) % 2
+        quotes -= _count_escaped(text, codes)
     return quotes // 2
+
+
+def _count_escaped(text: bytes, codes: np.ndarray) -> int:
+    """Quotation marks behind an odd run of backslashes."""
+    before = np.flatnonzero(codes[:-1] == _BACKSLASH)
+    before = before[codes[before + 1] == _QUOTE]
+    is_alone = (before == 0) | (codes[before - 1] != _BACKSLASH)
+    count = int(np.count_nonzero(is_alone))
+    for at in before[~is_alone].tolist():
+        run = text[max(0, at - 63) : at + 1]
+        if run.count(b"\\") == 64:  # a longer run: look at all of it
+            run = text[: at + 1]
+        count += (len(run) - len(run.rstrip(b"\\"))) % 2
+    return count

@@ -1,15 +1,13 @@
 """The candidates table of RL data: one row per candidate, column by column.
 
 In go (query id, value) records; out come a record batch and the string tokens it accounts for.
-Measured on 63 MB of text: taking one attribute of all candidates at a time costs 0.09 s, whole
-tuples turned into columns 0.39 s.
+All fields of all structs are taken out in one go, which is as fast as their types are narrow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -25,9 +23,12 @@ from lever_data.legacy.layout import (
     Record,
     RefusedError,
     count_strings,
+    repeat,
     to_json,
 )
 from lever_data.legacy.types import CANDIDATE_FIELDS, RESERVED, REST, Made, Types
+
+_OFFICIAL, _FILE = (pa.scalar(name, pa.string()) for name in ("vqaEval", "file"))  # one mode
 
 
 def candidate_batch(
@@ -36,7 +37,7 @@ def candidate_batch(
     """The candidates of ``records`` in their order; see ``legacy_rows.build``."""
     structs = list(chain.from_iterable(value.pointer_candidates for _, value in records))
     counts = np.array([len(value.pointer_candidates) for _, value in records], dtype=np.int64)
-    made = _Columns(structs, _fields(structs, types, all_keys), layout)
+    made = _Columns(_taken_apart(structs, types, all_keys), len(structs), layout)
     arrays = {column: made.array(name) for name, (column, _) in CANDIDATE_FIELDS.items()}
     _check_pointers(arrays["pointer"], arrays["pointer_pos"])
     if "scorer" in made.mixed or "scorer" not in made.columns:
@@ -45,8 +46,8 @@ def candidate_batch(
     starts = np.repeat(np.cumsum(counts) - counts, counts)
     ids = np.array([query_id for query_id, _ in records], dtype=np.int64)
     arrays |= {
-        "dataset": pa.repeat(context.dataset, len(structs)),
-        "split": pa.repeat(context.split, len(structs)),
+        "dataset": repeat(context.dataset, len(structs)),
+        "split": repeat(context.split, len(structs)),
         "query_id": pa.array(np.repeat(ids, counts)),
         "candidate": pa.array((np.arange(len(structs)) - starts).astype(np.int32)),
         "shot_num": pc.list_value_length(arrays["pointer"]).cast(pa.int8()),
@@ -57,28 +58,29 @@ def candidate_batch(
     return batch, -1 if RESERVED in made.columns else made.tokens
 
 
-def _fields(structs: list[Made], types: Types, all_keys: bool) -> dict[str, str]:
-    """Key in JSON → attribute of the struct, of the keys to look for."""
-    fields = {name: name for name in CANDIDATE_FIELDS}
-    fields |= {name: f"extra{i}" for i, name in enumerate(types.candidate)}
-    if not all_keys and structs:
-        return {n: a for n, a in fields.items() if getattr(structs[0], a) is not UNSET}
-    return fields | {RESERVED: REST}
+def _taken_apart(structs: list[Made], types: Types, all_keys: bool) -> dict[str, tuple[Any, ...]]:
+    """Key in JSON → its value in every struct, of the keys that the first, or any, struct has."""
+    if not structs:
+        return {}
+    names = {f"extra{i}": name for i, name in enumerate(types.candidate)} | {REST: RESERVED}
+    fields = structs[0].__struct_fields__
+    columns = zip(*map(msgspec.structs.astuple, structs), strict=True)
+    return {
+        names.get(field, field): values
+        for field, values in zip(fields, columns, strict=True)
+        if values[0] is not UNSET or (all_keys and values.count(UNSET) < len(values))
+    }
 
 
 class _Columns:
     """The columns of a block of candidates: which keys are absent, and Arrow arrays of them."""
 
-    def __init__(self, structs: list[Made], fields: dict[str, str], layout: Layout) -> None:
-        self.num_rows = len(structs)
+    def __init__(self, columns: dict[str, tuple[Any, ...]], num_rows: int, layout: Layout) -> None:
+        self.columns = columns
+        self.num_rows = num_rows
         self.layout = layout
         self.tokens = 0
-        self.columns: dict[str, list[Any]] = {}
         self.mixed: set[str] = set()  # known keys that some rows have and others do not
-        for name, attribute in fields.items():
-            values = list(map(attrgetter(attribute), structs))
-            if values and (values[0] is not UNSET or values.count(UNSET) < len(values)):
-                self.columns[name] = values
 
     def array(self, name: str) -> pa.Array:
         """The column of one known key; what is absent is null."""
@@ -96,10 +98,10 @@ class _Columns:
         if pa.types.is_string(kind):
             self.tokens += self.num_rows - array.null_count
         if name == "vqa_eval_mode":
-            array = pc.if_else(pc.equal(array, "vqaEval"), "file", array)
+            array = pc.if_else(pc.equal(array, _OFFICIAL), _FILE, array)
         return array
 
-    def _convert(self, values: list[Any], kind: pa.DataType) -> pa.Array:
+    def _convert(self, values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         if not pa.types.is_list(kind):
             return pa.array(values, kind)
         if pa.types.is_struct(kind.value_type):
@@ -138,7 +140,7 @@ class _Columns:
         known = [name for name in CANDIDATE_FIELDS if name in self.columns]
         mixed = [name for name in known if name in self.mixed]
         other = "file" if self.layout.file_mode == "vqaEval" else "vqaEval"
-        modes = self.columns.get("vqa_eval_mode", [])
+        modes: Sequence[Any] = self.columns.get("vqa_eval_mode", ())
         if other not in modes:
             modes = [None] * self.num_rows
             if not mixed and tuple(known) == self.layout.candidate_keys:
@@ -171,10 +173,8 @@ class _Columns:
 
 def _fill_scorer(made: _Columns, scorer: str | None) -> pa.Array:
     """The scorer of rows that do not name one is the file's."""
-    if scorer is None and "scorer" not in made.columns:
-        return pa.nulls(made.num_rows, pa.string())
     if "scorer" not in made.columns:
-        return pa.repeat(pa.scalar(scorer, pa.string()), made.num_rows)
+        return repeat(scorer, made.num_rows)
     values = [scorer if value is UNSET else value for value in made.columns["scorer"]]
     return pa.array(values, pa.string())
 

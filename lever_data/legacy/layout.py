@@ -77,6 +77,11 @@ def count_strings(value: object) -> int:
     return 0
 
 
+def repeat(text: str | None, rows: int) -> pa.Array:
+    """A column of one text. Arrow looks for a module on disk whenever it has to guess a type."""
+    return pa.repeat(pa.scalar(text, pa.string()), rows)
+
+
 def to_json(value: object) -> str | None:
     """Compact JSON text; ``None`` for nothing."""
     return None if value is None else msgspec.json.encode(value).decode()

@@ -21,6 +21,7 @@ from lever_data.legacy.layout import (
     info_keys,
     learned_keys,
     present,
+    repeat,
     to_json,
 )
 from lever_data.legacy.types import INFO_FIELDS, RESERVED, VALUE_FIELDS, Made, Types
@@ -42,8 +43,8 @@ def query_batch(
             raise RefusedError("a query_id differs from its key")
     pools = [value.candidate_pool_indices for _, value in records]
     arrays = {
-        "dataset": pa.repeat(context.dataset, len(records)),
-        "split": pa.repeat(context.split, len(records)),
+        "dataset": repeat(context.dataset, len(records)),
+        "split": repeat(context.split, len(records)),
         "query_id": pa.array([query_id for query_id, _ in records], pa.int64()),
         "gt_answers": pa.array([_get(i, "gt_answers_raw") for i in infos], pa.list_(pa.string())),
         "candidate_pool": pa.array([_known(p) for p in pools], pa.list_(pa.int32())),

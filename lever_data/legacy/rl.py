@@ -41,6 +41,8 @@ class RlFormat:
         self.context = context
         self.layout: Layout | None = None
         self.types = Types(candidate=["vqa_prompt_text"], info=["gt_answers_norm"])
+        self._narrow: Types | None = None  # for candidates with the keys of the first one
+        self._is_mixed = False  # some block was not of these
 
     def known(self) -> tuple[Any, ...]:
         """Context, layout and learned keys."""
@@ -57,6 +59,13 @@ class RlFormat:
 
     def decode_block(self, text: bytes) -> list[Record]:
         """The queries of an object's text; RefusedError where the types do not take it."""
+        if self.layout is not None and not self._is_mixed:
+            if self._narrow is None or self._narrow.version != self.types.version:
+                self._narrow = self.types.narrowed(self.layout.candidate_keys)
+            try:
+                return decode_object(self._narrow.block_decoder, text)
+            except RefusedError:
+                self._is_mixed = True
         return decode_object(self.types.block_decoder, text)
 
     def decode_value(self, query_id: int, value: object, data: bytes, place: Place) -> Made:
