@@ -48,6 +48,10 @@ def ingest(
 
     [bold]lever ingest rl_data.json.gz --store S --dataset okvqa --split train[/bold]
     """
+    from lever_data.legacy.process import start_early
+
+    start_early(paths)  # it imports what it needs while this process does the same
+
     from lever_data.arrow_start import start_lean
     from lever_data.errors import LeverError
     from lever_data.ingest import IngestOptions

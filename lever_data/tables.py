@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lever_data.errors import LeverError
-from lever_data.schema import SORT_KEYS
+from lever_data.schema import DISTINCT, SORT_KEYS
 
 ROW_GROUP = 65_536
 PART_ROWS = 4_000_000
@@ -116,7 +116,9 @@ class TableWriter:
     def _write_rows(self, rows: pa.Table) -> None:
         if self._writer is None:
             path = self.folder / f"part-{self._part:05d}.parquet"
-            self._writer = pq.ParquetWriter(path, self.schema, **_PARQUET)
+            self._writer = pq.ParquetWriter(
+                path, self.schema, use_dictionary=_repeating(self.schema), **_PARQUET
+            )
         self._writer.write_table(rows.combine_chunks(), row_group_size=ROW_GROUP)
         self._part_rows += rows.num_rows
         if rows.num_rows and self._keys:
@@ -158,10 +160,18 @@ class TableWriter:
 _PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
-    "use_dictionary": True,
     "write_statistics": True,
     "store_schema": True,
 }
+
+
+def _repeating(schema: pa.Schema) -> list[str]:
+    """The leaves of a schema, as Parquet names them, that are stored as a dictionary."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    found = pq.ParquetFile(sink.getvalue()).schema
+    leaves = [found.column(i).path for i in range(len(found))]
+    return [leaf for leaf in leaves if leaf.split(".")[0] not in DISTINCT]
 
 
 def _is_sorted(columns: list[np.ndarray], last: tuple[int, ...] | None) -> bool:

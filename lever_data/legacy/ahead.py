@@ -6,7 +6,6 @@ each. Which process takes a block does not change the result.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from contextlib import ExitStack
 from lever_data.legacy.block import Decoded, Format, try_block
 from lever_data.legacy.helper import Helper, State
 from lever_data.legacy.layout import RefusedError
+from lever_data.legacy.process import has_core
 from lever_data.readers.json_blocks import Block
 
 AHEAD = 6  # blocks in memory at once, beside the one in use
@@ -62,7 +62,7 @@ def attempts(
     """
     window: deque[tuple[Block, _Attempt]] = deque()
     helper: Helper | None = None
-    if helper_after is not None and len(os.sched_getaffinity(0)) < 2:
+    if helper_after is not None and not has_core():
         helper_after = None
     with ExitStack() as stack:
         for number, block in enumerate(blocks):

@@ -3,18 +3,14 @@
 In go the bytes of a block and what the decoder knows so far (:class:`State`); out come the Arrow
 batches it made, or the word that it refused. Decoding holds the interpreter's lock, so a thread
 would not help: on two cores this brings 200 MB from 1.6 s to 1.0 s. The process imports neither
-DuckDB nor pandas, and ends by itself when the other end of its socket closes.
+DuckDB nor pandas; ``process.py`` starts it.
 """
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +18,7 @@ import pyarrow as pa
 
 from lever_data import schema
 from lever_data.errors import LeverError
+from lever_data.legacy import process
 from lever_data.legacy.block import Decoded, Format
 from lever_data.legacy.layout import Built, RefusedError
 
@@ -43,15 +40,8 @@ class Helper:
     """The other process, seen from this one. Use it as a context manager."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "lever_data.legacy.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        self._connection = Connection(ours.detach())
+        worker = process.take()
+        self._process, self._connection = worker.process, worker.connection
         self._sender = ThreadPoolExecutor(1, "to helper")  # the next block is there before the
         self._receiver = ThreadPoolExecutor(1, "from helper")  # answer to the last is read
         self._has_started: bool | None = None

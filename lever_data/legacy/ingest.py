@@ -22,13 +22,13 @@ from lever_data.legacy.beam import BeamFormat
 from lever_data.legacy.block import Format
 from lever_data.legacy.decode import LegacyReader, RestartError
 from lever_data.legacy.layout import Context
+from lever_data.legacy.process import LARGE
 from lever_data.legacy.rl import RlFormat
 from lever_data.readers.json_blocks import BLOCK
 from lever_data.readers.source import BackgroundHash, ByteReader, Progress, Source
 from lever_data.store import Run, RunSpec, RunWriter, Store
 
 _TURN = 2e-4  # seconds a thread keeps the interpreter's lock where another wants it
-LARGE = 24 << 20  # bytes of text from which on a second process pays for its start of 0.3 s
 
 
 def ingest_legacy(
