@@ -1,8 +1,9 @@
-"""Measure commands fairly: whole process trees, interleaved repeats, medians, ratios in one run.
+"""Measure fairly: interleaved repeats, medians, ratios in one run.
 
-In go commands that print one JSON object as their last line of output; out come :class:`Figure`
-rows. ``seconds`` is what the command says its work took where it says so, else its wall time;
-``peak`` is the largest resident memory of the command and all its children together.
+In go commands (:func:`interleave`: whole process trees and their memory) or calls
+(:func:`in_turns`); out come :class:`Figure` rows. A command may print one JSON object as its last
+line: ``seconds`` is what it says its work took where it says so, else its wall time; ``peak`` is
+the largest resident memory of the command and all its children together.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 _INTERVAL = 0.02  # seconds between two looks at the memory
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+
+Work = tuple[str, float, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Sample:
 class Figure:
     """One measured case: medians over ``repeats`` runs.
 
-    ``size`` is in ``unit``; ``ratio`` is how many times faster than ``against`` in the same run.
+    ``size`` is in ``unit``; ``ratio``: lever did so many times the work of this case a second, in
+    the same run; ``peak_mb`` is none for a call inside a process.
     """
 
     bench: str
@@ -44,9 +48,8 @@ class Figure:
     size: float
     unit: str
     seconds: float
-    peak_mb: float
     repeats: int
-    against: str = ""
+    peak_mb: float | None = None
     ratio: float | None = None
     note: str = ""
 
@@ -106,6 +109,42 @@ def interleave(cases: Mapping[str, Sequence[str | Path]], repeats: int) -> dict[
         )
         for name, found in samples.items()
     }
+
+
+def in_turns(bench: str, unit: str, work: Sequence[Work], repeats: int = 3) -> list[Figure]:
+    """Call everything ``repeats`` times, in turns, after a turn that warms up; medians, in order.
+
+    Args:
+        work: per case its name, how many units it does, and the call that does them.
+    """
+    seconds: list[list[float]] = [[] for _ in work]
+    for repeat in range(repeats + 1):
+        for (_, _, call), taken in zip(work, seconds, strict=True):
+            started = time.perf_counter()
+            call()
+            if repeat:
+                taken.append(time.perf_counter() - started)
+    return [
+        Figure(bench, case, size, unit, statistics.median(taken), repeats)
+        for (case, size, _), taken in zip(work, seconds, strict=True)
+    ]
+
+
+def against(ours: Figure, others: Iterable[Figure]) -> Iterator[Figure]:
+    """Ours, then the others with how many times faster it is."""
+    yield ours
+    for figure in others:
+        yield replace(figure, ratio=ours.rate / figure.rate)
+
+
+def print_figures(figures: Iterable[Figure], out: Path | None) -> None:
+    """Print a table; write JSON to ``out``."""
+    found = list(figures)
+    for f in found:
+        ratio = "" if f.ratio is None else f"{f.ratio:,.1f} x"
+        print(f"{f.case:44s} {f.rate:14,.1f} {f.unit}/s {ratio:>12s} {f.note}")
+    if out is not None:
+        out.write_text(json.dumps([f.row() for f in found]))
 
 
 def python(module: str, *words: str | Path) -> list[str | Path]:

@@ -8,18 +8,16 @@ Predictions repeat as those of a model do (a few thousand distinct answers).
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import statistics
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.measure import Figure, against, in_turns, print_figures
 from lever_data.vqa_metric import normalize_answer, vqa_accuracy
-
-REPEATS = 3
 
 
 def plain(predictions: list[str], answers: list[list[str]]) -> list[float]:
@@ -36,40 +34,37 @@ def plain(predictions: list[str], answers: list[list[str]]) -> list[float]:
     return found
 
 
+def figures(rows: int) -> list[Figure]:
+    """Predictions scored: ``rows``, a tenth of them, and some row by row."""
+    roll = random.Random(0)
+    words = [f"the {n} red cars, number {n % 97}" for n in range(3_000)]
+    questions = [roll.choices(words, k=3) for _ in range(9_000)]
+    answers = [roll.choices(q, k=10) for q in (roll.choice(questions) for _ in range(rows))]
+    predictions = [roll.choice([*a[:3], roll.choice(words)]) for a in answers]
+
+    def score(count: int, by: Callable[[list[str], list[list[str]]], Any]) -> Any:
+        return by(predictions[:count], answers[:count])
+
+    few, tenth = rows // 20, rows // 10
+    assert np.allclose(score(few, vqa_accuracy), score(few, plain))
+    small, ours, theirs = in_turns(
+        "metric",
+        "predictions",
+        [
+            ("lever", tenth, lambda: score(tenth, vqa_accuracy)),
+            ("lever", rows, lambda: score(rows, vqa_accuracy)),
+            ("row by row", few, lambda: score(few, plain)),
+        ],
+    )
+    return [small, *against(replace(ours, note="goal 100,000/s"), [theirs])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    roll = random.Random(0)
-    words = [f"the {n} red cars, number {n % 97}" for n in range(3_000)]
-    questions = [roll.choices(words, k=3) for _ in range(9_000)]
-    answers = [roll.choices(q, k=10) for q in (roll.choice(questions) for _ in range(options.rows))]
-    predictions = [roll.choice([*a[:3], roll.choice(words)]) for a in answers]
-    few = options.rows // 20
-    assert np.allclose(
-        vqa_accuracy(predictions[:few], answers[:few]), plain(predictions[:few], answers[:few])
-    )
-    ours = _seconds(lambda: vqa_accuracy(predictions, answers)) / options.rows
-    theirs = _seconds(lambda: plain(predictions[:few], answers[:few])) / few
-    figures = {
-        "metric: predictions/s (goal 100,000)": 1 / ours,
-        "metric: row by row, predictions/s": 1 / theirs,
-        "metric: times": theirs / ours,
-    }
-    for name, value in figures.items():
-        print(f"| {name} | {value:,.1f} |")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2))
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    taken = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    print_figures(figures(options.rows), options.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Proposals, answers and the cache: how many a second, beside a loop over one query at a time.
 
-    python benchmarks/proposals.py [--queries 2000] [--cache-rows 1000000] [--json FILE]
+    python -m benchmarks.proposals [--queries 2000] [--cache-rows 1000000] [--json FILE]
 
 The reference does what the legacy script does: one query, one sequence and one step at a time, a
 forward pass of the selector for each. Ratios are of medians of interleaved repeats in one run.
@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import statistics
+import sqlite3
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.measure import Figure, Work, against, in_turns, print_figures
 from lever_train.history import make_selector
 from lever_train.pool import Pool
 from lever_train.rollout.answerers.base import Answer
@@ -31,8 +32,7 @@ from lever_train.rollout.proposals import Ask, propose
 from lever_train.rollout.request import Recipe
 from lever_train.selector import Selector, SelectorConfig
 
-DIM, POOL, EXAMPLES, REPEATS, BATCH = 512, 64, 9000, 3, 256
-Figures = dict[str, float]
+DIM, POOL, EXAMPLES, BATCH = 512, 64, 9000, 256
 
 
 def main() -> None:
@@ -41,49 +41,52 @@ def main() -> None:
     parser.add_argument("--cache-rows", type=int, default=1_000_000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    figures = proposals(options.queries) | answers(20_000) | cache(options.cache_rows)
-    print(f"\n| what ({torch.get_num_threads()} threads) | figure |\n|---|---:|")
-    for name, value in figures.items():
-        print(f"| {name} | {value:,.1f} |")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2))
+    found = [*proposals(options.queries), *answers(20_000), *cache(options.cache_rows)]
+    print_figures(found, options.json)
 
 
-def proposals(count: int) -> Figures:
-    """Queries/s at a pool of 64, ten candidates each."""
+def proposals(queries: int) -> Iterator[Figure]:
+    """Ten candidates for each of ``queries``, and of a tenth of them, from a pool of 64."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     table = torch.randn(EXAMPLES, DIM)
-    pool = np.stack([rng.choice(EXAMPLES, POOL, replace=False) for _ in range(count)])
+    pool = np.stack([rng.choice(EXAMPLES, POOL, replace=False) for _ in range(queries)])
     model = make_selector(SelectorConfig(dim=DIM)).eval()
-    policies: dict[str, Policy] = {
-        "similarity": Similarity(),
-        "selector": Trained("bench", make_selector(model.config).eval().double()),
-    }
+    similarity, trained = (
+        Similarity(),
+        Trained("bench", make_selector(model.config).eval().double()),
+    )
+
+    def ours(name: str, policy: Policy, shots: int, size: int) -> Work:
+        recipe = Recipe(shot_num=shots)
+        return f"{name}, {shots} shots", size, lambda: batched(policy, recipe, table, pool[:size])
+
     few = 8
-    work: dict[str, tuple[int, Callable[[], object]]] = {
-        "one at a time (2 shots)": (
-            few,
-            lambda: [one(model, table, q, pool[q]) for q in range(few)],
-        )
-    }
-    for name, policy in policies.items():
-        for shots in (2, 4):
-            recipe = Recipe(shot_num=shots)
-            work[f"{name} ({shots} shots)"] = (
-                count,
-                lambda p=policy, r=recipe: batched(p, r, table, pool),  # type: ignore[misc]
-            )
-    rates = interleaved(work)
-    found = {f"proposals, {name}: queries/s": rate for name, rate in rates.items()}
-    ratio = rates["selector (2 shots)"] / rates["one at a time (2 shots)"]
-    return found | {"proposals, selector against one at a time: times": ratio}
+    selector, *others = in_turns(
+        "proposals",
+        "queries",
+        [
+            ours("selector", trained, 2, queries),
+            ("one query at a time, 2 shots", few, lambda: each(model, table, pool[:few])),
+            ours("selector", trained, 2, queries // 10),
+            ours("selector", trained, 4, queries),
+            ours("similarity", similarity, 2, queries),
+            ours("similarity", similarity, 4, queries),
+        ],
+    )
+    yield from against(replace(selector, note="goal 2,000/s"), others[:1])
+    yield from others[1:]
 
 
 def batched(policy: Policy, recipe: Recipe, table: torch.Tensor, pool: np.ndarray) -> None:
     for start in range(0, len(pool), BATCH):
         ids = np.arange(start, min(start + BATCH, len(pool)))
         propose(policy, Ask(ids, table[ids], table, pool[ids], own=True), recipe)
+
+
+def each(model: Selector, table: torch.Tensor, pool: np.ndarray) -> None:
+    for query, row in enumerate(pool):
+        one(model, table, query, row)
 
 
 @torch.no_grad()
@@ -113,8 +116,8 @@ def one(model: Selector, table: torch.Tensor, query: int, pool: np.ndarray) -> l
     return [*found, torch.randperm(POOL)[:2].tolist()]
 
 
-def answers(count: int) -> Figures:
-    """Answers/s of the nearest answerer with five probabilities each, 2 shots."""
+def answers(number: int) -> Iterator[Figure]:
+    """The nearest answerer, five probabilities an answer, 2 shots: in batches and one by one."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((EXAMPLES, 384)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -124,46 +127,79 @@ def answers(count: int) -> Figures:
     ]
     prompts = [
         Prompt(items[q], (items[a], items[b]), tuple(words[:5]))
-        for q, a, b in rng.integers(0, EXAMPLES, (count, 3)).tolist()
+        for q, a, b in rng.integers(0, EXAMPLES, (number, 3)).tolist()
     ]
     answerer = NearestAnswerer(vectors, vectors)
-    rates = interleaved({"nearest": (count, lambda: answerer.answer(prompts))})
-    return {"nearest: answers/s": rates["nearest"]}
+    few = number // 20
+    ours, others = in_turns(
+        "answers",
+        "answers",
+        [
+            ("nearest", number, lambda: answerer.answer(prompts)),
+            ("nearest, one by one", few, lambda: [answerer.answer([p]) for p in prompts[:few]]),
+        ],
+    )
+    return against(ours, [others])
 
 
-def cache(rows: int) -> Figures:
-    """Rows/s put (in shards of 2,500, each looked up before) and found again."""
-    with tempfile.TemporaryDirectory() as folder:
-        writing = AnswerCache(Path(folder) / "c")
-        keys = [hashlib.sha256(str(n).encode()).digest() for n in range(rows)]
-        start = time.perf_counter()
-        for first in range(0, rows, 2500):
-            part = keys[first : first + 2500]
-            writing.get(part)
-            for key in part:
-                writing.put(key, Answer("pony tail\n", (-0.1, -2.3)))
-            writing.flush()
-        put = rows / (time.perf_counter() - start)
-        start = time.perf_counter()
-        reading = AnswerCache(Path(folder) / "c")
-        for first in range(0, rows, 2500):
-            reading.get(keys[first : first + 2500])
-        return {
-            f"cache of {rows:,}: put, rows/s": put,
-            f"cache of {rows:,}: found, rows/s": rows / (time.perf_counter() - start),
-        }
+def cache(rows: int) -> Iterator[Figure]:
+    """The cache of answers beside SQLite: put (looked up before) and found, 2,500 at a time."""
+    keys = [hashlib.sha256(str(n).encode()).digest() for n in range(rows)]
+    parts = [keys[first : first + 2500] for first in range(0, rows, 2500)]
+    with tempfile.TemporaryDirectory() as name:
+        folders = (Path(name) / str(n) for n in count())
+        put, put_sqlite, found, found_sqlite = in_turns(
+            "answer cache",
+            "rows",
+            [
+                ("put", rows, lambda: put_all(next(folders), parts)),
+                ("SQLite, put", rows, lambda: put_all_sqlite(Path(name) / "db", parts)),
+                ("found", rows, lambda: find_all(Path(name) / "0", parts)),
+                ("SQLite, found", rows, lambda: find_all_sqlite(Path(name) / "db", parts)),
+            ],
+        )
+    yield from against(put, [put_sqlite])
+    yield from against(found, [found_sqlite])
 
 
-def interleaved(work: dict[str, tuple[int, Callable[[], object]]]) -> Figures:
-    """Units/s of each piece of work: the median of repeats that take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(REPEATS + 1):
-        for name, (_, call) in work.items():
-            start = time.perf_counter()
-            call()
-            if repeat:  # the first turn warms up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: count / statistics.median(seconds[name]) for name, (count, _) in work.items()}
+def put_all(folder: Path, parts: list[list[bytes]]) -> None:
+    writing = AnswerCache(folder)
+    for part in parts:
+        writing.get(part)
+        for key in part:
+            writing.put(key, Answer("pony tail\n", (-0.1, -2.3)))
+        writing.flush()
+
+
+def find_all(folder: Path, parts: list[list[bytes]]) -> None:
+    reading = AnswerCache(folder)
+    for part in parts:
+        assert all(reading.get(part))
+
+
+def put_all_sqlite(path: Path, parts: list[list[bytes]]) -> None:
+    path.unlink(missing_ok=True)
+    con = sqlite3.connect(path)
+    con.execute("create table answers (key blob primary key, text text, a real, b real)")
+    for part in parts:
+        find_sqlite(con, part)
+        rows = [(key, "pony tail\n", -0.1, -2.3) for key in part]
+        con.executemany("insert into answers values (?, ?, ?, ?)", rows)
+        con.commit()  # flushed to disk, as ours is
+    con.close()
+
+
+def find_all_sqlite(path: Path, parts: list[list[bytes]]) -> None:
+    con = sqlite3.connect(path)
+    for part in parts:
+        assert len(find_sqlite(con, part)) == len(part)
+    con.close()
+
+
+def find_sqlite(con: sqlite3.Connection, part: list[bytes]) -> list[Answer]:
+    places = ", ".join("?" * len(part))
+    found = con.execute(f"select text, a, b from answers where key in ({places})", part)
+    return [Answer(text, (a, b)) for text, a, b in found]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every benchmark in one run: a Markdown table and JSON.
 
-    python -m benchmarks.run [--long] [--only ingest stream audit parts] [--out DIR] [--repeats 3]
+    python -m benchmarks.run [--long] [--only ingest audit …] [--out DIR] [--repeats 3]
 
 ``make bench`` runs the sizes of a pause (200 MB of JSON, 10 million candidates), ``make
 bench-long`` adds 2 GB and 100 million. Each case is a process of its own, cases take turns, what
@@ -18,21 +18,21 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks import generate, synthetic
-from benchmarks.measure import Figure, Sample, exponent, interleave, python
+from benchmarks.measure import Figure, Sample, against, exponent, interleave, python
 
 MEGABYTE = 1_000_000
 NEEDS = {"orjson + pyarrow": "orjson", "datasets": "datasets"}
-PARTS = {  # benches that print figures of their own
-    "training": ["benchmarks.train", "a", "b"],
-    "proposals": ["benchmarks.proposals", "--queries", "1000", "--cache-rows", "200000"],
-    "metric": ["benchmarks.metric"],
+RESIDENT = {"duckdb": 5, "json + pyarrow": 5, "orjson + pyarrow": 6, "polars": 11}  # times the file
+QUERIES = {
+    "count": "select count(*) from all_candidates",
+    "mean by source": "select gen_method, avg(vqa_acc_score) from all_candidates group by 1",
 }
 
 
@@ -59,15 +59,18 @@ def ingest(plan: Plan) -> Iterator[Figure]:
             cases |= {
                 n: python("benchmarks.peers", n, source, out) for n in _peers(plan, megabytes)
             }
-        found = interleave(cases, plan.repeats if megabytes < 1_000 else 1)
-        yield from _figures("ingest", size, "MB", found, plan.repeats)
+        repeats = plan.repeats if megabytes < 1_000 else 1
+        yield from _figures("ingest", size, "MB", interleave(cases, repeats), repeats)
 
 
 def _peers(plan: Plan, megabytes: int) -> list[str]:
-    """Those that hold the parsed file many times over sit out the large one."""
-    slow = {"polars", "json + pyarrow", "orjson + pyarrow"} if megabytes > 200 else set()
     names = ["duckdb", "json + pyarrow", "orjson + pyarrow", "polars"]
-    return [n for n in names if n not in slow and _there(plan, n)]
+    needed = {n: int(megabytes * RESIDENT[n]) for n in names}
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MEGABYTE
+    for name, need in needed.items():
+        if need > there:
+            plan.say(f"{name} is left out: it would need {need:,} MB of memory")
+    return [n for n in names if needed[n] <= there and _there(plan, n)]
 
 
 def stream(plan: Plan) -> Iterator[Figure]:
@@ -89,58 +92,85 @@ def stream(plan: Plan) -> Iterator[Figure]:
 
 
 def audit(plan: Plan) -> Iterator[Figure]:
-    """Audit, a count and a group-by over 1, 10 and 100 million candidates."""
-    count = "select count(*) from all_candidates"
-    group = "select gen_method, avg(vqa_acc_score) from all_candidates group by 1"
+    """Audit, a count and a group-by over 1, 10 and 100 million candidates, against the peers."""
     for millions in (1, 10, 100) if plan.long else (1, 10):
         store = plan.work / f"audit-{millions}"
         plan.say(f"making {millions} million candidates")
-        run = synthetic.make_store(store, millions * 1_000_000 // synthetic.PER_QUERY)
-        where = ("--store", store, "--memory", "4")
-        cases = {
-            "lever audit": python("lever_cli", "audit", "--store", store, "--json", store / "a"),
-            "lever query, count": python("lever_cli", "query", count, *where),
-            "lever query, mean by source": python("lever_cli", "query", group, *where),
-        }
-        found = interleave(cases, plan.repeats if millions < 100 else 1)
-        for name, sample in found.items():
-            yield _figure(name, run.num_rows, "candidates", "lever audit", sample, plan.repeats)
+        size = synthetic.make_store(store, millions * 1_000_000 // synthetic.PER_QUERY).num_rows
+        repeats = plan.repeats if millions < 100 else 1
+        out = store / "audit.json"
+        cases = {"lever audit": python("lever_cli", "audit", "--store", store, "--json", out)}
+        peers = ["polars", "rows"] if millions == 1 else ["polars"]
+        found = interleave(cases | {n: _audit_peer(n, store) for n in peers}, repeats)
+        _agree(json.loads(out.read_text()), [found[n].said for n in peers])
+        note = "goal 15 s and 4,000 MB, aim 5 s" if millions == 10 else ""
+        ours, *others = _figures("audit", size, "candidates", found, repeats)
+        yield from (replace(ours, note=note), *(replace(f, note="a tenth of it") for f in others))
+        for name, query in QUERIES.items():
+            words = ("query", query, "--store", store, "--memory", "4")
+            cases = {f"lever query, {name}": python("lever_cli", *words)}
+            cases[f"duckdb, {name}"] = _audit_peer(f"duckdb, {name}", store)
+            found = interleave(cases, repeats)
+            yield from _figures(f"query, {name}", size, "candidates", found, repeats)
         shutil.rmtree(store)
+
+
+def _audit_peer(name: str, store: Path) -> list[str | Path]:
+    return python("benchmarks.audit_peers", name, store)
+
+
+def _agree(ours: dict[str, Any], others: list[dict[str, Any]]) -> None:
+    """What the peers found must be what the audit says."""
+    for other in others:
+        assert other["candidates"] == ours["candidates"]
+        assert other["mixed"] == ours["classes"]["mixed"]
+        assert abs(other["mean_reward"] - ours["mean_reward"]) < 1e-9
+
+
+def _program(plan: Plan, module: str, *words: str) -> Iterator[Figure]:
+    """The figures of a bench that is a program of its own."""
+    plan.say(" ".join((module, *words)))
+    out = plan.work / "figures.json"
+    subprocess.run([*map(str, python(module, *words)), "--json", str(out)], check=True)
+    for row in json.loads(out.read_text()):
+        del row["rate"]
+        yield Figure(**row)
+
+
+def training(plan: Plan) -> Iterator[Figure]:
+    """Training against the legacy loop; the memory of an epoch over 20 million candidates."""
+    yield from _program(plan, "benchmarks.train", "a", "b", *(["d"] if plan.long else []))
+
+
+def proposals(plan: Plan) -> Iterator[Figure]:
+    """Proposals, answers and the cache of answers."""
+    yield from _program(plan, "benchmarks.proposals", "--cache-rows", "200000")
+
+
+def metric(plan: Plan) -> Iterator[Figure]:
+    """Predictions scored."""
+    yield from _program(plan, "benchmarks.metric")
 
 
 BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "ingest": ingest,
     "stream": stream,
     "audit": audit,
+    "training": training,
+    "proposals": proposals,
+    "metric": metric,
 }
-
-
-def parts(plan: Plan) -> dict[str, dict[str, float]]:
-    """The benches that are programs of their own, and what they print."""
-    found: dict[str, dict[str, float]] = {}
-    for name, (module, *words) in PARTS.items():
-        plan.say(name)
-        out = plan.work / f"{name}.json"
-        subprocess.run([*map(str, python(module, *words)), "--json", str(out)], check=True)
-        found[name] = json.loads(out.read_text())
-    return found
 
 
 def _figures(
     bench: str, size: float, unit: str, found: dict[str, Sample], repeats: int
 ) -> Iterator[Figure]:
-    """One figure a case; the first is ours, and the others' ratios say how much faster it is."""
-    ours = next(iter(found.values()))
-    for name, sample in found.items():
-        figure = _figure(name, size, unit, bench, sample, repeats)
-        if sample is not ours:
-            ratio = sample.seconds / ours.seconds
-            figure = Figure(**{**vars(figure), "against": name, "ratio": ratio})
-        yield figure
-
-
-def _figure(case: str, size: float, unit: str, bench: str, sample: Sample, repeats: int) -> Figure:
-    return Figure(bench, case, size, unit, sample.seconds, sample.peak / MEGABYTE, repeats)
+    """One figure a case; the first is ours."""
+    ours, *others = (
+        Figure(bench, name, size, unit, sample.seconds, repeats, sample.peak / MEGABYTE)
+        for name, sample in found.items()
+    )
+    return against(ours, others)
 
 
 def _rl_data(plan: Plan, megabytes: int) -> Path:
@@ -167,21 +197,22 @@ def _there(plan: Plan, contender: str) -> bool:
     return there
 
 
-def markdown(figures: list[Figure], others: dict[str, dict[str, float]]) -> str:
-    """The tables."""
+def markdown(figures: list[Figure]) -> str:
+    """The table, and how each case grows."""
     lines = [
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; "
         "medians, peak memory of the whole process tree.",
         "",
-        "| bench | case | size | seconds | rate/s | peak MB | lever is faster |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| bench | case | size | seconds | rate/s | peak MB | lever is faster | |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for f in figures:
-        ratio = "" if f.ratio is None else f"{f.ratio:.1f} ×"
+        ratio = "" if f.ratio is None else f"{_short(f.ratio)} ×"
+        peak = "" if f.peak_mb is None else f"{f.peak_mb:,.0f}"
         size = f"{f.size:,.0f} {f.unit}"
         lines.append(
-            f"| {f.bench} | {f.case} | {size} | {f.seconds:.2f} | {f.rate:,.0f} "
-            f"| {f.peak_mb:,.0f} | {ratio} |"
+            f"| {f.bench} | {f.case} | {size} | {f.seconds:.2f} | {_short(f.rate)} "
+            f"| {peak} | {ratio} | {f.note} |"
         )
     lines += ["", "| growth | from | to | seconds ~ size^ |", "|---|---:|---:|---:|"]
     for small, large in growth(figures):
@@ -189,10 +220,11 @@ def markdown(figures: list[Figure], others: dict[str, dict[str, float]]) -> str:
             f"| {small.bench}: {small.case} | {small.size:,.0f} | {large.size:,.0f} {small.unit} "
             f"| {exponent(small, large):.2f} |"
         )
-    for values in others.values():
-        lines += ["", "| figure | value |", "|---|---:|"]
-        lines += [f"| {name} | {value:,.1f} |" for name, value in values.items()]
     return "\n".join(lines) + "\n"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
 
 
 def growth(figures: list[Figure]) -> Iterator[tuple[Figure, Figure]]:
@@ -212,20 +244,19 @@ def _say(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--long", action="store_true")
-    parser.add_argument("--only", nargs="*", choices=[*BENCHES, "parts"])
+    parser.add_argument("--only", nargs="*", choices=BENCHES)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
-    wanted = given.only or [*BENCHES, "parts"]
+    wanted = given.only or BENCHES
     with tempfile.TemporaryDirectory() as work:
         plan = Plan(Path(work), given.long, given.repeats, _say)
         figures = [f for name in BENCHES if name in wanted for f in BENCHES[name](plan)]
-        others = parts(plan) if "parts" in wanted else {}
     given.out.mkdir(parents=True, exist_ok=True)
     name = "bench-long" if given.long else "bench"
-    rows: dict[str, Any] = {"figures": [f.row() for f in figures], "parts": others}
-    (given.out / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
-    text = markdown(figures, others)
+    rows = json.dumps([f.row() for f in figures], indent=2)
+    (given.out / f"{name}.json").write_text(rows + "\n")
+    text = markdown(figures)
     (given.out / f"{name}.md").write_text(text)
     print(text)
 

@@ -13,12 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.measure import Figure, against, in_turns, print_figures, python, run
 from lever_data.schema import CANDIDATES, QUERIES
 from lever_data.store import RunSpec, Store
 from lever_train.batch import Batch
@@ -41,8 +39,6 @@ from lever_train.step import Stepper
 
 CANDIDATES_PER_QUERY, SHOTS, DIM = 15, 2, 512
 BATCH = 512  # of ours; the legacy loop has 1
-EPOCH_SECONDS = 120  # (d) stops here: the sort is done and the stream is in its stride
-FIGURES: dict[str, float] = {}
 
 
 class LegacyLoop:
@@ -161,131 +157,102 @@ def open_training(
     return loader, Stepper("rce", 0, selector, loader, config, World())
 
 
-@dataclass(frozen=True)
-class Rate:
-    """Queries per second of the clock, and of processor time, which a busy machine changes less."""
-
-    wall: float
-    processor: float
-
-
-class Watch:
-    """Started when made."""
-
-    def __init__(self) -> None:
-        self.wall, self.processor = time.perf_counter(), time.process_time()
-
-    def rate(self, queries: int) -> Rate:
-        wall, processor = time.perf_counter() - self.wall, time.process_time() - self.processor
-        return Rate(queries / wall, queries / processor)
-
-
-def steps_per_second(loader: Loader, stepper: Stepper) -> tuple[Rate, float]:
-    """The rate over one epoch, loading included, after a warm-up; and the share of the epoch's
-    processor time that loading takes."""
-    position = Position("random")
-    warm = next(iter(loader.batches(loader.data.train, position)))
-    for step in range(3):
-        stepper.step(warm, Settings(), step)
-    watch, queries = Watch(), 0
-    for step, batch in enumerate(loader.batches(loader.data.train, position)):
+def epoch(loader: Loader, stepper: Stepper) -> None:
+    """One epoch as the trainer runs it, loading included."""
+    for step, batch in enumerate(loader.batches(loader.data.train, Position("random"))):
         stepper.step(batch, Settings(), step)
-        queries += len(batch)
-    whole, watch = watch.rate(queries), Watch()
-    batches: list[Batch] = list(loader.batches(loader.data.train, position))
-    loading = watch.rate(queries)
-    assert sum(map(len, batches)) == queries
-    return whole, whole.processor / loading.processor
 
 
-def legacy_per_second(loader: Loader, seconds: float) -> Rate:
-    """The rate of the legacy loop on the same batches."""
-    loop = LegacyLoop(loader.queries.shape[1])
-    batch = next(iter(loader.batches(loader.data.train, Position("random"))))
+def load(loader: Loader) -> None:
+    """The loading of an epoch alone."""
+    for _ in loader.batches(loader.data.train, Position("random")):
+        pass
+
+
+def legacy(loop: LegacyLoop, loader: Loader, batch: Batch, steps: int) -> None:
+    """So many steps of the legacy loop on the queries of a batch."""
     feed = loader.feed(batch)
-    watch, queries = Watch(), 0
-    for row in range(len(batch)):
+    for row in range(steps):
         pool = feed.pool.vectors
         if feed.pool.index is not None:
             pool = pool[feed.pool.index[row]]
         loop.step(feed.query[row], pool, batch.positions[row], batch.reward[row].float())
-        queries += 1
-        if row == 1:  # two steps of warm-up
-            watch, queries = Watch(), 0
-        elif row > 1 and time.perf_counter() - watch.wall > seconds:
-            break
-    return watch.rate(queries)
 
 
-def compare(name: str, queries: int, examples: int, pool: int | None, goal: float) -> None:
-    """(a) and (b): ours against the legacy loop; (c) on the way."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = synthetic_store(Path(folder), queries, examples, pool)
-        loader, stepper = open_training(Path(folder), flags, max(queries, examples), DIM)
-        legacy = legacy_per_second(loader, seconds=10)
-        ours, loading = steps_per_second(loader, stepper)
-    FIGURES[f"training {name}: queries/s"] = ours.wall
-    FIGURES[f"training {name}: legacy loop, queries/s"] = legacy.wall
-    FIGURES[f"training {name}: times (goal {goal:,.0f})"] = ours.wall / legacy.wall
-    print(f"{name} (goal {goal:,.0f} times; loading {loading:.1%} of the processor time)")
-    for kind in ("wall", "processor"):
-        old, new = getattr(legacy, kind), getattr(ours, kind)
-        line = f"  queries per second of {kind} time: legacy {old:8.3f}, ours {new:8,.0f}"
-        print(f"{line}, {new / old:,.0f} times", flush=True)
+def compare(case: str, queries: int, examples: int, pool: int | None, goal: str) -> list[Figure]:
+    """(a) and (b): an epoch of ours and of a tenth, steps of the legacy loop, (c) loading alone."""
+    with tempfile.TemporaryDirectory() as large, tempfile.TemporaryDirectory() as small:
+        opened = []
+        for folder, count in ((large, queries), (small, queries // 10)):
+            flags = synthetic_store(Path(folder), count, examples, pool)
+            opened.append(open_training(Path(folder), flags, max(queries, examples), DIM))
+        (loader, stepper), tenth = opened
+        loop = LegacyLoop(loader.queries.shape[1])
+        batch = next(iter(loader.batches(loader.data.train, Position("random"))))
+        steps = min(100 if pool else 2, queries // 100)
+        ours, old, smaller, loading = in_turns(
+            "training",
+            "queries",
+            [
+                (case, queries, lambda: epoch(loader, stepper)),
+                (f"{case}: legacy loop", steps, lambda: legacy(loop, loader, batch, steps)),
+                (case, queries // 10, lambda: epoch(*tenth)),
+                (f"{case}: loading alone", queries, lambda: load(loader)),
+            ],
+        )
+    share = f"{loading.seconds / ours.seconds:.1%} of the epoch"
+    ours, loading = replace(ours, note=goal), replace(loading, note=share)
+    return [*against(ours, [old]), smaller, loading]
 
 
-def memory(candidates: int) -> None:
+def memory(candidates: int) -> Figure:
     """(d): an epoch over a large store in a process of its own, whose peak is measured."""
     queries = candidates // CANDIDATES_PER_QUERY
     with tempfile.TemporaryDirectory() as folder:
-        synthetic_store(Path(folder), queries, 20_000, None if queries < 64 else 64)
-        words = [sys.executable, __file__, "d", "--epoch", folder, "--queries", str(queries)]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    print(done.stdout.strip(), flush=True)
+        synthetic_store(Path(folder), queries, 20_000, 64)
+        words = python("benchmarks.train", "inside", "--folder", folder, "--queries", str(queries))
+        found = run(words, watch=False).said
+    note = f"beside {found['vectors']:,} MB of vectors; goal 2,000"
+    case = f"epoch over {found['candidates']:,} candidates"
+    peak = found["peak"] - found["vectors"]
+    return Figure("training", case, queries, "queries", found["seconds"], 1, peak, note=note)
 
 
-def epoch(folder: Path, queries: int) -> None:
-    """The inside of (d): small vectors, so that what is measured is the stream."""
+def inside(folder: Path, queries: int) -> dict[str, float]:
+    """The inside of (d): small vectors, so that what is measured is the stream. Megabytes."""
     flags: dict[str, Any] = {"data__pool": str(folder / "pool.npy"), "model__hidden": 32}
     loader, stepper = open_training(folder, flags, queries, 32)
-    vectors = loader.queries.numel() * 4
-    started, seen = time.perf_counter(), 0
-    for step, batch in enumerate(loader.batches(loader.data.train, Position("random"))):
-        stepper.step(batch, Settings(), step)
-        seen += len(batch)
-        if time.perf_counter() - started > EPOCH_SECONDS:
-            break
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(
-        f"{'(d) ' + format(loader.data.census.rows, ',') + ' candidates':38s} "
-        f"peak {(peak - vectors) / 1e9:.2f} GB beside {vectors / 1e9:.2f} GB of vectors "
-        f"(goal under 2), {seen / seconds:,.0f} queries/s over {seen:,} queries"
-    )
+    started = time.perf_counter()
+    epoch(loader, stepper)
+    return {
+        "candidates": loader.data.census.rows,
+        "seconds": time.perf_counter() - started,
+        "peak": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
+        "vectors": round(loader.queries.numel() * 4 / 1e6),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["a", "b", "d"], choices=["a", "b", "d"])
+    parser.add_argument("parts", nargs="*", default=["a", "b"], choices=["a", "b", "d", "inside"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--candidates", type=int, default=20_000_000)
-    parser.add_argument("--epoch", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--queries", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, help="Write the figures of a and b here.")
+    parser.add_argument("--json", type=Path, help="Write the figures here.")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    if given.epoch is not None:
-        epoch(given.epoch, given.queries)
+    if given.folder is not None:
+        print(json.dumps(inside(given.folder, given.queries)))
         return
-    parts: dict[str, Callable[[], None]] = {
-        "a": lambda: compare("(a, c) pool of 64 per query, d 512", 18_000, 9_000, 64, 50),
-        "b": lambda: compare("(b, c) shared pool of 6,000, d 512", 10_000, 6_000, None, 1_000),
-        "d": lambda: memory(given.candidates),
-    }
-    for part in given.parts:
-        parts[part]()
-    if given.json is not None:
-        given.json.write_text(json.dumps(FIGURES, indent=2))
+    figures: list[Figure] = []
+    if "a" in given.parts:
+        figures += compare("pool of 64 per query, d 512", 18_000, 9_000, 64, "goal 50 x")
+    if "b" in given.parts:
+        figures += compare("shared pool of 6,000, d 512", 10_000, 6_000, None, "goal 1,000 x")
+    if "d" in given.parts:
+        figures.append(memory(given.candidates))
+    print_figures(figures, given.json)
 
 
 if __name__ == "__main__":
