@@ -7,7 +7,6 @@ the file, the file beats the default; an unknown key is an error that suggests t
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from lever_data.errors import UsageError
 from lever_train.config import Section, TrainConfig
-from lever_train.tables import Keys, dotted, validated
+from lever_train.tables import Keys, dotted, read_toml, validated
 
 SFT_VIEW = "beam_infoscore"  # what SFT trains on where no view is named
 
@@ -102,7 +101,7 @@ def resolve(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
         UsageError: the file cannot be read, or a key or value is not allowed; an unknown key
             comes with the nearest one.
     """
-    tables = _read_toml(file) if file is not None else {}
+    tables = read_toml(file, "the config") if file is not None else {}
     for section, values in tables.items():
         _require_known(section, TrainConfig.model_fields, str(file))
         if not isinstance(values, dict):
@@ -130,15 +129,6 @@ def to_toml(config: TrainConfig) -> str:
         lines += [f"{k} = {_toml(v)}" for k, v in values.items() if v is not None]
         lines.append("")
     return "\n".join(lines)
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"the config cannot be read ({error.strerror})", where=str(file)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the config is not TOML ({error})", where=str(file)) from None
 
 
 def _require_known(key: str, known: Mapping[str, Any], where: str) -> None:

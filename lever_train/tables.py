@@ -1,11 +1,13 @@
-"""Parsed TOML tables become a pydantic model, or an error that says what stands where.
+"""TOML becomes a pydantic model, or an error that says what stands where.
 
-In go the model, the tables and how to name the place of a value; out comes the validated model.
+In go a file, the model and how to name the place of a value; out comes the validated model.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -14,6 +16,24 @@ from lever_data.errors import UsageError
 
 Model = TypeVar("Model", bound=BaseModel)
 Keys = tuple[int | str, ...]  # the way to a value: names of tables and keys, positions in lists
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Args:
+        path: the file.
+        what: what it is to hold, as the error names it: "the config".
+
+    Raises:
+        UsageError: it cannot be read, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{what} cannot be read ({error.strerror})", where=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what} is not TOML ({error})", where=str(path)) from None
 
 
 def validated(

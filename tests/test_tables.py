@@ -1,4 +1,4 @@
-"""A value that is not allowed, in each of the files lever reads: what, where, which value."""
+"""Each of the TOML files lever reads: what is not allowed in it, where, which value."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lever_data.errors import UsageError
 from lever_train.options import resolve
 from lever_train.pipeline.config import load_pipeline
 from lever_train.sweep.config import load_sweep
+from lever_train.tables import read_toml
 
 HEADS = "num_heads 3 does not divide hidden 256"
 LOW = "Input should be greater than or equal to 0"
@@ -65,3 +66,25 @@ def test_a_value_that_is_not_allowed(
     with pytest.raises(UsageError) as error:
         load(path)
     assert error.value.message() == message.replace("FILE", str(path))
+
+
+@pytest.mark.parametrize(
+    ("load", "what"),
+    [(load_pipeline, "the config"), (load_sweep, "the sweep"), (_options, "the config")],
+)
+def test_a_file_that_is_not_toml(tmp_path: Path, load: Callable[[Path], object], what: str) -> None:
+    path = tmp_path / "file.toml"
+    with pytest.raises(UsageError) as error:
+        load(path)
+    missing = f"{what} cannot be read (No such file or directory); at {path}"
+    assert error.value.message() == missing
+    for content in (b"[data", b'name = "\xff"'):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=f"^{what} is not TOML .*; at {path}$"):
+            load(path)
+
+
+def test_a_toml_file_as_tables(tmp_path: Path) -> None:
+    path = tmp_path / "file.toml"
+    path.write_text('[train.rce]\nlr = 1e-3\n[data]\ndataset = "d"')
+    assert read_toml(path, "the file") == {"train": {"rce": {"lr": 1e-3}}, "data": {"dataset": "d"}}

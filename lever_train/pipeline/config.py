@@ -6,7 +6,6 @@ to the file. An unknown key is an error that suggests the nearest one.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from lever_data.errors import UsageError
 from lever_train.config import Section, TrainConfig, option
-from lever_train.tables import inside, validated
+from lever_train.tables import inside, read_toml, validated
 
 
 class DataTable(Section):
@@ -164,12 +163,7 @@ def load_pipeline(path: Path) -> PipelineConfig:
     Raises:
         UsageError: the file cannot be read, or a key or value is not allowed.
     """
-    try:
-        tables = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"the config cannot be read ({error.strerror})", where=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the config is not TOML ({error})", where=str(path)) from None
+    tables = read_toml(path, "the config")
     return relative_to(checked(PipelineConfig, tables, str(path)), path.absolute().parent)
 
 

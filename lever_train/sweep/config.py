@@ -6,7 +6,6 @@ In goes a TOML file; out comes a :class:`SweepConfig` and its cells in order.
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pydantic import Field
 from lever_data.errors import UsageError
 from lever_train.config import Section, TrainConfig, option
 from lever_train.pipeline.config import PipelineConfig, load_pipeline, unknown_keys
-from lever_train.tables import inside, validated
+from lever_train.tables import inside, read_toml, validated
 
 DEMO = "demo"
 Settings = dict[str, Any]
@@ -56,12 +55,7 @@ def load_sweep(path: Path) -> SweepConfig:
     Raises:
         UsageError: the file cannot be read, a key is unknown, or a cell's options are not allowed.
     """
-    try:
-        tables = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"the sweep cannot be read ({error.strerror})", where=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the sweep is not TOML ({error})", where=str(path)) from None
+    tables = read_toml(path, "the sweep")
     sweep = validated(SweepConfig, tables, "the sweep", inside(str(path)))
     changes: dict[str, Any] = {"out": sweep.out.absolute()}
     if sweep.base != DEMO:
