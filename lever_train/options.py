@@ -6,7 +6,6 @@ the file, the file beats the default; an unknown key is an error that suggests t
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from lever_data.errors import UsageError
 from lever_train.config import Section, TrainConfig
-from lever_train.tables import Keys, dotted, read_toml, validated
+from lever_train.tables import Keys, dotted, read_toml, require_fields, validated
 
 SFT_VIEW = "beam_infoscore"  # what SFT trains on where no view is named
 
@@ -35,6 +34,11 @@ class Option:
     def key(self) -> str:
         """Name of the parameter: unique over all sections."""
         return f"{self.section}__{self.name}"
+
+    @property
+    def dotted(self) -> str:
+        """Section and name, as a sweep writes them: ``rce.lr``."""
+        return f"{self.section}.{self.name}"
 
     @property
     def base(self) -> tuple[type, bool]:
@@ -101,15 +105,7 @@ def resolve(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
         UsageError: the file cannot be read, or a key or value is not allowed; an unknown key
             comes with the nearest one.
     """
-    tables = read_toml(file, "the config") if file is not None else {}
-    for section, values in tables.items():
-        _require_known(section, TrainConfig.model_fields, str(file))
-        if not isinstance(values, dict):
-            raise UsageError("a section of the config is not a table", where=f"{file}: {section}")
-        model = TrainConfig.model_fields[section].annotation
-        assert isinstance(model, type) and issubclass(model, Section)
-        for key in values:
-            _require_known(key, model.model_fields, f"{file}: [{section}]")
+    tables = _read_sections(file) if file is not None else {}
     for item in options():
         value = flags.get(item.key)
         if value is not None and value != []:
@@ -131,12 +127,13 @@ def to_toml(config: TrainConfig) -> str:
     return "\n".join(lines)
 
 
-def _require_known(key: str, known: Mapping[str, Any], where: str) -> None:
-    if key in known:
-        return
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
-    raise UsageError("unknown key in the config", where=where, value=key, hint=hint)
+def _read_sections(file: Path) -> dict[str, dict[str, Any]]:
+    tables = read_toml(file, "the config")
+    require_fields(TrainConfig, tables, "the config", str(file))
+    for section, values in tables.items():
+        if not isinstance(values, dict):
+            raise UsageError("a section of the config is not a table", where=f"{file}: {section}")
+    return tables
 
 
 def _flag_of(keys: Keys) -> str:

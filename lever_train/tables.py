@@ -6,7 +6,8 @@ In go a file, the model and how to name the place of a value; out comes the vali
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,41 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise UsageError(f"{what} cannot be read ({error.strerror})", where=str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{what} is not TOML ({error})", where=str(path)) from None
+
+
+def require_known(keys: Iterable[str], known: Iterable[str], what: str, where: str) -> None:
+    """Refuse keys that do not exist.
+
+    Args:
+        keys: what was given.
+        known: the keys there are.
+        what: what holds them, as the error names it: "the config".
+        where: the place they stand in, as the error names it: "lever.toml: [data]".
+
+    Raises:
+        UsageError: the first unknown key, and the nearest there is, or all of them.
+    """
+    known = list(known)
+    for key in keys:
+        if key not in known:
+            near = get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
+            raise UsageError(f"unknown key in {what}", where=where, value=key, hint=hint)
+
+
+def require_fields(
+    model: type[BaseModel], tables: Mapping[str, Any], what: str, where: str
+) -> None:
+    """:func:`require_known` for the tables of a model and those inside them.
+
+    Raises:
+        UsageError: the first key that the model has no field for.
+    """
+    require_known(tables, model.model_fields, what, where)
+    for key, value in tables.items():
+        inner = model.model_fields[key].annotation
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            require_fields(inner, value, what, f"{where}: [{key}]")
 
 
 def validated(

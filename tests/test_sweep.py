@@ -51,9 +51,9 @@ def test_the_examples_are_sweeps_or_configs(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('name = "s"\n[grid]\n"rce.epoch" = [1]', "did you mean epochs?"),
+        ('name = "s"\n[grid]\n"rce.epoch" = [1]', "did you mean rce.epochs?"),
         ('name = "s"\n[grid]\n"rce.epochs" = [-1]', "rce.epochs"),
-        ('name = "s"\n[gird]\n', "gird"),
+        ('name = "s"\n[gird]\n', "did you mean grid?"),
         ("[grid]\n", "name"),
         ("x", "the sweep is not TOML"),
     ],

@@ -69,6 +69,54 @@ def test_a_value_that_is_not_allowed(
 
 
 @pytest.mark.parametrize(
+    ("load", "text", "message", "hint"),
+    [
+        (load_pipeline, "[dta]", "config; at FILE; value 'dta'", "data"),
+        (load_pipeline, "[train.rec]", "config; at FILE: [train]; value 'rec'", "rce"),
+        (load_pipeline, "[train.rce]\nl=1", "config; at FILE: [train]: [rce]; value 'l'", "lr"),
+        (load_sweep, "[gird]", "sweep; at FILE; value 'gird'", "grid"),
+        (
+            load_sweep,
+            'name = "s"\n[train.rec]',
+            "sweep; at FILE: [train]; value 'rec'",
+            "rce",
+        ),
+        (
+            load_sweep,
+            'name = "s"\n[grid]\n"train.rce.lr" = [1]',
+            "sweep; at FILE: [grid]; value 'train.rce.lr'",
+            "rce.lr",
+        ),
+        (
+            load_sweep,
+            'name = "s"\n[[cells]]\n"rce.lr" = 1\n[[cells]]\nbatch_size = 2',
+            "sweep; at FILE: [[cells]]; value 'batch_size'",
+            "run.batch_size",
+        ),
+        (_options, "[gpro]", "config; at FILE; value 'gpro'", "grpo"),
+        (_options, "[rce]\nepoch = 7", "config; at FILE: [rce]; value 'epoch'", "epochs"),
+    ],
+)
+def test_an_unknown_key_and_the_nearest_one(
+    tmp_path: Path, load: Callable[[Path], object], text: str, message: str, hint: str
+) -> None:
+    path = tmp_path / "file.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        load(path)
+    assert error.value.message() == f"unknown key in the {message}".replace("FILE", str(path))
+    assert error.value.hint == f"did you mean {hint}?"
+
+
+def test_a_key_that_is_near_none(tmp_path: Path) -> None:
+    path = tmp_path / "file.toml"
+    path.write_text("[xyzzy]")
+    with pytest.raises(UsageError) as error:
+        load_sweep(path)
+    assert error.value.hint == "known are: name, base, out, train, grid, cells"
+
+
+@pytest.mark.parametrize(
     ("load", "what"),
     [(load_pipeline, "the config"), (load_sweep, "the sweep"), (_options, "the config")],
 )

@@ -6,16 +6,13 @@ to the file. An unknown key is an error that suggests the nearest one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from lever_data.errors import UsageError
 from lever_train.config import Section, TrainConfig, option
-from lever_train.tables import inside, read_toml, validated
+from lever_train.tables import inside, read_toml, require_fields, validated
 
 
 class DataTable(Section):
@@ -164,18 +161,9 @@ def load_pipeline(path: Path) -> PipelineConfig:
         UsageError: the file cannot be read, or a key or value is not allowed.
     """
     tables = read_toml(path, "the config")
-    return relative_to(checked(PipelineConfig, tables, str(path)), path.absolute().parent)
-
-
-def checked(model: type[PipelineConfig], tables: Mapping[str, Any], where: str) -> PipelineConfig:
-    """The config of parsed TOML tables.
-
-    Raises:
-        UsageError: an unknown key with the nearest known one, or a value that is not allowed.
-    """
-    for table, key, hint in unknown_keys(model, tables):
-        raise UsageError("unknown key in the config", where=where + table, value=key, hint=hint)
-    return validated(model, tables, "the config", inside(where))
+    require_fields(PipelineConfig, tables, "the config", str(path))
+    config = validated(PipelineConfig, tables, "the config", inside(str(path)))
+    return relative_to(config, path.absolute().parent)
 
 
 def relative_to(config: PipelineConfig, folder: Path) -> PipelineConfig:
@@ -193,18 +181,3 @@ def relative_to(config: PipelineConfig, folder: Path) -> PipelineConfig:
 
     names = [n for n in PipelineConfig.model_fields if n != "train"]
     return config.model_copy(update={name: moved(getattr(config, name)) for name in names})
-
-
-def unknown_keys(
-    model: type[BaseModel], tables: Mapping[str, Any], path: str = ""
-) -> Iterator[tuple[str, str, str]]:
-    """Keys that the model has no field for: the table they stand in, the key, and a hint."""
-    known = list(model.model_fields)
-    for key, value in tables.items():
-        field = model.model_fields.get(key)
-        if field is None:
-            near = get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
-            yield path, key, hint
-        elif isinstance(value, dict) and isinstance(field.annotation, type):
-            yield from unknown_keys(field.annotation, value, f"{path}: [{key}]")

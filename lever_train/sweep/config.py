@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import Field
 
-from lever_data.errors import UsageError
 from lever_train.config import Section, TrainConfig, option
-from lever_train.pipeline.config import PipelineConfig, load_pipeline, unknown_keys
-from lever_train.tables import inside, read_toml, validated
+from lever_train.options import options
+from lever_train.pipeline.config import PipelineConfig, load_pipeline
+from lever_train.tables import inside, read_toml, require_fields, require_known, validated
 
 DEMO = "demo"
 Settings = dict[str, Any]
@@ -56,7 +56,9 @@ def load_sweep(path: Path) -> SweepConfig:
         UsageError: the file cannot be read, a key is unknown, or a cell's options are not allowed.
     """
     tables = read_toml(path, "the sweep")
+    require_fields(SweepConfig, tables, "the sweep", str(path))
     sweep = validated(SweepConfig, tables, "the sweep", inside(str(path)))
+    _require_options(sweep, str(path))
     changes: dict[str, Any] = {"out": sweep.out.absolute()}
     if sweep.base != DEMO:
         changes["base"] = str(path.absolute().parent / sweep.base)
@@ -81,7 +83,7 @@ def cell_config(
     """The training config of a cell.
 
     Raises:
-        UsageError: an option that does not exist, with the nearest one, or a value not allowed.
+        UsageError: a value that is not allowed.
     """
     tables: dict[str, dict[str, Any]] = base.model_dump(mode="json")
     for section, values in sweep.train.items():
@@ -89,6 +91,13 @@ def cell_config(
     for dotted, value in settings.items():
         section, _, option = dotted.partition(".")
         tables.setdefault(section, {})[option] = value
-    for place, key, hint in unknown_keys(TrainConfig, tables):
-        raise UsageError("unknown option in the sweep", where=where + place, value=key, hint=hint)
     return validated(TrainConfig, tables, "an option of the sweep", inside(where))
+
+
+def _require_options(sweep: SweepConfig, where: str) -> None:
+    """Refuse what is set and is no option of a training."""
+    require_fields(TrainConfig, sweep.train, "the sweep", f"{where}: [train]")
+    known = [item.dotted for item in options()]
+    require_known(sweep.grid, known, "the sweep", f"{where}: [grid]")
+    for cell in sweep.cells:
+        require_known(cell, known, "the sweep", f"{where}: [[cells]]")
