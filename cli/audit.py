@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lever_data.reward_spec import RewardSpec
+from lever_data.reward_spec import RewardSpec, both_given
 
 from .common import (
     DEFAULT_STORE,
@@ -105,10 +105,7 @@ def _reward(flags: dict[str, Any]) -> RewardSpec:
     if reward.expression is not None and mode is not None:
         from lever_data.errors import UsageError
 
-        raise UsageError(
-            "--reward takes the place of a mode; give one of the two",
-            value=f"--reward-mode {mode} --reward {reward.expression}",
-        )
+        raise UsageError(both_given(mode, reward.expression))
     return reward
 
 

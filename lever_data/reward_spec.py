@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lever_data.errors import shorten
+
 
 def _help(text: str, **more: str) -> dict[str, str]:
     return {"help": text, **more}
@@ -23,7 +25,9 @@ class RewardSpec:
     )
     expression: str | None = field(
         default=None,
-        metadata=_help("A SQL expression over the view's columns, as the reward.", flag="--reward"),
+        metadata=_help(
+            "A SQL expression over the view's columns, in place of a mode.", flag="--reward"
+        ),
     )
     hard_weight: float = field(default=1.0, metadata=_help("Weight of vqa_correct."))
     soft_weight: float = field(
@@ -47,3 +51,11 @@ class RewardSpec:
     def name(self) -> str:
         """How the reward is called in reports: the mode, or the expression itself."""
         return self.expression or self.mode
+
+
+def both_given(mode: str, expression: str) -> str:
+    """What an error says where a reward is given both ways: neither is to win unseen."""
+    return (
+        f"--reward-mode (mode = {shorten(mode)}) and --reward (expression = {shorten(expression)}) "
+        "exclude each other: give one of the two"
+    )

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lever_data.reward_spec import both_given
+
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -66,7 +68,12 @@ class RewardConfig(Section):
     """What a candidate is worth."""
 
     mode: str = option("hard_plus_soft", "Reward mode.", "--reward-mode")
-    expression: str | None = option(None, "A SQL expression in place of a mode.", "--reward")
+    expression: str | None = option(
+        None,
+        "A SQL expression in place of a mode: give one of the two. Either, given as a flag, "
+        "replaces what the file says.",
+        "--reward",
+    )
     hard_weight: float = option(1.0, "Weight of vqa_correct.")
     soft_weight: float = option(1.0, "Weight of vqa_acc_score.")
     rel_weight: float = option(0.1, "Weight of vqa_rel_score.")
@@ -80,6 +87,12 @@ class RewardConfig(Section):
     shot_weights: tuple[float, ...] = option(
         (), "Weights w_k of the mode multi_shot, such as 0.5,0.3,0.2; equal if not given."
     )
+
+    @model_validator(mode="after")
+    def _given_once(self) -> Self:
+        if self.expression is not None and "mode" in self.model_fields_set:
+            raise ValueError(both_given(self.mode, self.expression))
+        return self
 
 
 class ModelConfig(Section):

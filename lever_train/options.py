@@ -18,6 +18,8 @@ from lever_train.config import Section, TrainConfig
 from lever_train.tables import Keys, dotted, read_toml, require_fields, validated
 
 SFT_VIEW = "beam_infoscore"  # what SFT trains on where no view is named
+Sections = dict[str, dict[str, Any]]  # options as given: section → name → value
+_GIVE_REWARD = ("mode", "expression")
 
 
 @dataclass(frozen=True)
@@ -106,28 +108,51 @@ def resolve(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
             comes with the nearest one.
     """
     tables = _read_sections(file) if file is not None else {}
-    for item in options():
-        value = flags.get(item.key)
-        if value is not None and value != []:
-            if item.is_numbers:
-                value = tuple(word.strip() for word in value.split(","))
-            tables.setdefault(item.section, {})[item.name] = value
+    lay_over(tables, _sections_of(flags))
     if tables.get("run", {}).get("stage") == "sft":
         tables.setdefault("data", {}).setdefault("view", [SFT_VIEW])
     return validated(TrainConfig, tables, "the option", _flag_of)
 
 
+def lay_over(tables: Sections, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set options in ``tables`` that beat those there.
+
+    A mode and an expression are two ways to give one thing, the reward: whichever the changes
+    name, neither stays of those there.
+    """
+    for section, values in changes.items():
+        there = tables.setdefault(section, {})
+        if section == "reward" and not values.keys().isdisjoint(_GIVE_REWARD):
+            for name in _GIVE_REWARD:
+                there.pop(name, None)
+        there.update(values)
+
+
 def to_toml(config: TrainConfig) -> str:
-    """The resolved config as TOML; an option that is not set is left out."""
+    """The resolved config as TOML; an option that is not set is left out, and so is the reward's
+    mode beside an expression, so that :func:`resolve` takes it back."""
     lines: list[str] = []
-    for section, values in config.model_dump(mode="json").items():
+    left_out = {"reward": {"mode"}} if config.reward.expression is not None else None
+    for section, values in config.model_dump(mode="json", exclude=left_out).items():
         lines.append(f"[{section}]")
         lines += [f"{k} = {_toml(v)}" for k, v in values.items() if v is not None]
         lines.append("")
     return "\n".join(lines)
 
 
-def _read_sections(file: Path) -> dict[str, dict[str, Any]]:
+def _sections_of(flags: Mapping[str, Any]) -> Sections:
+    """The flags that were given, by section and name."""
+    tables: Sections = {}
+    for item in options():
+        value = flags.get(item.key)
+        if value is not None and value != []:
+            if item.is_numbers:
+                value = tuple(word.strip() for word in value.split(","))
+            tables.setdefault(item.section, {})[item.name] = value
+    return tables
+
+
+def _read_sections(file: Path) -> Sections:
     tables = read_toml(file, "the config")
     require_fields(TrainConfig, tables, "the config", str(file))
     for section, values in tables.items():

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from lever_train.config import Section, TrainConfig, option
-from lever_train.options import options
+from lever_train.options import Sections, lay_over, options
 from lever_train.pipeline.config import PipelineConfig, load_pipeline
 from lever_train.tables import inside, read_toml, require_fields, require_known, validated
 
@@ -85,12 +85,13 @@ def cell_config(
     Raises:
         UsageError: a value that is not allowed.
     """
-    tables: dict[str, dict[str, Any]] = base.model_dump(mode="json")
-    for section, values in sweep.train.items():
-        tables.setdefault(section, {}).update(values)
+    tables: Sections = base.model_dump(mode="json", exclude_unset=True)
+    lay_over(tables, sweep.train)
+    chosen: Sections = {}
     for dotted, value in settings.items():
         section, _, option = dotted.partition(".")
-        tables.setdefault(section, {})[option] = value
+        chosen.setdefault(section, {})[option] = value
+    lay_over(tables, chosen)
     return validated(TrainConfig, tables, "an option of the sweep", inside(where))
 
 

@@ -1,0 +1,126 @@
+"""A reward is given once: as a mode or as an expression, in every command that takes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lever_data.errors import UsageError
+from lever_train.config import RewardConfig, TrainConfig
+from lever_train.options import resolve, to_toml
+from lever_train.pipeline.config import load_pipeline
+from lever_train.sweep.config import cell_config, load_sweep
+from tests.commands import lever
+
+FLAGS = {"mode": "soft_only", "expression": "vqa_correct"}
+TABLE = 'mode = "soft_only"\nexpression = "vqa_correct"\n'
+REFUSED = (
+    "--reward-mode (mode = 'soft_only') and --reward (expression = 'vqa_correct') "
+    "exclude each other: give one of the two"
+)
+
+
+def _reward(config: TrainConfig) -> tuple[str, str | None]:
+    return config.reward.mode, config.reward.expression
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "file.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("command", ["train", "audit"])
+def test_both_flags_are_refused(tmp_path: Path, command: str) -> None:
+    words = ["--reward-mode", "soft_only", "--reward", "vqa_correct"]
+    out = ["--out", tmp_path / "out"] if command == "train" else []
+    done = lever(command, "--store", tmp_path / "none", *words, *out, check=False)
+    assert done.returncode == 2 and REFUSED in done.stderr
+
+
+def test_the_mode_that_is_the_default_is_a_mode_given() -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        resolve(None, {"reward__mode": RewardConfig().mode, "reward__expression": "1"})
+
+
+def test_both_in_a_file_are_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path, f"[reward]\n{TABLE}")
+    with pytest.raises(UsageError) as error:
+        resolve(path, {})
+    assert error.value.message() == f"the option is not allowed: {REFUSED}; at reward"
+    path = _write(tmp_path, f'[data]\ndataset = "d"\n[train.reward]\n{TABLE}')
+    with pytest.raises(UsageError) as error:
+        load_pipeline(path)
+    refused = f"the config is not allowed: {REFUSED}; at {path}: train.reward"
+    assert error.value.message() == refused
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[train.reward]\n{TABLE}",
+        '[[cells]]\n"reward.mode" = "soft_only"\n[grid]\n"reward.expression" = ["vqa_correct"]',
+    ],
+)
+def test_both_in_a_sweep_are_refused(tmp_path: Path, text: str) -> None:
+    path = _write(tmp_path, f'name = "s"\n{text}')
+    with pytest.raises(UsageError) as error:
+        load_sweep(path)
+    refused = f"an option of the sweep is not allowed: {REFUSED}; at {path}: reward"
+    assert error.value.message() == refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ({"reward__mode": "separated"}, ("separated", None)),
+        ({"reward__expression": "1"}, (RewardConfig().mode, "1")),
+    ],
+)
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_replaces_what_the_file_says(
+    tmp_path: Path, name: str, flags: dict[str, Any], found: tuple[str, str | None]
+) -> None:
+    path = _write(tmp_path, f'[reward]\n{name} = "{FLAGS[name]}"\nhard_weight = 2.0\n')
+    config = resolve(path, flags)
+    assert _reward(config) == found and config.reward.hard_weight == 2.0
+
+
+def test_a_config_with_an_expression_is_read_back(tmp_path: Path) -> None:
+    config = resolve(None, {"reward__expression": "vqa_correct"})
+    again = resolve(_write(tmp_path, to_toml(config)), {})
+    assert again == config
+    assert _reward(resolve(tmp_path / "file.toml", {"reward__mode": "separated"})) == (
+        "separated",
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shared", "found"),
+    [
+        ("", ("soft_only", None)),
+        ('[train.reward]\nexpression = "1"\n', (RewardConfig().mode, "1")),
+        ('[grid]\n"reward.expression" = ["2"]\n', (RewardConfig().mode, "2")),
+        (
+            '[train.reward]\nexpression = "1"\n[grid]\n"reward.mode" = ["separated"]\n',
+            ("separated", None),
+        ),
+    ],
+)
+def test_a_cell_replaces_what_the_sweep_says_and_that_what_the_base_says(
+    tmp_path: Path, shared: str, found: tuple[str, str | None]
+) -> None:
+    sweep = load_sweep(_write(tmp_path, f'name = "s"\n{shared}'))
+    base = TrainConfig(reward=RewardConfig(mode="soft_only", hard_weight=2.0))
+    config = cell_config(base, sweep, sweep.settings()[0], "x")
+    assert _reward(config) == found and config.reward.hard_weight == 2.0
+
+
+def test_what_the_base_leaves_open_stays_open_in_a_cell(tmp_path: Path) -> None:
+    """A checkpoint decides the shape that nobody gave: in a sweep as in a run."""
+    sweep = load_sweep(_write(tmp_path, 'name = "s"\n'))
+    config = cell_config(TrainConfig(), sweep, {"model.hidden": 8}, "x")
+    assert config.model.model_fields_set == {"hidden"}
