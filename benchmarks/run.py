@@ -59,8 +59,7 @@ def ingest(plan: Plan) -> Iterator[Figure]:
             cases |= {
                 n: python("benchmarks.peers", n, source, out) for n in _peers(plan, megabytes)
             }
-        repeats = plan.repeats if megabytes < 1_000 else 1
-        yield from _figures("ingest", size, "MB", interleave(cases, repeats), repeats)
+        yield from _figures("ingest", size, "MB", interleave(cases, plan.repeats), plan.repeats)
 
 
 def _peers(plan: Plan, megabytes: int) -> list[str]:
@@ -97,21 +96,20 @@ def audit(plan: Plan) -> Iterator[Figure]:
         store = plan.work / f"audit-{millions}"
         plan.say(f"making {millions} million candidates")
         size = synthetic.make_store(store, millions * 1_000_000 // synthetic.PER_QUERY).num_rows
-        repeats = plan.repeats if millions < 100 else 1
         out = store / "audit.json"
         cases = {"lever audit": python("lever_cli", "audit", "--store", store, "--json", out)}
         peers = ["polars", "rows"] if millions == 1 else ["polars"]
-        found = interleave(cases | {n: _audit_peer(n, store) for n in peers}, repeats)
+        found = interleave(cases | {n: _audit_peer(n, store) for n in peers}, plan.repeats)
         _agree(json.loads(out.read_text()), [found[n].said for n in peers])
         note = "goal 15 s and 4,000 MB, aim 5 s" if millions == 10 else ""
-        ours, *others = _figures("audit", size, "candidates", found, repeats)
+        ours, *others = _figures("audit", size, "candidates", found, plan.repeats)
         yield from (replace(ours, note=note), *(replace(f, note="a tenth of it") for f in others))
         for name, query in QUERIES.items():
             words = ("query", query, "--store", store, "--memory", "4")
             cases = {f"lever query, {name}": python("lever_cli", *words)}
             cases[f"duckdb, {name}"] = _audit_peer(f"duckdb, {name}", store)
-            found = interleave(cases, repeats)
-            yield from _figures(f"query, {name}", size, "candidates", found, repeats)
+            found = interleave(cases, plan.repeats)
+            yield from _figures(f"query, {name}", size, "candidates", found, plan.repeats)
         shutil.rmtree(store)
 
 
