@@ -82,8 +82,8 @@ class Loader:
         )
         yield from _ahead(collate(stream, self.options))
 
-    def feed(self, batch: Batch) -> Feed:
-        """The vectors of a batch.
+    def require_vectors(self, batch: Batch) -> None:
+        """Refuse a batch whose vectors are not all there.
 
         Raises:
             LeverError: a query or a candidate has no row in its embeddings; it names the query.
@@ -96,6 +96,14 @@ class Loader:
             )
         if batch.pool is not None:
             _require_rows(batch.pool, len(self.candidates), batch.query)
+
+    def feed(self, batch: Batch) -> Feed:
+        """The vectors of a batch.
+
+        Raises:
+            LeverError: see :meth:`require_vectors`.
+        """
+        self.require_vectors(batch)
         moved = batch.to(self.device)
         query = self.queries[moved.query]
         if self.shared is not None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,11 +27,12 @@ from lever_train.data import Source, TrainingData
 from lever_train.metrics import Log
 from lever_train.options import resolve, to_toml
 from lever_train.selector import Selector
-from lever_train.state import STATE, described, require_same
+from lever_train.state import STATE
 from lever_train.tensorboard import write_events
 
 METRICS, CONFIG = "metrics.parquet", "config.toml"
 PROVENANCE, CURVES = "provenance.json", "curves.html"
+EVENTS = "tensorboard"
 _OURS = (STATE, METRICS, CURVES, PROVENANCE, CONFIG)
 
 
@@ -72,22 +73,6 @@ class Outputs:
                 hint="name another --out",
             )
 
-    def died_early(self, config: TrainConfig, provenance: Mapping[str, object]) -> bool:
-        """Whether this very training was begun here and killed before it saved anything.
-
-        Raises:
-            LeverError: another one was, with the first difference.
-        """
-        at, record = self.out / CONFIG, self.out / PROVENANCE
-        if not at.exists() or (self.out / STATE).exists() or self._checkpoints():
-            return False
-        try:  # the config is written first: killed between the two, only it is there
-            known = json.loads(record.read_bytes()) if record.exists() else provenance
-        except ValueError as error:
-            raise LeverError(f"it cannot be read ({error})", where=str(record)) from None
-        require_same(described(resolve(at, {}), known), described(config, provenance), at)
-        return True
-
     def require_own(self) -> None:
         """Refuse a folder with checkpoints that the training described in it did not make.
 
@@ -105,10 +90,8 @@ class Outputs:
                 hint="move them away, or name another folder with [data] checkpoints in lever.toml",
             )
 
-    def prepare(self, *, overwrite: bool) -> None:
-        """Make the folder, and delete an earlier training where it is to be replaced.
-
-        Called once everything else is known to be in order: what is deleted does not come back.
+    def prepare(self) -> None:
+        """Make the folder, without half-written files of a training that was killed.
 
         Raises:
             LeverError: it cannot be made.
@@ -119,13 +102,24 @@ class Outputs:
             raise LeverError(
                 f"--out cannot be made ({error.strerror})", where=str(self.out)
             ) from error
-        if overwrite:
-            for path in self._earlier():
-                path.unlink(missing_ok=True)
-            shutil.rmtree(self.out / "tensorboard", ignore_errors=True)
-        for path in self.out.glob(".*"):  # half-written files of a training that was killed
+        for path in self.out.glob(".*"):
             if is_temporary(path):
                 path.unlink(missing_ok=True)
+
+    def earlier(self) -> list[str]:
+        """Names of the files of a training in the folder."""
+        return [path.name for path in self._earlier()]
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete files of an earlier training, and its TensorBoard events.
+
+        What the new training writes at its start, in place of the same of the earlier one, stays.
+        """
+        for name in reversed(names):  # links before the checkpoints they point to
+            if name not in (STATE, CONFIG, PROVENANCE):
+                (self.out / name).unlink(missing_ok=True)
+        if names:
+            shutil.rmtree(self.out / EVENTS, ignore_errors=True)
 
     def describe(self, config: TrainConfig, provenance: Mapping[str, object]) -> None:
         """Write the resolved config and where the data came from."""
@@ -149,7 +143,7 @@ class Outputs:
         write_atomic(self.out / METRICS, sink.getvalue().to_pybytes())
         write_atomic(self.out / CURVES, curves_page(log, title=self.out.name).encode())
         if tensorboard:
-            write_events(self.out / "tensorboard", log)
+            write_events(self.out / EVENTS, log)
 
     def commit(self, source: Source, config: TrainConfig, data: TrainingData, log: Log) -> str:
         """Commit the metrics to the store as a run of kind ``training``; returns what to say.
@@ -181,8 +175,7 @@ class Outputs:
         return f"metrics committed as {run.run}: select … from training_metrics"
 
     def _earlier(self) -> list[Path]:
-        """Files of an earlier training in the folder; those that say whose they are come last, so
-        that no checkpoint is left without them where the deletion is cut short."""
+        """Files of an earlier training in the folder."""
         own = [self.out / name for name in _OURS if (self.out / name).exists()]
         return self._checkpoints() + own
 

@@ -40,7 +40,8 @@ class State:
 
     ``phase`` counts the stages that are done; ``epoch`` those done within it; ``groups`` those
     seen of the running epoch; ``step`` the batches seen in the phase. ``beta`` is the KL weight of
-    the next GRPO step. ``best`` is the best epoch so far, by its checkpoint.
+    the next GRPO step. ``best`` is the best epoch so far, by its checkpoint. ``replaces`` names the
+    files of an earlier training in the folder that are still to be deleted.
     """
 
     fingerprint: dict[str, str]
@@ -54,6 +55,7 @@ class State:
     selector: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     references: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    replaces: list[str] = field(default_factory=list)
 
 
 def save_state(folder: Path, state: State) -> None:
@@ -97,31 +99,26 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> State:
         raise StateError(
             f"the state is of version {version}, this lever reads {VERSION}", where=str(path)
         )
-    require_same(content["fingerprint"], fingerprint, path)
+    _require_same(content["fingerprint"], fingerprint, path)
     content["log"] = Log.of(content["log"])
     return State(**content)
 
 
-def described(config: TrainConfig, provenance: Mapping[str, object]) -> dict[str, str]:
-    """What a training is, as far as its config and provenance say it."""
-    found = {}
+def fingerprint(config: TrainConfig, data: TrainingData, processes: int) -> dict[str, str]:
+    """What must be the same for a resumed training to end as the uninterrupted one would."""
+    found = {"processes": str(processes)}
     for section, values in config.model_dump(mode="json").items():
         for name, value in values.items():
             if name not in _FREE:
                 found[f"[{section}] {name}"] = repr(value)
-    return found | {name: repr(value) for name, value in provenance.items()}
-
-
-def fingerprint(config: TrainConfig, data: TrainingData, processes: int) -> dict[str, str]:
-    """What must be the same for a resumed training to end as the uninterrupted one would."""
-    found = {"processes": str(processes)} | described(config, data.provenance)
+    found |= {name: repr(value) for name, value in data.provenance.items()}
     for name in ("queries", "candidates"):
         vectors = memoryview(getattr(data, name).numpy()).cast("B")  # hashed without a copy
         found[f"sha256 of the {name}' vectors"] = hashlib.sha256(vectors).hexdigest()
     return found
 
 
-def require_same(saved: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
+def _require_same(saved: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
     """Check that a saved training is the wanted one.
 
     Raises:

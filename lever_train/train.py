@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import torch
 
-from lever_data.errors import LeverError
 from lever_train import distributed
 from lever_train.batch import Share
 from lever_train.checkpoint import Progress
@@ -27,6 +26,7 @@ from lever_train.loader import Loader, Position
 from lever_train.objectives import Settings
 from lever_train.options import to_toml
 from lever_train.outputs import Outputs
+from lever_train.rehearse import nothing_to_learn, rehearse
 from lever_train.schedule import adapt_beta, rce_temperature, warm_up
 from lever_train.selector import Selector
 from lever_train.setup import Phase, frozen_copy, new_selector, phases_of, set_trained
@@ -100,6 +100,8 @@ class _Training:
         if world.is_main:
             start = request.config.model.sft_checkpoint
             self.outputs.check(resume=request.resume, overwrite=request.overwrite, start=start)
+        self.replaces = self.outputs.earlier() if request.overwrite else []
+        world.wait()  # every process has looked before one writes
         self.data = open_data(request.source, request.config)
         for line in describe_data(self.data):
             self._say(line)
@@ -117,15 +119,16 @@ class _Training:
         self._require_valid()
         self.state = self._first_state()
         self.groups, self.seconds = 0, 0.0
-        if world.is_main:  # only now: what it deletes is gone
-            self.outputs.prepare(overwrite=request.overwrite)
 
     def run(self) -> TrainResult:
         config = self.config
-        if self.world.is_main:
-            self.outputs.describe(config, self.data.provenance)
-        if not self.state.selector:  # from here on there is something to resume, whatever happens
-            self._save({})
+        if self.replaces:
+            self._say(f"reading all data once before the training in {self.outputs.out} goes")
+            rehearse(self.loader, self.data, self.phases[0].name, config, self.world)
+            if self.interrupt.agreed(self.world):
+                self._say("stopped: it stays")
+                raise KeyboardInterrupt
+        self._settle()
         self._say(to_toml(config).rstrip())
         optimizer = self.state.optimizer
         for number in range(self.state.phase, len(self.phases)):
@@ -136,6 +139,22 @@ class _Training:
         if self.world.is_main:
             self._say(self.outputs.commit(self.request.source, config, self.data, self.state.log))
         return self._result()
+
+    def _settle(self) -> None:
+        """Make the folder this training's own.
+
+        The state comes first: killed before, an earlier training is whole; killed after, this one
+        is there to resume, whatever happens, and deletes what is left of the earlier one.
+        """
+        if self.world.is_main:
+            self.outputs.prepare()
+        if not self.state.selector:
+            self.state.replaces = self.replaces
+            self._save({})
+        if self.world.is_main:
+            self.outputs.delete(self.state.replaces)
+            self.outputs.describe(self.config, self.data.provenance)
+        self.state.replaces = []
 
     def _run_phase(self, number: int, optimizer: dict[str, Any]) -> None:
         phase, state = self.phases[number], self.state
@@ -199,13 +218,7 @@ class _Training:
         epoch = state.epoch + 1
         figures = state.log.epoch_figures(phase.name, epoch)
         if "train_loss" not in figures:
-            raise LeverError(
-                "every group is tied: there is nothing to learn from",
-                where=", ".join(config.data.view),
-                value=f"{figures['tied']:,.0f} of {figures['groups']:,.0f} groups",
-                hint="--tied-groups keep trains on them all the same; another reward may tell "
-                "the candidates apart",
-            )
+            raise nothing_to_learn(config, figures["tied"], figures["groups"])
         if self.data.validation is not None:
             figures |= validate(
                 self.selector, self.loader, self.data.validation, config, self.world
@@ -252,9 +265,7 @@ class _Training:
 
     def _first_state(self) -> State:
         identity = fingerprint(self.config, self.data, self.world.size)
-        if self.request.resume and self.outputs.died_early(self.config, self.data.provenance):
-            self._say("nothing was saved before it was killed: it starts from the beginning")
-        elif self.request.resume:
+        if self.request.resume:
             state = load_state(self.request.out, identity)
             self.selector.load_state_dict(state.selector)
             place = f"phase {state.phase + 1}, epoch {state.epoch + 1}, step {state.step}"

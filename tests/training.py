@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,16 @@ class Bench:
         resume: bool = False,
         overwrite: bool = False,
         advance: Advance = lambda done, total, note="": None,
+        notify: Callable[[str], None] = lambda line: None,
         **flags: object,
     ) -> TrainResult:
         """Train into ``<folder>/<out>``; what is said is kept in ``said``."""
         self.said: list[str] = []
+
+        def say(line: str) -> None:
+            self.said.append(line)
+            notify(line)
+
         keys = {o.flag.split("/")[0].lstrip("-").replace("-", "_"): o.key for o in options()}
         config = resolve(None, {keys[k]: v for k, v in self.flags(**flags).items()})
         request = TrainRequest(
@@ -88,7 +94,7 @@ class Bench:
             config,
             resume=resume,
             overwrite=overwrite,
-            notify=self.said.append,
+            notify=say,
             advance=advance,
         )
         return train(request)

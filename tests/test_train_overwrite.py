@@ -1,0 +1,129 @@
+"""`--overwrite`: the old training stays until the new one is there, whatever goes wrong."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lever_data.errors import LeverError
+from lever_train.state import STATE
+from tests.torture.harness import SIZES, Nursery, Outcome
+from tests.training import POOL, QUERIES, WIDTH, Bench
+
+OLD: dict[str, Any] = {"rce_epochs": 3}
+NEW: dict[str, Any] = {"rce_epochs": 1, "seed": 1}
+READING = "reading all data once before the training in"
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder that is no half-written one."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"query_embeddings": "few.npy"}, "12 rows, none for a query"),
+        ({"candidate_embeddings": "few.npy", "pool": "pool.npy"}, "12 rows, none for example 12"),
+        ({"pool": "pool.npy", "split_ratio": 0.99}, "the pool file pool.npy has 39 rows"),
+        ({"pool": "empty.npy"}, "a pointer leaves the query's pool"),
+        ({"shot_num": 3}, "a pointer has the wrong length: 2, not 3"),
+        ({"reward": "if(query_id = 31, 'nan'::double, vqa_correct)"}, "not a finite number"),
+        ({"reward": "if(query_id = 39, 'nan'::double, vqa_correct)"}, "not a finite number"),
+        ({"reward": "1"}, "every group is tied"),
+    ],
+)
+def test_faults_of_the_data_are_found_before_the_old_training_goes(
+    tmp_path: Path, flags: dict[str, Any], message: str
+) -> None:
+    bench = Bench(tmp_path)
+    np.save(tmp_path / "few.npy", np.ones((POOL, WIDTH), np.float32))
+    pools = np.tile(np.arange(QUERIES), (QUERIES - 1, 1))
+    np.save(tmp_path / "pool.npy", pools)
+    np.save(tmp_path / "empty.npy", np.full((QUERIES, 1), -1))
+    bench.train(**OLD)
+    before = _contents(tmp_path / "out")
+    files = {k: str(tmp_path / v) for k, v in flags.items() if str(v).endswith(".npy")}
+    with pytest.raises(LeverError, match=message):
+        bench.train(overwrite=True, **flags | files)
+    assert _contents(tmp_path / "out") == before
+
+
+def test_data_is_read_beforehand_only_where_something_would_go(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.train(overwrite=True, **OLD)
+    assert not [line for line in bench.said if line.startswith(READING)]
+    bench.train(overwrite=True, **NEW)
+    assert [line for line in bench.said if line.startswith(READING)]
+
+
+def test_stopped_before_it_begins_it_replaces_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.train(**OLD)
+    before = _contents(tmp_path / "out")
+
+    def stop(line: str) -> None:
+        if line.startswith(READING):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.train(overwrite=True, notify=stop, **NEW)
+    assert _contents(tmp_path / "out") == before and bench.said[-1] == "stopped: it stays"
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """A nursery that has imported all that train needs."""
+    with Nursery(tmp_path_factory.mktemp("nursery"), "lever_train.train", "polars") as nursery:
+        yield nursery
+
+
+@pytest.mark.parametrize("long", SIZES)
+def test_killed_at_any_change_one_of_the_two_is_whole(
+    warm: Nursery, tmp_path: Path, long: bool
+) -> None:
+    """Killed before every change of the file system, until the first step has been made."""
+    bench, out = Bench(tmp_path), tmp_path / "out"
+    bench.train(**OLD)
+    shutil.copytree(out, tmp_path / "old", symlinks=True)
+    bench.train("new", **NEW)
+    old, new = _contents(tmp_path / "old"), _contents(tmp_path / "new")
+    assert old[STATE] != new[STATE]
+
+    def train(word: str, **kill: int) -> Outcome:
+        words = ["train", "--store", bench.store.path, "--out", out, "--threads", 1, word]
+        for name, value in bench.flags(**NEW).items():
+            words += [f"--{name.replace('_', '-')}", value]
+        return warm.run(*map(str, words), **kill)  # type: ignore[arg-type]
+
+    stayed = replaced = number = 0
+    while replaced < (20 if long else 8):
+        number += 1
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "old", out, symlinks=True)
+        assert train("--overwrite", kill_before=number).killed
+        left = _contents(out)
+        if left[STATE] == old[STATE]:
+            assert left == old
+            stayed += 1
+            continue
+        replaced += 1
+        if not long and replaced % 3:
+            continue
+        done = train("--resume")
+        assert done.code == 0, done.stderr
+        assert _contents(out).keys() == new.keys()
+        assert torch.equal(*(_weights(folder) for folder in (out, tmp_path / "new")))
+    assert stayed and replaced
+
+
+def _weights(folder: Path) -> torch.Tensor:
+    tensors = torch.load(folder / "last.pt", weights_only=True)["model_state_dict"]
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
