@@ -34,7 +34,11 @@ def is_temporary(path: Path) -> bool:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old bytes or the new ones."""
-    temporary = _temporary_of(path)
+    write_by_way_of(_temporary_of(path), path, data)
+
+
+def write_by_way_of(temporary: Path, path: Path, data: bytes) -> None:
+    """Like ``write_atomic``, with a temporary file of the caller's on the same file system."""
     try:
         with temporary.open("wb") as handle:
             handle.write(data)

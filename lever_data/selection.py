@@ -126,7 +126,7 @@ def require_columns(con: duckdb.DuckDBPyConnection, selection: Selection) -> Non
     if not selection.views:
         raise UsageError("no view is named", hint="--view all_candidates")
     for view in selection.views:
-        present = _columns(con, view)
+        present = view_columns(con, view)
         missing = [c for c in (*TRAINING_COLUMNS, *selection.columns) if c not in present]
         if missing:
             raise LeverError(
@@ -134,7 +134,8 @@ def require_columns(con: duckdb.DuckDBPyConnection, selection: Selection) -> Non
             )
 
 
-def _columns(con: duckdb.DuckDBPyConnection, view: str) -> set[str]:
+def view_columns(con: duckdb.DuckDBPyConnection, view: str) -> set[str]:
+    """The names of a relation's columns; UsageError where there is none of that name."""
     try:
         found = con.cursor().execute(f"describe {quote_identifier(view)}").fetchall()
     except duckdb.CatalogException:
@@ -166,7 +167,7 @@ def union_sql(con: duckdb.DuckDBPyConnection, selection: Selection) -> str:
 
 
 def _one_view(con: duckdb.DuckDBPyConnection, selection: Selection, index: int, view: str) -> str:
-    present = _columns(con, view)
+    present = view_columns(con, view)
     optional = [
         f"v.{c}::{kind} as {c}" if c in present else f"null::{kind} as {c}"
         for c, kind in _OPTIONAL.items()

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lever_data.files import discard, fsync_dir
+from lever_data.files import write_by_way_of
 
 _GRAVE = "removed-"
 _NEW = "new-"
@@ -68,16 +68,7 @@ def replace_file(staging: Path, target: Path, data: bytes) -> None:
 
     The temporary file lies in staging/, where the next writer sweeps it if this one dies.
     """
-    temporary = staging / f"{_NEW}{target.name}"
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(target)
-    finally:
-        discard(temporary)
-    fsync_dir(target.parent)
+    write_by_way_of(staging / f"{_NEW}{target.name}", target, data)
 
 
 def _is_orphan(entry: Path) -> bool:

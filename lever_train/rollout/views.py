@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lever_data.db import quote_identifier
-from lever_data.errors import LeverError, UsageError
+from lever_data.errors import LeverError
 from lever_data.reward_spec import RewardSpec
 from lever_data.rewards import reward_sql
+from lever_data.selection import view_columns
 from lever_train.rollout.proposals import METHODS, Proposals
 
 _COLUMNS = {
@@ -59,7 +60,7 @@ def pointers(
         LeverError: a pointer is shorter than ``shots``.
     """
     _require(con, view, ["dataset", "split", "query_id", "pointer", "run", "candidate"])
-    present = _columns(con, view)
+    present = view_columns(con, view)
     extra = [
         f"{c}::{kind} as {c}" if c in present else f"null::{kind} as {c}"
         for c, kind in _COLUMNS.items()
@@ -150,16 +151,6 @@ def _padded(lists: pa.ListArray) -> Ids:
     return padded
 
 
-def _columns(con: duckdb.DuckDBPyConnection, view: str) -> set[str]:
-    try:
-        rows = con.cursor().execute(f"describe {quote_identifier(view)}").fetchall()
-    except duckdb.CatalogException:
-        raise UsageError(
-            "there is no such view", value=view, hint="`lever views` lists them"
-        ) from None
-    return {row[0] for row in rows}
-
-
 def _require(con: duckdb.DuckDBPyConnection, view: str, columns: list[str]) -> None:
-    if missing := [c for c in columns if c not in _columns(con, view)]:
+    if missing := [c for c in columns if c not in view_columns(con, view)]:
         raise LeverError("the view lacks columns", where=view, value=", ".join(missing))
