@@ -70,7 +70,9 @@ def join(device: str) -> World:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # a GPU for every process
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        # counts are summed on the CPU, whatever the gradients are on
+        on_gpu = device.startswith("cuda")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     return World(distributed.get_rank(), size)
 
 
