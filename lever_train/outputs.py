@@ -113,11 +113,12 @@ class Outputs:
     def delete(self, names: Sequence[str]) -> None:
         """Delete files of an earlier training, and its TensorBoard events.
 
-        What the new training writes at its start, in place of the same of the earlier one, stays.
+        What the new training writes at its start, in place of the same of the earlier one, stays,
+        and so does a file that is not of a training, whoever named it.
         """
-        for name in reversed(names):  # links before the checkpoints they point to
-            if name not in (STATE, CONFIG, PROVENANCE):
-                (self.out / name).unlink(missing_ok=True)
+        for path in reversed(self._earlier()):  # links before the checkpoints they point to
+            if path.name in names and path.name not in (STATE, CONFIG, PROVENANCE):
+                path.unlink()
         if names:
             shutil.rmtree(self.out / EVENTS, ignore_errors=True)
 

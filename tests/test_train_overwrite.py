@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError
+from lever_train.outputs import Outputs
 from lever_train.state import STATE
 from tests.torture.harness import SIZES, Nursery, Outcome
 from tests.training import POOL, QUERIES, WIDTH, Bench
@@ -127,3 +128,15 @@ def test_killed_at_any_change_one_of_the_two_is_whole(
 def _weights(folder: Path) -> torch.Tensor:
     tensors = torch.load(folder / "last.pt", weights_only=True)["model_state_dict"]
     return torch.cat([tensor.flatten() for tensor in tensors.values()])
+
+
+def test_a_state_that_names_other_files_deletes_none_of_them(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    done = bench.train(**OLD)
+    others = [tmp_path / "precious.pt", tmp_path / "out" / "notes.txt"]
+    for path in others:
+        path.write_text("mine")
+    outputs = Outputs(tmp_path / "out")
+    outputs.delete(["../precious.pt", str(others[0]), "notes.txt", done.last.name])
+    assert all(path.exists() for path in others)
+    assert not done.last.exists()
