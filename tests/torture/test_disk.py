@@ -92,7 +92,9 @@ def test_a_limit_on_file_sizes_commits_nothing(
 ) -> None:
     source = write_rl_data(tmp_path / "a.json", 2_000, shuffled=shuffled)
     store = tmp_path / "s"
-    limits = [0, 10, 1_000, 4_000, 30_000, 100_000, 200_000]
+    assert _ingest(nursery, source, tmp_path / "whole").code == 0
+    largest = max(p.stat().st_size for p in (tmp_path / "whole").rglob("*.parquet"))
+    limits = [0, 10, 1_000, 4_000, largest // 8, largest // 2, largest - 1]
     for limit in limits:
         outcome = _ingest(nursery, source, store, file_limit=limit)
         assert outcome.code == 1
