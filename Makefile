@@ -22,7 +22,7 @@ check: lint types test
 test-long: $(READY)
 	$(PYTEST)
 
-# kill -9, full disks, flipped bits, fuzzing: some twenty minutes; counts are shown at the end.
+# kill -9, full disks, flipped bits, fuzzing: about an hour; counts are shown at the end.
 torture: $(READY)
 	$(PYTEST) tests/torture --timeout 3600
 
