@@ -1,7 +1,10 @@
-"""The second process of an ingest: when it is started before it is wanted, and who gets it."""
+"""The processes of an ingest: what they do not import, and when the second is started."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from lever_data.legacy import process
 from lever_data.legacy.process import WorkerProcess, start_early, take
+from tests.torture.harness import write_rl_data
 
 
 @pytest.fixture
@@ -61,3 +65,30 @@ def test_on_one_core_none_is_started(
     path.write_text("{" + " " * 100)
     start_early([path])
     assert started == []
+
+
+def test_pandas_stays_out_of_both_processes(tmp_path: Path) -> None:
+    fake = tmp_path / "lib" / "pandas"
+    fake.mkdir(parents=True)
+    marker = tmp_path / "imported"
+    (fake / "__init__.py").write_text(
+        f"import sys, traceback\n"
+        f"open({str(marker)!r}, 'a').write(''.join(traceback.format_stack()))\n"
+    )
+    source = write_rl_data(tmp_path / "a.json", 3_000)
+    words = ["ingest", str(source), "--store", str(tmp_path / "s")]
+    code = (
+        "import sys, lever_data.legacy.process as process, lever_data.legacy.helper as helper\n"
+        "process.LARGE, helper.START_WAIT = 1, 60\n"
+        "from lever_data.legacy import ingest; ingest.LARGE = 1\n"
+        "from lever_cli.__main__ import main; main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "lib")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not marker.exists(), marker.read_text()

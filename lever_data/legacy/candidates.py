@@ -28,8 +28,6 @@ from lever_data.legacy.layout import (
 )
 from lever_data.legacy.types import CANDIDATE_FIELDS, RESERVED, REST, Made, Types
 
-_OFFICIAL, _FILE = (pa.scalar(name, pa.string()) for name in ("vqaEval", "file"))  # one mode
-
 
 def candidate_batch(
     records: Sequence[Record], types: Types, layout: Layout, context: Context, all_keys: bool
@@ -98,7 +96,8 @@ class _Columns:
         if pa.types.is_string(kind):
             self.tokens += self.num_rows - array.null_count
         if name == "vqa_eval_mode":
-            array = pc.if_else(pc.equal(array, _OFFICIAL), _FILE, array)
+            official, file = (pa.scalar(mode, array.type) for mode in ("vqaEval", "file"))
+            array = pc.if_else(pc.equal(array, official), file, array)
         return array
 
     def _convert(self, values: Sequence[Any], kind: pa.DataType) -> pa.Array:
