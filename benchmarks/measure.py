@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -64,29 +65,31 @@ class Figure:
 
 
 def run(words: Sequence[str | Path], *, watch: bool) -> Sample:
-    """Run a command to its end; ``watch``: look at the memory of its process tree meanwhile.
+    """Run a command to its end; its memory is that of its largest process.
 
-    Watching slows what it watches (the kernel walks its page tables with a lock), hence apart.
+    Args:
+        watch: look at the memory of its process tree meanwhile. It slows what it watches (the
+            kernel walks its page tables with a lock), hence apart from what is timed.
 
     Raises:
         subprocess.CalledProcessError: it failed; its stderr is shown.
     """
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [str(w) for w in words],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    peak = 0
-    while watch and process.poll() is None:
-        peak = max(peak, _tree_bytes(process.pid))
-        time.sleep(_INTERVAL)
-    process.wait()
-    seconds = time.perf_counter() - started
-    out = process.stdout.read() if process.stdout is not None else ""
+    plain, peak = [str(w) for w in words], 0
+    with tempfile.TemporaryFile("w+") as out:
+        started = time.perf_counter()
+        process = subprocess.Popen(plain, stdout=out)
+        while watch and process.poll() is None:
+            peak = max(peak, _tree_bytes(process.pid))
+            time.sleep(_INTERVAL)
+        if not watch:
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            peak = used.ru_maxrss * 1024
+        seconds = time.perf_counter() - started
+        out.seek(0)
+        lines = [line for line in out if line.startswith("{")]
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, [str(w) for w in words])
-    lines = [line for line in out.splitlines() if line.startswith("{")]
+        raise subprocess.CalledProcessError(process.returncode, plain)
     said: dict[str, Any] = json.loads(lines[-1]) if lines else {}
     return Sample(said.get("seconds", seconds), max(peak, said.get("peak", 0)), said)
 
@@ -94,9 +97,10 @@ def run(words: Sequence[str | Path], *, watch: bool) -> Sample:
 def interleave(cases: Mapping[str, Sequence[str | Path]], repeats: int) -> dict[str, Sample]:
     """Run every case ``repeats`` times, in turns, so that a busy moment hits all; medians.
 
-    Before that every case runs once for its memory, which also warms the caches of files.
+    Before that the first, ours, runs once for the memory of all its processes; the others have one.
     """
-    watched = {name: run(words, watch=True) for name, words in cases.items()}
+    first = next(iter(cases))
+    watched = run(cases[first], watch=True)
     samples: dict[str, list[Sample]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, words in cases.items():
@@ -104,7 +108,7 @@ def interleave(cases: Mapping[str, Sequence[str | Path]], repeats: int) -> dict[
     return {
         name: Sample(
             statistics.median(s.seconds for s in found),
-            max(watched[name].peak, *(s.peak for s in found)),
+            max(watched.peak if name == first else 0, *(s.peak for s in found)),
             found[-1].said,
         )
         for name, found in samples.items()
