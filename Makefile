@@ -26,7 +26,8 @@ test-long: $(READY)
 torture: $(READY)
 	$(PYTEST) tests/torture --timeout 3600
 
-# Markdown and JSON in build/bench/; peers that are not installed are left out and named.
+# Markdown and JSON in build/bench/; peers that are not installed are left out and named. Minutes;
+# bench-long takes more than an hour.
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run
 
