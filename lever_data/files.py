@@ -38,7 +38,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_by_way_of(temporary: Path, path: Path, data: bytes) -> None:
-    """Like ``write_atomic``, with a temporary file of the caller's on the same file system."""
+    """Like ``write_atomic``, with a temporary file of the caller's on the same file system.
+
+    Raises:
+        OSError: it cannot be written; the old bytes stay and the temporary file is gone.
+    """
     try:
         with temporary.open("wb") as handle:
             handle.write(data)

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from lever_data.errors import UsageError
 from lever_train.config import Section, TrainConfig
-from lever_train.tables import Keys, dotted, read_toml, require_fields, validated
+from lever_train.toml import Keys, dotted, read_toml, require_fields, validated
 
 SFT_VIEW = "beam_infoscore"  # what SFT trains on where no view is named
 Sections = dict[str, dict[str, Any]]  # options as given: section → name → value

@@ -2,7 +2,7 @@
 
 In go a store and an :class:`AuditRequest`; out comes an :class:`Audit`: figures with stable keys,
 and the SQL behind each. Every figure is a query over ``sql/diagnostics``, which
-:mod:`audit_scored` has pointed at the chosen view and reward.
+:mod:`lever_data.audit.scored` has pointed at the chosen view and reward.
 """
 
 from __future__ import annotations

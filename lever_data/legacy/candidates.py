@@ -32,7 +32,7 @@ from lever_data.legacy.types import CANDIDATE_FIELDS, RESERVED, REST, Made, Type
 def candidate_batch(
     records: Sequence[Record], types: Types, layout: Layout, context: Context, all_keys: bool
 ) -> tuple[pa.RecordBatch, int]:
-    """The candidates of ``records`` in their order; see ``legacy_rows.build``."""
+    """The candidates of ``records`` in their order; see ``rows.build``."""
     structs = list(chain.from_iterable(value.pointer_candidates for _, value in records))
     counts = np.array([len(value.pointer_candidates) for _, value in records], dtype=np.int64)
     made = _Columns(_taken_apart(structs, types, all_keys), len(structs), layout)

@@ -2,8 +2,7 @@
 
 In go the bytes of a block and what the decoder knows so far (:class:`State`); out come the Arrow
 batches it made, or the word that it refused. Decoding holds the interpreter's lock, so a thread
-would not help: on two cores this brings 200 MB from 1.6 s to 1.0 s. The process imports neither
-DuckDB nor pandas; ``process.py`` starts it.
+would not help. The process imports neither DuckDB nor pandas; ``process.py`` starts it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Turn decoded RL records into Arrow batches of the candidates and queries tables.
 
 In go (query id, value) pairs as the types of ``types.py`` decode them; out come two record
-batches and the number of string tokens they account for, see ``legacy_layout.py``.
+batches and the number of string tokens they account for, see ``layout.py``.
 """
 
 from __future__ import annotations

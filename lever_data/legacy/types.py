@@ -117,7 +117,7 @@ class Types:
             self._build()
 
     def narrowed(self, known: Collection[str]) -> Types:
-        """These types for candidates that have no known key but ``known``: a third faster."""
+        """These types for candidates that have no known key but ``known``: less to decode."""
         return Types(list(self.candidate), list(self.info), list(self.value), known)
 
     def learned(self) -> tuple[tuple[str, ...], ...]:

@@ -82,7 +82,8 @@ def read_torch(
             hint="files of torch before 1.6, and plain pickles, are not read: load and save it "
             "again with a newer torch",
         ) from None
-    except (DamagedError, struct.error, NotImplementedError, EOFError) as error:
+    except (DamagedError, struct.error, EOFError, NotImplementedError) as error:
+        # the last is what zipfile says to a compression it does not know
         raise LeverError(f"the torch file is damaged ({error})", where=str(path)) from None
     except (OSError, ValueError) as error:  # mmap of an empty file is a ValueError
         raise LeverError(f"the torch file cannot be read ({error})", where=str(path)) from None

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lever_train.config import Section, TrainConfig, option
-from lever_train.tables import inside, read_toml, require_fields, validated
+from lever_train.toml import inside, read_toml, require_fields, validated
 
 
 class DataTable(Section):

@@ -15,7 +15,7 @@ from pydantic import Field
 from lever_train.config import Section, TrainConfig, option
 from lever_train.options import Sections, lay_over, options
 from lever_train.pipeline.config import PipelineConfig, load_pipeline
-from lever_train.tables import inside, read_toml, require_fields, require_known, validated
+from lever_train.toml import inside, read_toml, require_fields, require_known, validated
 
 DEMO = "demo"
 Settings = dict[str, Any]
