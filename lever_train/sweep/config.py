@@ -88,9 +88,9 @@ def cell_config(
     tables: Sections = base.model_dump(mode="json", exclude_unset=True)
     lay_over(tables, sweep.train)
     chosen: Sections = {}
-    for dotted, value in settings.items():
-        section, _, option = dotted.partition(".")
-        chosen.setdefault(section, {})[option] = value
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        chosen.setdefault(section, {})[name] = value
     lay_over(tables, chosen)
     return validated(TrainConfig, tables, "an option of the sweep", inside(where))
 
