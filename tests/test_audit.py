@@ -177,6 +177,20 @@ def test_a_users_view_without_what_only_diagnostics_read(tmp_path: Path) -> None
     assert figures["logprob_vs_reward"] == []
 
 
+def test_a_users_view_and_policy_that_read_diagnostics(tmp_path: Path) -> None:
+    """They read those of all_candidates; the audit's own stand beside them."""
+    made = new_store(tmp_path)
+    commit(made, rows())
+    (made.path / "views").mkdir()
+    (made.path / "views" / "mixed.sql").write_text(
+        "select c.* from all_candidates as c semi join "
+        "(select * from query_rewards where class = 'mixed') using (dataset, split, query_id)"
+    )
+    found = audit(made, AuditRequest(view="mixed", policy="policy_logprobs"))
+    assert found.figures["classes"] == {"mixed": 1, "all_wrong": 0, "all_right": 0, "tied": 0}
+    assert "main.mixed" in found.sql["scored"]
+
+
 def test_views_side_by_side(store: Store) -> None:
     found = audit_views(store, AuditRequest(), ["beam", "beam_sample"])
     assert [a.figures["candidates"] for a in found] == [3, 4]

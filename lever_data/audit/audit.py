@@ -15,7 +15,13 @@ from typing import Any
 
 import duckdb
 
-from lever_data.audit.scored import DECIMALS, SHARED, AuditRequest, put_scored
+from lever_data.audit.scored import (
+    DECIMALS,
+    SHARED,
+    AuditRequest,
+    put_scored,
+    read_by_diagnostics,
+)
 from lever_data.catalog import body, builtin
 from lever_data.db import Session, open_session
 from lever_data.errors import LeverError
@@ -87,8 +93,7 @@ def audit_views(store: Store | Path, request: AuditRequest, views: Sequence[str]
 
 
 def _open(store: Store, request: AuditRequest) -> Session:
-    diagnostics = [r.name for r in builtin().values() if r.folder == "diagnostics"]
-    wanted = [request.view, *diagnostics, *([request.policy] if request.policy else [])]
+    wanted = [request.view, *read_by_diagnostics(), *([request.policy] if request.policy else [])]
     runs = [*request.runs]
     if runs:  # chosen runs are chosen candidates; what is asked and answered comes along
         runs += [run.run for run in store.runs() if run.kind == "examples"]
@@ -173,12 +178,11 @@ def _classes(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
 
 
 def _rows(con: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
-    cursor = con.cursor()
-    cursor.execute(sql)
-    names = [column[0] for column in cursor.description or ()]
+    con.execute(sql)
+    names = [column[0] for column in con.description or ()]
     return [
         {name: _rounded(value) for name, value in zip(names, row, strict=True)}
-        for row in cursor.fetchall()
+        for row in con.fetchall()
     ]
 
 
@@ -198,10 +202,13 @@ def _sql(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
     names = {
         *_TABLES.values(),
         *SHARED,
+        "source_rewards",
         "oracle_gap",
         "duplicate_candidates",
-        "demonstration_usage",
     }
     texts = {name: body(builtin()[name]) for name in sorted(names)}
-    scored = con.execute("select sql from duckdb_views() where view_name = 'scored'").fetchall()
+    scored = con.execute(_SCORED_SQL).fetchall()
     return {"scored": scored[0][0], **texts}
+
+
+_SCORED_SQL = "select sql from duckdb_views() where schema_name = 'audit' and view_name = 'scored'"

@@ -39,19 +39,18 @@ def largest_reward(con: duckdb.DuckDBPyConnection, reward: RewardSpec) -> float 
     theirs is the largest reward in the relation ``scores``, and ``None`` where all are equal there:
     then nothing says whether that is right or just tied.
     """
-    cursor = con.cursor()
     if reward.expression is not None or reward.mode == "legacy":
         varied = "select max(reward) from scores having min(reward) < max(reward)"
-        rows = cursor.execute(varied).fetchall() or [(None,)]
+        rows = con.execute(varied).fetchall() or [(None,)]
     elif reward.mode == "hybrid":  # reads a view beside the candidates, so no corner has it
-        rows = cursor.execute(
+        rows = con.execute(
             "select max(reward_clip(reward_hybrid(info, hit, hit, ?::double))) "
             "from range(2) as a(info), range(2) as b(hit)",
             [reward.hybrid_alpha],
         ).fetchall()
     else:
         shots = max(1, len(reward.shot_weights))
-        rows = cursor.execute(
+        rows = con.execute(
             f"select max({reward_sql(reward)}) from ({_CORNERS}) as v", {"shots": shots}
         ).fetchall()
     return None if rows[0][0] is None else float(rows[0][0])

@@ -1,7 +1,8 @@
-"""Put the view and reward that an audit asks for in the place of the relation ``scored``.
+"""Point the diagnostics at the view and reward that an audit asks for.
 
-In go a session with lever's relations and an :class:`AuditRequest`; afterwards every diagnostic
-answers for the chosen view and reward, and what several of them share is a table in memory.
+In go a session with the view, and an :class:`AuditRequest`; afterwards the diagnostics stand in a
+schema of their own, before those of the session, answer for the chosen view and reward, and what
+several of them share is a table in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from pathlib import Path
 import duckdb
 
 from lever_data.audit.reward import largest_reward
-from lever_data.catalog import body, builtin, documented_columns, quote_identifier, quote_literal
+from lever_data.catalog import (
+    Relation,
+    body,
+    builtin,
+    builtin_reads,
+    documented_columns,
+    in_order,
+    quote_identifier,
+    quote_literal,
+)
 from lever_data.db import Session
 from lever_data.errors import LeverError
 from lever_data.reward_spec import RewardSpec
@@ -22,11 +32,9 @@ from lever_data.selection import TRAINING_COLUMNS
 
 DECIMALS = 10  # sums of doubles differ in the last digits between runs of many threads
 
-# Built in this order; each is read by several diagnostics.
-SHARED = (
+SHARED = (  # read by several diagnostics
     "scores",
     "query_rewards",
-    "source_rewards",
     "reward_by_source",
     "scored_sample",
     "demonstration_usage",
@@ -72,8 +80,21 @@ class _Survey:
     missing_share: float
 
 
+def diagnostics() -> dict[str, Relation]:
+    """The relations an audit is made of."""
+    return {r.name: r for r in builtin().values() if r.folder == "diagnostics"}
+
+
+def read_by_diagnostics() -> set[str]:
+    """The other relations they read."""
+    names = diagnostics().keys()
+    return {read for name in names for read in builtin_reads(name)} - names
+
+
 def put_scored(session: Session, request: AuditRequest) -> float:
-    """Put the chosen view and reward in the place of ``scored``, and the policy in its own.
+    """Define the diagnostics over the chosen view, reward and policy.
+
+    They hide those of the session, which a view of the user's may read.
 
     Returns the share of the candidates whose reward lacks a score, which counts as 0.
 
@@ -89,14 +110,27 @@ def put_scored(session: Session, request: AuditRequest) -> float:
             hint="a view to audit or train on has the columns " + ", ".join(TRAINING_COLUMNS),
         )
     survey = _survey(con, request, present)
-    con.execute(f"create or replace view scored as {_scored_sql(request, present)}")
-    if request.policy is not None:
-        _put_policy(con, request.policy)
-    _build_shared(con, survey, request)
+    policy = None if request.policy is None else _policy_sql(con, request.policy)
+    con.execute("create schema audit")
+    con.execute("set schema = 'audit'")
+    con.execute(f"create view scored as {_scored_sql(request, present)}")
+    con.execute(f"create table scores as {_encoded_scores_sql(con, survey)}")
+    _require_finite(con, request)
+    _put_settings(con, request.reward)
+    if policy is not None:
+        con.execute(f"create view policy_logprobs as {policy}")
+    there = {name for (name,) in con.execute(_DEFINED_SQL).fetchall()}
+    for relation in in_order(diagnostics()):
+        if relation.name not in there:
+            kind = "table" if relation.name in SHARED else "view"
+            con.execute(f"create {kind} {relation.name} as {body(relation)}")
     return survey.missing_share
 
 
-def _put_policy(con: duckdb.DuckDBPyConnection, policy: str) -> None:
+_DEFINED_SQL = "select table_name from information_schema.tables where table_schema = 'audit'"
+
+
+def _policy_sql(con: duckdb.DuckDBPyConnection, policy: str) -> str:
     name = quote_identifier(policy)
     present = [row[0] for row in con.execute(f"describe {name}").fetchall()]
     if missing := [c for c in _POLICY_COLUMNS if c not in present]:
@@ -107,7 +141,7 @@ def _put_policy(con: duckdb.DuckDBPyConnection, policy: str) -> None:
             "that renames: select …, logprob_score as logprob from …",
         )
     listed = ", ".join(f"{c}::{kind} as {c}" for c, kind in _POLICY_COLUMNS.items())
-    con.execute(f"create or replace view policy_logprobs as select {listed} from {name}")
+    return f"select {listed} from main.{name}"
 
 
 def _survey(
@@ -163,17 +197,7 @@ def _scored_sql(request: AuditRequest, present: Sequence[str]) -> str:
             columns.append(f"null::{column.type} as {column.name}")
     listed = ",\n    ".join(columns)
     view = quote_identifier(request.view)
-    return f"select\n    {listed}\nfrom {view} as v\nwhere v.eval_failed is not true"
-
-
-def _build_shared(con: duckdb.DuckDBPyConnection, survey: _Survey, request: AuditRequest) -> None:
-    """Turn the relations that several diagnostics read from views into tables."""
-    for name in SHARED:
-        sql = _encoded_scores_sql(con, survey) if name == "scores" else body(builtin()[name])
-        _replace_by_table(con, name, sql)
-        if name == "scores":
-            _require_finite(con, request)
-            _put_settings(con, request.reward)
+    return f"select\n    {listed}\nfrom main.{view} as v\nwhere v.eval_failed is not true"
 
 
 def _require_finite(con: duckdb.DuckDBPyConnection, request: AuditRequest) -> None:
@@ -190,14 +214,6 @@ def _require_finite(con: duckdb.DuckDBPyConnection, request: AuditRequest) -> No
             hint=f"the reward is {request.reward.name}; divide by nullif(…, 0), and a reward that "
             "is then missing counts as 0",
         )
-
-
-def _replace_by_table(
-    con: duckdb.DuckDBPyConnection, name: str, sql: str, values: Sequence[object] = ()
-) -> None:
-    con.execute(f'create table "new {name}" as {sql}', list(values))
-    con.execute(f"drop view {quote_identifier(name)}")
-    con.execute(f'alter table "new {name}" rename to {quote_identifier(name)}')
 
 
 def _encoded_scores_sql(con: duckdb.DuckDBPyConnection, survey: _Survey) -> str:
@@ -226,4 +242,4 @@ def _put_settings(con: duckdb.DuckDBPyConnection, reward: RewardSpec) -> None:
     given = [values.get(c.name, getattr(reward, c.name, None)) for c in columns]
     listed = ", ".join(f"?::{c.type} as {c.name}" for c in columns)
     given = [list(value) if isinstance(value, tuple) else value for value in given]
-    _replace_by_table(con, "audit_settings", f"select {listed}", given)
+    con.execute(f"create table audit_settings as select {listed}", given)
