@@ -12,13 +12,16 @@ import argparse
 import hashlib
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import count
+from functools import partial
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.measure import Figure, Work, against, in_turns, print_figures
 from lever_train.history import make_selector
@@ -30,9 +33,10 @@ from lever_train.rollout.policy import Policy, Similarity, Trained
 from lever_train.rollout.prompts import Item, Prompt
 from lever_train.rollout.proposals import Ask, propose
 from lever_train.rollout.request import Recipe
-from lever_train.selector import Selector, SelectorConfig
+from lever_train.selector import SelectorConfig
 
 DIM, POOL, EXAMPLES, BATCH = 512, 64, 9000, 256
+Scores = Callable[[Tensor, Tensor], Tensor]  # query [d], pool [K, d] → [K]
 
 
 def main() -> None:
@@ -46,61 +50,64 @@ def main() -> None:
 
 
 def proposals(queries: int) -> Iterator[Figure]:
-    """Ten candidates for each of ``queries``, and of a tenth of them, from a pool of 64."""
+    """Ten candidates for each of ``queries`` from a pool of 64, by both policies, and of a tenth.
+
+    Beside each the same scores for one query at a time.
+    """
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     table = torch.randn(EXAMPLES, DIM)
     pool = np.stack([rng.choice(EXAMPLES, POOL, replace=False) for _ in range(queries)])
     model = make_selector(SelectorConfig(dim=DIM)).eval()
-    similarity, trained = (
-        Similarity(),
-        Trained("bench", make_selector(model.config).eval().double()),
-    )
+    trained = Trained("bench", make_selector(model.config).eval().double())
 
-    def ours(name: str, policy: Policy, shots: int, size: int) -> Work:
-        recipe = Recipe(shot_num=shots)
-        return f"{name}, {shots} shots", size, lambda: batched(policy, recipe, table, pool[:size])
+    @torch.no_grad()
+    def by_selector(query: Tensor, vectors: Tensor) -> Tensor:
+        return model.scores(query[None], Pool.of(vectors[None].clone()))[0]
 
-    few = 8
-    selector, *others = in_turns(
-        "proposals",
-        "queries",
-        [
-            ours("selector", trained, 2, queries),
-            ("one query at a time, 2 shots", few, lambda: each(model, table, pool[:few])),
-            ours("selector", trained, 2, queries // 10),
-            ours("selector", trained, 4, queries),
-            ours("similarity", similarity, 2, queries),
-            ours("similarity", similarity, 4, queries),
-        ],
-    )
-    yield from against(replace(selector, note="goal 2,000/s"), others[:1])
-    yield from others[1:]
+    def by_similarity(query: Tensor, vectors: Tensor) -> Tensor:
+        return functional.cosine_similarity(query[None], vectors) / 0.1
+
+    policies: list[tuple[str, Policy, Scores]] = [
+        ("selector", trained, by_selector),
+        ("similarity", Similarity(), by_similarity),
+    ]
+    few, work = 8, list[Work]()
+    for (name, policy, scores), shots in product(policies, (2, 4)):
+        case, recipe = f"{name}, {shots} shots", Recipe(shot_num=shots)
+        all_at_once = partial(batched, policy, recipe, table)
+        work += [
+            (case, queries, partial(all_at_once, pool)),
+            (f"{case}, one query at a time", few, partial(each, scores, table, pool[:few], shots)),
+            (case, queries // 10, partial(all_at_once, pool[: queries // 10])),
+        ]
+    found = in_turns("proposals", "queries", work)
+    found[0] = replace(found[0], note="goal 2,000/s")
+    for ours, alone, tenth in zip(found[::3], found[1::3], found[2::3], strict=True):
+        yield from (*against(ours, [alone]), tenth)
 
 
-def batched(policy: Policy, recipe: Recipe, table: torch.Tensor, pool: np.ndarray) -> None:
+def batched(policy: Policy, recipe: Recipe, table: Tensor, pool: np.ndarray) -> None:
     for start in range(0, len(pool), BATCH):
         ids = np.arange(start, min(start + BATCH, len(pool)))
         propose(policy, Ask(ids, table[ids], table, pool[ids], own=True), recipe)
 
 
-def each(model: Selector, table: torch.Tensor, pool: np.ndarray) -> None:
+def each(scores: Scores, table: Tensor, pool: np.ndarray, shots: int) -> None:
     for query, row in enumerate(pool):
-        one(model, table, query, row)
+        one(partial(scores, table[query], table[torch.from_numpy(row)]), shots)
 
 
-@torch.no_grad()
-def one(model: Selector, table: torch.Tensor, query: int, pool: np.ndarray) -> list[list[int]]:
-    """Five beams, four samples and a random pair for one query, a forward pass for every step."""
-    vectors, asked = table[torch.from_numpy(pool)], table[query : query + 1]
+def one(scores: Callable[[], Tensor], shots: int) -> list[list[int]]:
+    """Five beams, four samples and a random pick for one query, its scores anew at every step."""
 
-    def step(chosen: list[int], temperature: float = 1.0) -> torch.Tensor:
-        scores = model.scores(asked, Pool.of(vectors[None].clone()))[0] / temperature
-        scores[chosen] = -100.0
-        return scores.softmax(-1)
+    def step(chosen: list[int], temperature: float = 1.0) -> Tensor:
+        given = scores() / temperature
+        given[chosen] = -100.0
+        return given.softmax(-1)
 
     beams: list[tuple[float, list[int]]] = [(0.0, [])]
-    for _ in range(2):
+    for _ in range(shots):
         grown = []
         for total, chosen in beams:
             best = step(chosen).topk(5)
@@ -110,10 +117,10 @@ def one(model: Selector, table: torch.Tensor, query: int, pool: np.ndarray) -> l
     found = [chosen for _, chosen in beams]
     for temperature in (1.0, 1.0, 1.3, 1.3):
         sequence: list[int] = []
-        for _ in range(2):
+        for _ in range(shots):
             sequence.append(int(torch.multinomial(step(sequence, temperature), 1)))
         found.append(sequence)
-    return [*found, torch.randperm(POOL)[:2].tolist()]
+    return [*found, torch.randperm(POOL)[:shots].tolist()]
 
 
 def answers(number: int) -> Iterator[Figure]:

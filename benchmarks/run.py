@@ -4,7 +4,8 @@
 
 ``make bench`` runs the sizes of a pause (200 MB of JSON, 10 million candidates), ``make
 bench-long`` adds 2 GB and 100 million. Each case is a process of its own, cases take turns, what
-is shown are medians; peak memory is that of the whole process tree. A contender whose package is
+is shown are medians; peak memory is that of the whole process tree. Data too is made by processes
+of their own: the peak of a process begins with what its parent held. A contender whose package is
 not installed (the extra ``bench``) is left out and named.
 """
 
@@ -17,19 +18,19 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks import generate, synthetic
 from benchmarks.measure import Figure, Sample, against, exponent, interleave, python
 
 MEGABYTE = 1_000_000
 NEEDS = {"orjson + pyarrow": "orjson", "datasets": "datasets"}
 RESIDENT = {"duckdb": 5, "json + pyarrow": 5, "orjson + pyarrow": 6, "polars": 13}  # times the file
+CANDIDATES = 15  # a query of benchmarks.synthetic
 QUERIES = {
     "count": "select count(*) from all_candidates",
     "mean by source": "select gen_method, avg(vqa_acc_score) from all_candidates group by 1",
@@ -74,10 +75,10 @@ def _peers(plan: Plan, megabytes: int) -> list[str]:
 
 def stream(plan: Plan) -> Iterator[Figure]:
     """View → tensors, against a loop over the JSON, Hugging Face datasets and polars."""
-    for megabytes in (20, 200, 2_000) if plan.long else (20, 200):
+    for megabytes in (10, 100, 2_000) if plan.long else (10, 100):
         source = _rl_data(plan, megabytes)
         store = _ingested(plan, source)
-        names = ["lever"] if megabytes == 20 else ["lever", "polars", "datasets", "json loop"]
+        names = ["lever"] if megabytes == 10 else ["lever", "polars", "datasets", "json loop"]
         if megabytes == 2_000:
             names = ["lever", "polars"]
         found = interleave(
@@ -95,7 +96,9 @@ def audit(plan: Plan) -> Iterator[Figure]:
     for millions in (1, 10, 100) if plan.long else (1, 10):
         store = plan.work / f"audit-{millions}"
         plan.say(f"making {millions} million candidates")
-        size = synthetic.make_store(store, millions * 1_000_000 // synthetic.PER_QUERY).num_rows
+        queries = millions * 1_000_000 // CANDIDATES
+        _call(python("benchmarks.synthetic", store, str(queries)))
+        size = queries * CANDIDATES
         out = store / "audit.json"
         cases = {"lever audit": python("lever_cli", "audit", "--store", store, "--json", out)}
         peers = ["polars", "rows"] if millions == 1 else ["polars"]
@@ -129,7 +132,7 @@ def _program(plan: Plan, module: str, *words: str) -> Iterator[Figure]:
     """The figures of a bench that is a program of its own."""
     plan.say(" ".join((module, *words)))
     out = plan.work / "figures.json"
-    subprocess.run([*map(str, python(module, *words)), "--json", str(out)], check=True)
+    _call(python(module, *words, "--json", out))
     for row in json.loads(out.read_text()):
         del row["rate"]
         yield Figure(**row)
@@ -142,7 +145,7 @@ def training(plan: Plan) -> Iterator[Figure]:
 
 def proposals(plan: Plan) -> Iterator[Figure]:
     """Proposals, answers and the cache of answers."""
-    yield from _program(plan, "benchmarks.proposals", "--cache-rows", "200000")
+    yield from _program(plan, "benchmarks.proposals", "--cache-rows", "100000")
 
 
 def metric(plan: Plan) -> Iterator[Figure]:
@@ -175,16 +178,21 @@ def _rl_data(plan: Plan, megabytes: int) -> Path:
     path = plan.work / f"rl_{megabytes}.json"
     if not path.exists():
         plan.say(f"making {megabytes} MB of RL data")
-        generate.write(path, megabytes * MEGABYTE)
+        _call(python("benchmarks.generate", path, "--megabytes", str(megabytes)))
     return path
 
 
 def _ingested(plan: Plan, source: Path) -> Path:
     store = plan.work / f"store-{source.stem}"
     if not store.exists():
-        words = python("lever_cli", "ingest", source, "--store", store, "--dataset", "d")
-        subprocess.run([*map(str, words), "--split", "train"], check=True, capture_output=True)
+        words = ("ingest", source, "--store", store, "--dataset", "d", "--split", "train")
+        _call(python("lever_cli", *words))
     return store
+
+
+def _call(words: Sequence[str | Path]) -> None:
+    """Run what is not measured; what it prints is of no use unless it fails."""
+    subprocess.run([str(w) for w in words], check=True, stdout=subprocess.DEVNULL)
 
 
 def _there(plan: Plan, contender: str) -> bool:

@@ -247,9 +247,9 @@ def main() -> None:
         return
     figures: list[Figure] = []
     if "a" in given.parts:
-        figures += compare("pool of 64 per query, d 512", 18_000, 9_000, 64, "goal 50 x")
+        figures += compare("pool of 64 per query, d 512", 12_000, 9_000, 64, "goal 50 x")
     if "b" in given.parts:
-        figures += compare("shared pool of 6,000, d 512", 10_000, 6_000, None, "goal 1,000 x")
+        figures += compare("shared pool of 6,000, d 512", 6_000, 6_000, None, "goal 1,000 x")
     if "d" in given.parts:
         figures.append(memory(given.candidates))
     print_figures(figures, given.json)

@@ -68,6 +68,10 @@ def test_the_programs_of_their_own_measure_both_sides() -> None:
     assert found["SQLite, found"].ratio == pytest.approx(
         found["found"].rate / found["SQLite, found"].rate
     )
+    by_case = {f.case: f for f in proposals.proposals(40) if f.size != 4}
+    assert len(by_case) == 8  # two policies, 2 and 4 shots, in batches and one query at a time
+    alone = [f for name, f in by_case.items() if name.endswith("one query at a time")]
+    assert all(f.ratio is not None and f.ratio > 1 for f in alone)
     ours, legacy, tenth, loading = train.compare("tiny", 200, 150, 8, "goal")
     assert legacy.ratio is not None and legacy.ratio > 1
     assert (ours.size, tenth.size, loading.size) == (200, 20, 200)
