@@ -16,6 +16,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,18 @@ CONTENDERS: dict[str, Callable[[Path, Path], Iterator[Tensors]]] = {
     "json loop": python_loop,
 }
 
+IMPORTS = {
+    "lever": (
+        "lever_data.db",
+        "lever_data.rewards",
+        "lever_data.stream",
+        "lever_train.batch",
+        "lever_train.pools",
+    ),
+    "polars": ("polars",),
+    "datasets": ("datasets",),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -150,7 +163,8 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("source", type=Path)
     given = parser.parse_args()
-    _warm(given.contender)
+    for module in IMPORTS.get(given.contender, ()):
+        import_module(module)
     started = time.perf_counter()
     candidates, total = 0, 0.0
     for positions, mask, reward in CONTENDERS[given.contender](given.store, given.source):
@@ -159,16 +173,6 @@ def main() -> None:
         total += float(reward.sum())
     seconds = time.perf_counter() - started
     print(json.dumps({"seconds": seconds, "candidates": candidates, "reward": round(total, 3)}))
-
-
-def _warm(contender: str) -> None:
-    """Import what the contender needs."""
-    if contender == "lever":
-        pass
-    elif contender == "polars":
-        import polars  # noqa: F401
-    elif contender == "datasets":
-        import datasets  # noqa: F401
 
 
 if __name__ == "__main__":

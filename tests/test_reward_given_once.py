@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,31 +46,39 @@ def test_the_mode_that_is_the_default_is_a_mode_given() -> None:
         resolve(None, {"reward__mode": RewardConfig().mode, "reward__expression": "1"})
 
 
-def test_both_in_a_file_are_refused(tmp_path: Path) -> None:
-    path = _write(tmp_path, f"[reward]\n{TABLE}")
-    with pytest.raises(UsageError) as error:
-        resolve(path, {})
-    assert error.value.message() == f"the option is not allowed: {REFUSED}; at reward"
-    path = _write(tmp_path, f'[data]\ndataset = "d"\n[train.reward]\n{TABLE}')
-    with pytest.raises(UsageError) as error:
-        load_pipeline(path)
-    refused = f"the config is not allowed: {REFUSED}; at {path}: train.reward"
-    assert error.value.message() == refused
-
-
 @pytest.mark.parametrize(
-    "text",
+    ("load", "text", "refused"),
     [
-        f"[train.reward]\n{TABLE}",
-        '[[cells]]\n"reward.mode" = "soft_only"\n[grid]\n"reward.expression" = ["vqa_correct"]',
+        (
+            lambda path: resolve(path, {}),
+            f"[reward]\n{TABLE}",
+            "the option is not allowed: {why}; at reward",
+        ),
+        (
+            load_pipeline,
+            f'[data]\ndataset = "d"\n[train.reward]\n{TABLE}',
+            "the config is not allowed: {why}; at {path}: train.reward",
+        ),
+        (
+            load_sweep,
+            f'name = "s"\n[train.reward]\n{TABLE}',
+            "an option of the sweep is not allowed: {why}; at {path}: reward",
+        ),
+        (
+            load_sweep,
+            'name = "s"\n[[cells]]\n"reward.mode" = "soft_only"\n'
+            '[grid]\n"reward.expression" = ["vqa_correct"]',
+            "an option of the sweep is not allowed: {why}; at {path}: reward",
+        ),
     ],
 )
-def test_both_in_a_sweep_are_refused(tmp_path: Path, text: str) -> None:
-    path = _write(tmp_path, f'name = "s"\n{text}')
+def test_both_in_a_file_are_refused(
+    tmp_path: Path, load: Callable[[Path], object], text: str, refused: str
+) -> None:
+    path = _write(tmp_path, text)
     with pytest.raises(UsageError) as error:
-        load_sweep(path)
-    refused = f"an option of the sweep is not allowed: {REFUSED}; at {path}: reward"
-    assert error.value.message() == refused
+        load(path)
+    assert error.value.message() == refused.format(why=REFUSED, path=path)
 
 
 @pytest.mark.parametrize(
