@@ -146,7 +146,8 @@ def print_figures(figures: Iterable[Figure], out: Path | None) -> None:
     found = list(figures)
     for f in found:
         ratio = "" if f.ratio is None else f"{f.ratio:,.1f} x"
-        print(f"{f.case:44s} {f.rate:14,.1f} {f.unit}/s {ratio:>12s} {f.note}")
+        peak = "" if f.peak_mb is None else f"{f.peak_mb:,.0f} MB"
+        print(f"{f.case:44s} {f.rate:14,.1f} {f.unit}/s {ratio:>12s} {peak:>9s} {f.note}")
     if out is not None:
         out.write_text(json.dumps([f.row() for f in found]))
 
