@@ -43,6 +43,13 @@ def test_the_figures(store: Store) -> None:
     assert json.loads(json.dumps(figures)) == figures
 
 
+def test_the_sql_shown_can_be_run(store: Store) -> None:
+    found = audit(store, AuditRequest(view="beam_sample"))
+    con = open_session(store, only=["beam_sample"]).con
+    rows = con.execute(f"select count(*), avg(reward) from ({found.sql['scored']})").fetchall()
+    assert rows == [(found.figures["candidates"], found.figures["mean_reward"])]
+
+
 def test_figures_are_the_same_twice(store: Store) -> None:
     assert audit(store, AuditRequest()).figures == audit(store, AuditRequest()).figures
 
@@ -188,7 +195,7 @@ def test_a_users_view_and_policy_that_read_diagnostics(tmp_path: Path) -> None:
     )
     found = audit(made, AuditRequest(view="mixed", policy="policy_logprobs"))
     assert found.figures["classes"] == {"mixed": 1, "all_wrong": 0, "all_right": 0, "tied": 0}
-    assert "main.mixed" in found.sql["scored"]
+    assert 'from main."mixed"' in found.sql["scored"]
 
 
 def test_views_side_by_side(store: Store) -> None:

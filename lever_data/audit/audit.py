@@ -72,10 +72,10 @@ def audit(store: Store, request: AuditRequest) -> Audit:
         )
     session = _open(store, request)
     try:
-        missing_share = put_scored(session, request)
+        missing_share, scored = put_scored(session, request)
         figures = _figures(session.con, store, request)
         figures["missing_share"] = missing_share
-        return Audit(figures, _sql(session.con))
+        return Audit(figures, {"scored": scored, **_sql()})
     except duckdb.Error as error:
         raise LeverError(
             f"the audit's SQL failed over this view: {str(error).splitlines()[0]}",
@@ -197,7 +197,7 @@ def _rounded(value: object) -> object:
     return round(value, DECIMALS) if math.isfinite(value) else None
 
 
-def _sql(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
+def _sql() -> dict[str, str]:
     """The SELECT behind every relation shown, for people who want to run it themselves."""
     names = {
         *_TABLES.values(),
@@ -206,9 +206,4 @@ def _sql(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
         "oracle_gap",
         "duplicate_candidates",
     }
-    texts = {name: body(builtin()[name]) for name in sorted(names)}
-    scored = con.execute(_SCORED_SQL).fetchall()
-    return {"scored": scored[0][0], **texts}
-
-
-_SCORED_SQL = "select sql from duckdb_views() where schema_name = 'audit' and view_name = 'scored'"
+    return {name: body(builtin()[name]) for name in sorted(names)}

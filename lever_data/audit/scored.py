@@ -91,12 +91,13 @@ def read_by_diagnostics() -> set[str]:
     return {read for name in names for read in builtin_reads(name)} - names
 
 
-def put_scored(session: Session, request: AuditRequest) -> float:
+def put_scored(session: Session, request: AuditRequest) -> tuple[float, str]:
     """Define the diagnostics over the chosen view, reward and policy.
 
     They hide those of the session, which a view of the user's may read.
 
-    Returns the share of the candidates whose reward lacks a score, which counts as 0.
+    Returns the share of the candidates whose reward lacks a score, which counts as 0, and the
+    SELECT behind ``scored``.
 
     Raises:
         LeverError: the view is empty or lacks a training column, or the reward cannot be computed.
@@ -113,7 +114,8 @@ def put_scored(session: Session, request: AuditRequest) -> float:
     policy = None if request.policy is None else _policy_sql(con, request.policy)
     con.execute("create schema audit")
     con.execute("set schema = 'audit'")
-    con.execute(f"create view scored as {_scored_sql(request, present)}")
+    scored = _scored_sql(request, present)
+    con.execute(f"create view scored as {scored}")
     con.execute(f"create table scores as {_encoded_scores_sql(con, survey)}")
     _require_finite(con, request)
     _put_settings(con, request.reward)
@@ -124,7 +126,7 @@ def put_scored(session: Session, request: AuditRequest) -> float:
         if relation.name not in there:
             kind = "table" if relation.name in SHARED else "view"
             con.execute(f"create {kind} {relation.name} as {body(relation)}")
-    return survey.missing_share
+    return survey.missing_share, scored
 
 
 _DEFINED_SQL = "select table_name from information_schema.tables where table_schema = 'audit'"
