@@ -187,6 +187,20 @@ def test_no_byte_changed_in_a_file_goes_unnoticed_or_crashes(data: st.DataObject
     assert np.array_equal(found["w"], np.arange(6.0).reshape(2, 3))
 
 
+@pytest.mark.parametrize("offset", [1 << 20, (1 << 63) + 5])
+def test_a_record_outside_the_file_is_refused(tmp_path: Path, offset: int) -> None:
+    """Found by the test above: zip64 has room for more than C's signed integers."""
+    torch.save(torch.arange(4.0), tmp_path / "t.pt")
+    with zipfile.ZipFile(tmp_path / "t.pt") as file:
+        entries = {i.filename: file.read(i) for i in file.infolist()}
+    with zipfile.ZipFile(tmp_path / "u.pt", "w") as file:
+        for entry, content in entries.items():
+            file.writestr(entry, content)
+        file.getinfo(next(n for n in entries if n.endswith("/byteorder"))).header_offset = offset
+    with pytest.raises(LeverError, match="byteorder begins outside the file"):
+        read_torch(tmp_path / "u.pt")
+
+
 def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
     torch.save(torch.arange(4.0), tmp_path / "t.pt")
     with zipfile.ZipFile(tmp_path / "t.pt") as file:

@@ -139,6 +139,8 @@ class _Archive:
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise DamagedError(f"the record {name} is compressed or encrypted")
         start = info.header_offset
+        if not 0 <= start <= len(self._mapped) - _LOCAL_HEADER:
+            raise DamagedError(f"the record {name} begins outside the file")
         name_length, extra_length = struct.unpack_from("<HH", self._mapped, start + 26)
         start += _LOCAL_HEADER + name_length + extra_length
         view = memoryview(self._mapped)[start : start + info.file_size]
