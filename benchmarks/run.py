@@ -25,12 +25,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks import PER_QUERY
 from benchmarks.measure import Figure, Sample, against, exponent, interleave, python
 
 MEGABYTE = 1_000_000
 NEEDS = {"orjson + pyarrow": "orjson", "datasets": "datasets"}
 RESIDENT = {"duckdb": 5, "json + pyarrow": 5, "orjson + pyarrow": 6, "polars": 13}  # times the file
-CANDIDATES = 15  # a query of benchmarks.synthetic
 QUERIES = {
     "count": "select count(*) from all_candidates",
     "mean by source": "select gen_method, avg(vqa_acc_score) from all_candidates group by 1",
@@ -96,9 +96,9 @@ def audit(plan: Plan) -> Iterator[Figure]:
     for millions in (1, 10, 100) if plan.long else (1, 10):
         store = plan.work / f"audit-{millions}"
         plan.say(f"making {millions} million candidates")
-        queries = millions * 1_000_000 // CANDIDATES
+        queries = millions * 1_000_000 // PER_QUERY
         _call(python("benchmarks.synthetic", store, str(queries)))
-        size = queries * CANDIDATES
+        size = queries * PER_QUERY
         out = store / "audit.json"
         cases = {"lever audit": python("lever_cli", "audit", "--store", store, "--json", out)}
         peers = ["polars", "rows"] if millions == 1 else ["polars"]

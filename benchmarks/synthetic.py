@@ -14,10 +14,10 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from benchmarks import PER_QUERY
 from lever_data.schema import CANDIDATES, QUERIES
 from lever_data.store import Run, RunSpec, Store
 
-PER_QUERY = 15
 POOL = 9_009  # examples, as many as OK-VQA has training questions
 CHUNK = 65_536  # queries generated at a time
 

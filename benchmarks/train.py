@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks import PER_QUERY
 from benchmarks.measure import Figure, against, in_turns, print_figures, python, run
 from lever_data.schema import CANDIDATES, QUERIES
 from lever_data.store import RunSpec, Store
@@ -37,7 +38,7 @@ from lever_train.options import resolve
 from lever_train.setup import new_selector
 from lever_train.step import Stepper
 
-CANDIDATES_PER_QUERY, SHOTS, DIM = 15, 2, 512
+SHOTS, DIM = 2, 512
 BATCH = 512  # of ours; the legacy loop has 1
 
 
@@ -101,11 +102,11 @@ def synthetic_store(folder: Path, queries: int, examples: int, pool: int | None)
 def _candidates(
     rng: np.random.Generator, ids: np.ndarray, pools: np.ndarray | None, examples: int
 ) -> pa.Table:
-    rows = len(ids) * CANDIDATES_PER_QUERY
+    rows = len(ids) * PER_QUERY
     width = examples if pools is None else pools.shape[1]
     first = rng.integers(0, width, rows)
     places = np.stack([first, (first + rng.integers(1, width, rows)) % width], axis=1)
-    query = np.repeat(ids, CANDIDATES_PER_QUERY)
+    query = np.repeat(ids, PER_QUERY)
     pointer = places if pools is None else np.take_along_axis(pools[query], places, axis=1)
     right = rng.random(rows) < 0.3
     offsets = pa.array(np.arange(0, rows * SHOTS + 1, SHOTS, dtype=np.int32))
@@ -113,7 +114,7 @@ def _candidates(
         "dataset": pa.array(["bench"] * rows),
         "split": pa.array(["train"] * rows),
         "query_id": pa.array(query),
-        "candidate": pa.array(np.tile(np.arange(CANDIDATES_PER_QUERY, dtype=np.int32), len(ids))),
+        "candidate": pa.array(np.tile(np.arange(PER_QUERY, dtype=np.int32), len(ids))),
         "shot_num": pa.array(np.full(rows, SHOTS, dtype=np.int8)),
         "pointer": pa.ListArray.from_arrays(offsets, pa.array(pointer.ravel().astype(np.int32))),
         "gen_method": pa.array(["beam"] * rows),
@@ -207,7 +208,7 @@ def compare(case: str, queries: int, examples: int, pool: int | None, goal: str)
 
 def memory(candidates: int) -> Figure:
     """(d): an epoch over a large store in a process of its own, whose peak is measured."""
-    queries = candidates // CANDIDATES_PER_QUERY
+    queries = candidates // PER_QUERY
     with tempfile.TemporaryDirectory() as folder:
         synthetic_store(Path(folder), queries, 20_000, 64)
         words = python("benchmarks.train", "inside", "--folder", folder, "--queries", str(queries))

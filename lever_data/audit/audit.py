@@ -19,7 +19,7 @@ from lever_data.audit.scored import (
     DECIMALS,
     SHARED,
     AuditRequest,
-    put_scored,
+    define_diagnostics,
     read_by_diagnostics,
 )
 from lever_data.catalog import body, builtin
@@ -72,7 +72,7 @@ def audit(store: Store, request: AuditRequest) -> Audit:
         )
     session = _open(store, request)
     try:
-        missing_share, scored = put_scored(session, request)
+        missing_share, scored = define_diagnostics(session, request)
         figures = _figures(session.con, store, request)
         figures["missing_share"] = missing_share
         return Audit(figures, {"scored": scored, **_sql()})

@@ -91,7 +91,7 @@ def read_by_diagnostics() -> set[str]:
     return {read for name in names for read in builtin_reads(name)} - names
 
 
-def put_scored(session: Session, request: AuditRequest) -> tuple[float, str]:
+def define_diagnostics(session: Session, request: AuditRequest) -> tuple[float, str]:
     """Define the diagnostics over the chosen view, reward and policy.
 
     They hide those of the session, which a view of the user's may read.

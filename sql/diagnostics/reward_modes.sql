@@ -22,22 +22,19 @@ known as (
     from scored_sample
 ),
 
--- A number for the query: pairs are found by comparing it.
-numbered as (
-    select dataset, split, query_id, row_number() over () as query_number
-    from (select distinct dataset, split, query_id from scored_sample)
-),
-
 source as (
-    select v.*, numbered.query_number, candidate_info.info
+    select v.*, candidate_info.info
     from scored_sample as v
-    inner join numbered using (dataset, split, query_id)
     left join candidate_info using (run, dataset, split, query_id, candidate)
 ),
 
 wide as (
     select
-        v.query_number,
+        v.dataset,
+        v.split,
+        v.query_id,
+        v.run,
+        v.candidate,
         v.vqa_correct,
         reward_clip(reward_hard_plus_soft(
             v.vqa_correct, v.vqa_acc_score, s.hard_weight, s.soft_weight
@@ -107,7 +104,11 @@ wide as (
 
 long as (
     select
-        query_number,
+        dataset,
+        split,
+        query_id,
+        run,
+        candidate,
         vqa_correct,
         default_reward,
         choice.mode as reward_mode,
@@ -119,7 +120,7 @@ long as (
 spread as (
     select reward_mode, stddev_pop(reward) as deviation, min(reward) = max(reward) as is_tied
     from long
-    group by reward_mode, query_number
+    group by reward_mode, dataset, split, query_id
 ),
 
 spreads as (
@@ -141,14 +142,14 @@ gaps as (
     group by reward_mode
 ),
 
--- Every pair twice and every candidate with itself, which leaves the quotient as it is.
 pairs as (
     select
         a.reward_mode,
         sign(a.reward - b.reward) as by_mode,
         sign(a.default_reward - b.default_reward) as by_default
     from long as a
-    inner join long as b using (query_number, reward_mode)
+    inner join long as b using (reward_mode, dataset, split, query_id)
+    where (a.run, a.candidate) < (b.run, b.candidate)
 ),
 
 agreements as (

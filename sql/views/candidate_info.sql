@@ -17,20 +17,7 @@ scores as (
     group by dataset, split, query_id, pointer
 ),
 
-informed as (select distinct dataset, split, query_id from scores),
-
--- Few queries have an InfoScore: the pointers of the others, most of a store's bytes, are not read.
 joined as not materialized (
-    select
-        run,
-        dataset,
-        split,
-        query_id,
-        candidate,
-        coalesce(info_score, beam_score) as raw_info
-    from stored
-    anti join informed using (dataset, split, query_id)
-    union all
     select
         stored.run,
         stored.dataset,
@@ -39,7 +26,6 @@ joined as not materialized (
         stored.candidate,
         coalesce(scores.info_score, stored.info_score, stored.beam_score) as raw_info
     from stored
-    inner join informed using (dataset, split, query_id)
     left join scores
         on
             stored.dataset = scores.dataset
