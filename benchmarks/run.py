@@ -5,7 +5,8 @@
 ``make bench`` runs the sizes of a pause (200 MB of JSON, 10 million candidates), ``make
 bench-long`` adds 2 GB and 100 million. Each case is a process of its own, cases take turns, what
 is shown are medians; peak memory is that of the whole process tree. Data too is made by processes
-of their own: the peak of a process begins with what its parent held. A contender whose package is
+of their own: the peak of a process begins with what its parent held. Every figure is a side of a
+ratio: a peer's time over ours, or a second size's over the first's. A contender whose package is
 not installed (the extra ``bench``) is left out and named.
 """
 
@@ -243,6 +244,15 @@ def growth(figures: list[Figure]) -> Iterator[tuple[Figure, Figure]]:
         yield from pairwise(found)
 
 
+def alone(figures: list[Figure]) -> list[Figure]:
+    """Figures that are no side of a ratio: with no peer beside them, and at no second size."""
+    sides = {id(f) for pair in growth(figures) for f in pair}
+    for ours, other in pairwise(figures):
+        if other.ratio is not None:
+            sides |= {id(ours), id(other)}
+    return [f for f in figures if id(f) not in sides]
+
+
 def _say(text: str) -> None:
     print(f"… {text}", flush=True)
 
@@ -265,6 +275,7 @@ def main() -> None:
     text = markdown(figures)
     (given.out / f"{name}.md").write_text(text)
     print(text)
+    assert not alone(figures), f"compared with nothing: {alone(figures)}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import audit_peers, metric, proposals, synthetic, train
 from benchmarks.measure import Figure, against, exponent, in_turns
-from benchmarks.run import growth, markdown
+from benchmarks.run import alone, growth, markdown
 from lever_data.audit.audit import AuditRequest, audit
 from lever_data.store import Store
 
@@ -29,6 +29,11 @@ def test_the_exponent_says_how_seconds_grow_with_the_size() -> None:
     assert exponent(TEN, replace(HUNDRED, seconds=20.0)) == pytest.approx(1.0)
     assert exponent(TEN, replace(HUNDRED, seconds=200.0)) == pytest.approx(2.0)
     assert list(growth([HUNDRED, PEER, TEN])) == [(TEN, HUNDRED)]
+
+
+def test_a_figure_that_is_compared_with_nothing_is_found() -> None:
+    lonely = replace(TEN, case="lonely")
+    assert alone([TEN, HUNDRED, *against(replace(TEN, case="x"), [PEER]), lonely]) == [lonely]
 
 
 def test_one_table_holds_every_figure() -> None:
@@ -71,6 +76,7 @@ def test_the_programs_of_their_own_measure_both_sides() -> None:
     rows = list(proposals.proposals(40))
     assert [f.size for f in rows] == [40, 8, 4] * 4  # two policies, 2 and 4 shots
     assert all(f.ratio is not None and f.ratio > 1 for f in rows[1::3])
-    ours, legacy, tenth, loading = train.compare("tiny", 200, 150, 8, "goal")
+    ours, legacy, loading, tenth = train.compare("tiny", 200, 150, 8, "goal")
     assert legacy.ratio is not None and legacy.ratio > 1
+    assert loading.ratio is not None and loading.ratio < 1  # a part of the epoch
     assert (ours.size, tenth.size, loading.size) == (200, 20, 200)
