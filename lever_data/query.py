@@ -1,6 +1,7 @@
 """Run one reading SELECT over a store in a process of its own, bounded in time and memory.
 
 In go SQL and limits, out come Arrow record batches, or the result as table, CSV, JSON or Parquet.
+Nothing heavy is imported before the other process is started: it imports the same meanwhile.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import pyarrow as pa
+from typing import IO, TYPE_CHECKING, Any
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FAILED = 3  # exit status of the child when it has said why on stderr
 FORMATS = ("table", "csv", "json", "parquet")
@@ -54,14 +55,6 @@ def query(
         LeverError: DuckDB refuses the query, or it outran its time or memory.
     """
     options = options or QueryOptions()
-    request = {
-        "store": str(Store.open(store).path),
-        "sql": sql,
-        "runs": list(options.runs),
-        "scorer": options.scorer,
-        "sql_dir": str(options.sql_dir) if options.sql_dir else None,
-        "memory": options.memory,
-    }
     child = subprocess.Popen(
         [sys.executable, "-m", "lever_data.sandbox"],
         stdin=subprocess.PIPE,
@@ -77,6 +70,7 @@ def query(
     timer = threading.Timer(options.timeout, expire)
     timer.start()
     try:
+        request = _request(store, sql, options)
         yield _checked(_open(child, request), child, timed_out, options)
     finally:
         timer.cancel()
@@ -99,7 +93,22 @@ def write(reader: pa.RecordBatchReader, form: str, out: IO[bytes]) -> int:
     raise UsageError("unknown format", value=form, hint=f"one of {', '.join(FORMATS)}")
 
 
+def _request(store: Path, sql: str, options: QueryOptions) -> dict[str, Any]:
+    from lever_data.store import Store
+
+    return {
+        "store": str(Store.open(store).path),
+        "sql": sql,
+        "runs": list(options.runs),
+        "scorer": options.scorer,
+        "sql_dir": str(options.sql_dir) if options.sql_dir else None,
+        "memory": options.memory,
+    }
+
+
 def _open(child: subprocess.Popen[bytes], request: dict[str, Any]) -> pa.RecordBatchReader | None:
+    import pyarrow as pa
+
     assert child.stdin is not None
     try:
         child.stdin.write(json.dumps(request).encode())
@@ -115,6 +124,8 @@ def _checked(
     timed_out: threading.Event,
     options: QueryOptions,
 ) -> pa.RecordBatchReader:
+    import pyarrow as pa
+
     if reader is None:
         raise _error(child, timed_out, options)
 
@@ -171,6 +182,7 @@ def _write_csv(reader: pa.RecordBatchReader, out: IO[bytes]) -> int:
 def _plain(column: pa.Array) -> list[object]:
     """Values for a CSV cell: nested ones as JSON, null as the empty cell."""
     import msgspec
+    import pyarrow as pa
 
     if not pa.types.is_nested(column.type):
         return list(column.to_pylist())
