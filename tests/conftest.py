@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests.torture.harness import Nursery
+
+# All that sweep, train, generate and rescore import; torch imports _dynamo when an optimizer is
+# made, which would take each child 1.4 s.
+_MODULES = (
+    *("lever_train.sweep.sweep", "lever_train.rollout.generate", "lever_data.rescore"),
+    *("lever_train.rollout.answerers.nearest", "polars", "torch._dynamo"),
+)
 ROOM = "room"  # the property of a test's report that travels from its process to the summary
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """A nursery for the commands that train, generate and rescore."""
+    with Nursery(tmp_path_factory.mktemp("nursery"), *_MODULES) as nursery:
+        yield nursery
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

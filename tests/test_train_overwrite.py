@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +76,6 @@ def test_stopped_before_it_begins_it_replaces_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         bench.train(overwrite=True, notify=stop, **NEW)
     assert _contents(tmp_path / "out") == before and bench.said[-1] == "stopped: it stays"
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """A nursery that has imported all that train needs."""
-    with Nursery(tmp_path_factory.mktemp("nursery"), "lever_train.train", "polars") as nursery:
-        yield nursery
 
 
 @pytest.mark.parametrize("long", SIZES)

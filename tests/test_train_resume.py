@@ -153,7 +153,7 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
 def test_the_command_survives_a_signal(tmp_path: Path, sign: signal.Signals, code: int) -> None:
     """The real process: stopped somewhere in the middle, resumed, equal to an uninterrupted one."""
     bench = Bench(tmp_path)
-    flags: dict[str, Any] = {"rce_epochs": 16, "save_every": 5, "threads": 1}
+    flags: dict[str, Any] = {"rce_epochs": 8, "save_every": 5, "threads": 1}
     bench.train("whole", **flags)
     out = tmp_path / "killed"
     words = [sys.executable, "-m", "lever_cli", "train", "--store", str(bench.store.path)]
@@ -168,7 +168,7 @@ def test_the_command_survives_a_signal(tmp_path: Path, sign: signal.Signals, cod
     assert process.returncode == code, stderr
     if sign == signal.SIGINT:
         assert "--resume goes on from there" in stderr and "Traceback" not in stderr
-    assert not (out / "rce_epoch16.pt").exists()
+    assert not (out / "rce_epoch8.pt").exists()
     done = subprocess.run([*words, "--resume"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert equal(bench.tensors("whole"), bench.tensors("killed"))

@@ -6,7 +6,7 @@ RLIMIT_FSIZE stands for the full disk here; ``test_disk.py`` has real small ones
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,14 +21,6 @@ from tests.training import Bench
 
 Words = list[str | Path]
 LIMITS = (200, 2_000)  # bytes a file may grow to; every one of these commands needs more
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """A nursery that has imported what these commands need."""
-    modules = ("lever_train.rollout.generate", "lever_train.train", "lever_data.rescore", "polars")
-    with Nursery(tmp_path_factory.mktemp("nursery"), *modules) as nursery:
-        yield nursery
 
 
 def _generate(folder: Path) -> tuple[Path, Words]:

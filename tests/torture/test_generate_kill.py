@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,6 @@ from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, Nursery, Snapshot, verify, verify_checks
 
 KILLS = 10  # at random moments; a run that was killed goes on until it ends
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """A nursery that has imported all that generate needs."""
-    modules = ("lever_train.rollout.generate", "lever_train.rollout.answerers.nearest")
-    with Nursery(tmp_path_factory.mktemp("nursery"), *modules) as nursery:
-        yield nursery
 
 
 def undisturbed(warm: Nursery, world: World) -> tuple[Snapshot, float, int]:

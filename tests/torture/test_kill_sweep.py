@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,6 @@ epochs = 1
 [grid]
 "reward.mode" = ["hard_plus_soft", "soft_only"]
 """
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """A nursery that has imported all that sweep needs."""
-    with Nursery(tmp_path_factory.mktemp("nursery"), "lever_train.sweep.sweep") as nursery:
-        yield nursery
 
 
 def _report_of(text: str) -> list[dict[str, Any]]:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.torture.conftest import Report
-from tests.torture.harness import SIZES, Nursery, Outcome, Snapshot, verify, verify_checks
+from tests.torture.harness import (
+    SIZES,
+    Nursery,
+    Outcome,
+    Snapshot,
+    verify,
+    verify_checks,
+)
 from tests.training import Bench
 
 PHASES = ("rce_epoch1", "rce_epoch2", "grpo_epoch3")
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """A nursery that has imported all that train needs."""
-    with Nursery(tmp_path_factory.mktemp("nursery"), "lever_train.train", "polars") as nursery:
-        yield nursery
 
 
 class Room:
