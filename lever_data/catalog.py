@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -201,7 +201,7 @@ def shell_script(store: Path) -> str:
     lines = [
         "-- Written by lever at every commit: duckdb -init views.sql",
         f"set file_search_path = {quote_literal(str(root))};",
-        "create or replace table chosen_scorer as select null::varchar as scorer;",
+        scorer_macro(None) + ";",
         f"create or replace view raw_runs as {_raw_runs_sql(root)};",
     ]
     for name, (kinds, table, like) in RAW_TABLES.items():
@@ -212,12 +212,27 @@ def shell_script(store: Path) -> str:
     return "\n\n".join([*lines, *_view_statements()]) + "\n"
 
 
-def _view_statements() -> list[str]:
-    """Every built-in view as a statement."""
-    return [
-        f'create or replace view "{relation.name}" as\n{body(relation)};'
-        for relation in in_order(builtin())
-    ]
+def _view_statements() -> Iterator[str]:
+    """Every built-in view as a statement, and what ``candidates`` asks about runs."""
+    for relation in in_order(builtin()):
+        yield f'create or replace view "{relation.name}" as\n{body(relation)};'
+        if relation.name == "runs":
+            among = "select runs.run from runs where runs.may_overlap"
+            yield contested_macro(f"candidate_run in ({among})") + ";"
+
+
+def scorer_macro(scorer: str | None) -> str:
+    """``chosen_scorer()``, the model whose answers count; null for any."""
+    value = "null::varchar" if scorer is None else quote_literal(scorer)
+    return f"create or replace macro chosen_scorer() as {value}"
+
+
+def contested_macro(condition: str) -> str:
+    """``is_contested(run)``: whether another selected run may hold the same candidates.
+
+    A session knows these runs: with constants DuckDB leaves out files and branches of the plan.
+    """
+    return f"create or replace macro is_contested(candidate_run) as {condition}"
 
 
 def body(relation: Relation) -> str:

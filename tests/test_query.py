@@ -46,7 +46,7 @@ WRITES = [
     "export database '{store}/x'",
     "attach '{store}/x.db'",
     "create table t as select 1",
-    "insert into chosen_scorer values ('x')",
+    "insert into runs (run) values ('x')",
     "set threads = 1",
     "install httpfs",
     "load json",

@@ -18,7 +18,7 @@
 --   picked_reward double: reward of the policy's pick; null without rank and log-probability
 --   picked_accuracy double: vqa_acc_score of the policy's pick
 --   class varchar: mixed (rewards differ), all_wrong (all 0), all_right (all the mode's maximum) or tied
-with source as (select * from scores),
+with source as not materialized (select * from scores),
 
 settings as (select max_reward from audit_settings),
 

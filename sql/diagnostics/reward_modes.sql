@@ -22,157 +22,159 @@ known as (
     from scored_sample
 ),
 
+-- Numbers for texts: everything below groups and joins by them.
 source as (
-    select v.*, candidate_info.info
+    select
+        v.*,
+        candidate_info.info,
+        dense_rank() over (order by v.dataset, v.split, v.query_id) as query,
+        row_number() over () as item
     from scored_sample as v
     left join candidate_info using (run, dataset, split, query_id, candidate)
 ),
 
+modes as (
+    select
+        unnest([
+            'hard_plus_soft',
+            'hard_plus_soft_v2',
+            'separated',
+            'hard_only',
+            'soft_only',
+            'hard01_plus_gtprob',
+            'hard01_plus_gtprob_separated',
+            'hard_plus_gtprob_plus_rel',
+            'hybrid',
+            'legacy',
+            'multi_shot',
+            settings.reward_name
+        ]) as reward_mode,
+        unnest(range(12)) as mode
+    from settings
+),
+
+-- One reward for each of these modes, in their order.
 wide as (
     select
-        v.dataset,
-        v.split,
-        v.query_id,
-        v.run,
-        v.candidate,
+        v.query,
+        v.item,
         v.vqa_correct,
         reward_clip(reward_hard_plus_soft(
             v.vqa_correct, v.vqa_acc_score, s.hard_weight, s.soft_weight
         )) as default_reward,
+        unnest(range(12)) as mode,
         unnest([
-            {'mode': 'hard_plus_soft', 'reward': case when k.has_hard or k.has_soft then
+            case when k.has_hard or k.has_soft then
                 reward_hard_plus_soft(v.vqa_correct, v.vqa_acc_score, s.hard_weight, s.soft_weight)
-            end},
-            {'mode': 'hard_plus_soft_v2', 'reward': case when k.has_hard and k.has_soft then
+            end,
+            case when k.has_hard and k.has_soft then
                 reward_hard_plus_soft_v2(
                     v.vqa_correct, v.vqa_acc_score, s.hard_weight, s.soft_weight
                 )
-            end},
-            {'mode': 'separated', 'reward': case when k.has_hard and k.has_soft then
+            end,
+            case when k.has_hard and k.has_soft then
                 reward_separated(v.vqa_correct, v.vqa_acc_score, s.hard_weight, s.soft_weight)
-            end},
-            {'mode': 'hard_only', 'reward': case when k.has_hard then
-                reward_hard_only(v.vqa_correct, s.hard_weight)
-            end},
-            {'mode': 'soft_only', 'reward': case when k.has_soft then
-                reward_soft_only(v.vqa_acc_score, s.soft_weight)
-            end},
-            {'mode': 'hard01_plus_gtprob', 'reward': case when k.has_hard and k.has_gt then
+            end,
+            case when k.has_hard then reward_hard_only(v.vqa_correct, s.hard_weight) end,
+            case when k.has_soft then reward_soft_only(v.vqa_acc_score, s.soft_weight) end,
+            case when k.has_hard and k.has_gt then
                 reward_hard01_plus_gtprob(
                     v.vqa_correct, v.vqa_gt_prob, s.hard_weight, s.soft_weight
                 )
-            end},
-            {
-                'mode': 'hard01_plus_gtprob_separated',
-                'reward': case when k.has_hard and k.has_gt then
-                    reward_hard01_plus_gtprob_separated(
-                        v.vqa_correct, v.vqa_gt_prob, s.hard_weight, s.soft_weight
-                    )
-                end
-            },
-            {
-                'mode': 'hard_plus_gtprob_plus_rel',
-                'reward': case when k.has_hard and k.has_gt and k.has_rel then
-                    reward_hard_plus_gtprob_plus_rel(
-                        v.vqa_correct, v.vqa_gt_prob, v.vqa_rel_score,
-                        s.hard_weight, s.soft_weight, s.rel_weight
-                    )
-                end
-            },
-            {'mode': 'hybrid', 'reward': case when v.info is not null then
+            end,
+            case when k.has_hard and k.has_gt then
+                reward_hard01_plus_gtprob_separated(
+                    v.vqa_correct, v.vqa_gt_prob, s.hard_weight, s.soft_weight
+                )
+            end,
+            case when k.has_hard and k.has_gt and k.has_rel then
+                reward_hard_plus_gtprob_plus_rel(
+                    v.vqa_correct, v.vqa_gt_prob, v.vqa_rel_score,
+                    s.hard_weight, s.soft_weight, s.rel_weight
+                )
+            end,
+            case when v.info is not null then
                 reward_hybrid(v.info, v.vqa_correct, v.vqa_acc_score, s.hybrid_alpha)
-            end},
-            {'mode': 'legacy', 'reward': case
-                when k.has_quality and (s.reward_alpha <> 0 or s.reward_beta <> 0) then
-                    reward_legacy(
-                        v.beam_score, v.logprob_score, v.vqa_correct, v.vqa_acc_score,
-                        s.reward_alpha, s.reward_beta, s.correctness_mode, s.use_logprob
-                    )
-            end},
-            {'mode': 'multi_shot', 'reward': case when k.has_shots then
+            end,
+            case when k.has_quality and (s.reward_alpha <> 0 or s.reward_beta <> 0) then
+                reward_legacy(
+                    v.beam_score, v.logprob_score, v.vqa_correct, v.vqa_acc_score,
+                    s.reward_alpha, s.reward_beta, s.correctness_mode, s.use_logprob
+                )
+            end,
+            case when k.has_shots then
                 reward_multi_shot(v.shot_scores, v.pointer, s.shot_weights)
-            end},
-            {
-                'mode': s.reward_name,
-                'reward': case when s.is_expression then v.reward end
-            }
-        ]) as choice
+            end,
+            case when s.is_expression then v.reward end
+        ]) as reward
     from source as v
     cross join settings as s
     cross join known as k
 ),
 
 long as (
-    select
-        dataset,
-        split,
-        query_id,
-        run,
-        candidate,
-        vqa_correct,
-        default_reward,
-        choice.mode as reward_mode,
-        reward_clip(choice.reward) as reward
+    select query, item, mode, vqa_correct, default_reward, reward_clip(reward) as reward
     from wide
-    where choice.reward is not null
+    where reward is not null
 ),
 
 spread as (
-    select reward_mode, stddev_pop(reward) as deviation, min(reward) = max(reward) as is_tied
+    select mode, stddev_pop(reward) as deviation, min(reward) = max(reward) as is_tied
     from long
-    group by reward_mode, dataset, split, query_id
+    group by mode, query
 ),
 
 spreads as (
     select
-        reward_mode,
+        mode,
         count(*) as num_queries,
         avg(is_tied::integer) as tied_share,
         avg(deviation) as mean_deviation
     from spread
-    group by reward_mode
+    group by mode
 ),
 
 gaps as (
     select
-        reward_mode,
+        mode,
         avg(reward) filter (where vqa_correct = 1) - avg(reward) filter (where vqa_correct = 0)
             as right_wrong_gap
     from long
-    group by reward_mode
+    group by mode
 ),
 
 pairs as (
     select
-        a.reward_mode,
+        a.mode,
         sign(a.reward - b.reward) as by_mode,
         sign(a.default_reward - b.default_reward) as by_default
     from long as a
-    inner join long as b using (reward_mode, dataset, split, query_id)
-    where (a.run, a.candidate) < (b.run, b.candidate)
+    inner join long as b using (mode, query)
+    where a.item < b.item
 ),
 
 agreements as (
     select
-        reward_mode,
+        mode,
         sum(by_mode * by_default)
         / nullif(sqrt(sum(abs(by_mode)) * sum(abs(by_default))), 0) as rank_agreement
     from pairs
-    group by reward_mode
+    group by mode
 ),
 
 final as (
     select
-        spreads.reward_mode,
+        modes.reward_mode,
         spreads.num_queries,
         spreads.tied_share,
         spreads.mean_deviation,
         gaps.right_wrong_gap,
         agreements.rank_agreement
     from spreads
-    inner join gaps using (reward_mode)
-    left join agreements using (reward_mode)
-    order by spreads.reward_mode
+    inner join modes using (mode)
+    inner join gaps using (mode)
+    left join agreements using (mode)
+    order by modes.reward_mode
 )
 
 select * from final

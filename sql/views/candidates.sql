@@ -38,20 +38,21 @@ with stored as not materialized (
     select stg_candidates.*
     from stg_candidates
     where
-        (select chosen.scorer from chosen_scorer as chosen) is null
+        chosen_scorer() is null
         or stg_candidates.scorer is null
-        or stg_candidates.scorer = (select chosen.scorer from chosen_scorer as chosen)
+        or stg_candidates.scorer = chosen_scorer()
 ),
 
 alone as not materialized (
     select stored.* from stored
-    where stored.run in (select runs.run from runs where not runs.may_overlap)
+    where not is_contested(stored.run)
 ),
 
 contested as not materialized (
     select stored.*, runs.run_order
     from stored
-    inner join runs on stored.run = runs.run and runs.may_overlap
+    inner join runs on stored.run = runs.run
+    where is_contested(stored.run)
 ),
 
 shared_queries as not materialized (
