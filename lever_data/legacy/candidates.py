@@ -101,19 +101,12 @@ class _Columns:
         return array
 
     def _convert(self, values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-        if not pa.types.is_list(kind):
-            return pa.array(values, kind)
-        if pa.types.is_struct(kind.value_type):
+        if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
             plain = msgspec.to_builtins(values)
             array = pa.array(plain, kind)
             self.tokens += count_strings(plain)
             return array
-        if None in values:
-            return pa.array(values, kind)
-        offsets = np.zeros(len(values) + 1, dtype=np.int32)
-        np.cumsum(np.fromiter(map(len, values), np.int32, len(values)), out=offsets[1:])
-        flat = pa.array(list(chain.from_iterable(values)), kind.value_type)
-        return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind)
+        return pa.array(values, kind)
 
     def extra(self, learned: Sequence[str]) -> pa.Array:
         """Unknown keys as one JSON object a row, with what export needs besides."""
