@@ -7,6 +7,7 @@ Nothing heavy is imported before the other process is started: it imports the sa
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -152,6 +153,8 @@ def _error(
             value=f"{options.timeout:g} s",
             hint="raise --timeout, or ask for less",
         )
+    if status == -signal.SIGINT:
+        raise KeyboardInterrupt  # it reaches both; an import of this process may have swallowed it
     if status == FAILED and text:
         found = json.loads(text.splitlines()[-1])
         kind = UsageError if found.pop("exit_code") == UsageError.exit_code else LeverError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,10 @@ _MODULES = (
     *("lever_train.sweep.sweep", "lever_train.rollout.generate", "lever_data.rescore"),
     *("lever_train.rollout.answerers.nearest", "polars", "torch._dynamo"),
 )
+# A shell's background job ignores Ctrl-C, and so would every command that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOM = "room"  # the property of a test's report that travels from its process to the summary
 
 
