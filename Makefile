@@ -14,7 +14,8 @@ demo: $(READY)
 	$(BIN)/lever demo
 
 test: $(READY)
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not long and not alone"
+	$(BIN)/python -m pytest -m alone
 
 check: lint types test
 

@@ -130,27 +130,19 @@ def test_export_equals_the_source_for_every_kind(store: Path, tmp_path: Path) ->
         assert _read(out) == _read(source), source.name
 
 
+@pytest.mark.alone
 def test_training_on_all_queries_runs_at_a_thousand_a_second(store: Path, tmp_path: Path) -> None:
-    """The best of three: other tests run beside it, and may take its cores for a while."""
-    rates: list[int] = []
-    while len(rates) < 3 and max(rates, default=0) < 1_000:
-        out = tmp_path / f"CK{len(rates)}"
-        rates.append(_rate_of_training(store, out))
-    assert max(rates) >= 1_000, rates
-    lever("convert", out / "rce_epoch1.pt")
-    assert (out / "rce_epoch1_v2format.ckpt").exists()
-
-
-def _rate_of_training(store: Path, out: Path) -> int:
-    """Queries a second of two epochs over all that OK-VQA's newest run holds."""
     big = _run_id(store, 88_827)
+    out = tmp_path / "CK"
     data = ("--query-embeddings", VECTORS, "--pool", POOL, "--split-ratio", "1.0")
-    options = ("--tied-groups", "keep", "--rce-epochs", 2, "--batch-size", 128, "--seed", 0)
+    options = ("--tied-groups", "keep", "--rce-epochs", 3, "--batch-size", 128, "--seed", 0)
     view = ("--view", "beam_sample_file_only")
     said = lever(
         *("train", "--store", store, "--run", big, *view, *data, *options, "--out", out), both=True
     )
     match = re.search(r"([\d,]+) groups in [\d.]+ s: ([\d,]+) queries/s", said)
     assert match, said
-    assert int(match[1].replace(",", "")) == 2 * 9_009
-    return int(match[2].replace(",", ""))
+    assert int(match[1].replace(",", "")) == 3 * 9_009
+    assert int(match[2].replace(",", "")) >= 1_000, said
+    lever("convert", out / "rce_epoch1.pt")
+    assert (out / "rce_epoch1_v2format.ckpt").exists()

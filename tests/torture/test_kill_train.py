@@ -10,14 +10,7 @@ import pytest
 import torch
 
 from tests.torture.conftest import Report
-from tests.torture.harness import (
-    SIZES,
-    Nursery,
-    Outcome,
-    Snapshot,
-    verify,
-    verify_checks,
-)
+from tests.torture.harness import SIZES, Nursery, Outcome, Snapshot, verify, verify_checks
 from tests.training import Bench
 
 PHASES = ("rce_epoch1", "rce_epoch2", "grpo_epoch3")
