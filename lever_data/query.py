@@ -144,6 +144,11 @@ def _checked(
 def _error(
     child: subprocess.Popen[bytes], timed_out: threading.Event, options: QueryOptions
 ) -> LeverError:
+    """Why the child ended.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted, and so was this process.
+    """
     assert child.stderr is not None
     text = child.stderr.read().decode("utf-8", "replace").strip()
     status = child.wait()
