@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
@@ -72,7 +72,11 @@ def emit_table(
 
 def progress_bar(label: str, unit: str = "") -> AbstractContextManager[Advance]:
     """A progress bar on stderr with rate and time left; silent where stderr is no terminal."""
-    return _Bar(label, unit)
+    return _Bar(label, unit) if sys.stderr.isatty() else nullcontext(_no_advance)
+
+
+def _no_advance(done: float, total: float | None, note: str = "") -> None:
+    """Show nothing."""
 
 
 class _Bar(AbstractContextManager[Advance]):
@@ -96,7 +100,6 @@ class _Bar(AbstractContextManager[Advance]):
             progress.TimeRemainingColumn(),
             progress.TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
         )
         self.bar.start()
         task = self.bar.add_task(self.label, total=None, note="", rate="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,8 @@ def ingest(
 
     [bold]lever ingest rl_data.json.gz --store S --dataset okvqa --split train[/bold]
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would spin, for nothing
+
     from lever_data.legacy.process import start_early
 
     start_early(paths)  # it imports what it needs while this process does the same

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from lever_data.errors import LeverError
     from lever_data.store import Store
 
-__all__ = ["LeverError", "Store", "connect"]
+__version__ = "0.1.0"
+__all__ = ["LeverError", "Store", "__version__", "connect"]
 
 
 def __getattr__(name: str) -> object:

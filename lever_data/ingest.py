@@ -26,7 +26,6 @@ from lever_data.questions import (
 )
 from lever_data.readers.detect import Found, detect
 from lever_data.readers.source import Progress, Source
-from lever_data.readers.vectors import embedding_batches, read_vectors
 from lever_data.store import Run, RunSpec, Store
 
 
@@ -223,6 +222,8 @@ def _stored_questions(
 
 
 def _ingest_vectors(found: Found, store: Store, options: IngestOptions) -> Ingested:
+    from lever_data.readers.vectors import embedding_batches, read_vectors
+
     name = options.name or _stem(found.source.path)
     spec = RunSpec(
         kind="embeddings",

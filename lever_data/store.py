@@ -23,14 +23,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
 
-from lever_data import staging
+from lever_data import __version__, staging
 from lever_data.errors import LeverError
 from lever_data.files import fsync_dir, fsync_tree, sha256_file, write_atomic
 from lever_data.manifest import (
@@ -277,7 +276,7 @@ class RunWriter:
             "parents": list(spec.parents),
             "details": details,
             "schema_version": SCHEMA_VERSION,
-            "lever_version": version("lever"),
+            "lever_version": __version__,
         }
 
 

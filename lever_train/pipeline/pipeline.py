@@ -12,10 +12,10 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lever_data import __version__
 from lever_data.errors import LeverError, UsageError
 from lever_data.files import sha256_file, write_atomic
 
@@ -149,7 +149,7 @@ class Pipeline:
         return Planned(step, "run", why, parts)
 
     def _parts(self, step: Step, before: Mapping[str, Planned]) -> dict[str, str]:
-        parts = {"code": f"{version('lever')}/{step.code}"}
+        parts = {"code": f"{__version__}/{step.code}"}
         parts |= {name: json.dumps(v, sort_keys=True) for name, v in _flat(step.parameters)}
         for name, path in step.reads.items():
             if not path.is_file():
