@@ -17,7 +17,7 @@ from lever_data.legacy.layout import RefusedError
 from lever_data.legacy.process import has_core
 from lever_data.readers.json_blocks import Block
 
-AHEAD = 6  # blocks in memory at once, beside the one in use
+AHEAD = 4  # blocks in memory at once, beside the one in use
 _AT_HELPER = 3  # one on its way there, one it decodes, one on its way back
 
 

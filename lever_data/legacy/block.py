@@ -18,6 +18,7 @@ from lever_data.readers import json_exact
 from lever_data.readers.json_exact import Place
 
 _QUOTE, _BACKSLASH = 0x22, 0x5C
+_PIECE = 1 << 16  # what is compared at once: in the cache, and no new memory each time
 
 Decoded = tuple[Built, Counter[str]]  # the batches, and non-finite numbers stored as null by key
 
@@ -74,7 +75,8 @@ def try_block(form: Format, text: bytes | None) -> Decoded:
 def count_tokens(text: bytes) -> int:
     """String tokens in valid JSON text: unescaped quotation marks, halved."""
     codes = np.frombuffer(text, np.uint8)
-    quotes = int(np.count_nonzero(codes == _QUOTE))
+    pieces = range(0, len(codes), _PIECE)
+    quotes = sum(int(np.count_nonzero(codes[at : at + _PIECE] == _QUOTE)) for at in pieces)
     if b"\\" in text:
         quotes -= _count_escaped(text, codes)
     return quotes // 2

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from msgspec import UNSET
 
 from lever_data import schema
@@ -48,7 +47,7 @@ def candidate_batch(
         "split": repeat(context.split, len(structs)),
         "query_id": pa.array(np.repeat(ids, counts)),
         "candidate": pa.array((np.arange(len(structs)) - starts).astype(np.int32)),
-        "shot_num": pc.list_value_length(arrays["pointer"]).cast(pa.int8()),
+        "shot_num": pa.array(_lengths(arrays["pointer"]).astype(np.int8)),
     }
     batch = pa.RecordBatch.from_arrays(
         [arrays[f.name] for f in schema.CANDIDATES], schema=schema.CANDIDATES
@@ -83,9 +82,11 @@ class _Columns:
     def array(self, name: str) -> pa.Array:
         """The column of one known key; what is absent is null."""
         kind = schema.CANDIDATES.field(CANDIDATE_FIELDS[name][0]).type
-        values = self.columns.get(name)
+        values: Sequence[Any] | None = self.columns.get(name)
         if values is None:
             return pa.nulls(self.num_rows, kind)
+        if name == "vqa_eval_mode" and "vqaEval" in values:
+            values = ["file" if value == "vqaEval" else value for value in values]
         try:
             array = self._convert(values, kind)
         except (TypeError, pa.ArrowInvalid):  # what Arrow says to an UNSET
@@ -95,9 +96,6 @@ class _Columns:
         self.tokens += self.num_rows
         if pa.types.is_string(kind):
             self.tokens += self.num_rows - array.null_count
-        if name == "vqa_eval_mode":
-            official, file = (pa.scalar(mode, array.type) for mode in ("vqaEval", "file"))
-            array = pc.if_else(pc.equal(array, official), file, array)
         return array
 
     def _convert(self, values: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -171,14 +169,19 @@ def _fill_scorer(made: _Columns, scorer: str | None) -> pa.Array:
     return pa.array(values, pa.string())
 
 
+def _lengths(lists: pa.ListArray) -> np.ndarray:
+    """Elements of every list, int32; 0 for null."""
+    return np.diff(lists.offsets.to_numpy())
+
+
 def _check_pointers(pointer: pa.Array, pointer_pos: pa.Array) -> None:
-    lengths = np.diff(pointer.offsets.to_numpy())
+    lengths = _lengths(pointer)
     keys = np.repeat(np.arange(len(lengths), dtype=np.int64) << 32, lengths)
     keys |= pointer.values.to_numpy()
     keys.sort()
     if (keys[1:] == keys[:-1]).any():
         raise RefusedError("a pointer repeats an id")
     if pointer_pos.null_count < len(pointer_pos):
-        same = pc.equal(pc.list_value_length(pointer_pos), pc.list_value_length(pointer))
-        if pc.all(same).as_py() is False:
+        differs = lengths != _lengths(pointer_pos)
+        if differs[pointer_pos.is_valid().to_numpy(zero_copy_only=False)].any():
             raise RefusedError("pointer and pointer_pos differ in length")

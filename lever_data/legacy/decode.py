@@ -100,7 +100,7 @@ class LegacyReader:
         self.found = Findings()
 
     def batches(self) -> Iterator[Built]:
-        """The file's rows in file order, in batches of about a megabyte of text.
+        """The file's rows in file order, in batches of about a block of text.
 
         Raises:
             LeverError: the text or a record is wrong: file, byte offset, query, field, value.

@@ -115,8 +115,8 @@ def _quick_turns() -> Iterator[None]:
 
 
 def _write_all(writer: RunWriter, batches: Iterable[Any]) -> None:
-    """Write batches on a second thread, at most a few behind."""
-    pending: queue.Queue[tuple[str, pa.RecordBatch] | None] = queue.Queue(4)
+    """Write batches on a second thread, a few behind: a row group takes it several blocks long."""
+    pending: queue.Queue[tuple[str, pa.RecordBatch] | None] = queue.Queue(16)
     failures: list[BaseException] = []
 
     def work() -> None:

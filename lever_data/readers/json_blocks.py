@@ -1,9 +1,9 @@
 """Cut the text of one giant JSON object into blocks of whole members, at likely boundaries.
 
-In go bytes, out come :class:`Block` records of about a megabyte. A boundary is only likely: the
-same characters may stand inside a string or a nested object. The caller proves it by decoding the
-block: a JSON value that starts with a bracket is never a proper prefix of another one, so a block
-that decodes was cut rightly.
+In go bytes, out come :class:`Block` records of one and a half megabytes. A boundary is only likely:
+the same characters may stand inside a string or a nested object. The caller proves it by decoding
+the block: a JSON value that starts with a bracket is never a proper prefix of another one, so a
+block that decodes was cut rightly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from lever_data.readers.json_object import BOM
 
-BLOCK = 1 << 20
+BLOCK = 3 << 19
 
 _BOUNDARY = re.compile(rb'\}(?=[ \t\n\r]*,[ \t\n\r]*"[0-9]+"[ \t\n\r]*:[ \t\n\r]*\{)')
 _COMMA = re.compile(rb"[ \t\n\r]*,[ \t\n\r]*")
