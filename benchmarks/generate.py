@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 CANDIDATES = 15
 _METHODS = [("beam", None)] * 5 + [("sample", 1.0)] * 4 + [("sample", 1.3)] * 5 + [("random", None)]
 _ANSWERS = ["yes", "no", "pony tail", "two", "skate board", "red and white", "café", "umbrella"]
@@ -34,7 +36,9 @@ def write(path: Path, size: int, generation: int = 2, indent: int | None = 2) ->
     pad = "" if indent is None else "  "
     with path.open("w", encoding="utf-8") as file:
         for key, value in records(generation):
-            text = json.dumps(value, indent=indent).replace("\n", f"\n{pad}")
+            text = json.dumps(value)
+            if indent is not None:  # as json.dumps would, but that is not compiled
+                text = msgspec.json.format(text, indent=indent).replace("\n", f"\n{pad}")
             piece = f'{"{" if not count else ","}\n{pad}"{key}": {text}'
             written += file.write(piece)
             count += 1
