@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "versions"
+RUNS = ["-n auto -m 'not long and not alone' --ignore tests/torture", "-m alone"]
 
 
 def requirements() -> list[str]:
@@ -62,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", choices=["duckdb-1", "lowest", "newest"])
     parser.add_argument("--torch", action="store_true")
-    parser.add_argument("--pytest", metavar="WORDS", help="in place of the two runs of `make test`")
+    parser.add_argument("--pytest", metavar="WORDS", help="in place of RUNS")
     given = parser.parse_args()
     env = environment(given.which, torch=given.torch)
     report = (
@@ -71,8 +72,8 @@ def main() -> None:
         "    print(m.__name__, m.__version__)"
     )
     subprocess.run([sys.executable, "-c", report], env=env, check=True)
-    runs = [given.pytest] if given.pytest else ["-n auto -m 'not long and not alone'", "-m alone"]
-    words = [sys.executable, "-m", "pytest", "-q", "--ignore", "tests/torture"]
+    runs = [given.pytest] if given.pytest else RUNS
+    words = [sys.executable, "-m", "pytest", "-q"]
     if given.which == "lowest":  # old versions of others warn about one another
         words += ["-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]
         # its tiny model is made with a class that transformers has from version 5 on
