@@ -50,7 +50,7 @@ def environment(which: str, *, torch: bool) -> dict[str, str]:
         wanted, flags = ["duckdb>=1.5,<2"], ["--no-deps"]
     else:
         listed = [r for r in requirements() if torch or _name(r) != "torch"]
-        wanted = [lowest(r) for r in listed] if which == "lowest" else [_name(r) for r in listed]
+        wanted = [lowest(r) for r in listed] if which == "lowest" else listed
         flags = []
     if not (target / ".ready").exists():
         words = [sys.executable, "-m", "pip", "install", "-q", "--upgrade", "--target", str(target)]
