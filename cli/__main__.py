@@ -1,130 +1,37 @@
 """Entry point of the console script ``lever`` and of ``python -m lever_cli``.
 
-Every command is a function in the module of its name, or a group there; only the module of the
-command that is called is imported, and heavy imports (duckdb, pyarrow, torch) stand inside the
-functions, so that every command starts at once.
+What another process can start with begins here; the command line is imported meanwhile.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-import traceback
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Annotated, Any
-
-import typer
-
-# Newer versions of typer carry a click of their own, so its base error is found through typer.
-_CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-
-_INTERRUPTED = 130
-COMMANDS = (
-    *("audit", "beam", "check", "convert", "demo", "diff", "embed", "eval", "export", "generate"),
-    *("ingest", "predict", "query", "rescore", "run", "runs", "sweep", "train", "views"),
-)
-
-
-def command_line(names: Sequence[str] = COMMANDS) -> typer.Typer:
-    """The command line with these commands."""
-    app = typer.Typer(
-        name="lever",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-        help="Offline reinforcement learning of an in-context-demonstration selector: "
-        "legacy JSON → Parquet → SQL views → one trainer.",
-        context_settings={"help_option_names": ["-h", "--help"]},
-        callback=_root,
-    )
-    for name in names:
-        module = import_module(f".{name}", __package__)
-        if group := getattr(module, "app", None):
-            app.add_typer(group, name=name)
-        else:
-            app.command(name)(getattr(module, name))
-    return app
-
-
-def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    _shown.tracebacks = debug
-
-
-class _Shown:
-    """What this call of ``main`` shows beside its messages."""
-
-    tracebacks = False
-
-
-_shown = _Shown()
+from collections.abc import Iterable
+from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line: exit 0 done, 1 the user's data, 2 usage, 130 interrupted."""
-    from lever_data.errors import LeverError
-
-    _shown.tracebacks = False
     words = sys.argv[1:] if argv is None else argv
     named = next((w for w in words if not w.startswith("-")), None)
-    app = command_line([named] if named in COMMANDS else COMMANDS)
-    try:
-        code = app(args=argv, standalone_mode=False)
-        if code == _INTERRUPTED:  # typer turns the signal into a bare exit code
-            raise KeyboardInterrupt
-    except LeverError as error:
-        code = _report(error.message(), error.hint, error.exit_code)
-    except _CLICK_ERROR as error:
-        error.show()
-        code = error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        hint = "what was finished is kept; the same command goes on where it can"
-        code = _report("interrupted", hint, _INTERRUPTED)
-    except BrokenPipeError:
-        code = _reader_left()
-    except SystemExit as left:  # typer's answer to a closed pipe is 1
-        if not isinstance(left.__context__, BrokenPipeError):
-            raise
-        code = _reader_left()
-    except OSError as error:
-        where = f"; at {error.filename}" if error.filename else ""
-        code = _report(f"{error.strerror or error}{where}", "--debug shows more", 1)
-    except _duckdb_failures() as error:
-        code = _report(str(error), "is the disk full, or was a run removed meanwhile?", 1)
-    except MemoryError:
-        code = _report("out of memory", "lower --batch-size or the memory limit", 1)
-    if "duckdb" not in sys.modules:  # whose binding takes what is frozen for a leak, and says so
-        gc.freeze()  # or the interpreter looks for cycles in all that was imported: 0.1 s
-    sys.exit(code if isinstance(code, int) else 0)
+    if named == "ingest":
+        _start_helper(words)
+    from .app import run
+
+    run(words, named)
 
 
-def _reader_left() -> int:
-    """Nobody reads our output any more (``| head``): that is no error of ours."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+def _start_helper(words: Iterable[str]) -> None:
+    """Start the second process of an ingest, where a word names a file that wants one.
 
-
-def _duckdb_failures() -> tuple[type[Exception], ...]:
-    """DuckDB's errors that come from the machine: a file that went, no disk or memory to spill to.
-
-    Its other errors would be bugs of ours. It is not imported for this: a command that does not
-    use it starts faster.
+    It imports what it needs while this process does the same, typer among it: 0.2 s of 2.
     """
-    duckdb = sys.modules.get("duckdb")
-    return () if duckdb is None else (duckdb.IOException, duckdb.OutOfMemoryException)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would spin, for nothing
 
+    from lever_data.legacy.process import start_early
 
-def _report(message: str, hint: str | None, code: int) -> int:
-    print(f"Error: {message}", file=sys.stderr)
-    if hint:
-        print(f"Hint: {hint}", file=sys.stderr)
-    if _shown.tracebacks:
-        traceback.print_exc()
-    return code
+    start_early(map(Path, words))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from .__main__ import command_line
+from .app import command_line
 from .docs_pipeline import render_pipeline
 
 _HEAD = """# Commands

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -49,12 +48,6 @@ def ingest(
 
     [bold]lever ingest rl_data.json.gz --store S --dataset okvqa --split train[/bold]
     """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would spin, for nothing
-
-    from lever_data.legacy.process import start_early
-
-    start_early(paths)  # it imports what it needs while this process does the same
-
     from lever_data.arrow_start import start_lean
     from lever_data.errors import LeverError
     from lever_data.ingest import IngestOptions

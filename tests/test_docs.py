@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from lever_cli.__main__ import command_line
+from lever_cli.app import command_line
 from lever_cli.docs import render
 from lever_cli.docs_pipeline import meaning, render_pipeline
 from pydantic import BaseModel

@@ -92,3 +92,14 @@ def test_pandas_stays_out_of_both_processes(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert not marker.exists(), marker.read_text()
+
+
+def test_it_is_started_before_the_command_line_is_imported() -> None:
+    code = (
+        "import sys, lever_data.legacy.process as process\n"
+        "def start_early(paths): sys.exit(f'{[*map(str, paths)]} {\"typer\" in sys.modules}')\n"
+        "process.start_early = start_early\n"
+        "from lever_cli.__main__ import main; main(['--debug', 'ingest', 'a.json'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "['--debug', 'ingest', 'a.json'] False"

@@ -192,7 +192,7 @@ def test_what_relations_read_by_their_words_is_what_the_parser_says() -> None:
 
 def test_help_needs_no_heavy_import() -> None:
     code = (
-        "import sys; from lever_cli.__main__ import command_line; command_line(); "
+        "import sys; from lever_cli.app import command_line; command_line(); "
         "print([m for m in ('torch', 'duckdb', 'pyarrow', 'polars', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -26,7 +26,7 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def main() -> None:
-    for name in ["lever_cli.__main__", *sys.argv[1:]]:
+    for name in ["lever_cli.app", *sys.argv[1:]]:
         importlib.import_module(name)
     for line in sys.stdin:
         print(json.dumps(_serve(json.loads(line))), flush=True)
