@@ -201,10 +201,10 @@ def test_a_second_process_that_dies_is_an_error() -> None:
         form = RlFormat(Context("d", "s", None))
         state = State(RlFormat, form.known())
         text = b'{"1": {"pointer_candidates": [{"pointer": [2]}]}}'
-        built, _ = helper.submit(text, state).result()
+        built, _ = helper.submit([text[:9], text[9:]], state).result()
         assert built.candidates["pointer"].to_pylist() == [[2]]
         with pytest.raises(RefusedError):
-            helper.submit(b'{"1": 2}', state).result()
+            helper.submit([b'{"1": 2}'], state).result()
         helper.kill()
         with pytest.raises(LeverError, match="the process that helps to decode ended"):
-            helper.submit(text, state).result()
+            helper.submit([text[:9], text[9:]], state).result()

@@ -28,7 +28,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[WorkerProcess]]:
 
 
 def end(worker: WorkerProcess) -> None:
-    worker.connection.close()
+    worker.channel.close()
     assert worker.process.wait(30) == 0, "it ends by itself when its socket closes"
 
 
@@ -43,7 +43,7 @@ def test_a_large_json_file_starts_it_and_the_first_who_asks_gets_it(
     other = take()
     assert other.process.pid != early.process.pid
     for worker in (early, other):
-        assert worker.connection.recv() is True, "it says when it is ready"
+        assert worker.channel.receive() == (True, b""), "it says when it is ready"
         end(worker)
 
 

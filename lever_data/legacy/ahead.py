@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
+from itertools import islice
 
 from lever_data.legacy.block import Decoded, Format, try_block
 from lever_data.legacy.helper import Helper, State
@@ -17,36 +18,46 @@ from lever_data.legacy.layout import RefusedError
 from lever_data.legacy.process import has_core
 from lever_data.readers.json_blocks import Block
 
-AHEAD = 4  # blocks in memory at once, beside the one in use
-_AT_HELPER = 3  # one on its way there, one it decodes, one on its way back
+AHEAD = 6  # blocks in memory at once, beside the one in use
+_AT_HELPER = 3  # one it decodes, two that wait there while this thread is at one of its own
 
 
 class _Attempt:
-    """Decoding one block: here, when asked, or there, at once."""
+    """Decoding one block, here or in the other process, whichever comes to it first."""
 
-    def __init__(self, form: Format, text: bytes | None, remote: Future[Decoded] | None) -> None:
-        self.remote = remote
+    def __init__(self, form: Format, block: Block) -> None:
+        self.block = block
         self._form = form
-        self._text = text
-        self._local: Future[Decoded] = Future()
+        self._result: Future[Decoded] | None = None
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether it is to be done here and is not done yet."""
-        return self.remote is None and not self._local.done()
+    def is_free(self) -> bool:
+        """Whether nobody has taken it yet."""
+        return self._result is None
 
-    def run(self) -> None:
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the other process is still at it."""
+        return self._result is not None and not self._result.done()
+
+    def send(self, helper: Helper) -> None:
+        """Have it done by the other process, where it can be."""
+        parts = self.block.as_object()
+        if parts is not None:
+            self._result = helper.submit(parts, State(type(self._form), self._form.known()))
+
+    def run(self) -> Future[Decoded]:
         """Do it here."""
+        self._result = Future()
+        parts = self.block.as_object()
         try:
-            self._local.set_result(try_block(self._form, self._text))
+            self._result.set_result(try_block(self._form, parts and b"".join(parts)))
         except RefusedError as error:
-            self._local.set_exception(error)
-        self._text = None
+            self._result.set_exception(error)
+        return self._result
 
     def __call__(self) -> Decoded:
-        if self.is_waiting:
-            self.run()
-        return (self.remote or self._local).result()
+        return (self._result or self.run()).result()
 
 
 def attempts(
@@ -60,7 +71,7 @@ def attempts(
         helper_after: start a second process after so many blocks; ``None``: never. Blocks are
             decoded here until it is ready.
     """
-    window: deque[tuple[Block, _Attempt]] = deque()
+    window: deque[_Attempt] = deque()
     helper: Helper | None = None
     if helper_after is not None and not has_core():
         helper_after = None
@@ -68,31 +79,31 @@ def attempts(
         for number, block in enumerate(blocks):
             if number == helper_after:
                 helper = stack.enter_context(Helper())
+            window.append(_Attempt(form, block))
             # What the first block shows of the file, all others must know.
             there = helper if number and helper is not None and helper.is_ready() else None
-            window.append((block, _start(block, form, there, window)))
+            if there is not None:
+                _keep_busy(there, window)
             if there is None or len(window) > AHEAD:
-                yield _first(window)
+                yield _first(window, there)
         while window:
-            yield _first(window)
+            yield _first(window, helper)
 
 
-def _start(
-    block: Block, form: Format, helper: Helper | None, window: deque[tuple[Block, _Attempt]]
-) -> _Attempt:
-    text = block.as_object()
-    busy = sum(1 for _, a in window if a.remote is not None and not a.remote.done())
-    if helper is None or text is None or busy >= _AT_HELPER:
-        return _Attempt(form, text, None)
-    return _Attempt(form, None, helper.submit(text, State(type(form), form.known())))
+def _keep_busy(helper: Helper, window: deque[_Attempt]) -> None:
+    """Give the other process the next free blocks, so that it never waits for one."""
+    free = (attempt for attempt in window if attempt.is_free)
+    for attempt in islice(free, max(0, _AT_HELPER - helper.load)):
+        attempt.send(helper)
 
 
-def _first(window: deque[tuple[Block, _Attempt]]) -> tuple[Block, _Attempt]:
+def _first(window: deque[_Attempt], helper: Helper | None) -> tuple[Block, _Attempt]:
     """The next block; while the other process is still at it, later ones are decoded here."""
-    block, attempt = window.popleft()
-    while attempt.remote is not None and not attempt.remote.done():
-        later = next((a for _, a in window if a.is_waiting), None)
+    first = window.popleft()
+    while helper is not None and first.is_awaited:
+        later = next((attempt for attempt in window if attempt.is_free), None)
         if later is None:
             break
         later.run()
-    return block, attempt
+        _keep_busy(helper, window)
+    return first.block, first

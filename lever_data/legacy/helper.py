@@ -7,6 +7,8 @@ would not help. The process imports neither DuckDB nor pandas; ``process.py`` st
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,10 +42,11 @@ class Helper:
 
     def __init__(self) -> None:
         worker = process.take()
-        self._process, self._connection = worker.process, worker.connection
+        self._process, self._channel = worker.process, worker.channel
         self._sender = ThreadPoolExecutor(1, "to helper")  # the next block is there before the
         self._receiver = ThreadPoolExecutor(1, "from helper")  # answer to the last is read
         self._has_started: bool | None = None
+        self._answers: deque[Future[Decoded]] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +60,7 @@ class Helper:
         self.kill()  # it holds nothing; this also frees a thread that waits for it
         self._sender.shutdown(cancel_futures=True)
         self._receiver.shutdown(cancel_futures=True)
-        self._connection.close()
+        self._channel.close()
 
     def kill(self) -> None:
         """End the process; what was submitted and is not done becomes an error."""
@@ -66,38 +69,41 @@ class Helper:
 
     def is_ready(self) -> bool:
         """Whether it has started; never, where it could not: then this process works alone."""
-        if self._has_started is None and self._connection.poll(START_WAIT):
+        if self._has_started is None and self._channel.has_message(START_WAIT):
             try:
-                self._has_started = bool(self._connection.recv())
+                self._has_started = bool(self._channel.receive()[0])
             except (EOFError, OSError):
                 self._has_started = False
         return bool(self._has_started)
 
-    def submit(self, text: bytes, state: State) -> Future[Decoded]:
-        """Decode a block's text over there."""
-        self._sender.submit(self._send, text, state)
-        return self._receiver.submit(self._receive)
+    def submit(self, parts: Sequence[bytes | memoryview], state: State) -> Future[Decoded]:
+        """Decode a block's text, which may come in parts, over there."""
+        self._sender.submit(self._send, parts, state)
+        self._answers.append(self._receiver.submit(self._receive))
+        return self._answers[-1]
 
-    def _send(self, text: bytes, state: State) -> None:
+    @property
+    def load(self) -> int:
+        """Blocks submitted whose answer is not here yet."""
+        while self._answers and self._answers[0].done():
+            self._answers.popleft()
+        return len(self._answers)
+
+    def _send(self, parts: Sequence[bytes | memoryview], state: State) -> None:
         with suppress(OSError):  # it ended: the receiver finds that out, too, and says so
-            self._connection.send(state)
-            self._connection.send_bytes(text)
+            self._channel.send(state, *parts)
 
     def _receive(self) -> Decoded:
         try:
-            answer = self._connection.recv()
+            answer, data = self._channel.receive()
         except (EOFError, OSError) as error:
             raise LeverError(
                 "the process that helps to decode ended", hint="is there memory left?"
             ) from error
         if answer is None:
             raise RefusedError("refused by the helper")
-        candidates, queries, tokens, non_finite = answer
-        built = Built(
-            _unpack(candidates, schema.CANDIDATES), _unpack(queries, schema.QUERIES), tokens
-        )
-        return built, non_finite
-
-
-def _unpack(data: bytes, table: pa.Schema) -> pa.RecordBatch:
-    return pa.ipc.read_record_batch(pa.py_buffer(data), table)
+        end_of_candidates, tokens, non_finite = answer
+        buffer = pa.py_buffer(data)
+        candidates = pa.ipc.read_record_batch(buffer.slice(0, end_of_candidates), schema.CANDIDATES)
+        queries = pa.ipc.read_record_batch(buffer.slice(end_of_candidates), schema.QUERIES)
+        return Built(candidates, queries, tokens), non_finite

@@ -12,18 +12,19 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
+
+from lever_data.legacy.channel import Channel
 
 LARGE = 24 << 20  # bytes of text from which on a second process pays for its start of 0.3 s
 
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """A process that runs ``worker.py``, and the connection it is spoken to over."""
+    """A process that runs ``worker.py``, and the channel to it."""
 
     process: subprocess.Popen[bytes]
-    connection: Connection
+    channel: Channel
 
 
 _early: list[WorkerProcess] = []  # started and not taken yet
@@ -62,4 +63,4 @@ def _start() -> WorkerProcess:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-    return WorkerProcess(process, Connection(ours.detach()))
+    return WorkerProcess(process, Channel(ours))

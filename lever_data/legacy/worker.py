@@ -6,24 +6,24 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import sys
-from multiprocessing.connection import Connection
 
 from lever_data.arrow_start import start_lean
 from lever_data.legacy.block import Format, try_block
+from lever_data.legacy.channel import Channel
 from lever_data.legacy.helper import State
 from lever_data.legacy.layout import RefusedError
 
 
-def serve(connection: Connection) -> None:
+def serve(channel: Channel) -> None:
     """Answer until the other side hangs up."""
-    connection.send(True)  # ready
+    channel.send(True)  # ready
     form: Format | None = None
     last: State | None = None
     while True:
         try:
-            state: State = connection.recv()
-            text = connection.recv_bytes()
+            state, text = channel.receive()
         except EOFError:
             return
         if form is None or state != last:
@@ -31,10 +31,10 @@ def serve(connection: Connection) -> None:
         try:
             built, non_finite = try_block(form, text)
         except RefusedError:
-            connection.send(None)
+            channel.send(None)
             continue
-        packed = [batch.serialize().to_pybytes() for batch in (built.candidates, built.queries)]
-        connection.send((*packed, built.tokens, non_finite))
+        packed = [memoryview(b.serialize()) for b in (built.candidates, built.queries)]
+        channel.send((packed[0].nbytes, built.tokens, non_finite), *packed)
 
 
 if __name__ == "__main__":
@@ -42,5 +42,5 @@ if __name__ == "__main__":
     start_lean()
     gc.disable()  # records have no cycles; looking for some costs a sixth of the decoding
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        serve(Connection(int(sys.argv[1])))
+        serve(Channel(socket.socket(fileno=int(sys.argv[1]))))
     os._exit(0)

@@ -46,15 +46,18 @@ class Block:
         """The text of the block."""
         return self.buffer[: self.end]
 
-    def as_object(self) -> bytes | None:
-        """The block's members as one JSON object; ``None`` where it is not cut at a boundary."""
+    def as_object(self) -> tuple[bytes, memoryview, bytes] | None:
+        """The block's members as one JSON object, in parts that have to be joined.
+
+        ``None`` where the block is not cut at a boundary.
+        """
         start = len(BOM) if self.first and self.buffer.startswith(BOM) else 0
         end = self.end if self.last else self.cut
         if end is None:
             return None
         head = b"" if self.first else b"{"
         tail = b"" if self.last else b"}"
-        return b"".join((head, memoryview(self.buffer)[start:end], tail))
+        return head, memoryview(self.buffer)[start:end], tail
 
 
 def split_blocks(read: Callable[[int], bytes], size: int = BLOCK) -> Iterator[Block]:
