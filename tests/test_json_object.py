@@ -85,6 +85,17 @@ def test_blocks_together_are_the_text(size: int, count: int) -> None:
     assert blocks[-1].last
 
 
+@given(st.integers(100, 300), st.integers(0, 60), st.sampled_from([b"", b"\xef\xbb\xbf"]))
+def test_blocks_as_objects_hold_every_member_once(size: int, count: int, mark: bytes) -> None:
+    file = {str(i): {"v": {"a": "}, "}} for i in range(count)}
+    members: list[tuple[str, Any]] = []
+    for block in split_blocks(io.BytesIO(mark + json.dumps(file, indent=1).encode()).read, size):
+        parts = block.as_object()
+        assert parts is not None
+        members += json.loads(b"".join(parts)).items()
+    assert members == list(file.items())
+
+
 @pytest.mark.parametrize(
     ("text", "offset", "what"),
     [
