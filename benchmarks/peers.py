@@ -15,9 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 _CANDIDATE = (
     "struct(pointer integer[], gen_method varchar, beam_rank integer, beam_score double, "
     "logprob_score double, temperature double, vqa_pred_answer varchar, vqa_correct tinyint, "
@@ -86,6 +83,9 @@ def polars_json(source: Path, out: Path) -> int:
 
 
 def _write(data: dict[str, Any], out: Path) -> int:
+    import pyarrow as pa  # not above: DuckDB and polars need none of it, and it takes 0.15 s
+    import pyarrow.parquet as pq
+
     rows = [
         {"query_id": int(key), "candidate": ordinal, **record}
         for key, value in data.items()
