@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from typing import Any
 
 import pyarrow as pa
@@ -208,3 +209,19 @@ def test_a_second_process_that_dies_is_an_error() -> None:
         helper.kill()
         with pytest.raises(LeverError, match="the process that helps to decode ended"):
             helper.submit([text[:9], text[9:]], state).result()
+
+
+@pytest.mark.usefixtures("wait_for_the_helper")
+def test_queries_of_a_second_process_do_not_keep_its_candidates_in_memory() -> None:
+    file = {"1": {"pointer_candidates": [{"pointer": [i, i + 1]} for i in range(5_000)]}}
+    with Helper() as helper:
+        assert helper.is_ready()
+        state = State(RlFormat, RlFormat(Context("d", "s", None)).known())
+        tracemalloc.start()
+        built, _ = helper.submit([json.dumps(file).encode()], state).result()
+        queries, size = built.queries, built.candidates.nbytes
+        del built
+        assert helper.load == 0
+        kept, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak > size > 10 * kept, queries

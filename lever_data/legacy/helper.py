@@ -95,15 +95,20 @@ class Helper:
 
     def _receive(self) -> Decoded:
         try:
-            answer, data = self._channel.receive()
+            answer, candidates = self._channel.receive()
+            queries = b"" if answer is None else self._channel.receive()[1]
         except (EOFError, OSError) as error:
             raise LeverError(
                 "the process that helps to decode ended", hint="is there memory left?"
             ) from error
         if answer is None:
             raise RefusedError("refused by the helper")
-        end_of_candidates, tokens, non_finite = answer
-        buffer = pa.py_buffer(data)
-        candidates = pa.ipc.read_record_batch(buffer.slice(0, end_of_candidates), schema.CANDIDATES)
-        queries = pa.ipc.read_record_batch(buffer.slice(end_of_candidates), schema.QUERIES)
-        return Built(candidates, queries, tokens), non_finite
+        tokens, non_finite = answer
+        built = Built(
+            _unpack(candidates, schema.CANDIDATES), _unpack(queries, schema.QUERIES), tokens
+        )
+        return built, non_finite
+
+
+def _unpack(data: bytes, table: pa.Schema) -> pa.RecordBatch:
+    return pa.ipc.read_record_batch(pa.py_buffer(data), table)

@@ -33,8 +33,8 @@ def serve(channel: Channel) -> None:
         except RefusedError:
             channel.send(None)
             continue
-        packed = [memoryview(b.serialize()) for b in (built.candidates, built.queries)]
-        channel.send((packed[0].nbytes, built.tokens, non_finite), *packed)
+        channel.send((built.tokens, non_finite), memoryview(built.candidates.serialize()))
+        channel.send(None, memoryview(built.queries.serialize()))  # it outlives the candidates
 
 
 if __name__ == "__main__":
