@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from lever_data.errors import LeverError
 from lever_data.legacy.beam import BeamFormat
+from lever_data.legacy.block import State
 from lever_data.legacy.decode import LegacyReader, RestartError
-from lever_data.legacy.helper import Helper, State
+from lever_data.legacy.helper import Helper
 from lever_data.legacy.layout import Context, RefusedError
 from lever_data.legacy.records import BeamRecords, RlRecords
 from lever_data.legacy.rl import RlFormat

@@ -12,8 +12,8 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from itertools import islice
 
-from lever_data.legacy.block import Decoded, Format, try_block
-from lever_data.legacy.helper import Helper, State
+from lever_data.legacy.block import Decoded, Format, State, try_block
+from lever_data.legacy.helper import Helper
 from lever_data.legacy.layout import RefusedError
 from lever_data.legacy.process import has_core
 from lever_data.readers.json_blocks import Block

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +47,17 @@ class Format(Protocol):
     @classmethod
     def restore(cls, *known: Any) -> Format:
         """A format that decodes like the one that said ``known``."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that decoding a block depends on, besides its text; it can be pickled.
+
+    ``form`` is the class of the format, ``known`` what its ``restore`` takes.
+    """
+
+    form: type[Format]
+    known: tuple[Any, ...]
 
 
 def try_block(form: Format, text: bytes | None) -> Decoded:

@@ -1,8 +1,8 @@
 """A second process that decodes blocks of legacy data beside this one.
 
-In go the bytes of a block and what the decoder knows so far (:class:`State`); out come the Arrow
-batches it made, or the word that it refused. Decoding holds the interpreter's lock, so a thread
-would not help. The process imports neither DuckDB nor pandas; ``process.py`` starts it.
+In go the bytes of a block and a :class:`~lever_data.legacy.block.State`; out come the Arrow batches
+it made, or the word that it refused. Decoding holds the interpreter's lock, so a thread would not
+help. The process imports neither DuckDB nor pandas; ``process.py`` starts it.
 """
 
 from __future__ import annotations
@@ -11,30 +11,18 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 
 from lever_data import schema
 from lever_data.errors import LeverError
 from lever_data.legacy import process
-from lever_data.legacy.block import Decoded, Format
+from lever_data.legacy.block import Decoded, State
 from lever_data.legacy.layout import Built, RefusedError
 
 START_WAIT = 0.0  # seconds to wait for its start; tests wait, so that it takes part in small files
-
-
-@dataclass(frozen=True)
-class State:
-    """All that decoding a block depends on, besides its text; it can be pickled.
-
-    ``form`` is the class of the format, ``known`` what its ``restore`` takes.
-    """
-
-    form: type[Format]
-    known: tuple[Any, ...]
 
 
 class Helper:

@@ -10,9 +10,9 @@ import socket
 import sys
 
 from lever_data.arrow_start import start_lean
-from lever_data.legacy.block import Format, try_block
+from lever_data.legacy import beam, rl  # noqa: F401 (of the first State; it would wait for them)
+from lever_data.legacy.block import Format, State, try_block
 from lever_data.legacy.channel import Channel
-from lever_data.legacy.helper import State
 from lever_data.legacy.layout import RefusedError
 
 
