@@ -18,14 +18,13 @@ from pathlib import Path
 from statistics import fmean, pvariance
 from typing import Any
 
-import polars as pl
-import pyarrow.parquet as pq
-
 _COLUMNS = ["query_id", "gen_method", "vqa_correct", "vqa_acc_score", "eval_failed"]
 
 
 def polars(store: Path) -> dict[str, Any]:
     """polars, lazily."""
+    import polars as pl
+
     scored = (
         pl.scan_parquet(_files(store), hive_partitioning=False)
         .filter(~pl.col("eval_failed"))
@@ -50,6 +49,8 @@ def polars(store: Path) -> dict[str, Any]:
 
 def rows(store: Path) -> dict[str, Any]:
     """A loop over the candidates."""
+    import pyarrow.parquet as pq
+
     by_query: dict[int, list[float]] = defaultdict(list)
     by_source: dict[tuple[str, int], list[float]] = defaultdict(list)
     for path in sorted(store.glob("runs/*/candidates/*.parquet")):
