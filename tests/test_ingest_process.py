@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lever_data.legacy import process
+from lever_data.legacy.channel import Channel
 from lever_data.legacy.process import WorkerProcess, start_early, take
 from tests.torture.harness import write_rl_data
 
@@ -103,3 +106,43 @@ def test_it_is_started_before_the_command_line_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "['--debug', 'ingest', 'a.json'] False"
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_messages_of_any_size_arrive_whole_and_in_order(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    here, there = map(Channel, ends)
+    text = os.urandom(5 << 20)
+    assert not here.has_message(0)
+
+    def send() -> None:
+        there.send({"a": 1}, text[:1000], memoryview(text)[1000:])
+        there.send(None)
+        there.close()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert here.has_message(10)
+    assert here.receive() == ({"a": 1}, text)
+    assert here.receive() == (None, b"")
+    with pytest.raises(EOFError):
+        here.receive()
+    assert here.has_message(0), "the end is something to receive"
+    sender.join()
+
+
+def test_a_message_cut_short_is_the_end(ends: tuple[socket.socket, socket.socket]) -> None:
+    here, there = ends
+    Channel(there).send("value", b"text")
+    whole = here.recv(1000)
+    there.sendall(whole[:-1])
+    there.close()
+    with pytest.raises(EOFError):
+        Channel(here).receive()

@@ -39,7 +39,9 @@ class Channel:
 
     def has_message(self, seconds: float) -> bool:
         """Whether there is something to receive, or will be so soon."""
-        return bool(select.select([self._socket], [], [], seconds)[0])
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
 
     def close(self) -> None:
         """Hang up."""
