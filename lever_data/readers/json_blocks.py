@@ -63,15 +63,13 @@ class Block:
 def split_blocks(read: Callable[[int], bytes], size: int = BLOCK) -> Iterator[Block]:
     """Cut the text of an object of query members into blocks of about ``size`` bytes.
 
-    The first is a sixteenth of that: others wait until it is decoded, for what it shows.
-
     Args:
         read: gives up to n bytes, ``b""`` at the end.
         size: bytes of a block; a block without any boundary grows to eight times that.
     """
     offset, first, rest = 0, True, b""
     while True:
-        data, ended = _read_block(read, rest, size if offset or rest else max(1, size >> 4))
+        data, ended = _read_block(read, rest, size)
         if ended:
             yield Block(offset, data, len(data), None, first, True)
             return
