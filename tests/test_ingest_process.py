@@ -56,7 +56,7 @@ def test_what_needs_none_or_may_not_starts_none(
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    start_early([path, tmp_path])
+    start_early([path, tmp_path, Path("--name"), Path("\0"), Path("long" * 2000)])
     assert started == []
 
 

@@ -73,7 +73,8 @@ class LegacyReader:
         name: the file, for messages.
         form: the kind of data.
         salvage: leave out what is broken, and note it, instead of raising.
-        block: bytes of text decoded at once; no result depends on it.
+        block: bytes of text decoded at once; of the results only the layout, which is that of the
+            first block, depends on it.
         helper_after: blocks after which a second process helps; ``None`` for never.
     """
 

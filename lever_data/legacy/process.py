@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +49,11 @@ def has_core() -> bool:
 
 def _is_large_json(path: Path) -> bool:
     """A look only: what is wrong with the file is said by those who read it."""
-    if not path.is_file() or path.stat().st_size < LARGE or not os.access(path, os.R_OK):
-        return False
-    with path.open("rb") as file:
-        return file.read(1) == b"{"
+    with suppress(OSError):
+        if path.is_file() and path.stat().st_size >= LARGE:
+            with path.open("rb") as file:
+                return file.read(1) == b"{"
+    return False
 
 
 def _start() -> WorkerProcess:
