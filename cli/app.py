@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -64,8 +64,8 @@ class _Shown:
 _shown = _Shown()
 
 
-def run(words: list[str], named: str | None) -> None:
-    """Run the command ``named`` among ``words``, if any; does not return (see ``__main__``)."""
+def run(words: list[str], named: str | None) -> NoReturn:
+    """Run the command ``named`` among ``words``, if any, and exit (codes: see ``__main__``)."""
     from lever_data.errors import LeverError
 
     _shown.tracebacks = False

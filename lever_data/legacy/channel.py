@@ -21,7 +21,11 @@ class Channel:
         self._socket = end
 
     def send(self, value: object, *parts: bytes | memoryview) -> None:
-        """Send an object and, one after another, the bytes of ``parts``."""
+        """Send an object and, one after another, the bytes of ``parts``; waits while it is read.
+
+        Raises:
+            OSError: the other side has hung up.
+        """
         packed = pickle.dumps(value)
         views = [memoryview(part) for part in parts]
         self._socket.sendall(_SIZES.pack(len(packed), sum(view.nbytes for view in views)) + packed)
@@ -32,7 +36,8 @@ class Channel:
         """The next message: its object, and its parts as one.
 
         Raises:
-            EOFError: the other side has hung up.
+            EOFError: the other side has hung up, be it within a message.
+            OSError: it ended with something unread.
         """
         packed, size = _SIZES.unpack(self._exactly(_SIZES.size))
         return pickle.loads(self._exactly(packed)), self._exactly(size)

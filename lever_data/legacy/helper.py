@@ -65,7 +65,10 @@ class Helper:
         return bool(self._has_started)
 
     def submit(self, parts: Sequence[bytes | memoryview], state: State) -> Future[Decoded]:
-        """Decode a block's text, which may come in parts, over there."""
+        """Decode a block's text, which may come in parts, over there.
+
+        The result raises RefusedError as ``try_block`` does, LeverError where the process ended.
+        """
         self._sender.submit(self._send, parts, state)
         self._answers.append(self._receiver.submit(self._receive))
         return self._answers[-1]
