@@ -102,7 +102,9 @@ CONTENDERS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("store", type=Path)
     given = parser.parse_args()

@@ -96,7 +96,9 @@ def _candidate(rng: random.Random, pool: list[int], rank: int, generation: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--generation", type=int, choices=(1, 2, 3), default=2)

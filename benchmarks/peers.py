@@ -104,7 +104,9 @@ CONTENDERS: dict[str, Callable[[Path, Path], int]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)

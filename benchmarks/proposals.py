@@ -40,7 +40,9 @@ Scores = Callable[[Tensor, Tensor], Tensor]  # query [d], pool [K, d] → [K]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--cache-rows", type=int, default=1_000_000)
     parser.add_argument("--json", type=Path)

@@ -258,7 +258,9 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--only", nargs="*", choices=BENCHES)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))

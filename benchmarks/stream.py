@@ -158,7 +158,9 @@ IMPORTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("store", type=Path)
     parser.add_argument("source", type=Path)

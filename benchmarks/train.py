@@ -245,7 +245,9 @@ def inside(folder: Path, queries: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", default=["a", "b"], choices=["a", "b", "d", "inside"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--candidates", type=int, default=20_000_000)

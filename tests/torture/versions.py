@@ -60,7 +60,9 @@ def environment(which: str, *, torch: bool) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("which", choices=["duckdb-1", "lowest", "newest"])
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--pytest", metavar="WORDS", help="in place of RUNS")
