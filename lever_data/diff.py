@@ -1,7 +1,8 @@
 """Compare two runs, two views or two evaluations: what only one has, and is the change real.
 
 In go the names of two sides; out comes a :class:`Difference`. Candidates are paired by query and
-ordered pointer, evaluations by query and shot number. The score is the VQA accuracy.
+ordered pointer, evaluations by query and shot number. The score is the VQA accuracy; what has
+none, because the answerer failed or nobody scored it, is not there.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Difference:
     """How B differs from A.
 
     ``pairs``, ``only_a`` and ``only_b`` count (query, ordered pointer), or (query, shots) of
-    evaluations. ``mean_change`` is the mean of B's minus A's accuracy over the pairs, ``low`` and
+    evaluations, that have a score. ``mean_change`` is the mean of B's minus A's accuracy over the pairs, ``low`` and
     ``high`` its 95 % interval, queries resampled; null without pairs. ``mcnemar_p`` is the exact
     two-sided p of McNemar's test on one pick per query: beam rank 0, else the highest
     log-probability, else the first candidate; of evaluations, the pick at the most shots both
@@ -99,7 +100,7 @@ def diff(store: Store, request: DiffRequest) -> Difference:
         con.execute(_PAIRED)
         if not con.execute("select count(*) from paired").fetchall()[0][0]:
             raise LeverError(
-                "neither side holds anything to compare",
+                "neither side holds anything scored to compare",
                 value=f"{request.a} and {request.b}",
                 hint="`lever views` counts the rows of every view",
             )
@@ -159,12 +160,12 @@ _CANDIDATES = """
         split,
         query_id,
         pointer::varchar as item,
-        coalesce(vqa_acc_score, 0) as score,
-        coalesce(vqa_correct, 0) = 1 as is_right,
+        vqa_acc_score as score,
+        coalesce(vqa_correct = 1, vqa_acc_score > 0) as is_right,
         0 as level,
         struct_pack({key}) as pick_key
     from {source}
-    where {condition}
+    where vqa_acc_score is not null and {condition}
 """
 _EVALUATIONS = """
     select
@@ -172,12 +173,12 @@ _EVALUATIONS = """
         split,
         query_id,
         shots::varchar as item,
-        coalesce(accuracy, 0) as score,
-        coalesce(correct, 0) = 1 as is_right,
+        accuracy as score,
+        correct = 1 as is_right,
         shots as level,
         0 as pick_key
     from stg_evaluations
-    where run = ? and selector = ?
+    where run = ? and selector = ? and accuracy is not null
 """
 _PAIRED = """
     create table sums_a as

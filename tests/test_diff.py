@@ -21,11 +21,14 @@ def row(query: int, ordinal: int, pointer: list[int], accuracy: float, **more: A
     return candidate(query, ordinal, pointer, vqa_correct=right, vqa_acc_score=accuracy, **more)
 
 
-def commit_evaluation(store: Store, name: str, picks: list[tuple[str, int, int, float]]) -> Run:
-    """Picks: selector, shots, query, accuracy."""
+def commit_evaluation(
+    store: Store, name: str, picks: list[tuple[str, int, int, float | None]]
+) -> Run:
+    """Picks: selector, shots, query, accuracy (none: the answerer failed)."""
     rows = [
         {"dataset": "d", "split": "val", "query_id": query, "selector": selector, "shots": shots,
-         "pointer": list(range(shots)), "accuracy": accuracy, "correct": int(accuracy > 0),
+         "pointer": list(range(shots)), "accuracy": accuracy,
+         "correct": None if accuracy is None else int(accuracy > 0),
          "scorer": "nearest", "metric_version": "1"}
         for selector, shots, query, accuracy in sorted(picks, key=lambda pick: pick[2])
     ]  # fmt: skip
@@ -179,3 +182,19 @@ def test_the_interval_has_its_seed(store: Store) -> None:
     one, same, other = (diff(store, DiffRequest(a.run, b.run, seed=seed)) for seed in (1, 1, 2))
     assert one == same
     assert (one.low, one.high) != (other.low, other.high)
+
+
+def test_a_failed_answer_is_no_wrong_one(store: Store) -> None:
+    a = commit_evaluation(store, "a", [("s.pt", 1, query, 1.0) for query in range(4)])
+    b = commit_evaluation(
+        store, "b", [("s.pt", 1, query, [1.0, None][query % 2]) for query in range(4)]
+    )
+    found = compare(store, a, b)
+    assert (found.pairs, found.only_a, found.only_b, found.changed) == (2, 2, 0, 0)
+    assert (found.mean_change, found.picks, found.mcnemar_p) == (0.0, 2, 1.0)
+
+
+def test_candidates_without_a_score_are_not_there(store: Store) -> None:
+    a = commit(store, [row(0, 0, [1], 1.0), row(1, 0, [1], 1.0)], name="a")
+    b = commit(store, [row(0, 0, [1], 1.0), candidate(1, 0, [1])], name="b")
+    assert (compare(store, a, b).pairs, compare(store, a, b).only_a) == (1, 1)
