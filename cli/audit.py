@@ -74,7 +74,8 @@ def audit(
     """
     from lever_data.audit.audit import AuditRequest, audit_views
     from lever_data.audit.gate import parse_gate, require_known, require_passed
-    from lever_data.audit.page import require_writable, write_json, write_page
+    from lever_data.audit.page import write_json, write_page
+    from lever_data.files import require_writable
 
     gates = [parse_gate(text) for text in fail_on]
     require_known(gates)

@@ -19,8 +19,11 @@ def convert(
     json: JsonFlag = False,
 ) -> None:
     """Write a checkpoint as <stem>_v2format.ckpt; all its attention layers are kept."""
+    from lever_data.files import require_writable
     from lever_train import checkpoint as checkpoints
 
+    if out is not None:
+        require_writable([out])
     path, found = checkpoints.convert(checkpoint, out)
     if found.foreign:
         notice(f"not the selector's, left out: {', '.join(found.foreign)}")

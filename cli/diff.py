@@ -24,8 +24,11 @@ def diff(
 
     from lever_data.audit.page import write_json
     from lever_data.diff import DiffRequest, diff
+    from lever_data.files import require_writable
     from lever_data.store import Store
 
+    if json is not None:
+        require_writable([json])
     found = diff(Store.open(store), DiffRequest(a, b, tuple(run), sql_dir, seed))
     pairs = "query and pointer" if found.kind == "candidates" else "query and shots"
     rows: list[list[object]] = [

@@ -37,10 +37,12 @@ def eval(
     Zero-shot, random and nearest-neighbour are always beside them, and the best of the pool where
     the answerer is cheap (exact at one shot, a lower bound at more).
     """
+    from lever_data.files import require_writable
     from lever_train.evaluation.api import run_evaluation
     from lever_train.evaluation.scoreboard import write_json
     from lever_train.evaluation.scoreboard_page import write_page
 
+    require_writable([path for path in (json, html) if path is not None])
     request = EvalRequest(
         store=store,
         checkpoints=tuple(checkpoint),

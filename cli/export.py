@@ -21,8 +21,10 @@ def export(
     [bold]lever export --store S --run RUN --out back.json[/bold]
     """
     from lever_data.export import export as export_run
+    from lever_data.files import require_writable
     from lever_data.store import Store
 
+    require_writable([out])
     with progress_bar("export") as advance:
         done = export_run(Store.open(store), run, out, advance)
     row: dict[str, object] = {

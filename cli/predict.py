@@ -26,10 +26,12 @@ def predict(
     **flags: Any,
 ) -> None:
     """Write the picked demonstrations of every question: pointer and question ids, in order."""
+    from lever_data.files import require_writable
     from lever_train.evaluation.api import predict as library
     from lever_train.evaluation.predictions import write_picks
     from lever_train.evaluation.request import Contest
 
+    require_writable([out])
     contest = Contest(
         shots=(shot_num,), limit=() if limit is None else (limit,), device=device, oracle="no"
     )

@@ -43,13 +43,15 @@ def query(
     from lever_data.query import QueryOptions, write
     from lever_data.query import query as run_query
 
+    if out is not None:
+        from lever_data.files import require_writable, writing
+
+        require_writable([out])
     options = QueryOptions(
         runs=tuple(run), sql_dir=sql_dir, timeout=timeout, memory=int(memory * 1e9)
     )
     with run_query(store, _text(sql, file), options) as reader:
         if out is not None:
-            from lever_data.files import writing
-
             chosen = _form_of(out) if form == "table" else form
             with writing(out) as handle:
                 rows = write(reader, chosen, handle)

@@ -50,11 +50,11 @@ class Difference:
     """How B differs from A.
 
     ``pairs``, ``only_a`` and ``only_b`` count (query, ordered pointer), or (query, shots) of
-    evaluations, that have a score. ``mean_change`` is the mean of B's minus A's accuracy over the pairs, ``low`` and
-    ``high`` its 95 % interval, queries resampled; null without pairs. ``mcnemar_p`` is the exact
-    two-sided p of McNemar's test on one pick per query: beam rank 0, else the highest
-    log-probability, else the first candidate; of evaluations, the pick at the most shots both
-    have. ``picks`` counts the queries where both sides have one.
+    evaluations, that have a score. ``mean_change`` is the mean of B's minus A's accuracy over the
+    pairs, ``low`` and ``high`` its 95 % interval, queries resampled; null without pairs.
+    ``mcnemar_p`` is the exact two-sided p of McNemar's test on one pick per query: beam rank 0,
+    else the highest log-probability, else the first candidate; of evaluations, the pick at the
+    most shots both have. ``picks`` counts the queries where both sides have one.
     """
 
     a: str

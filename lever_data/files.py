@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -78,13 +78,57 @@ def fsync_tree(folder: Path) -> None:
         fsync_dir(path)
 
 
+def require_writable(paths: Iterable[Path]) -> None:
+    """Refuse files that cannot be written, before what is to be written takes its time.
+
+    Raises:
+        LeverError: the folder is not there or not writable, or the path is a folder.
+    """
+    for path in paths:
+        folder = Path(os.path.realpath(path)).parent
+        if path.is_dir():
+            what, hint = "a folder stands where the file is to be written", "name a file in it"
+        elif _is_special(path):
+            continue
+        elif not folder.is_dir():
+            what, hint = "there is no such folder to write to", f"`mkdir -p {folder}`"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            what, hint = "the folder is not writable", "name a file elsewhere"
+        else:
+            continue
+        raise LeverError(what, where=str(path), hint=hint)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a pipe, a device or the like stands there, which must not be replaced."""
+    return path.exists() and not path.is_file()
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """Open ``path`` for writing whole: it appears under its name only when the block ends well.
 
+    Of a link the file it points to is replaced; a pipe or a device is written to as it is.
+
     Raises:
         LeverError: the file cannot be made or written.
     """
+    require_writable([path])
+    try:
+        if _is_special(path):
+            with path.open("wb") as handle:
+                yield handle
+            return
+        with _replacing(Path(os.path.realpath(path))) as handle:
+            yield handle
+    except OSError as error:
+        raise LeverError(
+            f"the file cannot be written ({error.strerror or error})", where=str(path)
+        ) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
     temporary = _temporary_of(path)
     try:
         with temporary.open("wb") as handle:
@@ -92,10 +136,6 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
-        fsync_dir(path.absolute().parent)
-    except OSError as error:
-        raise LeverError(
-            f"the file cannot be written ({error.strerror or error})", where=str(path)
-        ) from error
+        fsync_dir(path.parent)
     finally:
         discard(temporary)

@@ -7,7 +7,6 @@ charts (inline SVG) are in it, and every chart has the SQL behind it in a fold.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from markupsafe import Markup
 
 from lever_data.audit.audit import CLASSES, Audit
 from lever_data.audit.verdict import Finding, percent, verdict
-from lever_data.errors import LeverError
 from lever_data.files import writing
 
 _CLASS_TITLES = {
@@ -38,25 +36,6 @@ class _Shown:
     findings: list[Finding]
     spread: list[dict[str, float]]
     sql: Mapping[str, str]
-
-
-def require_writable(paths: Sequence[Path]) -> None:
-    """Refuse files that cannot be written, before the figures take their time.
-
-    Raises:
-        LeverError: the folder is not there or not writable, or the path is a folder.
-    """
-    for path in paths:
-        folder = path.absolute().parent
-        if not folder.is_dir():
-            what = "there is no such folder to write to"
-        elif path.is_dir():
-            what = "a folder stands where the file is to be written"
-        elif not os.access(folder, os.W_OK | os.X_OK):
-            what = "the folder is not writable"
-        else:
-            continue
-        raise LeverError(what, where=str(path), hint="`mkdir -p` it, or name another file")
 
 
 def write_json(path: Path, figures: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:

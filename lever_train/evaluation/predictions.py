@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lever_data.errors import UsageError
-from lever_data.files import write_atomic
+from lever_data.files import writing
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 
@@ -25,7 +25,8 @@ def write_picks(picks: pa.Table, path: Path) -> None:
     """
     if path.suffix in JSON_LINES:
         lines = (json.dumps(row, ensure_ascii=False) for row in picks.to_pylist())
-        write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
+        with writing(path) as file:
+            file.writelines(f"{line}\n".encode() for line in lines)
         return
     if path.suffix != ".parquet":
         raise UsageError(
@@ -35,4 +36,5 @@ def write_picks(picks: pa.Table, path: Path) -> None:
         )
     sink = pa.BufferOutputStream()
     pq.write_table(picks, sink, compression="zstd")
-    write_atomic(path, sink.getvalue().to_pybytes())
+    with writing(path) as file:
+        file.write(sink.getvalue())

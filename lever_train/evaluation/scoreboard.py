@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from lever_data.errors import LeverError
-from lever_data.files import write_atomic
+from lever_data.files import writing
 from lever_data.schema import EVALUATIONS
 from lever_data.statistics import bootstrap_mean, mcnemar
 from lever_data.vqa_metric import METRIC_VERSION
@@ -174,7 +174,8 @@ def _as(values: object, kind: pa.DataType) -> pa.Array:
 
 def write_json(board: Scoreboard, path: Path) -> None:
     """Write the scoreboard as one JSON object with ``rows``, ``paired`` and ``run``."""
-    write_atomic(path, f"{json.dumps(board.to_json(), indent=2, ensure_ascii=False)}\n".encode())
+    with writing(path) as file:
+        file.write(f"{json.dumps(board.to_json(), indent=2, ensure_ascii=False)}\n".encode())
 
 
 def read_json(path: Path) -> Scoreboard:

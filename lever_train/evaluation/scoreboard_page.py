@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from lever_data.files import write_atomic
+from lever_data.files import writing
 from lever_train.evaluation.scoreboard import Row, Scoreboard
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 400, 52, 150, 16, 40
@@ -44,7 +44,8 @@ _HUES = (211, 24, 140, 280, 340, 60, 180, 0)
 
 def write_page(board: Scoreboard, path: Path) -> None:
     """Write the page."""
-    write_atomic(path, page(board).encode())
+    with writing(path) as file:
+        file.write(page(board).encode())
 
 
 def page(board: Scoreboard) -> str:
