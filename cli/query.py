@@ -47,9 +47,7 @@ def query(
         from lever_data.files import require_writable, writing
 
         require_writable([out])
-    options = QueryOptions(
-        runs=tuple(run), sql_dir=sql_dir, timeout=timeout, memory=int(memory * 1e9)
-    )
+    options = QueryOptions(runs=tuple(run), sql_dir=sql_dir, timeout=timeout, memory=_bytes(memory))
     with run_query(store, _text(sql, file), options) as reader:
         if out is not None:
             chosen = _form_of(out) if form == "table" else form
@@ -61,6 +59,14 @@ def query(
         else:
             write(reader, form, sys.stdout.buffer)
             sys.stdout.buffer.flush()
+
+
+def _bytes(gigabytes: float) -> int:
+    from lever_data.errors import UsageError
+
+    if not 0 < gigabytes < 1e6:
+        raise UsageError("--memory must be a positive number of gigabytes", value=gigabytes)
+    return int(gigabytes * 1e9)
 
 
 def _text(sql: str | None, file: Path | None) -> str:
@@ -87,12 +93,16 @@ def _form_of(out: Path) -> str:
 
 
 def _show(reader: pa.RecordBatchReader) -> None:
+    from lever_data.query import values
+
     rows: list[list[object]] = []
-    more = 0
+    names, more = reader.schema.names, 0
     for batch in reader:
         room = SHOWN - len(rows)
-        rows += [list(row.values()) for row in batch.slice(0, room).to_pylist()] if room else []
+        shown = batch.slice(0, room).columns
+        columns = [values(*pair) for pair in zip(names, shown, strict=True)]
+        rows += [list(row) for row in zip(*columns, strict=True)]
         more += max(batch.num_rows - room, 0)
-    emit_table(reader.schema.names, rows)
+    emit_table(names, rows)
     if more:
         notice(f"… and {more:,} more rows; --format csv, json or parquet gives all")

@@ -32,14 +32,12 @@ class QueryOptions:
 
     Args:
         runs: only these runs; all where empty.
-        scorer: only candidates of this scorer, or of none known.
         sql_dir: a folder of the user's own views.
         timeout: seconds after which the query is killed.
         memory: bytes DuckDB may use; the process is held to about twice that.
     """
 
     runs: tuple[str, ...] = ()
-    scorer: str | None = None
     sql_dir: Path | None = None
     timeout: float = 300.0
     memory: int = 4_000_000_000
@@ -52,10 +50,11 @@ def query(
     """Run ``sql`` and give its result as a record batch reader, while the block lasts.
 
     Raises:
-        UsageError: the text is not exactly one reading SELECT.
+        UsageError: the text is not exactly one reading SELECT, or a limit is no positive number.
         LeverError: DuckDB refuses the query, or it outran its time or memory.
     """
     options = options or QueryOptions()
+    _require_sense(sql, options)
     child = subprocess.Popen(
         [sys.executable, "-m", "lever_data.sandbox"],
         stdin=subprocess.PIPE,
@@ -83,8 +82,35 @@ def query(
                 pipe.close()
 
 
+def _require_sense(sql: str, options: QueryOptions) -> None:
+    if not 0 < options.timeout <= threading.TIMEOUT_MAX:
+        raise UsageError("--timeout must be a positive number of seconds", value=options.timeout)
+    if options.memory <= 0:
+        raise UsageError("--memory must be a positive number", value=options.memory)
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the SQL is not UTF-8 ({error.reason})",
+            hint="set a UTF-8 locale, such as LC_ALL=C.UTF-8, or use --file",
+        ) from None
+
+
 def write(reader: pa.RecordBatchReader, form: str, out: IO[bytes]) -> int:
-    """Write a result as csv, json (one array of objects) or parquet; returns the rows written."""
+    """Write a result as csv, json (one array of objects) or parquet; returns the rows written.
+
+    Raises:
+        UsageError: the form is unknown, or two columns have one name where names are keys.
+        LeverError: a value has no such form.
+    """
+    names = reader.schema.names
+    if form in ("json", "parquet") and len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise UsageError(
+            "columns of the result share a name",
+            value=", ".join(twice),
+            hint="name them apart: select a.x as first, b.x as second",
+        )
     if form == "csv":
         return _write_csv(reader, out)
     if form == "json":
@@ -101,7 +127,6 @@ def _request(store: Path, sql: str, options: QueryOptions) -> dict[str, Any]:
         "store": str(Store.open(store).path),
         "sql": sql,
         "runs": list(options.runs),
-        "scorer": options.scorer,
         "sql_dir": str(options.sql_dir) if options.sql_dir else None,
         "memory": options.memory,
     }
@@ -164,6 +189,8 @@ def _error(
         found = json.loads(text.splitlines()[-1])
         kind = UsageError if found.pop("exit_code") == UsageError.exit_code else LeverError
         return kind(found["what"], where=found["where"], value=found["value"], hint=found["hint"])
+    if status > 0 and text and "Memory" not in text and "bad_alloc" not in text:
+        return LeverError("the query's process failed", value=text.splitlines()[-1][:500])
     return LeverError(
         f"the query's process died with status {status}: it outran its memory",
         value=f"{options.memory / 1e9:.1f} GB",
@@ -177,24 +204,44 @@ def _write_csv(reader: pa.RecordBatchReader, out: IO[bytes]) -> int:
 
     text = io.TextIOWrapper(out, "utf-8", newline="", write_through=True)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(reader.schema.names)
+    names = reader.schema.names
+    writer.writerow(names)
     rows = 0
     for batch in reader:
-        columns = [_plain(column) for column in batch.columns]
+        columns = [_plain(*pair) for pair in zip(names, batch.columns, strict=True)]
         writer.writerows(zip(*columns, strict=True))
         rows += batch.num_rows
     text.detach()
     return rows
 
 
-def _plain(column: pa.Array) -> list[object]:
+def values(name: str, column: pa.Array) -> list[Any]:
+    """The values of a column as Python's.
+
+    Raises:
+        LeverError: one has no such form, such as a date before the year 1.
+    """
+    import pyarrow as pa
+
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError, pa.ArrowNotImplementedError) as error:
+        raise LeverError(
+            f"a value of the result cannot be written ({error})",
+            where=f"column {name}",
+            hint=f"select it as text: {name}::varchar",
+        ) from None
+
+
+def _plain(name: str, column: pa.Array) -> list[Any]:
     """Values for a CSV cell: nested ones as JSON, null as the empty cell."""
     import msgspec
     import pyarrow as pa
 
+    found = values(name, column)
     if not pa.types.is_nested(column.type):
-        return list(column.to_pylist())
-    return [v if v is None else msgspec.json.encode(v).decode() for v in column.to_pylist()]
+        return found
+    return [v if v is None else msgspec.json.encode(v).decode() for v in found]
 
 
 def _write_json(reader: pa.RecordBatchReader, out: IO[bytes]) -> int:
@@ -203,21 +250,29 @@ def _write_json(reader: pa.RecordBatchReader, out: IO[bytes]) -> int:
     rows = 0
     encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
     out.write(b"[")
+    names = reader.schema.names
     for batch in reader:
-        for row in batch.to_pylist():
+        columns = [values(*pair) for pair in zip(names, batch.columns, strict=True)]
+        for row in zip(*columns, strict=True):
             out.write(b",\n " if rows else b"")
-            out.write(encoder.encode(row))  # NaN becomes null
+            out.write(encoder.encode(dict(zip(names, row, strict=True))))  # NaN becomes null
             rows += 1
     out.write(b"]\n")
     return rows
 
 
 def _write_parquet(reader: pa.RecordBatchReader, out: IO[bytes]) -> int:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = 0
-    with pq.ParquetWriter(out, reader.schema, compression="zstd") as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-            rows += batch.num_rows
+    try:
+        with pq.ParquetWriter(out, reader.schema, compression="zstd") as writer:
+            for batch in reader:
+                writer.write_batch(batch)
+                rows += batch.num_rows
+    except pa.ArrowNotImplementedError as error:
+        raise LeverError(
+            f"Parquet has no such type ({error})", hint="select the column as text: name::varchar"
+        ) from None
     return rows

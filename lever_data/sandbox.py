@@ -80,7 +80,6 @@ def _session(request: dict[str, Any]) -> Session:
     return open_session(
         request["store"],
         runs=request["runs"],
-        scorer=request["scorer"],
         sql_dir=Path(request["sql_dir"]) if request["sql_dir"] else None,
         only=only,
     )

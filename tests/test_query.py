@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.query import QueryOptions, query
+from lever_data.query import QueryOptions, query, write
 from lever_data.store import Store
 from tests.stores import candidate, commit, new_store
 
@@ -36,6 +37,14 @@ def _lever(store: Store, *words: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
     )
+
+
+def ask(store: Store, sql: str, form: str) -> str:
+    """The result as text of this form."""
+    out = io.BytesIO()
+    with query(store.path, sql) as reader:
+        write(reader, form, out)
+    return out.getvalue().decode()
 
 
 WRITES = [
@@ -173,3 +182,44 @@ def test_ctrl_c_is_named(store: Store) -> None:
     _, said = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Error: interrupted" in said and "Traceback" not in said
+
+
+def test_columns_of_one_name_are_shown_side_by_side_and_never_lost(store: Store) -> None:
+    sql = "select 1 as a, 2 as a"
+    assert ask(store, sql, "csv") == "a,a\n1,2\n"
+    for form in ("json", "parquet"):
+        with pytest.raises(UsageError, match="share a name") as caught:
+            ask(store, sql, form)
+        assert caught.value.value == "a"
+    assert "1  2" in _lever(store, sql).stdout
+
+
+@pytest.mark.parametrize(
+    "value", ["date 'infinity'", "timestamp 'infinity'", "date '0044-01-01 (BC)'"]
+)
+@pytest.mark.parametrize("form", ["csv", "json", "table"])
+def test_a_value_that_python_has_not_is_an_error_with_its_column(
+    store: Store, value: str, form: str
+) -> None:
+    done = _lever(store, f"select {value} as day", "--format", form)
+    assert done.returncode == 1
+    assert "column day" in done.stderr
+    assert "day::varchar" in done.stderr
+
+
+def test_a_type_that_parquet_has_not_is_an_error(store: Store) -> None:
+    with pytest.raises(LeverError, match="Parquet has no such type"):
+        ask(store, "select interval 1 day as a", "parquet")
+
+
+@pytest.mark.parametrize("flag", ["--memory", "--timeout"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+def test_a_limit_is_a_positive_number(store: Store, flag: str, value: str) -> None:
+    done = _lever(store, "select 1", flag, value)
+    assert done.returncode == 2
+    assert "must be a positive number" in done.stderr
+
+
+def test_sql_that_is_not_utf8_is_refused(store: Store) -> None:
+    with pytest.raises(UsageError, match="not UTF-8"):
+        ask(store, "select '\udcc3'", "csv")
