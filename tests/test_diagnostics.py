@@ -352,6 +352,28 @@ def test_reward_modes_of_prefix_scores(tmp_path: Path) -> None:
     assert found == [(1.0,)]
 
 
+@pytest.mark.parametrize(
+    "shots",
+    [
+        [{"shot": 2, "vqa_correct": 1, "vqa_acc_score": 1.0}],
+        [{"shot": 1, "vqa_correct": None}, {"shot": 2, "vqa_correct": 1, "vqa_acc_score": 1.0}],
+        None,
+    ],
+)
+def test_prefixes_without_a_score_leave_multi_shot_out(tmp_path: Path, shots: Any) -> None:
+    whole = [{"shot": 1, "vqa_correct": 1, "vqa_acc_score": 1.0}]
+    con = open_rows(
+        tmp_path,
+        [
+            scored(0, 0, 1.0, pointer=[1], shot_scores=whole),
+            scored(0, 1, 0.0, pointer=[1, 2], shot_scores=shots),
+        ],
+    )
+    found = [mode for (mode,) in ask(con, "select reward_mode from reward_modes")]
+    assert "hard_only" in found
+    assert "multi_shot" not in found
+
+
 def test_a_sample_is_whole_queries(tmp_path: Path) -> None:
     con = open_rows(tmp_path, [scored(q, i, 0.0) for q in range(5) for i in range(3)])
     assert ask(con, "select count(*), count(distinct query_id) from scored_sample") == [(15, 5)]

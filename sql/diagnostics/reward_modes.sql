@@ -1,6 +1,7 @@
 -- Every reward mode on the same candidates (scored_sample), at the weights of audit_settings: how
 -- many queries tie, how far the rewards spread, and whether the order is that of hard_plus_soft.
--- Modes whose columns are null throughout are left out, and so is legacy with both weights 0.
+-- Modes whose columns are null throughout are left out, and so are legacy with both weights 0 and
+-- multi_shot where a prefix of some pointer has no score or no weight.
 -- grain: one row per reward mode, and one for a reward of the user's own
 -- columns:
 --   reward_mode varchar: the mode, or the user's expression
@@ -13,13 +14,21 @@ with settings as (select * from audit_settings),
 
 known as (
     select
-        count(vqa_correct) > 0 as has_hard,
-        count(vqa_acc_score) > 0 as has_soft,
-        count(vqa_gt_prob) > 0 as has_gt,
-        count(vqa_rel_score) > 0 as has_rel,
-        count(shot_scores) = count(*) as has_shots,
-        count(beam_score) > 0 or count(logprob_score) > 0 as has_quality
-    from scored_sample
+        count(v.vqa_correct) > 0 as has_hard,
+        count(v.vqa_acc_score) > 0 as has_soft,
+        count(v.vqa_gt_prob) > 0 as has_gt,
+        count(v.vqa_rel_score) > 0 as has_rel,
+        bool_and(
+            coalesce(
+                list_sort([x.shot for x in v.shot_scores if x.vqa_correct is not null])
+                = range(1, len(v.pointer) + 1),
+                false
+            )
+            and (len(settings.shot_weights) = 0 or len(v.pointer) <= len(settings.shot_weights))
+        ) as has_shots,
+        count(v.beam_score) > 0 or count(v.logprob_score) > 0 as has_quality
+    from scored_sample as v
+    cross join settings
 ),
 
 -- Numbers for texts: everything below groups and joins by them.
