@@ -133,7 +133,8 @@ def _find_early(store: Store, spec: RunSpec, source: Source) -> Run | None:
 
 def _ingest_examples(unit: list[Found], store: Store, options: IngestOptions) -> Ingested:
     by_kind = {found.kind: found.source for found in unit}
-    sources = [by_kind[kind] for kind in ("questions", "annotations") if kind in by_kind]
+    kinds = [kind for kind in ("questions", "annotations") if kind in by_kind]
+    sources = [by_kind[kind] for kind in kinds]
     digests = [source.sha256() for source in sources]
     subtype = next((found.subtype for found in unit if found.subtype), None)
     dataset = _assume(options, options.dataset, "dataset", "default", unit[0])
@@ -147,7 +148,7 @@ def _ingest_examples(unit: list[Found], store: Store, options: IngestOptions) ->
             "bytes": sum(s.size for s in sources),
         },
         source_sha256=digests[0] if len(digests) == 1 else _joint(digests),
-        parameters={"files": list(by_kind)},
+        parameters={"files": kinds},
     )
     if split is not None and (known := store.find(spec)) is not None:
         return Ingested(known, is_new=False)
@@ -187,7 +188,9 @@ def _commit_examples(
         "data_type": questions.head.get("data_type"),
         "unanswered": None,
     }
-    if annotations is not None:
+    if annotations is None:
+        options.notice(f"{questions.source.path}: no annotations given: answers null")
+    else:
         details["unanswered"] = num_unanswered(questions, annotations)
         if details["unanswered"]:
             options.notice(f"{details['unanswered']} questions have no annotation: answers null")

@@ -31,12 +31,22 @@ def require_expression(expression: str) -> None:
                 len(nodes) != 1
                 or len(nodes[0].get("select_list", [])) != 1
                 or nodes[0]["from_table"]["type"] != "EMPTY"
+                or _has_star(nodes[0]["select_list"])
             ):
                 raise UsageError(
                     "the reward is not one SQL expression",
                     value=expression,
                     hint="for example --reward 'vqa_correct + 0.5 * vqa_gt_prob'",
                 )
+
+
+def _has_star(node: object) -> bool:
+    """Whether ``*`` or ``columns(…)``, which may stand for several, is outside of a subquery."""
+    if isinstance(node, list):
+        return any(map(_has_star, node))
+    if not isinstance(node, dict) or node.get("class") == "SUBQUERY":
+        return False
+    return node.get("class") == "STAR" or _has_star(list(node.values()))
 
 
 def null_columns(con: duckdb.DuckDBPyConnection, view: str, expression: str) -> list[str]:

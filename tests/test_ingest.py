@@ -156,6 +156,19 @@ def test_questions_and_annotations_become_examples_in_any_order(tmp_path: Path) 
     assert second["answer"] == "because"
 
 
+def test_questions_and_annotations_in_the_other_order_are_the_same_run(tmp_path: Path) -> None:
+    pair = [write(tmp_path, "q.json", QUESTIONS), write(tmp_path, "a.json", ANNOTATIONS)]
+    lever("ingest", *pair, "--store", tmp_path / "s")
+    again = lever("ingest", *reversed(pair), "--store", tmp_path / "s")
+    assert "already ingested" in again.stderr
+
+
+def test_questions_alone_say_that_the_answers_are_missing(tmp_path: Path) -> None:
+    questions = write(tmp_path, "q.json", QUESTIONS)
+    done = lever("ingest", questions, "--store", tmp_path / "s")
+    assert "no annotations given: answers null" in done.stderr
+
+
 def test_annotations_alone_use_the_questions_of_the_store(tmp_path: Path) -> None:
     questions = write(tmp_path, "q.json", QUESTIONS)
     annotations = write(tmp_path, "a.json", ANNOTATIONS)

@@ -9,12 +9,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+import pyarrow as pa
 import pytest
 
 from lever_data.legacy import process
 from lever_data.legacy.channel import Channel
+from lever_data.legacy.ingest import _write_all
+from lever_data.legacy.layout import Built
 from lever_data.legacy.process import WorkerProcess, start_early, take
+from lever_data.store import RunWriter
 from tests.torture.harness import write_rl_data
 
 
@@ -146,3 +151,16 @@ def test_a_message_cut_short_is_the_end(ends: tuple[socket.socket, socket.socket
     there.close()
     with pytest.raises(EOFError):
         Channel(here).receive()
+
+
+class _Full:
+    """A writer without memory."""
+
+    def write(self, *_: object) -> None:
+        raise MemoryError("full")
+
+
+def test_a_writer_that_fails_in_any_way_ends_the_ingest() -> None:
+    empty = pa.RecordBatch.from_pylist([], pa.schema([]))
+    with pytest.raises(MemoryError, match="full"):
+        _write_all(cast(RunWriter, _Full()), [Built(empty, empty, 0)] * 100)

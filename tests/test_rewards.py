@@ -123,8 +123,17 @@ def test_an_expression_is_cast_clipped_and_refused_where_it_is_none(tmp_path: Pa
     con = _con(tmp_path, [{"vqa_correct": 1, "vqa_gt_prob": 0.5}, {"vqa_correct": 0}])
     spec = RewardSpec(expression="vqa_correct + 0.5*vqa_gt_prob -- halved")
     assert _rewards(con, spec) == [1.25, None]
+    assert _rewards(con, RewardSpec(expression="(select count(*) from (select 1))")) == [1.0, 1.0]
     assert _rewards(con, RewardSpec(expression="100 * vqa_correct - 50")) == [5.0, -5.0]
-    for bad in ("1) from runs; select (1", "vqa_correct, 1", "select", "", "1; drop table x"):
+    several = ("*", "v.*", "columns('vqa_.*')", "coalesce(*columns('vqa_.*'))")
+    for bad in (
+        "1) from runs; select (1",
+        "vqa_correct, 1",
+        "select",
+        "",
+        "1; drop table x",
+        *several,
+    ):
         with pytest.raises(UsageError, match="not one SQL expression"):
             reward_sql(RewardSpec(expression=bad))
 

@@ -124,7 +124,7 @@ def _write_all(writer: RunWriter, batches: Iterable[Any]) -> None:
             try:
                 if not failures:
                     writer.write(*item)
-            except (OSError, LeverError, pa.ArrowException, AssertionError) as error:
+            except BaseException as error:  # noqa: BLE001 - raised below; else the queue fills up
                 failures.append(error)
 
     thread = threading.Thread(target=work, name="parquet")
