@@ -8,6 +8,7 @@ from pathlib import Path
 
 import duckdb
 
+from lever_data.audit.scored import share_tables
 from lever_data.db import open_session, quote_identifier
 
 _LISTED = ("views", "diagnostics", "user")
@@ -34,6 +35,7 @@ def list_views(
 ) -> list[ViewInfo]:
     """Every relation of the store with its grain and number of rows; broken ones included."""
     session = open_session(store, runs=runs, sql_dir=sql_dir)
+    share_tables(session.con)
     found = []
     for relation in session.relations.values():
         if relation.folder not in folders:
@@ -41,10 +43,8 @@ def list_views(
         rows: int | None = None
         error: str | None = None
         try:
-            counted = session.con.cursor().execute(
-                f"select count(*) from {quote_identifier(relation.name)}"
-            )
-            rows = counted.fetchall()[0][0]
+            sql = f"select count(*) from {quote_identifier(relation.name)}"
+            rows = session.con.execute(sql).fetchall()[0][0]
         except duckdb.Error as problem:
             error = str(problem).strip().splitlines()[0]
         found.append(

@@ -8,6 +8,7 @@ several of them share is a table in memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,6 +90,19 @@ def read_by_diagnostics() -> set[str]:
     """The other relations they read."""
     names = diagnostics().keys()
     return {read for name in names for read in builtin_reads(name)} - names
+
+
+def share_tables(con: duckdb.DuckDBPyConnection) -> None:
+    """Make what several diagnostics share tables in memory, for who reads all of them.
+
+    They hide the views of the session; one that cannot be computed stays a view, which says why.
+    """
+    con.execute("create schema shared")
+    con.execute("set schema = 'shared'")
+    for relation in in_order(diagnostics()):
+        kind = "table" if relation.name in SHARED else "view"
+        with suppress(duckdb.Error):
+            con.execute(f"create {kind} {relation.name} as {body(relation)}")
 
 
 def define_diagnostics(session: Session, request: AuditRequest) -> tuple[float, str]:
