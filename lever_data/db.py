@@ -22,7 +22,7 @@ from lever_data import catalog
 from lever_data.catalog import Relation, body, quote_identifier, quote_literal
 from lever_data.errors import LeverError, UsageError
 from lever_data.integrity import require_intact
-from lever_data.store import Run, Store
+from lever_data.store import Run, Store, require_plain_path
 
 __all__ = ["Session", "connect", "open_session", "quote_identifier", "quote_literal"]
 
@@ -131,10 +131,7 @@ def open_session(
 def _define_sources(
     con: duckdb.DuckDBPyConnection, store: Store, runs: list[Run], scorer: str | None
 ) -> None:
-    if "=" in str(store.path.resolve()):
-        raise LeverError(
-            "the path of a store may not hold '='", where=str(store.path), hint="move the store"
-        )
+    require_plain_path(store.path)
     con.execute("set temp_directory = ?", [_temporary()])
     con.execute(catalog.scorer_macro(scorer))
     con.execute(f"create table raw_runs as {catalog.read_parquet_sql([], 'stg_runs')}")

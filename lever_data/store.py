@@ -91,6 +91,7 @@ class Store:
     def create(cls, path: str | Path) -> Store:
         """Open the store at ``path``, making an empty one where there is none."""
         store = cls(Path(path))
+        require_plain_path(store.path)
         with _writable(store.path):
             (store.path / "runs").mkdir(parents=True, exist_ok=True)
             store.staging_folder.mkdir(exist_ok=True)
@@ -163,7 +164,8 @@ class Store:
         folder = self.path / "runs" / f"run={name}"
         grave = staging.grave_in(self.staging_folder)
         with _writable(self.path):
-            folder.rename(grave)
+            self.staging_folder.mkdir(exist_ok=True)  # copies of a store lose empty folders
+            _rename_run(folder, grave)
             fsync_dir(folder.parent)
             shutil.rmtree(grave, ignore_errors=True)  # a sweeper may be at it too
             self.write_views_sql()
@@ -184,6 +186,27 @@ class Store:
         with staging.locked(self.staging_folder):  # the last of two writers has seen both runs
             script = shell_script(self.path).encode()
             staging.replace_file(self.staging_folder, self.path / "views.sql", script)
+
+
+def require_plain_path(path: Path) -> None:
+    """Refuse a path that DuckDB reads as a pattern (``*?[]``) or as partitions (``=``).
+
+    Raises:
+        LeverError: it names the characters.
+    """
+    if found := sorted(set("*?[]=") & set(str(path.resolve()))):
+        raise LeverError(
+            f"the path of a store may not hold {' '.join(found)}",
+            where=str(path),
+            hint="name the folder otherwise, or move the store",
+        )
+
+
+def _rename_run(folder: Path, grave: Path) -> None:
+    try:
+        folder.rename(grave)
+    except FileNotFoundError:
+        raise LeverError("the run is gone: somebody else removed it", where=str(folder)) from None
 
 
 class RunWriter:

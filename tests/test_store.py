@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lever_data import tables
+from lever_data import connect, tables
 from lever_data.errors import LeverError
 from lever_data.manifest import sealed
 from lever_data.schema import CANDIDATES
@@ -233,3 +234,33 @@ def test_a_full_disk_commits_nothing_and_says_so(tmp_path: Path) -> None:
         (writer.folder / "candidates" / "part-00000.parquet").symlink_to("/dev/full")
         writer.commit()
     assert store.runs() == []
+
+
+@pytest.mark.parametrize("name", ["a*b", "a?b", "[a]", "x=1"])
+def test_a_path_that_duckdb_reads_as_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LeverError, match="may not hold"):
+        Store.create(tmp_path / name)
+    assert not (tmp_path / name).exists()
+    moved = new_store(tmp_path).path.rename(tmp_path / name)
+    with pytest.raises(LeverError, match="may not hold"):
+        connect(moved)
+
+
+def test_a_run_is_removed_from_a_copy_without_empty_folders(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    run = commit(store, [candidate(0, 0, [1])])
+    shutil.rmtree(store.staging_folder)
+    store.remove(run.run)
+    assert store.runs() == []
+
+
+def test_a_run_that_another_process_removed_first_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store(tmp_path)
+    run = commit(store, [candidate(0, 0, [1])])
+    inventory = store.inventory()
+    store.remove(run.run)
+    monkeypatch.setattr(Store, "inventory", lambda _: inventory)
+    with pytest.raises(LeverError, match="somebody else removed it"):
+        store.remove(run.run)
