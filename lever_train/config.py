@@ -194,7 +194,9 @@ class RunConfig(Section):
     seed: int = option(0, "Seed of the order, the weights and the dropout.", ge=0)
     device: str = option("cpu", "cpu, cuda, cuda:N or mps.")
     precision: Literal["float32", "bf16"] = option("float32", "bf16: autocast of the products.")
-    threads: int | None = option(None, "Threads of torch; default: all cores.", ge=1)
+    threads: int | None = option(
+        None, "Threads of torch, the same for a `--resume`; default: all cores.", ge=1
+    )
     memory_limit: str = option("600MB", "Memory DuckDB may use for the stream.")
     weight_decay: float = option(0.01, "Weight decay of AdamW in RCE and GRPO.", ge=0)
     gradient_clip: Positive = option(1.0, "Largest norm of the gradient.")

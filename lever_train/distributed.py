@@ -35,6 +35,13 @@ class World:
             distributed.all_reduce(values)
         return values
 
+    def each(self, number: int) -> list[int]:
+        """The number that every process gives, by rank."""
+        numbers = torch.zeros(self.size, dtype=torch.int64)
+        numbers[self.rank] = number
+        found: list[int] = self.sum(numbers).tolist()
+        return found
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes; a missing one counts as 0."""
         if self.size == 1:

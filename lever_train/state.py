@@ -2,7 +2,8 @@
 
 In goes everything the next step depends on; out comes ``state.pt``, written to a temporary name,
 flushed and renamed. The order of the data is a pure function of (seed, epoch) and the dropout
-noise of (seed, step), so the position is two integers and no generator is kept.
+noise of (seed, step), so the position is two integers and no generator is kept. "Bit for bit" is a
+promise for one kind of processor: another may have other instructions to sum with.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import io
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ from lever_train.config import TrainConfig
 from lever_train.data import TrainingData
 from lever_train.metrics import Log
 
-VERSION = 1
+VERSION = 2
 STATE = "state.pt"
-_FREE = {"threads", "save_every", "tensorboard", "memory_limit"}  # they change no result
+THREADS = "[run] threads"
+# They change no result. Threads do: more of them sum in another order. Their number in effect is
+# compared, not the option, whose default is what the machine has.
+_FREE = {"threads", "save_every", "tensorboard", "memory_limit"}
 
 
 class StateError(LeverError):
@@ -104,9 +108,14 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> State:
     return State(**content)
 
 
-def fingerprint(config: TrainConfig, data: TrainingData, processes: int) -> dict[str, str]:
-    """What must be the same for a resumed training to end as the uninterrupted one would."""
-    found = {"processes": str(processes)}
+def fingerprint(config: TrainConfig, data: TrainingData, threads: Sequence[int]) -> dict[str, str]:
+    """What must be the same for a resumed training to end as the uninterrupted one would.
+
+    Args:
+        threads: torch's threads in every process, by rank.
+    """
+    counts = threads[:1] if len(set(threads)) == 1 else threads
+    found = {"processes": str(len(threads)), THREADS: ", ".join(map(str, counts))}
     for section, values in config.model_dump(mode="json").items():
         for name, value in values.items():
             if name not in _FREE:
@@ -130,5 +139,12 @@ def _require_same(saved: Mapping[str, str], wanted: Mapping[str, str], path: Pat
                 f"the state belongs to another training: {name} was "
                 f"{shorten(saved.get(name))}, now it is {shorten(wanted.get(name))}",
                 where=str(path),
-                hint="resume with what it was started with, or start anew in another --out",
+                hint=_way_on(name, saved),
             )
+
+
+def _way_on(name: str, saved: Mapping[str, str]) -> str:
+    """What to do where ``name`` is not what was saved."""
+    if name == THREADS and saved[name].isdecimal():
+        return f"--threads {saved[name]} goes on; another number of threads rounds differently"
+    return "resume with what it was started with, or start anew in another --out"

@@ -264,7 +264,8 @@ class _Training:
             judged(dict.fromkeys(names, 0.0), self.config)
 
     def _first_state(self) -> State:
-        identity = fingerprint(self.config, self.data, self.world.size)
+        threads = self.world.each(torch.get_num_threads())
+        identity = fingerprint(self.config, self.data, threads)
         if self.request.resume:
             state = load_state(self.request.out, identity)
             self.selector.load_state_dict(state.selector)

@@ -124,6 +124,20 @@ def test_another_config_is_refused(tmp_path: Path, flags: dict[str, Any], messag
         bench.train(resume=True, **flags)
 
 
+def test_another_number_of_threads_is_refused(tmp_path: Path) -> None:
+    """They sum in another order: the ending would be close, not the same."""
+    bench = Bench(tmp_path)
+    bench.train()  # without the option: what counts is the number in effect
+    before = torch.get_num_threads()
+    try:
+        with pytest.raises(LeverError, match=r"\[run\] threads was '1', now it is '2'") as error:
+            bench.train(resume=True, threads=before + 1)
+    finally:
+        torch.set_num_threads(before)
+    assert str(error.value.hint).startswith("--threads 1 goes on")
+    bench.train(resume=True, threads=1)
+
+
 def test_other_vectors_are_refused(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.train()
@@ -137,7 +151,7 @@ def test_another_version_and_a_broken_state_are_refused(tmp_path: Path) -> None:
     bench.train()
     state = torch.load(tmp_path / "out" / STATE, weights_only=True)
     torch.save(state | {"version": 99}, tmp_path / "out" / STATE)
-    with pytest.raises(LeverError, match="is of version 99, this lever reads 1"):
+    with pytest.raises(LeverError, match="is of version 99, this lever reads 2"):
         bench.train(resume=True)
     (tmp_path / "out" / STATE).write_bytes(b"half a fi")
     with pytest.raises(LeverError, match="the state cannot be read"):

@@ -17,7 +17,10 @@ from lever_train.pipeline.work import Known, Work
 from lever_train.state import STATE, StateError
 from lever_train.train import TrainRequest, TrainResult, train
 
-_FREE = {"threads", "save_every", "memory_limit"}  # of [run]: they change no result
+# Of [run]: another value leaves a finished training as good as it was. Other threads would round
+# differently and end close to it, not with the same bits: a pipeline that moves to a machine with
+# more cores keeps its result. A killed training starts anew there: its state compares the threads.
+_FREE = {"threads", "save_every", "memory_limit"}
 _RUN_OF_SFT = {"seed", "device", "precision", "gradient_clip", "tensorboard", *_FREE}
 
 
