@@ -34,7 +34,10 @@ Progress = Callable[[float, float | None, str], None]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation: its scoreboard, and what every selector showed every query."""
+    """An evaluation: its scoreboard, and what every selector showed every query.
+
+    ``is_new``: no evaluation of the store was made of the same and came out the same.
+    """
 
     scoreboard: Scoreboard
     outcomes: tuple[Outcome, ...]
@@ -45,6 +48,8 @@ def run_evaluation(
     request: EvalRequest, progress: Progress = lambda done, total, note: None
 ) -> Evaluated:
     """Evaluate the checkpoints beside the baselines and commit what was found.
+
+    What failed before is asked again; where that changes an outcome, it is a run of its own.
 
     Raises:
         UsageError: the request contradicts itself.
@@ -61,7 +66,7 @@ def run_evaluation(
     )
     outcomes = evaluate(held, _answers(answerer, store), policies, options)
     board = scoreboard(outcomes, request.contest.limit)
-    spec = _spec(request, held, answerer, policies)
+    spec = _spec(request, held, answerer, policies, outcomes)
     is_new = store.find(spec) is None
     if is_new:
         with store.begin(spec) as writer:
@@ -153,9 +158,13 @@ def _answers(answerer: Answerer, store: Store) -> Answers:
 
 
 def _spec(
-    request: EvalRequest, held: HeldOut, answerer: Answerer, policies: Mapping[str, Policy]
+    request: EvalRequest,
+    held: HeldOut,
+    answerer: Answerer,
+    policies: Mapping[str, Policy],
+    outcomes: Sequence[Outcome],
 ) -> RunSpec:
-    """What the evaluation depends on; the same inputs make the same run."""
+    """What the evaluation depends on and how it came out: the same of both make the same run."""
     digest = hashlib.sha256(scope(answerer))
     digest.update(repr([q.example_id for q in held.queries]).encode())
     digest.update(repr([t.answers for t in held.truths]).encode())
@@ -163,6 +172,7 @@ def _spec(
         digest.update(np.ascontiguousarray(values).tobytes())
     for name, item in sorted(held.examples.items()):
         digest.update(repr((name, item.question_id, item.answers)).encode())
+    digest.update(_shown(held, answerer, outcomes))
     contest = request.contest
     return RunSpec(
         kind="evaluation",
@@ -181,5 +191,30 @@ def _spec(
             "limit": list(contest.limit),
             "seed": contest.seed,
             "oracle": request.wants_oracle,
+            "outcomes": _digest(outcomes),
         },
     )
+
+
+def _shown(held: HeldOut, answerer: Answerer, outcomes: Sequence[Outcome]) -> bytes:
+    """A digest of what the answerer saw of the queries and of the demonstrations shown: their
+    texts and images, or their vectors."""
+    numbers = sorted({int(i) for outcome in outcomes for i in outcome.pointer.flat})
+    digest = hashlib.sha256()
+    for item in (*held.queries, *(held.examples[i] for i in numbers)):
+        try:
+            digest.update(answerer.fingerprint(item))
+        except OSError:  # no image to read: all answers to it failed, as the outcomes say
+            digest.update(b"unreadable")
+    return digest.digest()
+
+
+def _digest(outcomes: Sequence[Outcome]) -> str:
+    """A digest of picks, answers and accuracies; why an answer failed may be said in other words
+    each time."""
+    digest = hashlib.sha256()
+    for one in outcomes:
+        digest.update(repr((one.selector, one.shots, one.predictions)).encode())
+        digest.update(one.pointer.tobytes())
+        digest.update(one.accuracy.tobytes())
+    return digest.hexdigest()[:16]
