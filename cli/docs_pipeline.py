@@ -125,7 +125,8 @@ here 2 × 2 = 4 cells. `[train.…]` sets options for all cells.
     lever query "select settings, accuracy from sweeps order by accuracy desc"
 
 `--jobs 4` trains four cells at a time. A finished cell is kept in `sweeps/<name>/`, and the same
-command goes on with the cells that are missing. More sweeps to start from are in `examples/`.
+command goes on with the cells that are missing; a cell runs anew where what it depends on changed.
+More sweeps to start from are in `examples/`.
 """
 _TRAIN = """The options of `lever train`, one table each; with `--config FILE` that command reads
 the same tables, their names without `train.`. In a `lever.toml` four of them are set by the

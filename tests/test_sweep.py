@@ -11,9 +11,10 @@ import pytest
 from lever_data import connect
 from lever_data.demo.world import WorldSpec
 from lever_data.store import Store
+from lever_train.pipeline.config import PipelineConfig
 from lever_train.pipeline.demo import DemoOptions, prepare_demo
-from lever_train.sweep.config import cell_config, load_sweep
-from lever_train.sweep.sweep import _luck
+from lever_train.sweep.config import SweepConfig, cell_config, load_sweep
+from lever_train.sweep.sweep import _luck, _shared, _task
 from tests.commands import lever
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -71,6 +72,51 @@ def test_luck_grows_with_the_cells_and_is_none_for_one() -> None:
     # the expected largest of 20 normal numbers is 1.87 standard deviations above their mean
     assert _luck(scores) == pytest.approx(1.87 * np.sqrt(0.25 / 400), rel=0.15)
     assert _luck(np.repeat(scores[:, :1], 20, axis=1)) == pytest.approx(0)  # all the same cell
+
+
+def _cell(base: PipelineConfig, **changes: dict[str, object]) -> str:
+    """The id of a cell whose base has other values in the tables named."""
+    tables = {n: getattr(base, n).model_copy(update=new) for n, new in changes.items()}
+    changed = base.model_copy(update=tables)
+    pipeline = _shared(changed, lambda line: None)
+    pipeline.plan()
+    return _task(SweepConfig(name="s"), changed, pipeline, {}, {"rce.epochs": 1}).cell
+
+
+def test_a_cell_is_another_where_anything_it_depends_on_is(tmp_path: Path) -> None:
+    base = prepare_demo(DemoOptions(tmp_path, WorldSpec(30, 10, 5)))[1]
+    data, run, sft = base.data, base.train.run, base.train.sft
+    cells = [_cell(base)]
+    cells += [_cell(base, answerer={"spec": "openai:http://h/v1"})]
+    cells += [_cell(base, answerer={"model": "m"}), _cell(base, eval={"seed": 1})]
+    cells += [_cell(base, data={"image_root": tmp_path}), _cell(base, data={"eval_pool": None})]
+    cells += [_cell(base, train={"sft": sft.model_copy(update={"lr": 0.5})})]  # a shared step
+    view = data.store / "views" / "mine.sql"
+    view.parent.mkdir(parents=True)
+    files = [data.query_embeddings, data.eval_embeddings, data.pool, data.eval_pool, view]
+    files += [data.eval_questions, data.rl_data[0], base.answerer.query_embeddings]
+    for path in files:
+        assert path is not None
+        with path.open("ab") as file:
+            file.write(b" ")
+        cells.append(_cell(base))
+    assert len(set(cells)) == len(cells) == 15
+    quick = run.model_copy(update={"threads": 3, "save_every": 9})
+    same = [_cell(base), _cell(base, train={"run": quick}), _cell(base, audit={"fail_on": ()})]
+    same += [_cell(base, data={"out": tmp_path / "elsewhere"})]
+    assert set(same) == {cells[-1]}
+
+
+def test_two_cells_that_are_the_same_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_demo(DemoOptions(tmp_path / "d", WorldSpec(60, 20, 8)))
+    monkeypatch.chdir(tmp_path)
+    text = 'name = "s"\nbase = "d/lever.toml"\n[train.sft]\nepochs = 1\n'
+    path = _write(tmp_path, f'{text}[grid]\n"run.save_every" = [10, 20]\n')
+    done = lever("sweep", path, check=False)
+    assert done.returncode == 2 and "two cells of the sweep are the same" in done.stderr
+    assert not (tmp_path / "sweeps").exists()
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])

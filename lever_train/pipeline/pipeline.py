@@ -78,6 +78,7 @@ class Pipeline:
         self.steps = list(steps)
         self.state = _read_state(folder / STATE)
         self.digests: dict[Path, str] = {}
+        self.planned: dict[str, Planned] = {}  # of the last plan, by the step's name
 
     def plan(self, force: Sequence[str] = ()) -> list[Planned]:
         """What would be done, and why; nothing is changed.
@@ -89,11 +90,22 @@ class Pipeline:
         names = [step.name for step in self.steps]
         if unknown := sorted(set(force) - set(names)):
             raise UsageError("there is no such step", value=unknown[0], hint=", ".join(names))
-        self.digests = {}
-        planned: dict[str, Planned] = {}
+        self.digests, self.planned = {}, {}
         for step in self.steps:
-            planned[step.name] = self._judge(step, planned, step.name in force)
-        return list(planned.values())
+            self.planned[step.name] = self._judge(step, self.planned, step.name in force)
+        return list(self.planned.values())
+
+    def key_after(self, steps: Sequence[Step]) -> str:
+        """The key of the last of ``steps``, were they to come after those of the last plan. They
+        are not judged: no guard is asked, and none is idle.
+
+        Raises:
+            LeverError: a file a step reads is not there.
+        """
+        planned = dict(self.planned)
+        for step in steps:
+            planned[step.name] = Planned(step, "run", "", self._parts(step, planned))
+        return planned[steps[-1].name].key
 
     def run(self, say: Say, force: Sequence[str] = ()) -> dict[str, Outputs]:
         """Do what is needed; returns the outputs of every step.

@@ -2,7 +2,8 @@
 
 In go a :class:`SweepConfig` and a number of processes; out comes a :class:`SweepReport`, and a run
 of kind ``sweep`` with one row a cell. A finished cell leaves ``result.json`` in its folder, written
-whole; a sweep that was killed goes on with the cells that have none.
+whole; a sweep that was killed goes on with the cells that have none. The folder is named by the key
+the pipeline would give the cell's evaluation: where what it depends on changes, so does the folder.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -26,12 +27,13 @@ from lever_data.schema import SWEEPS
 from lever_data.statistics import bootstrap_mean
 from lever_data.store import RunSpec, Store
 from lever_train.pipeline.config import PipelineConfig
-from lever_train.pipeline.pipeline import Outputs, Pipeline, Say
+from lever_train.pipeline.pipeline import Outputs, Pipeline, Say, Step
 from lever_train.pipeline.steps import build_steps
 from lever_train.sweep.cell import CellTask, run_cell
 from lever_train.sweep.config import Settings, SweepConfig, base_config, cell_config
 
 SHARED = ("ingest", "embed", "pool", "beam", "sft", "generate")  # steps all cells have in common
+OWN = ("train", "evaluate")
 REPLICATES = 1000
 Progress = Callable[[float, float | None, str], None]
 
@@ -76,14 +78,16 @@ def sweep(
     """Run what is missing of a sweep and report on all of it.
 
     Raises:
-        UsageError: no process to run in.
+        UsageError: no process to run in, or two cells are the same.
         LeverError: the shared steps failed, or every cell did.
     """
     if jobs < 1:
         raise UsageError("--jobs must be above 0", value=jobs)
     base = base_config(config)
-    shared = _prepare(base, say)
-    tasks = [_task(config, base, shared, settings) for settings in config.settings()]
+    pipeline = _shared(base, say)
+    shared = pipeline.run(say)  # once for all cells
+    tasks = [_task(config, base, pipeline, shared, chosen) for chosen in config.settings()]
+    _require_distinct(tasks)
     failed = _run_missing(tasks, jobs, say, progress)
     done = [task for task in tasks if task.result.exists()]
     if not done:
@@ -91,26 +95,58 @@ def sweep(
     return _report(config, base, done, failed)
 
 
-def _prepare(base: PipelineConfig, say: Say) -> dict[str, Outputs]:
-    """The steps before training, once for all cells."""
-    steps = build_steps(base, say, lambda done, total, note="": None)
-    return Pipeline(base.data.out, [s for s in steps if s.name in SHARED]).run(say)
+def _shared(base: PipelineConfig, say: Say) -> Pipeline:
+    """The steps before training."""
+    return Pipeline(base.data.out, [s for s in _steps(base, say) if s.name in SHARED])
+
+
+def _steps(config: PipelineConfig, say: Say = lambda line: None) -> list[Step]:
+    return build_steps(config, say, lambda done, total, note="": None)
 
 
 def _task(
     config: SweepConfig,
     base: PipelineConfig,
+    pipeline: Pipeline,
     shared: Mapping[str, Outputs],
     settings: Settings,
 ) -> CellTask:
+    """A cell, named by all that its figures depend on.
+
+    Args:
+        pipeline: the shared steps, planned.
+        shared: their outputs.
+
+    Raises:
+        LeverError: a file that is given is not there.
+    """
     training = cell_config(base.train, config, settings, config.name)
     whole = base.model_copy(update={"train": training})
-    identity = json.dumps(
-        [training.model_dump(mode="json"), whole.eval.model_dump(mode="json"), dict(shared)],
-        sort_keys=True,
-    )
-    cell = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    cell = pipeline.key_after(_own_steps(whole))[:12]
     return CellTask(cell, settings, whole, dict(shared), config.out / config.name / cell)
+
+
+def _own_steps(config: PipelineConfig) -> list[Step]:
+    """What a cell does of its own: it trains and is evaluated; no gate asks for its audit."""
+    own = [step for step in _steps(config) if step.name in OWN]
+    return [replace(s, after=tuple(n for n in s.after if n != "audit")) for s in own]
+
+
+def _require_distinct(tasks: Sequence[CellTask]) -> None:
+    """Two processes would train in one folder, and a report would count one cell twice.
+
+    Raises:
+        UsageError: two cells differ in nothing that changes a result.
+    """
+    known: dict[str, Settings] = {}
+    for task in tasks:
+        if task.cell in known:
+            raise UsageError(
+                "two cells of the sweep are the same",
+                value=f"{json.dumps(known[task.cell])} and {json.dumps(task.settings)}",
+                hint="leave one out; options such as run.threads change no cell",
+            )
+        known[task.cell] = task.settings
 
 
 def _run_missing(
