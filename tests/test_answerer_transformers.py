@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from lever_data.errors import LeverError
 from lever_data.store import Store
+from lever_train.model_folder import folder_identity
 from lever_train.rollout.answerers import make_answerer
 from lever_train.rollout.answerers.transformers import TransformersAnswerer
 from lever_train.rollout.answerers.vision_language import (
@@ -216,7 +218,7 @@ def test_answers_come_back_in_order(
     for answer, one in zip(found, encoded, strict=True):
         expected = model.log_probs([one], [("red", "a dog")])[0]
         assert answer.log_probs == pytest.approx(expected, abs=1e-4)
-    assert answerer.name == "Tiny-VL"
+    assert answerer.name.startswith("Tiny-VL@")
     assert answerer.usage.answers == 6
 
 
@@ -303,6 +305,29 @@ def test_parameters_change_the_scope(folder: Path) -> None:
     assert name.name == "Qwen2.5-VL-3B-Instruct"
 
 
+def test_another_model_in_a_folder_of_the_same_name_is_another_scorer(
+    folder: Path, tmp_path: Path
+) -> None:
+    """A fine-tuned model has the config of the old one; its answers are never the old ones."""
+
+    def told(path: Path) -> tuple[str, Any]:
+        answerer = make_answerer(AnswererSpec(f"transformers:{path}"), _around())
+        return answerer.name, answerer.generation()["model"]
+
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    (copy / "README.md").write_text("what it was trained on")
+    (copy / "optimizer.pt").write_bytes(b"where its training stands")
+    assert told(copy) == told(folder)
+    for name in ("model.safetensors", "chat_template.jinja"):
+        before = told(copy)
+        (copy / name).write_bytes((copy / name).read_bytes() + b" ")
+        assert told(copy)[0] != before[0] and told(copy)[1] != before[1], name
+    (copy / "model.safetensors").unlink()
+    (copy / "model-00001-of-00002.safetensors").symlink_to(folder / "model.safetensors")
+    assert told(copy)[0] != told(folder)[0]
+
+
 def test_the_command_as_written(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,6 +341,6 @@ def test_the_command_as_written(
     (run,) = Store.open(world.store).runs()
     found = rows(run)
     assert len({r["query_id"] for r in found}) == 3
-    assert {r["scorer"] for r in found} == {"Tiny-VL"}
+    assert {r["scorer"] for r in found} == {folder_identity(folder)}
     assert all(0 <= r["vqa_gt_prob"] < 0.1 for r in found)  # random weights know nothing
     assert all(len(r["shot_scores"]) == 2 for r in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,19 @@ def test_again_is_the_same_run_and_a_killed_one_goes_on(
     again = embed(_request(store, clip))
     assert not again.is_new and again.queries.run == first.queries.run
     assert not any((store.path / "jobs").iterdir())
+
+
+def test_another_encoder_in_the_folder_makes_another_run(
+    store: Store, clip: Path, tmp_path: Path
+) -> None:
+    """Its words count too, whatever file they stand in."""
+    copy = tmp_path / clip.name
+    shutil.copytree(clip, copy)
+    first = embed(_request(store, clip, features="text", name="x"))
+    assert not embed(_request(store, copy, features="text", name="x")).is_new
+    (copy / "merges.txt").write_text("a b")
+    again = embed(_request(store, copy, features="text", name="x"))
+    assert again.is_new and again.queries.run != first.queries.run
 
 
 def test_a_text_encoder_averages_its_tokens(store: Store, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ the sentence-transformers models).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.files import sha256_file
 from lever_train.devices import open_device
+from lever_train.model_folder import folder_identity
 
 
 class Encoder:
@@ -63,9 +62,7 @@ class Encoder:
         if not folder.is_dir():
             commit = getattr(self._model.config, "_commit_hash", None)
             return f"{self.name}@{commit}"
-        files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin"))
-        joined = "".join(f"{p.name}:{sha256_file(p)}\n" for p in files)
-        return f"{folder.name}@{hashlib.sha256(joined.encode()).hexdigest()[:16]}"
+        return folder_identity(folder)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:

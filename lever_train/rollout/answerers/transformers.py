@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lever_data.files import sha256_file
+from lever_train.model_folder import folder_identity
 from lever_train.rollout.answerers.base import Answer, ShownFingerprints, Usage
 from lever_train.rollout.answerers.vision_language import (
     Encoded,
@@ -50,10 +51,11 @@ class TransformersAnswerer:
         kind = spec.device.split(":")[0]
         return cls(model_name, spec, _batch=spec.batch_size or _BATCH.get(kind, 4))
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """The model's name without the folder it lies in."""
-        return Path(self.model_name).name
+        """The model's name without its owner; of a folder, its name and the digest of its files."""
+        path = Path(self.model_name)
+        return folder_identity(path) if path.is_dir() else path.name
 
     @property
     def batch_size(self) -> int:
@@ -61,15 +63,15 @@ class TransformersAnswerer:
         return max(self._batch, 1) * 8
 
     def generation(self) -> dict[str, Any]:
-        """Prompt and parameters; a model in a folder is known by its config's digest."""
-        config = Path(self.model_name) / "config.json"
+        """Prompt and parameters; a model in a folder is known by the digest of its files."""
+        is_folder = Path(self.model_name).is_dir()
         return {
             "generate": self.spec.generate,
             "dtype": "bfloat16" if self.spec.device.startswith("cuda") else "float32",
             "length_penalty": self.spec.length_penalty,
             "log_probs": self.spec.log_probs,
             "max_new_tokens": self.spec.max_new_tokens,
-            "model": sha256_file(config)[:16] if config.is_file() else self.model_name,
+            "model": self.name if is_folder else self.model_name,
             "num_beams": self.spec.num_beams,
             "template": self.template.sha256()[:16],
         }
