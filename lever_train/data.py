@@ -82,13 +82,14 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     pools = open_pools(con, data.pool, base)
     provenance = {
         "runs": _runs_read(con, data.view),
-        "views": {view: session.relations[view].sql for view in data.view},
+        "views": _views_read(session, data.view),
         "reward": selection.reward,
         "rows": counted.rows,
         "groups": counted.groups,
         "queries": {"training": split[0], "validation": split[1]},
         "dropped": counted.dropped | {"queries_emptied": counted.emptied},
         "pool": pools.describe(),
+        "pool_sha256": pools.sha256(),
         "embeddings": [list(queries.shape), list(candidates.shape)],
     }
     return TrainingData(
@@ -189,6 +190,15 @@ def _runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[str
     union = " union ".join(f"select run from {quote_identifier(v)}" for v in views)
     rows = con.cursor().execute(f"select distinct run from ({union}) order by run").fetchall()
     return [row[0] for row in rows]
+
+
+def _views_read(session: Session, views: Sequence[str]) -> dict[str, str]:
+    """The SQL of the views, and of the user's own that they read, however far below."""
+    return {
+        name: relation.sql
+        for name, relation in sorted(session.relations.items())
+        if name in views or relation.folder == "user"
+    }
 
 
 def _limited(selection: Selection, queries: str) -> Selection:

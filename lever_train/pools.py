@@ -7,6 +7,7 @@ selected runs, taken before view and filters so that ablations share it.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -33,6 +34,10 @@ class SharedPool:
         """For people and the provenance."""
         return f"one shared pool of {len(self.ids):,}"
 
+    def sha256(self) -> str:
+        """Hex digest of the ids."""
+        return _sha256(self.ids)
+
 
 @dataclass(frozen=True)
 class FilePool:
@@ -53,6 +58,10 @@ class FilePool:
     def describe(self) -> str:
         """For people and the provenance."""
         return f"{self.path}: {self.table.shape[1]} candidates a query"
+
+    def sha256(self) -> str:
+        """Hex digest of the ids, row by row, as the file holds them."""
+        return _sha256(self.table)
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,10 @@ class StoredPool:
     def describe(self) -> str:
         """For people and the provenance."""
         return f"the pools stored with {len(self.queries):,} queries"
+
+    def sha256(self) -> str:
+        """Hex digest of the queries and the ids of each."""
+        return _sha256(self.queries, self.offsets, self.flat)
 
 
 PoolSource = SharedPool | FilePool | StoredPool
@@ -155,6 +168,14 @@ def _stored(con: duckdb.DuckDBPyConnection) -> StoredPool:
     sizes = lists.value_lengths().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     return StoredPool(queries, offsets, lists.flatten().to_numpy(zero_copy_only=False))
+
+
+def _sha256(*arrays: NDArray[np.integer]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(array.ravel().data)  # a view, where the rows lie in order
+    return digest.hexdigest()
 
 
 def _require_rows(query_ids: Ids, rows: int, what: str) -> None:

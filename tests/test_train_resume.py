@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,6 +145,34 @@ def test_other_vectors_are_refused(tmp_path: Path) -> None:
     torch.save(torch.randn(40, 6), bench.vectors)
     with pytest.raises(LeverError, match=r"sha256 of the (queries|candidates)' vectors was"):
         bench.train(resume=True)
+
+
+def test_another_pool_in_the_same_file_is_refused(tmp_path: Path) -> None:
+    """The same name and as many candidates: what is in it counts."""
+    bench = Bench(tmp_path)
+    pool = tmp_path / "pool.npy"
+    np.save(pool, np.tile([*range(12), 30], (40, 1)))
+    bench.train(pool=str(pool))
+    bench.train(pool=str(pool), resume=True)
+    np.save(pool, np.tile([*range(12), 31], (40, 1)))
+    with pytest.raises(LeverError, match="pool_sha256 was"):
+        bench.train(pool=str(pool), resume=True)
+
+
+def test_another_view_below_the_one_trained_on_is_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    views = bench.store.path / "views"
+    views.mkdir()
+    (views / "below.sql").write_text("select * from all_candidates")
+    (views / "mine.sql").write_text("select * from below")
+    (views / "unread.sql").write_text("select 1 as one")
+    bench.train(view=["mine"])
+    (views / "unread.sql").write_text("select 2 as two")
+    bench.train(view=["mine"], resume=True)
+    changed = "select * replace (1 - vqa_correct as vqa_correct) from all_candidates"
+    (views / "below.sql").write_text(changed)
+    with pytest.raises(LeverError, match="views was"):
+        bench.train(view=["mine"], resume=True)
 
 
 def test_another_version_and_a_broken_state_are_refused(tmp_path: Path) -> None:
