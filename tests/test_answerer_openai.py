@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lever_cli.__main__ import main
 
@@ -20,6 +21,7 @@ from lever_train.rollout.answerers.openai_reply import MAX_BYTES
 from lever_train.rollout.generate import generate
 from lever_train.rollout.prompts import SYSTEM_PROMPT
 from lever_train.rollout.request import AnswererSpec
+from lever_train.rollout.resolve import resolve
 from tests.endpoint import BREAKS, EXPECTED, Endpoint, Handler, answerer, prompts, serving, texts
 from tests.rollouts import World, add_images, make_world, rows
 
@@ -206,6 +208,30 @@ def test_the_command_as_written_and_no_secret_anywhere(
     assert lever(*argv(world, endpoint, "--seed", "1")) == 0
     beams = sum(r["gen_method"] == "beam" for r in found)
     assert asked <= len(endpoint.seen) < 2 * asked - beams + 1  # what is known is not asked
+
+
+def test_other_images_make_another_run(world: World) -> None:
+    """Under the same names: what a model is shown counts, and what it may not be shown does not."""
+    pool = np.load(world.pool)
+    pool[pool == 9] = 8
+    np.save(world.pool, pool)
+    spec = "openai:http://127.0.0.1:9/v1"
+    request = world.request(spec=spec, model="m", image_root=world.images, limit=9)
+
+    def name() -> str:
+        return resolve(request).spec.run_id()
+
+    first, paths = name(), sorted(world.images.iterdir())
+    assert name() == first
+    kept = paths[3].read_bytes()
+    paths[9].write_bytes(b"no query, and in no pool")
+    assert name() == first
+    paths[3].write_bytes(b"another picture")
+    assert name() != first
+    paths[3].unlink()  # its rows would say so; where it is back, they are made anew
+    assert name() != first
+    paths[3].write_bytes(kept)
+    assert name() == first
 
 
 def test_a_job_goes_on_after_the_endpoint_was_down(world: World, endpoint: Endpoint) -> None:

@@ -180,6 +180,19 @@ def test_another_encoder_in_the_folder_makes_another_run(
     assert again.is_new and again.queries.run != first.queries.run
 
 
+def test_other_images_make_another_run(store: Store, clip: Path) -> None:
+    """Under the same names; an encoder of texts does not look at them."""
+    runs = {f: embed(_request(store, clip, features=f, name=f)) for f in ("text", "both")}
+    picture = store.path.parent / "images" / "2.png"
+    Image.new("RGB", (20, 24), (255, 0, 0)).save(picture)
+    assert not embed(_request(store, clip, features="text", name="text")).is_new
+    again = embed(_request(store, clip, features="both", name="both"))
+    assert again.is_new and again.queries.run != runs["both"].queries.run
+    picture.unlink()
+    with pytest.raises(LeverError, match="there is no such image"):
+        embed(_request(store, clip, features="both", name="both"))
+
+
 def test_a_text_encoder_averages_its_tokens(store: Store, tmp_path: Path) -> None:
     torch.manual_seed(1)
     folder = tmp_path / "bert"

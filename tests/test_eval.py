@@ -34,8 +34,10 @@ from lever_train.rollout.answerers import Answer
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.policy import load_policy
 from lever_train.rollout.prompts import Prompt
+from lever_train.rollout.request import AnswererSpec
 from lever_train.selector import SelectorConfig
 from tests.commands import lever
+from tests.endpoint import serving
 
 SPEC = WorldSpec(train=120, held_out=50, pool=10)
 
@@ -212,6 +214,29 @@ def test_limits_are_nested_subsets(place: Place, evaluated: Evaluated) -> None:
     assert [r.n for r in rows] == [10, 20, 50]
     for row in rows:
         assert row.accuracy == pytest.approx(whole.accuracy[: row.n].mean())
+
+
+def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> None:
+    """Under the same names: what was shown counts, and nothing else in the folder."""
+    asked = replace(place.questions, image_root=tmp_path)
+    held = open_held_out(connect(place.store), asked, 4)
+    shown = [item.image for item in (*held.queries, *held.examples.values())]
+    for path in shown:
+        assert path is not None
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(path.name.encode())
+    with serving() as endpoint:
+        spec = AnswererSpec(f"openai:{endpoint.url}", model="m")
+        request = replace(
+            place.request(shots=(1,), limit=(4,), oracle="no"), questions=asked, answerer=spec
+        )
+        first = run_evaluation(request)
+        (tmp_path / "other.jpg").write_bytes(b"never shown")
+        assert not run_evaluation(request).is_new
+        assert held.queries[0].image is not None
+        held.queries[0].image.write_bytes(b"another picture")
+        again = run_evaluation(request)
+    assert again.is_new and again.scoreboard.run != first.scoreboard.run
 
 
 def test_failed_answers_are_left_out_and_counted(place: Place) -> None:

@@ -11,7 +11,9 @@ import hashlib
 import io
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from torch.nn.functional import normalize
 
 from lever_data.db import connect
 from lever_data.errors import LeverError
-from lever_data.files import write_atomic
+from lever_data.files import sha256_file, write_atomic
 from lever_data.readers.vectors import embedding_batches
 from lever_data.store import Run, RunSpec, Store
 from lever_train.embed.encoders import Encoder
@@ -31,6 +33,7 @@ from lever_train.rollout.items import Place, load_items
 from lever_train.rollout.prompts import Item
 
 PART_ROWS = 512
+_READERS = 4  # threads that read and hash image files
 Progress = Callable[[float, float | None, str], None]
 
 
@@ -107,7 +110,7 @@ class _Task:
         short = request.encoder.rstrip("/").rsplit("/", 1)[-1]
         name = request.name or f"{short}-{request.features}"
         name = name if role == "query" else f"{name}-answered"
-        shown = repr([(text, str(i.image and i.image.name)) for text, i in self._pairs(texts)])
+        shown = repr(list(zip(texts, self._image_digests, strict=True)))
         spec = RunSpec(
             kind="embeddings",
             dataset=self.place.dataset,
@@ -122,8 +125,16 @@ class _Task:
         )
         return spec, name
 
-    def _pairs(self, texts: Sequence[str]) -> list[tuple[str, Item]]:
-        return list(zip(texts, self.items, strict=True))
+    @cached_property
+    def _image_digests(self) -> list[str | None]:
+        """sha256 of every item's image, each file read once; ``None`` where none is looked at."""
+        if self.request.features == "text":
+            return [None] * len(self.items)
+        paths = [_image(item) for item in self.items]
+        distinct = list(dict.fromkeys(paths))
+        with ThreadPoolExecutor(_READERS) as readers:
+            known = dict(zip(distinct, readers.map(_sha256, distinct), strict=True))
+        return [known[path] for path in paths]
 
     def _part(self, folder: Path, start: int, texts: Sequence[str], role: str) -> np.ndarray:
         """Rows of one part [≤ PART_ROWS, d] float32, from disk where they are there."""
@@ -157,6 +168,15 @@ def _image(item: Item) -> Path:
     if item.image is None:
         raise LeverError("an item has no image", where=f"item {item.example_id}")
     return item.image
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:
+        raise LeverError("there is no such image", where=str(path)) from None
+    except OSError as error:
+        raise LeverError(f"the image cannot be read ({error})", where=str(path)) from None
 
 
 def _require_whole(items: Sequence[Item]) -> None:

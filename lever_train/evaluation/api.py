@@ -25,9 +25,11 @@ from lever_train.evaluation.heldout import HeldOut, open_held_out
 from lever_train.evaluation.request import EvalRequest
 from lever_train.evaluation.scoreboard import Scoreboard, evaluations_table, scoreboard
 from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer, needs_images
+from lever_train.rollout.answerers.base import seen
 from lever_train.rollout.asking import Asker, scope
 from lever_train.rollout.cache import open_cache
 from lever_train.rollout.policy import Policy, load_policy
+from lever_train.rollout.prompts import Item
 
 Progress = Callable[[float, float | None, str], None]
 
@@ -172,7 +174,8 @@ def _spec(
         digest.update(np.ascontiguousarray(values).tobytes())
     for name, item in sorted(held.examples.items()):
         digest.update(repr((name, item.question_id, item.answers)).encode())
-    digest.update(_shown(held, answerer, outcomes))
+    for shown in seen(answerer, _shown(held, outcomes)):
+        digest.update(shown)
     contest = request.contest
     return RunSpec(
         kind="evaluation",
@@ -196,17 +199,10 @@ def _spec(
     )
 
 
-def _shown(held: HeldOut, answerer: Answerer, outcomes: Sequence[Outcome]) -> bytes:
-    """A digest of what the answerer saw of the queries and of the demonstrations shown: their
-    texts and images, or their vectors."""
-    numbers = sorted({int(i) for outcome in outcomes for i in outcome.pointer.flat})
-    digest = hashlib.sha256()
-    for item in (*held.queries, *(held.examples[i] for i in numbers)):
-        try:
-            digest.update(answerer.fingerprint(item))
-        except OSError:  # no image to read: all answers to it failed, as the outcomes say
-            digest.update(b"unreadable")
-    return digest.digest()
+def _shown(held: HeldOut, outcomes: Sequence[Outcome]) -> list[Item]:
+    """What the answerer saw: the queries, and the demonstrations any selector showed."""
+    picked = np.unique(np.concatenate([outcome.pointer.ravel() for outcome in outcomes]))
+    return [*held.queries, *(held.examples[number] for number in picked.tolist())]
 
 
 def _digest(outcomes: Sequence[Outcome]) -> str:

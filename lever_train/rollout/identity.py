@@ -9,18 +9,23 @@ import hashlib
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from lever_data.files import sha256_file
 from lever_data.store import RunSpec
 from lever_data.vqa_metric import METRIC_VERSION
 from lever_train.pools import SharedPool
-from lever_train.rollout.answerers.base import canonical
-from lever_train.rollout.job import Job
+from lever_train.rollout.answerers import needs_images
+from lever_train.rollout.answerers.base import canonical, seen
+from lever_train.rollout.job import Ids, Job
+from lever_train.rollout.prompts import Item
 from lever_train.rollout.proposals import PROPOSAL_VERSION
 
 
 def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
     """The identity of the run a job will make."""
     request = job.request
+    content = _digest(job)
     parameters: dict[str, Any] = {
         "versions": {"proposals": PROPOSAL_VERSION, "metric": METRIC_VERSION},
         "scorer": job.label.scorer,
@@ -29,7 +34,7 @@ def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
         "shots": sorted(set(request.shots)),
         "allow_fallback": request.allow_fallback,
         "queries": len(job.query_ids),
-        "content": _digest(job),
+        "content": content,
     }
     if job.given is None:
         parameters["recipe"] = asdict(job.recipe)
@@ -41,14 +46,15 @@ def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
         dataset=job.label.dataset,
         split=job.label.split,
         source={k: v for k, v in source.items() if v is not None},
-        source_sha256=_digest(job),
+        source_sha256=content,
         parameters=parameters,
         parents=parents,
     )
 
 
 def _digest(job: Job) -> str:
-    """sha256 of the data a job reads: queries, ground truth, examples, vectors, pool, pointers."""
+    """sha256 of the data a job reads: queries, ground truth, examples, vectors, pool, pointers, and
+    the images its answerer looks at."""
     digest = hashlib.sha256(job.query_ids.tobytes())
     for number, item in job.items.items():
         truth = job.truths[number]
@@ -59,15 +65,30 @@ def _digest(job: Job) -> str:
     for vectors in (job.query_vectors, None if job.own else job.example_vectors):
         if vectors is not None:
             digest.update(vectors.numpy().tobytes())
-    if isinstance(job.pool, SharedPool):
-        digest.update(job.pool.ids.tobytes())
-    elif job.pool is not None:
-        digest.update(job.pool.of(job.query_ids).tobytes())
     if job.given is not None:
-        digest.update(job.given.row.tobytes() + job.given.pointer.tobytes())
+        digest.update(job.given.row.tobytes())
+    pointed = _pointed(job)
+    digest.update(pointed.tobytes())
+    if needs_images(job.request.answerer):
+        for shown in seen(job.answerer, _shown(job, pointed)):
+            digest.update(shown)
     if job.known is not None:
         stored = sorted((q, sorted(p)) for q, p in job.known.pointers.items())
         digest.update(repr(stored).encode())
     if job.request.inputs.checkpoint is not None:
         digest.update(sha256_file(job.request.inputs.checkpoint).encode())
     return digest.hexdigest()
+
+
+def _pointed(job: Job) -> Ids:
+    """Ids a pointer may hold, -1 after the last: those of the pool or pools, else the pointers."""
+    if job.given is not None:
+        return job.given.pointer
+    assert job.pool is not None  # where nothing is given, a policy proposes
+    return job.pool.ids if isinstance(job.pool, SharedPool) else job.pool.of(job.query_ids)
+
+
+def _shown(job: Job, pointed: Ids) -> list[Item]:
+    """The queries, and the examples that may be shown; an id without an item fails in its shard."""
+    examples = (job.examples.get(number) for number in np.unique(pointed).tolist())
+    return [*job.items.values(), *(item for item in examples if item is not None)]

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,6 +87,28 @@ class Answerer(Protocol):
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer prompts, one answer each, in order."""
         ...
+
+
+_READERS = 4  # threads that read and hash image files
+_UNREADABLE = bytes(32)
+
+
+def seen(answerer: Answerer, items: Sequence[Item]) -> list[bytes]:
+    """Fingerprints of items, 32 bytes each; zeros where an image cannot be read.
+
+    What depends on answers depends on these. Image files are read side by side, each once.
+    """
+    one_each = {item.image: item for item in items}
+    with ThreadPoolExecutor(_READERS) as readers:  # the answerer keeps what it read
+        list(readers.map(partial(_seen, answerer), one_each.values()))
+    return [_seen(answerer, item) for item in items]
+
+
+def _seen(answerer: Answerer, item: Item) -> bytes:
+    try:
+        return answerer.fingerprint(item)
+    except OSError:  # no answer either: its rows say why
+        return _UNREADABLE
 
 
 def canonical(value: object) -> bytes:
