@@ -18,7 +18,7 @@ from lever_data.db import Session, open_session, quote_identifier
 from lever_data.errors import LeverError, UsageError
 from lever_data.reward_spec import RewardSpec
 from lever_data.rewards import prepare_reward, require_scores, reward_sql
-from lever_data.selection import Census, Selection, census
+from lever_data.selection import Census, Selection, census, run_sql
 from lever_train.config import TrainConfig
 from lever_train.embeddings import load_embeddings
 from lever_train.pools import PoolSource, open_pools
@@ -71,6 +71,9 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     selection = _selection(con, config)
     base = _base(con, data.view)
     split = _split(con, base, config)
+    for view in data.view:
+        if session.relations[view].folder == "user":
+            _require_whole_rows(con, view)
     train = _limited(selection, TRAIN)
     counted = census(con, train)
     _require_trainable(counted, config)
@@ -247,6 +250,30 @@ def _split(con: duckdb.DuckDBPyConnection, base: str, config: TrainConfig) -> tu
     if not counts[0]:
         raise UsageError("no query is left to train on", value=f"--split-ratio {data.split_ratio}")
     return counts[0], counts[1]
+
+
+_LACKING_SQL = """
+    select
+        count(*) filter (s.query_id is null) as "a query of the runs it reads",
+        count(*) filter (v.candidate is null) as "a candidate",
+        count(*) filter (v.pointer is null) as "a pointer"
+    from {view} as v
+    left join split_queries as s
+        on v.dataset = s.dataset and v.split = s.split and v.query_id::bigint = s.query_id
+"""
+
+
+def _require_whole_rows(con: duckdb.DuckDBPyConnection, view: str) -> None:
+    """Refuse a view of the user's whose rows would be left out without a word."""
+    found = run_sql(con.cursor(), _LACKING_SQL.format(view=quote_identifier(view)), {})
+    for (what, *_), count in zip(found.description, found.fetchall()[0], strict=True):
+        if count:
+            raise LeverError(
+                f"{count:,} rows of the view have not {what}",
+                where=view,
+                hint="leave them out in its SQL: dataset, split, query_id, candidate and pointer "
+                "are those of a stored candidate",
+            )
 
 
 def _require_trainable(counted: Census, config: TrainConfig) -> None:

@@ -57,6 +57,8 @@ def test_the_examples_are_sweeps_or_configs(name: str) -> None:
         ('name = "s"\n[gird]\n', "did you mean grid?"),
         ("[grid]\n", "name"),
         ("x", "the sweep is not TOML"),
+        ('name = "../../escape"', "name"),
+        ('name = "/escape"', "name"),
     ],
 )
 def test_a_bad_sweep_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:

@@ -24,7 +24,10 @@ Settings = dict[str, Any]
 class SweepConfig(Section):
     """What a sweep starts from, and what its cells change."""
 
-    name: str = Field(description="Name of the sweep; its folder in `out`.")
+    name: str = Field(
+        description="Name of the sweep; its folder in `out`.",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+    )
     base: str = option(
         DEMO, "A `lever.toml`, seen from this file; `demo`: the world of `lever demo`."
     )
