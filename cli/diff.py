@@ -16,7 +16,7 @@ def diff(
     store: StoreOption = DEFAULT_STORE,
     run: RunsOption = [],  # noqa: B006 - typer copies it
     sql_dir: SqlDirOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
 ) -> None:
     """Compare A with B: what only one has, the paired change in accuracy, McNemar's test."""

@@ -183,12 +183,16 @@ def meaning(name: str, field: FieldInfo) -> str:
 def kind(field: FieldInfo) -> str:
     """The type of a key in words, with its bounds."""
     bounds = [
-        f"{sign} {getattr(bound, name):g}"
+        f"{sign} {_number(getattr(bound, name))}"
         for bound in field.metadata
         for name, sign in _SIGNS.items()
         if hasattr(bound, name)
     ]
     return ", ".join([_kind(field.annotation), *bounds])
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _kind(annotation: Any) -> str:

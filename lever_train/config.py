@@ -15,6 +15,7 @@ from lever_data.reward_spec import both_given
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what SQL and torch both take
 
 
 class Section(BaseModel):
@@ -191,7 +192,7 @@ class RunConfig(Section):
 
     stage: Literal["rl", "sft"] = option("rl", "rl: RCE, then GRPO if asked; sft: supervised.")
     batch_size: int = option(1, "Groups a step.", ge=1)
-    seed: int = option(0, "Seed of the order, the weights and the dropout.", ge=0)
+    seed: Seed = option(0, "Seed of the order, the weights and the dropout.")
     device: str = option("cpu", "cpu, cuda, cuda:N or mps.")
     precision: Literal["float32", "bf16"] = option("float32", "bf16: autocast of the products.")
     threads: int | None = option(

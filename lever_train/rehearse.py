@@ -19,7 +19,8 @@ from lever_train.objectives import group_weights
 def rehearse(
     loader: Loader, data: TrainingData, stage: str, config: TrainConfig, world: World
 ) -> None:
-    """Read every batch of training and validation; of several processes each reads its share.
+    """Read every batch of the first epoch and of validation, in their order; of several processes
+    each reads its share.
 
     Args:
         stage: the first one, ``sft``, ``rce`` or ``grpo``: what it does with ties counts.
@@ -29,7 +30,8 @@ def rehearse(
             without a vector, or nothing but ties.
     """
     counts = torch.zeros(3, dtype=torch.float64)  # weight, tied groups, groups
-    for batch in loader.batches(data.train, Position("file")):
+    first = Position(config.data.order, config.run.seed)
+    for batch in loader.batches(data.train, first):
         loader.require_vectors(batch)
         weight = group_weights(batch, stage, config).sum()
         tied = tied_groups(batch.reward, batch.mask).sum()

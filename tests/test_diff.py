@@ -198,3 +198,8 @@ def test_candidates_without_a_score_are_not_there(store: Store) -> None:
     a = commit(store, [row(0, 0, [1], 1.0), row(1, 0, [1], 1.0)], name="a")
     b = commit(store, [row(0, 0, [1], 1.0), candidate(1, 0, [1])], name="b")
     assert (compare(store, a, b).pairs, compare(store, a, b).only_a) == (1, 1)
+
+
+def test_a_negative_seed_is_a_usage_error(store: Store) -> None:
+    failed = lever("diff", "a", "b", "--store", store.path, "--seed", -1, check=False)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr

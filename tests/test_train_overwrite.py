@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
+from lever_data.selection import Selection
+from lever_train.batch import Batch
+from lever_train.loader import Loader, Position
 from lever_train.outputs import Outputs
 from lever_train.state import STATE
 from tests.torture.harness import SIZES, Nursery, Outcome
@@ -54,6 +58,40 @@ def test_faults_of_the_data_are_found_before_the_old_training_goes(
     with pytest.raises(LeverError, match=message):
         bench.train(overwrite=True, **flags | files)
     assert _contents(tmp_path / "out") == before
+
+
+def test_the_data_is_read_in_the_order_of_the_first_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only the shuffle can refuse, such as a seed, is found before the old training goes."""
+    bench = Bench(tmp_path)
+    bench.train(**OLD)
+    before = _contents(tmp_path / "out")
+    orders: list[tuple[str, int, int]] = []
+    batches = Loader.batches
+
+    def noted(loader: Loader, selection: Selection, position: Position) -> Iterator[Batch]:
+        orders.append((position.order, position.seed, position.epoch))
+        if position.seed == 2**63 - 1:
+            raise LeverError("no order")
+        return batches(loader, selection, position)
+
+    monkeypatch.setattr(Loader, "batches", noted)
+    with pytest.raises(LeverError, match="no order"):
+        bench.train(overwrite=True, seed=2**63 - 1)
+    assert orders == [("random", 2**63 - 1, 0)]
+    assert _contents(tmp_path / "out") == before
+
+
+def test_the_largest_seed_trains(tmp_path: Path) -> None:
+    Bench(tmp_path).train(rce_epochs=1, seed=2**63 - 1)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64 - 1, 10**22])
+def test_a_seed_that_is_none_is_refused_at_once(tmp_path: Path, seed: int) -> None:
+    with pytest.raises(UsageError, match=r"greater than or equal|less than or equal") as error:
+        Bench(tmp_path).train(seed=seed)
+    assert "--seed ([run] seed)" in str(error.value.where)
 
 
 def test_data_is_read_beforehand_only_where_something_would_go(tmp_path: Path) -> None:
