@@ -19,9 +19,9 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what SQL and torch both take
 
 
 class Section(BaseModel):
-    """One table of the TOML file."""
+    """One table of the TOML file; its numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def option(  # like pydantic's Field, it stands for a value of any type

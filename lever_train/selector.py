@@ -39,7 +39,7 @@ class SelectorConfig(BaseModel):
     """The shape of a selector; all of it is in a checkpoint of ours, and `dim`, `hidden`,
     `layers` and `kind` can be read off the tensors of a legacy one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["static", "gru"] = "static"
     dim: int = Field(ge=1)  # d of the embeddings

@@ -21,6 +21,7 @@ from lever_train.batch import Share
 from lever_train.checkpoint import Progress
 from lever_train.config import TrainConfig
 from lever_train.data import Source, describe_data, open_data
+from lever_train.finite import require_finite
 from lever_train.interrupt import Interrupt
 from lever_train.loader import Loader, Position
 from lever_train.objectives import Settings
@@ -223,6 +224,7 @@ class _Training:
             figures |= validate(
                 self.selector, self.loader, self.data.validation, config, self.world
             )
+        require_finite(self.selector, figures, f"epoch {epoch} of {phase.name}, step {state.step}")
         state.log.epoch(phase.name, epoch, figures)
         self._say(phase.row(epoch, figures))
         value = judged(figures, config)

@@ -11,10 +11,12 @@ import torch
 from lever_data.errors import LeverError, UsageError
 from lever_data.schema import CANDIDATES
 from lever_data.store import RunSpec
+from lever_train import validate
 from lever_train.config import TrainConfig
 from lever_train.options import resolve, to_toml
+from lever_train.selector import Selector
 from tests.stores import new_store, table
-from tests.training import POOL, Bench, random_rows
+from tests.training import POOL, Bench, equal, random_rows
 
 
 @pytest.fixture
@@ -69,6 +71,52 @@ def test_a_loss_that_is_not_finite_names_step_and_queries(bench: Bench) -> None:
         bench.train("bad", sft_checkpoint=str(bench.folder / "huge.pt"))
     assert str(error.value.where).startswith("queries [")
     assert not (bench.folder / "bad" / "rce_epoch1.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [{"rce_lr": 1e300}, {"rce_lr": 1e38, "weight_decay": 1e38}, {"rce_lr": 1e30}]
+)
+def test_weights_that_are_not_finite_are_not_written(bench: Bench, flags: dict[str, Any]) -> None:
+    """The last step of an epoch has no loss after it: its only batch makes the weights NaN."""
+    whole = {"batch_size": 100, "weight_decay": 1e30} | flags
+    with pytest.raises(LeverError, match="weights are not finite after epoch 1 of rce, step 1"):
+        bench.train(rce_epochs=1, **whole)
+    assert not list((bench.folder / "out").glob("*epoch*")) + list(bench.folder.glob("out/*st.pt"))
+
+
+def test_a_good_checkpoint_stays_where_a_later_epoch_ends_in_nan(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.train("one", rce_epochs=1)
+    judge = validate.group_figures
+
+    def figures(selector: Selector, *rest: Any) -> dict[str, torch.Tensor]:
+        found = judge(selector, *rest)
+        wrong = torch.nan if (bench.folder / "out" / "best.pt").exists() else 1.0
+        return found | {"val_ess": found["val_ess"] * wrong}
+
+    monkeypatch.setattr(validate, "group_figures", figures)
+    with pytest.raises(LeverError, match=r"figure is not finite after epoch 2 of rce.*val_ess"):
+        bench.train()
+    assert equal(bench.tensors("out", "best.pt"), bench.tensors("out", "rce_epoch1.pt"))
+    assert not (bench.folder / "out" / "rce_epoch2.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"rce_lr": "inf"},
+        {"weight_decay": "inf"},
+        {"gradient_clip": "nan"},
+        {"rce_temperature_start": "inf"},
+        {"hard_weight": "nan"},
+        {"shot_weights": "0.5,inf"},
+        {"importance_cap": "inf"},
+    ],
+)
+def test_numbers_of_the_config_are_finite(bench: Bench, flags: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="finite number"):
+        bench.train(**flags)
 
 
 def test_missing_vectors_name_the_query(bench: Bench) -> None:
