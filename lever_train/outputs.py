@@ -24,6 +24,7 @@ from lever_train.checkpoint import Progress, save_v3
 from lever_train.config import TrainConfig
 from lever_train.curves import curves_page
 from lever_train.data import Source, TrainingData
+from lever_train.folder_lock import FolderLock
 from lever_train.metrics import Log
 from lever_train.options import resolve, to_toml
 from lever_train.selector import Selector
@@ -37,13 +38,15 @@ _OURS = (STATE, METRICS, CURVES, PROVENANCE, CONFIG)
 
 
 class Outputs:
-    """Writes into one folder."""
+    """Writes into one folder, which ``lock`` keeps for this training alone once it was checked."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
+        self.lock = FolderLock(out)
 
     def check(self, *, resume: bool, overwrite: bool, start: str | None = None) -> None:
-        """Refuse a folder that holds another training; nothing is touched.
+        """Refuse a folder that holds another training; nothing is touched but the lock, which is
+        taken where the folder is there.
 
         Args:
             resume: the training there is to be continued.
@@ -53,19 +56,17 @@ class Outputs:
         Raises:
             UsageError: it holds a training and neither flag is given, or both are; or ``start``
                 would be deleted.
-            LeverError: it is no folder.
+            LeverError: it is no folder, or a training writes it at this moment.
         """
         if resume and overwrite:
             raise UsageError("--resume and --overwrite exclude each other")
         if self.out.exists() and not self.out.is_dir():
             raise LeverError("--out cannot be made (it is a file)", where=str(self.out))
+        if self.out.exists():
+            self.lock.take()
         found = self._earlier()
-        if found and not resume and not overwrite:
-            raise UsageError(
-                "--out holds another training",
-                value=str(self.out),
-                hint="continue it with --resume, replace it with --overwrite, or name another",
-            )
+        if not resume and not overwrite:
+            self._require_empty()
         if overwrite and start is not None and Path(start).resolve() in map(Path.resolve, found):
             raise UsageError(
                 "--overwrite would delete the checkpoint the training starts from",
@@ -94,7 +95,8 @@ class Outputs:
         """Make the folder, without half-written files of a training that was killed.
 
         Raises:
-            LeverError: it cannot be made.
+            UsageError: it was not there when it was checked, and another training made it since.
+            LeverError: it cannot be made, or that other training is not done.
         """
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -102,6 +104,9 @@ class Outputs:
             raise LeverError(
                 f"--out cannot be made ({error.strerror})", where=str(self.out)
             ) from error
+        if not self.lock.is_held:
+            self.lock.take()
+            self._require_empty()
         for path in self.out.glob(".*"):
             if is_temporary(path):
                 path.unlink(missing_ok=True)
@@ -174,6 +179,14 @@ class Outputs:
             writer.write("training_metrics", table)
             run = writer.commit({"provenance": data.provenance})
         return f"metrics committed as {run.run}: select … from training_metrics"
+
+    def _require_empty(self) -> None:
+        if self._earlier():
+            raise UsageError(
+                "--out holds another training",
+                value=str(self.out),
+                hint="continue it with --resume, replace it with --overwrite, or name another",
+            )
 
     def _earlier(self) -> list[Path]:
         """Files of an earlier training in the folder."""

@@ -76,28 +76,35 @@ def train(request: TrainRequest) -> TrainResult:
     """Run a training, or the rest of one, to its end.
 
     Raises:
-        LeverError: the data, the checkpoint or the state does not fit, or a loss is not finite.
+        LeverError: the data, the checkpoint or the state does not fit, a loss is not finite, or
+            another training writes the folder at this moment.
         KeyboardInterrupt: it was asked to stop; the state is saved.
     """
     if request.config.run.threads is not None:
         torch.set_num_threads(request.config.run.threads)
     world = distributed.join(request.config.run.device)
+    outputs = Outputs(request.out)
     try:
         with Interrupt() as interrupt:
-            return _Training(request, world, interrupt).run()
+            return _Training(request, outputs, world, interrupt).run()
     finally:
+        outputs.lock.release()
         distributed.leave(world)
 
 
 class _Training:
     def __init__(
-        self, request: TrainRequest, world: distributed.World, interrupt: Interrupt
+        self,
+        request: TrainRequest,
+        outputs: Outputs,
+        world: distributed.World,
+        interrupt: Interrupt,
     ) -> None:
-        self.request, self.world, self.interrupt = request, world, interrupt
+        self.request, self.outputs = request, outputs
+        self.world, self.interrupt = world, interrupt
         self.phases = phases_of(request.config)
         if request.config.run.tensorboard:
             require_tensorboard()
-        self.outputs = Outputs(request.out)
         if world.is_main:
             start = request.config.model.sft_checkpoint
             self.outputs.check(resume=request.resume, overwrite=request.overwrite, start=start)

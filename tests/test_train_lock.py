@@ -1,0 +1,99 @@
+"""One training at a time writes a folder: a second one is refused, and a killed one bars nobody."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lever_data.errors import LeverError, UsageError
+from lever_train.folder_lock import FolderLock
+from lever_train.outputs import Outputs
+from tests.training import Bench, equal
+
+REFUSED = "another training writes --out at this moment"
+
+
+@pytest.mark.parametrize("word", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("begun", ["anew", "overwrite"])
+def test_a_second_training_is_refused_and_changes_nothing(
+    tmp_path: Path, word: dict[str, Any], begun: str
+) -> None:
+    bench, second = Bench(tmp_path), Bench(tmp_path / "second")
+    bench.train("alone")
+    if begun == "overwrite":
+        bench.train(rce_epochs=1, seed=1)
+    errors: list[str] = []
+
+    def meanwhile(done: float, total: float | None, note: str = "") -> None:
+        if not errors:
+            with pytest.raises(LeverError, match=REFUSED) as error:
+                second.train("../out", seed=2, **word)
+            errors.append(str(error.value.hint))
+
+    bench.train(overwrite=begun == "overwrite", advance=meanwhile)
+    assert errors == ["wait until it ends, or name another --out"]
+    assert equal(bench.tensors("out"), bench.tensors("alone"))
+
+
+def test_the_next_training_begins_where_one_ended_or_failed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.train()
+    for _ in range(2):
+        with pytest.raises(UsageError, match="holds another training"):
+            bench.train()
+    bench.train(resume=True)
+
+
+def test_two_that_begin_with_no_folder_do_not_mix(tmp_path: Path) -> None:
+    """Both looked before either wrote: whoever makes the folder second finds a training there."""
+    bench = Bench(tmp_path)
+    late = Outputs(tmp_path / "out")
+    late.check(resume=False, overwrite=False)
+
+    def meanwhile(done: float, total: float | None, note: str = "") -> None:
+        with pytest.raises(LeverError, match=REFUSED):
+            late.prepare()
+
+    bench.train(advance=meanwhile)
+    with pytest.raises(UsageError, match="holds another training"):
+        late.prepare()
+    late.lock.release()
+
+
+def test_a_killed_training_is_resumed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    words = ["--store", bench.store.path, "--out", tmp_path / "out", "--threads", 1]
+    for name, value in bench.flags(rce_epochs=500).items():
+        words += [f"--{name.replace('_', '-')}", value]
+    command = [sys.executable, "-m", "lever_cli", "train", *map(str, words)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "out" / "rce_epoch1.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    with pytest.raises(LeverError, match=REFUSED):
+        FolderLock(tmp_path / "out").take()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped = False
+
+    def stop(line: str) -> None:
+        nonlocal stopped
+        if line.startswith("resuming at") and not stopped:
+            stopped = True
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.train(resume=True, rce_epochs=500, notify=stop)
+    assert stopped
+
+
+def test_a_folder_that_cannot_be_locked_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "out" / ".training.lock").mkdir(parents=True)
+    with pytest.raises(LeverError, match=r"cannot be locked \(Is a directory\)"):
+        Bench(tmp_path).train()
