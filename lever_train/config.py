@@ -17,6 +17,10 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what SQL and torch both take
 
+# a selector has 0.5 million parameters; what is beyond these is a slip of the pen
+MAX_HIDDEN, MAX_LAYERS, MAX_SHOTS = 1 << 14, 256, 1024
+MAX_PARAMETERS = 10**9
+
 
 class Section(BaseModel):
     """One table of the TOML file; its numbers are finite."""
@@ -100,10 +104,10 @@ class ModelConfig(Section):
     """The selector."""
 
     selector: Literal["static", "gru"] = option("static", "Kind of selector.")
-    hidden: int = option(256, "Width h of the selector.", "--hidden-dim", ge=1)
-    num_layers: int = option(1, "Attention layers.", ge=0)
-    num_heads: int = option(1, "Attention heads.", ge=1)
-    max_shots: int = option(4, "Steps a gru selector knows.", ge=1)
+    hidden: int = option(256, "Width h of the selector.", "--hidden-dim", ge=1, le=MAX_HIDDEN)
+    num_layers: int = option(1, "Attention layers.", ge=0, le=MAX_LAYERS)
+    num_heads: int = option(1, "Attention heads.", ge=1, le=MAX_HIDDEN)
+    max_shots: int = option(4, "Steps a gru selector knows.", ge=1, le=MAX_SHOTS)
     dropout: float = option(0.1, "Dropout of the projections.", ge=0, lt=1)
     attention_dropout: float = option(0.1, "Dropout of the attention weights.", ge=0, lt=1)
     label_smoothing: float = option(0.1, "Label smoothing of the cross-entropy losses.", ge=0, lt=1)
@@ -113,6 +117,16 @@ class ModelConfig(Section):
     def _heads_divide(self) -> Self:
         if self.hidden % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden {self.hidden}")
+        return self
+
+    @model_validator(mode="after")
+    def _of_a_size(self) -> Self:
+        parameters = (4 * self.num_layers + 2) * self.hidden**2
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"{self.num_layers} layers of width {self.hidden} have {parameters:,} parameters, "
+                f"at most {MAX_PARAMETERS:,} are trained: lower num_layers or hidden"
+            )
         return self
 
 

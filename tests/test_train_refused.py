@@ -119,6 +119,22 @@ def test_numbers_of_the_config_are_finite(bench: Bench, flags: dict[str, Any]) -
         bench.train(**flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_layers": 100_000_000}, "less than or equal to 256"),
+        ({"hidden_dim": 99_999_999}, "less than or equal to 16384"),
+        ({"max_shots": 10**18}, "less than or equal to 1024"),
+        ({"hidden_dim": 16384, "num_layers": 256}, "parameters, at most 1,000,000,000"),
+    ],
+)
+def test_a_selector_beyond_all_measure_is_refused(
+    bench: Bench, flags: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        bench.train(**flags)
+
+
 def test_missing_vectors_name_the_query(bench: Bench) -> None:
     torch.save(torch.randn(POOL, 6), bench.folder / "few.pt")
     with pytest.raises(LeverError, match="12 rows, none for a query") as error:
