@@ -18,19 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from lever_data.errors import LeverError
 from lever_data.readers.torch_file import read_torch
 from lever_data.store import write_atomic
+from lever_train.checkpoint_shape import plainly, require_match, shape_of
 from lever_train.history import make_selector
 from lever_train.selector import Selector, SelectorConfig
 
 _LAYER = r"(in_proj_weight|in_proj_bias|out_proj\.weight|out_proj\.bias)"
 _OWN = re.compile(
-    rf"(input_proj|query_proj|cand_proj|step_embedding)\.weight|cross_attn_layers\.\d+\.{_LAYER}"
-    r"|attn_norms\.\d+\.(weight|bias)|history\.(weight|bias)_(ih|hh)"
+    r"(input_proj|query_proj|cand_proj|step_embedding)\.weight"
+    rf"|cross_attn_layers\.[0-9]{{1,9}}\.{_LAYER}"
+    r"|attn_norms\.[0-9]{1,9}\.(weight|bias)|history\.(weight|bias)_(ih|hh)"
 )
 _ONE_LAYER = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
 _PREFIXES = ("lever_lm.pointer_selector.", "lever_lm.")
@@ -62,7 +63,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         LeverError: not a checkpoint, a tensor of the selector is missing, unknown, doubled, of
-            another shape or not finite.
+            another shape or not finite; or an entry beside them is none of its kind.
     """
     path = Path(path)
     content = read_torch(path, unknown="placeholder")
@@ -73,20 +74,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise LeverError(
             "the file is no checkpoint: neither model_state_dict (v3) nor state_dict (v2) is in it",
             where=str(path),
-            value=sorted(map(str, content)),
+            value=sorted(key for key in content if isinstance(key, str)),
         )
     tensors, foreign = _selector_tensors(content[layout], path)
-    config = _config(tensors, content.get("selector"), path)
-    _require_match(config, tensors, path)
+    config = shape_of(tensors, content.get("selector"), path)
+    require_match(config, tensors, path)
     metrics = content.get("metrics")
     return Checkpoint(
         layout="v3" if layout == "model_state_dict" else "v2",
         config=config,
         tensors=tensors,
         foreign=foreign,
-        epoch=_number(content.get("epoch"), 0),
-        phase=str(content.get("phase", "sft")),
-        kl_beta=float(beta) if isinstance(beta := content.get("kl_beta"), int | float) else None,
+        epoch=int(_finite(content, "epoch", path) or 0),
+        phase=_phase(content, path),
+        kl_beta=None if (beta := _finite(content, "kl_beta", path)) is None else float(beta),
         metrics=dict(metrics) if isinstance(metrics, Mapping) else {},
     )
 
@@ -163,6 +164,10 @@ def _selector_tensors(
     foreign: list[str] = []
     unknown: list[str] = []
     for key, value in state.items():
+        if not isinstance(key, str):
+            raise LeverError(
+                "a tensor of the checkpoint has no name", where=str(path), value=plainly(key)
+            )
         name = _v3_name(key)
         if not _OWN.fullmatch(name):
             (foreign if _FOREIGN.match(name) else unknown).append(key)
@@ -208,70 +213,35 @@ def _as_tensor(value: object, key: str, path: Path) -> Tensor:
         raise LeverError(
             "a tensor of the selector is not of floats", where=f"{path}: {key}", value=kind
         )
-    if not np.isfinite(value).all():
-        raise LeverError("a tensor of the selector holds NaN or infinity", where=f"{path}: {key}")
-    return torch.from_numpy(np.array(value, dtype=np.float32))
+    with np.errstate(over="ignore"):  # seen below
+        cast = np.array(value, dtype=np.float32)
+    if not np.isfinite(cast).all():
+        what = "numbers too large for float32" if np.isfinite(value).all() else "NaN or infinity"
+        raise LeverError(f"a tensor of the selector holds {what}", where=f"{path}: {key}")
+    return torch.from_numpy(cast)
 
 
-def _config(tensors: Mapping[str, Tensor], stated: object, path: Path) -> SelectorConfig:
-    """The selector's shape, read off its tensors; what they do not show is stated or default."""
-    if isinstance(stated, Mapping):
-        try:
-            return SelectorConfig.model_validate(dict(stated))
-        except ValidationError as error:
-            raise LeverError(
-                f"the checkpoint says a shape no selector has ({error.errors()[0]['msg']})",
-                where=str(path),
-                value=dict(stated),
-            ) from None
-    if "query_proj.weight" not in tensors:
+def _finite(content: Mapping[Any, object], name: str, path: Path) -> int | float | None:
+    """An entry that is a finite number of 64 bits; ``None`` where it is no number at all."""
+    value = content.get(name)
+    if not isinstance(value, int | float | np.number):
+        return None
+    if (isinstance(value, int) and not -(2**63) <= value < 2**63) or not np.isfinite(value):
         raise LeverError(
-            "the checkpoint holds no selector",
-            where=str(path),
-            value=", ".join(sorted(tensors)) or "no tensor with a selector's name",
+            f"the checkpoint's {name} is no finite number of 64 bits",
+            where=f"{path}: {name}",
+            value=plainly(value),
         )
-    hidden = tensors["query_proj.weight"].shape[0]
-    inward = tensors.get("input_proj.weight")
-    layers = [int(n.split(".")[1]) for n in tensors if n.startswith("cross_attn_layers.")]
-    steps = tensors.get("step_embedding.weight")
-    return SelectorConfig(
-        kind="static" if steps is None else "gru",
-        dim=hidden if inward is None else inward.shape[-1],
-        hidden=hidden,
-        layers=max(layers, default=-1) + 1,
-        max_shots=4 if steps is None else steps.shape[0],
-    )
+    return value if isinstance(value, int | float) else float(value.real)
 
 
-def _require_match(config: SelectorConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
-    with torch.device("meta"):
-        expected = {n: tuple(t.shape) for n, t in make_selector(config).state_dict().items()}
-    found = {n: tuple(t.shape) for n, t in tensors.items()}
-    problems = [
-        f"the selector needs {n} {list(expected[n])}, the file lacks it"
-        for n in expected
-        if n not in found
-    ]
-    problems += [
-        f"the file has {n} {list(found[n])}, the selector does not"
-        for n in found
-        if n not in expected
-    ]
-    problems += [
-        f"{n}: the file has {list(found[n])}, the selector needs {list(expected[n])}"
-        for n in expected
-        if n in found and found[n] != expected[n]
-    ]
-    if problems:
+def _phase(content: Mapping[Any, object], path: Path) -> str:
+    phase = content.get("phase", "sft")
+    if not isinstance(phase, str):
         raise LeverError(
-            f"the checkpoint is not a {config.kind} selector of {config.layers} layers, "
-            f"{config.dim} → {config.hidden}: {'; '.join(problems)}",
-            where=str(path),
+            "the checkpoint's phase is no text", where=f"{path}: phase", value=plainly(phase)
         )
-
-
-def _number(value: object, default: int) -> int:
-    return int(value) if isinstance(value, int | float | np.number) else default
+    return phase
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

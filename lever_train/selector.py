@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lever_train.closed_form import Steps, static_steps
+from lever_train.config import MAX_HIDDEN, MAX_LAYERS, MAX_SHOTS
 from lever_train.kernels import (
     attention_weights,
     dropout,
@@ -32,6 +33,7 @@ from lever_train.kernels import (
 from lever_train.pool import Pool
 
 SCORE_TEMPERATURE = 0.1  # scores are cosines divided by this
+MAX_DIM = 1 << 20
 PROJECTION_NOISE = 0.01  # std of what is added to the identity in W_q and W_c
 
 
@@ -42,11 +44,11 @@ class SelectorConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["static", "gru"] = "static"
-    dim: int = Field(ge=1)  # d of the embeddings
-    hidden: int = Field(default=256, ge=1)
-    layers: int = Field(default=1, ge=0)
-    heads: int = Field(default=1, ge=1)
-    max_shots: int = Field(default=4, ge=1)  # gru: rows of the step embedding
+    dim: int = Field(ge=1, le=MAX_DIM)  # d of the embeddings
+    hidden: int = Field(default=256, ge=1, le=MAX_HIDDEN)
+    layers: int = Field(default=1, ge=0, le=MAX_LAYERS)
+    heads: int = Field(default=1, ge=1, le=MAX_HIDDEN)
+    max_shots: int = Field(default=4, ge=1, le=MAX_SHOTS)  # gru: rows of the step embedding
     dropout: float = Field(default=0.1, ge=0, lt=1)
     attention_dropout: float = Field(default=0.1, ge=0, lt=1)
 

@@ -210,3 +210,86 @@ def test_the_legacy_formats_have_no_gru(tmp_path: Path) -> None:
         selector = make_selector(SelectorConfig.model_validate(shape | {"kind": kind}))
         done = lever("convert", _save(tmp_path / f"{kind}.pt", selector))
         assert ("has no gru selector" in done.stderr) == warned
+
+
+HUGE_LAYER = "cross_attn_layers.200000000.in_proj_bias"
+
+
+@pytest.mark.parametrize(
+    ("changes", "entry", "message"),
+    [
+        ({"epoch": float("inf")}, "epoch", "no finite number of 64 bits"),
+        ({"epoch": 10**5000}, "epoch", "no finite number of 64 bits"),
+        ({"kl_beta": 10**400}, "kl_beta", "no finite number of 64 bits"),
+        ({"phase": 10**5000}, "phase", "is no text"),
+        ({"selector": {"layers": 200}}, "selector.layers", "more layers than it has tensors"),
+        ({"selector": {"layers": 10**8}}, "selector.layers", "less than or equal to 256"),
+        ({"selector": {"hidden": 10**9}}, "selector.hidden", "less than or equal to 16384"),
+        ({"selector": {"dim": 10**18}}, "selector.dim", "less than or equal to"),
+        ({"selector": {"max_shots": 10**18}}, "selector.max_shots", "less than or equal to 1024"),
+        ({"selector": {"heads": 10**5000}}, "selector.heads", "shape no selector has"),
+        ({"selector": {5: 1}}, "selector", "Keys should be strings"),
+    ],
+)
+def test_an_entry_that_is_none_of_its_kind_is_named(
+    tmp_path: Path, changes: dict[str, Any], entry: str, message: str
+) -> None:
+    path = _save(tmp_path / "a.pt", _selector())
+    content = torch.load(path, weights_only=True)
+    for name, value in changes.items():
+        content[name] = content[name] | value if isinstance(value, dict) else value
+    torch.save(content, path)
+    with pytest.raises(LeverError, match=message) as error:
+        read_checkpoint(path)
+    assert str(error.value.where).startswith(f"{path}: {entry}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("query_proj.weight", torch.tensor(3.0), "is no matrix"),
+        ("query_proj.weight", torch.zeros(0, 8), "is no matrix"),
+        ("query_proj.weight", torch.zeros(20000, 1), "less than or equal to 16384"),
+        ("input_proj.weight", torch.tensor(3.0), "is no matrix"),
+        ("step_embedding.weight", torch.tensor(3.0), "is no matrix"),
+        ("query_proj.weight", torch.full((8, 8), 1e300, dtype=torch.float64), "too large for"),
+        (HUGE_LAYER, torch.zeros(3), "more layers than it has tensors"),
+    ],
+)
+def test_a_tensor_of_an_impossible_shape_is_named(
+    tmp_path: Path, name: str, value: torch.Tensor, message: str
+) -> None:
+    """In a legacy file, whose shape is read off its tensors; both layouts, within seconds."""
+    path = _save(tmp_path / "a.pt", _selector())
+    content = torch.load(path, weights_only=True)
+    tensors = content["model_state_dict"] | {name: value}
+    v2 = {f"lever_lm.pointer_selector.{key}": tensor for key, tensor in tensors.items()}
+    for layout in ({"model_state_dict": tensors}, {"state_dict": v2}):
+        torch.save(layout, path)
+        with pytest.raises(LeverError, match=message) as error:
+            read_checkpoint(path)
+        assert str(error.value.where).startswith(f"{path}: ")
+        assert str(error.value.where).endswith(name)
+
+
+@pytest.mark.parametrize("name", [5, pytest.param(10**5000, id="huge")])
+def test_a_tensor_without_a_name_is_refused(tmp_path: Path, name: int) -> None:
+    torch.save({"model_state_dict": {name: torch.zeros(2)}}, tmp_path / "a.pt")
+    with pytest.raises(LeverError, match="has no name"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_layer_of_many_digits_has_no_place(tmp_path: Path) -> None:
+    name = f"cross_attn_layers.{'9' * 5000}.in_proj_bias"
+    path = _edited(_save(tmp_path / "a.pt", _selector()), **{name: torch.zeros(2)})
+    with pytest.raises(LeverError, match="no place for"):
+        read_checkpoint(path)
+
+
+def test_an_error_about_many_tensors_stays_short(tmp_path: Path) -> None:
+    path = _save(tmp_path / "a.pt", _selector(layers=30))
+    content = torch.load(path, weights_only=True)
+    content["selector"]["hidden"] = 16
+    torch.save(content, path)
+    with pytest.raises(LeverError, match=r"; and 173 more"):
+        read_checkpoint(path)
