@@ -92,7 +92,7 @@ def run(words: list[str], named: str | None) -> NoReturn:
         where = f"; at {error.filename}" if error.filename else ""
         code = _report(f"{error.strerror or error}{where}", "--debug shows more", 1)
     except _duckdb_failures() as error:
-        code = _report(str(error), "is the disk full, or was a run removed meanwhile?", 1)
+        code = _report(str(error), _remedy(error), 1)
     except MemoryError:
         code = _report("out of memory", "lower --batch-size or the memory limit", 1)
     if "duckdb" not in sys.modules:  # whose binding takes what is frozen for a leak, and says so
@@ -114,6 +114,12 @@ def _duckdb_failures() -> tuple[type[Exception], ...]:
     """
     duckdb = sys.modules.get("duckdb")
     return () if duckdb is None else (duckdb.IOException, duckdb.OutOfMemoryException)
+
+
+def _remedy(error: Exception) -> str:
+    if type(error).__name__ == "OutOfMemoryException":
+        return "give DuckDB more memory (lever train: --memory-limit), or room on disk to spill to"
+    return "is the disk full, or was a run removed meanwhile?"
 
 
 def _report(message: str, hint: str | None, code: int) -> int:

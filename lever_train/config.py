@@ -7,9 +7,11 @@ command line is made from these fields. Names and defaults are the legacy traine
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lever_data.reward_spec import both_given
 
@@ -21,11 +23,22 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what SQL and torch both take
 MAX_HIDDEN, MAX_LAYERS, MAX_SHOTS = 1 << 14, 256, 1024
 MAX_PARAMETERS = 10**9
 
+LEAST_MEMORY = 32 * 10**6  # with 16 MB DuckDB cannot sort a small store
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMGT])(i?)B", re.IGNORECASE)
+
 
 class Section(BaseModel):
-    """One table of the TOML file; its numbers are finite."""
+    """One table of the TOML file; its numbers are finite, its texts hold no null character."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _without_null(cls, value: object) -> object:
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str | Path) and "\0" in str(text):
+                raise ValueError("a text holds a null character, which no name or path can")
+        return value
 
 
 def option(  # like pydantic's Field, it stands for a value of any type
@@ -210,9 +223,9 @@ class RunConfig(Section):
     device: str = option("cpu", "cpu, cuda, cuda:N or mps.")
     precision: Literal["float32", "bf16"] = option("float32", "bf16: autocast of the products.")
     threads: int | None = option(
-        None, "Threads of torch, the same for a `--resume`; default: all cores.", ge=1
+        None, "Threads of torch, the same for a `--resume`; default: all cores.", ge=1, le=1024
     )
-    memory_limit: str = option("600MB", "Memory DuckDB may use for the stream.")
+    memory_limit: str = option("600MB", "Memory DuckDB may use for the stream, from 32MB on.")
     weight_decay: float = option(0.01, "Weight decay of AdamW in RCE and GRPO.", ge=0)
     gradient_clip: Positive = option(1.0, "Largest norm of the gradient.")
     tied_groups: Literal["skip", "keep", "downweight"] = option(
@@ -224,6 +237,20 @@ class RunConfig(Section):
     )
     save_every: int = option(200, "Steps between two saves of the state.", ge=1)
     tensorboard: bool = option(False, "Write TensorBoard events too.")
+
+    @field_validator("memory_limit")
+    @classmethod
+    def _an_amount(cls, text: str) -> str:
+        if (found := _AMOUNT.fullmatch(text.strip())) is None:
+            raise ValueError("an amount of memory is a number and a unit, such as 600MB or 1.5GB")
+        base = 1024 if found[3] else 1000
+        if (
+            not LEAST_MEMORY
+            <= float(found[1]) * base ** (1 + "KMGT".index(found[2].upper()))
+            < 2**60
+        ):
+            raise ValueError("the stream needs 32MB, and there is no more than 1,000,000TB")
+        return text
 
 
 class TrainConfig(Section):

@@ -33,7 +33,9 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"{what} cannot be read ({error.strerror})", where=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UsageError(f"{what} is nested too deeply", where=str(path)) from None
+    except ValueError as error:  # of TOML, of UTF-8, or of an integer of thousands of digits
         raise UsageError(f"{what} is not TOML ({error})", where=str(path)) from None
 
 

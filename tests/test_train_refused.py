@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import torch
 
@@ -135,6 +136,33 @@ def test_a_selector_beyond_all_measure_is_refused(
         bench.train(**flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"memory_limit": "lots"}, "a number and a unit, such as 600MB"),
+        ({"memory_limit": "-1"}, "a number and a unit"),
+        ({"memory_limit": "600"}, "a number and a unit"),
+        ({"memory_limit": "1KB"}, "the stream needs 32MB"),
+        ({"memory_limit": "99999999999TB"}, "there is no more than"),
+        ({"threads": 100_000}, "less than or equal to 1024"),
+        ({"sft_checkpoint": "a\0b"}, "null character"),
+        ({"view": ["beam", "a\0b"]}, "null character"),
+    ],
+)
+def test_what_no_machine_can_do_is_refused(
+    bench: Bench, flags: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        bench.train(**flags)
+
+
+@pytest.mark.parametrize("amount", ["32MB", "1.5 gb", "600MiB", "2TB"])
+def test_amounts_of_memory(amount: str) -> None:
+    config = resolve(None, {"run__memory_limit": amount})
+    with duckdb.connect() as con:
+        con.execute("set memory_limit = ?", [config.run.memory_limit])
+
+
 def test_missing_vectors_name_the_query(bench: Bench) -> None:
     torch.save(torch.randn(POOL, 6), bench.folder / "few.pt")
     with pytest.raises(LeverError, match="12 rows, none for a query") as error:
@@ -171,6 +199,9 @@ def test_the_config_file_and_the_flags(tmp_path: Path) -> None:
         ("[rce\n", "not TOML", None),
         ("[rce]\nrank = true\ntop1_only = true\n", "choose one of", None),
         ("[model]\nnum_heads = 3\n", "does not divide", None),
+        (f"x = {'[' * 20_000}\n", "nested too deeply", None),
+        (f"[rce]\nepochs = {'9' * 5000}\n", "not TOML", None),
+        ('[model]\nsft_checkpoint = "a\\u0000b"\n', "null character", None),
     ],
 )
 def test_a_bad_config_file(tmp_path: Path, text: str, message: str, hint: str | None) -> None:
