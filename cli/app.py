@@ -49,8 +49,20 @@ def command_line(names: Sequence[str] = COMMANDS) -> typer.Typer:
     return app
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"lever {version('lever')}")
+        raise typer.Exit
+
+
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
 ) -> None:
     _shown.tracebacks = debug
 
@@ -80,7 +92,8 @@ def run(words: list[str], named: str | None) -> NoReturn:
         error.show()
         code = error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        hint = "what was finished is kept; the same command goes on where it can"
+        again = "with --resume the command" if named == "train" else "the same command"
+        hint = f"what was finished is kept; {again} goes on where it can"
         code = _report("interrupted", hint, _INTERRUPTED)
     except BrokenPipeError:
         code = _reader_left()

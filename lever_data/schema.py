@@ -1,6 +1,6 @@
 """The tables of a store: one definition each, as Arrow schemas.
 
-What comes in are the legacy records (see ``legacy.py``); what comes out is what every Parquet
+What comes in are the legacy records (see ``legacy/``); what comes out is what every Parquet
 file of a run holds. The column ``run`` is not stored: it is the folder name ``run=<id>``.
 
 A *query* is the triple (dataset, split, query_id); ``query_id`` is the index of the question in

@@ -59,7 +59,8 @@ class Census:
     """What a selection holds, counted before streaming.
 
     ``dropped`` counts rows left out by reason (``eval_failed``, ``gen_method``, ``fallback``);
-    ``emptied`` counts the queries of which nothing is left.
+    ``emptied`` counts the queries of which nothing is left. ``last_query`` is the largest query id
+    of the rows, -1 without any.
     """
 
     rows: int
@@ -70,6 +71,7 @@ class Census:
     scorers: tuple[str, ...]
     dropped: dict[str, int]
     emptied: int
+    last_query: int
 
 
 def census(con: duckdb.DuckDBPyConnection, selection: Selection) -> Census:
@@ -93,7 +95,8 @@ def census(con: duckdb.DuckDBPyConnection, selection: Selection) -> Census:
             list_sort(list(distinct scorer) filter (keep and scorer is not null)),
             count(*) filter (failed),
             count(*) filter (not failed and other_source),
-            count(*) filter (not failed and not other_source and fallback)
+            count(*) filter (not failed and not other_source and fallback),
+            coalesce(max(query_id) filter (keep), -1)
         from (
             select
                 *,
@@ -113,6 +116,7 @@ def census(con: duckdb.DuckDBPyConnection, selection: Selection) -> Census:
         scorers=tuple(row[6] or ()),
         dropped={"eval_failed": row[7], "gen_method": row[8], "fallback": row[9]},
         emptied=row[3] - row[2],
+        last_query=row[10],
     )
 
 

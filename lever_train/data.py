@@ -82,6 +82,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     if held_out is not None and not held_out.rows:
         validation = None  # the filters left nothing of it; the notices say so
     queries, candidates = _embeddings(source, config, counted)
+    _require_row(queries, config, max(c.last_query for c in (counted, held_out) if c is not None))
     pools = open_pools(con, data.pool, base)
     provenance = {
         "runs": _runs_read(con, data.view),
@@ -302,6 +303,16 @@ def _require_trainable(counted: Census, config: TrainConfig) -> None:
         )
     if config.run.stage == "sft" and counted.null_rewards == counted.rows:
         raise LeverError("info_score is null in every row", where=views)
+
+
+def _require_row(queries: Tensor, config: TrainConfig, last: int) -> None:
+    """Every query has its row: known before anything is written, not at the batch that lacks it."""
+    if last >= len(queries):
+        raise LeverError(
+            f"the query embeddings have {len(queries):,} rows, none for a query",
+            where=f"{config.data.query_embeddings}, query {last}",
+            hint="row = query id; are they those of another split?",
+        )
 
 
 def _embeddings(source: Source, config: TrainConfig, counted: Census) -> tuple[Tensor, Tensor]:

@@ -123,12 +123,6 @@ def one_candidate_groups(cross_entropy: Tensor, step_mask: Tensor, chosen: Tenso
     return cross_entropy[rows, chosen].sum(-1) / steps
 
 
-def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Σ w v / Σ w over the groups [B]; 0 where nothing has weight."""
-    weight = weight.to(values.dtype)
-    return (values * weight).sum() / weight.sum().clamp(min=torch.finfo(values.dtype).tiny)
-
-
 def kl_estimate(log_ratio: Tensor, estimator: KlEstimator, direction: KlDirection) -> Tensor:
     """Per-candidate estimate of a KL divergence from log ρ = log π_new - log π_ref.
 

@@ -167,7 +167,8 @@ def test_missing_vectors_name_the_query(bench: Bench) -> None:
     torch.save(torch.randn(POOL, 6), bench.folder / "few.pt")
     with pytest.raises(LeverError, match="12 rows, none for a query") as error:
         bench.train(query_embeddings=str(bench.folder / "few.pt"))
-    assert str(error.value.where).startswith("query ")
+    assert str(error.value.where).endswith("few.pt, query 39")
+    assert not (bench.folder / "out").exists(), "the right file can be given with the same --out"
     torch.save(torch.randn(3, 6), bench.folder / "few.pt")
     with pytest.raises(LeverError, match="3 rows, none for example"):
         bench.train("b", candidate_embeddings=str(bench.folder / "few.pt"))

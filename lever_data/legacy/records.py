@@ -1,7 +1,7 @@
 """Rows of the store back to legacy records: names, spellings and absent keys restored.
 
 In go rows of the candidates and queries tables as dicts, out come the values of the legacy JSON.
-The inverse of ``legacy_rows.py`` and ``legacy_beam.py``: what a row does not say itself stands in
+The inverse of ``rows.py`` and ``beam.py``: what a row does not say itself stands in
 the file's layout or, where the row deviates, in its ``extra._lever``.
 """
 

@@ -1,7 +1,7 @@
 """The RL data format: one query's value in JSON to typed records, and records to batches.
 
 In goes the text of a block or of one member, out come typed records; what is wrong with a record
-is an error that names the field, with its byte offset. The reader around it is ``legacy.py``.
+is an error that names the field, with its byte offset. The reader around it is ``decode.py``.
 """
 
 from __future__ import annotations

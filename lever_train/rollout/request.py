@@ -1,7 +1,7 @@
 """What the user asks of a rollout, as plain data: picklable, so that it travels to workers.
 
-Nothing is read here; :mod:`job` resolves a request against the store. A field with ``help`` is an
-option of the command line.
+Nothing is read here; :mod:`resolve` resolves a request against the store. A field with ``help`` is
+an option of the command line.
 """
 
 from __future__ import annotations
