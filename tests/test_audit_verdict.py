@@ -72,3 +72,13 @@ def test_a_reward_that_hangs_on_the_order_is_no_good_news(
     made = [_scored(0, 0, 0, "beam", 1, 2), _scored(0, 1, right, "beam", 2, 1)]
     found = [f for f in _verdict(tmp_path, made, RewardSpec()) if "Reordering" in f.text]
     assert [f.level for f in found] == [level]
+
+
+def test_scores_of_several_models_are_named(tmp_path: Path) -> None:
+    made = [_scored(0, i, i, "beam") | {"scorer": "ab"[i]} for i in range(2)]
+    found = [f for f in _verdict(tmp_path, made, RewardSpec()) if "models" in f.text]
+    assert [f.text for f in found] == ["The scores are those of 2 models: a, b."]
+    assert "--scorer" in found[0].advice
+    made = [row | {"scorer": "a"} for row in made]
+    alone = _verdict(tmp_path / "one", made, RewardSpec())
+    assert not [f for f in alone if "models" in f.text]

@@ -72,9 +72,9 @@ def audit(store: Store, request: AuditRequest) -> Audit:
         )
     session = _open(store, request)
     try:
-        missing_share, scored = define_diagnostics(session, request)
+        survey, scored = define_diagnostics(session, request)
         figures = _figures(session.con, store, request)
-        figures["missing_share"] = missing_share
+        figures |= {"missing_share": survey.missing_share, "scorers": survey.scorers}
         return Audit(figures, {"scored": scored, **_sql()})
     except duckdb.Error as error:
         raise LeverError(

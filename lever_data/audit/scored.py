@@ -74,11 +74,13 @@ class AuditRequest:
 
 
 @dataclass(frozen=True)
-class _Survey:
-    """What one look at the view tells: the few values of texts, and the share without a score."""
+class Survey:
+    """What one look at the view tells: the few values of texts, the share without a score, and the
+    models whose scores there are."""
 
     levels: dict[str, list[str]]
     missing_share: float
+    scorers: list[str]
 
 
 def diagnostics() -> dict[str, Relation]:
@@ -105,13 +107,13 @@ def share_tables(con: duckdb.DuckDBPyConnection) -> None:
             con.execute(f"create {kind} {relation.name} as {body(relation)}")
 
 
-def define_diagnostics(session: Session, request: AuditRequest) -> tuple[float, str]:
+def define_diagnostics(session: Session, request: AuditRequest) -> tuple[Survey, str]:
     """Define the diagnostics over the chosen view, reward and policy.
 
     They hide those of the session, which a view of the user's may read.
 
-    Returns the share of the candidates whose reward lacks a score, which counts as 0, and the
-    SELECT behind ``scored``.
+    Returns what a look at the view told (a reward that lacks a score counts as 0), and the SELECT
+    behind ``scored``.
 
     Raises:
         LeverError: the view is empty or lacks a training column, or the reward cannot be computed.
@@ -140,7 +142,7 @@ def define_diagnostics(session: Session, request: AuditRequest) -> tuple[float, 
         if relation.name not in there:
             kind = "table" if relation.name in SHARED else "view"
             con.execute(f"create {kind} {relation.name} as {body(relation)}")
-    return survey.missing_share, scored
+    return survey, scored
 
 
 _DEFINED_SQL = "select table_name from information_schema.tables where table_schema = 'audit'"
@@ -162,7 +164,7 @@ def _policy_sql(con: duckdb.DuckDBPyConnection, policy: str) -> str:
 
 def _survey(
     con: duckdb.DuckDBPyConnection, request: AuditRequest, present: Sequence[str]
-) -> _Survey:
+) -> Survey:
     """Look at the view once; refuse it where it is empty or has nothing to reward."""
     prepare_reward(con, request.reward)
     needed = needs(request.view, request.reward, present)
@@ -172,6 +174,7 @@ def _survey(
         f"count(*) filter (where {lacking})",
         *(f"count({need.value})" for need in needed),
         *(f"list_sort(list(distinct v.{name}))" for name in _ENCODED),
+        "list_sort(list(distinct v.scorer))" if "scorer" in present else "null::varchar[]",
     ]
     try:
         row = con.execute(
@@ -195,9 +198,10 @@ def _survey(
     refuse_unscored(con, request.view, request.reward, counts)
     levels = {
         name: [value for value in values or () if value is not None]
-        for name, values in zip(_ENCODED, row[-len(_ENCODED) :], strict=True)
+        for name, values in zip(_ENCODED, row[-len(_ENCODED) - 1 : -1], strict=True)
     }
-    return _Survey(levels, round(row[1] / row[0], DECIMALS))
+    scorers = [scorer for scorer in row[-1] or () if scorer is not None]
+    return Survey(levels, round(row[1] / row[0], DECIMALS), scorers)
 
 
 def _scored_sql(request: AuditRequest, present: Sequence[str]) -> str:
@@ -232,7 +236,7 @@ def _require_finite(con: duckdb.DuckDBPyConnection, request: AuditRequest) -> No
         )
 
 
-def _encoded_scores_sql(con: duckdb.DuckDBPyConnection, survey: _Survey) -> str:
+def _encoded_scores_sql(con: duckdb.DuckDBPyConnection, survey: Survey) -> str:
     """``scores`` with its texts as enums: a quarter of the memory, half the time to group."""
     types = {}
     for column, values in survey.levels.items():

@@ -33,8 +33,18 @@ class Finding:
 
 def verdict(figures: Mapping[str, Any]) -> list[Finding]:
     """How many queries can teach, how far the rewards can be trusted, which source helps."""
-    found = [_teachable(figures), _trust(figures), _sources(figures), _oracle(figures)]
-    return [finding for finding in [*found, _order(figures), _repeats(figures)] if finding]
+    found = [_teachable(figures), _trust(figures), _models(figures), _sources(figures)]
+    found += [_oracle(figures), _order(figures), _repeats(figures)]
+    return [finding for finding in found if finding]
+
+
+def _models(figures: Mapping[str, Any]) -> Finding | None:
+    """Nothing where one model scored all."""
+    scorers = figures["scorers"]
+    if len(scorers) < 2:
+        return None
+    text = f"The scores are those of {len(scorers)} models: {', '.join(scorers)}."
+    return Finding("bad", text, "`--scorer` takes those of one; training refuses a mixture.")
 
 
 def percent(share: float | None) -> str:
