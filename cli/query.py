@@ -73,7 +73,8 @@ def _text(sql: str | None, file: Path | None) -> str:
     from lever_data.errors import LeverError, UsageError
 
     if (sql is None) == (file is None):
-        raise UsageError("give the SELECT as an argument or with --file", hint="one of the two")
+        what = "is given twice" if sql is not None else "is missing"
+        raise UsageError(f"the SELECT {what}", hint="an argument, or --file")
     if sql is not None:
         return sql
     assert file is not None
