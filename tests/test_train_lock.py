@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import subprocess
 import sys
@@ -91,6 +92,25 @@ def test_a_killed_training_is_resumed(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         bench.train(resume=True, rce_epochs=500, notify=stop)
     assert stopped
+
+
+def test_a_lock_deleted_as_it_is_taken_is_taken_anew(tmp_path: Path) -> None:
+    """One waits at the file that the other deletes: it must not hold a file nobody sees."""
+    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
+    first.take()
+    flock = fcntl.flock
+
+    def late(handle: int, operation: int) -> None:
+        first.release()
+        flock(handle, operation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", late)
+        second.take()
+    with pytest.raises(LeverError, match=REFUSED):
+        FolderLock(tmp_path).take()
+    second.release()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_locked_is_an_error(tmp_path: Path) -> None:
