@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -93,7 +94,9 @@ def require_writable(paths: Iterable[Path]) -> None:
         elif not folder.is_dir():
             what, hint = "there is no such folder to write to", f"`mkdir -p {folder}`"
         elif not os.access(folder, os.W_OK | os.X_OK):
-            what, hint = "the folder is not writable", "name a file elsewhere"
+            is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+            reason = os.strerror(errno.EROFS if is_read_only else errno.EACCES)
+            what, hint = f"the folder is not writable ({reason})", "name a file elsewhere"
         else:
             continue
         raise LeverError(what, where=str(path), hint=hint)

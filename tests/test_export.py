@@ -130,7 +130,7 @@ def test_what_cannot_be_exported_says_so_and_leaves_no_file(tmp_path: Path) -> N
     run = rollout(store)
     where = ("--store", store.path, "--run", run.run, "--out")
     failed = lever("export", *where, tmp_path / "none" / "x.json", check=False)
-    assert "the file cannot be written (No such file or directory)" in failed.stderr
+    assert "there is no such folder to write to" in failed.stderr
     (path,) = run.table_files("candidates")
     path.write_bytes(path.read_bytes()[:-100])
     failed = lever("export", *where, tmp_path / "x.json", check=False)
