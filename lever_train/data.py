@@ -18,13 +18,19 @@ from lever_data.db import Session, open_session, quote_identifier
 from lever_data.errors import LeverError, UsageError
 from lever_data.reward_spec import RewardSpec
 from lever_data.rewards import prepare_reward, require_scores, reward_sql
-from lever_data.selection import Census, Selection, census, run_sql
+from lever_data.selection import Census, Selection, census
 from lever_train.config import TrainConfig
 from lever_train.embeddings import load_embeddings
 from lever_train.pools import PoolSource, open_pools
+from lever_train.split import (
+    TRAIN,
+    VALIDATION,
+    base_relation,
+    require_whole_rows,
+    runs_read,
+    split_queries,
+)
 
-TRAIN, VALIDATION = "training_queries", "validation_queries"
-_KEY = "dataset, split, query_id"
 _READ = ("runs", "queries", "stg_candidates", "stg_beams", "candidate_info")
 
 
@@ -69,11 +75,11 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     session = _open_views(source, config)
     con = session.con
     selection = _selection(con, config)
-    base = _base(con, data.view)
-    split = _split(con, base, config)
+    base = base_relation(con, data.view)
+    split = split_queries(con, base, config)
     for view in data.view:
         if session.relations[view].folder == "user":
-            _require_whole_rows(con, view)
+            require_whole_rows(con, view)
     train = _limited(selection, TRAIN)
     counted = census(con, train)
     _require_trainable(counted, config)
@@ -85,7 +91,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     _require_row(queries, config, max(c.last_query for c in (counted, held_out) if c is not None))
     pools = open_pools(con, data.pool, base)
     provenance = {
-        "runs": _runs_read(con, data.view),
+        "runs": runs_read(con, data.view),
         "views": _views_read(session, data.view),
         "reward": selection.reward,
         "rows": counted.rows,
@@ -189,13 +195,6 @@ def _accuracy_column(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> tu
     return ("vqa_acc_score",)
 
 
-def _runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[str]:
-    """The runs the views' rows come from, by id."""
-    union = " union ".join(f"select run from {quote_identifier(v)}" for v in views)
-    rows = con.cursor().execute(f"select distinct run from ({union}) order by run").fetchall()
-    return [row[0] for row in rows]
-
-
 def _views_read(session: Session, views: Sequence[str]) -> dict[str, str]:
     """The SQL of the views, and of the user's own that they read, however far below."""
     return {
@@ -207,74 +206,6 @@ def _views_read(session: Session, views: Sequence[str]) -> dict[str, str]:
 
 def _limited(selection: Selection, queries: str) -> Selection:
     return Selection(**{**vars(selection), "queries": queries})
-
-
-def _base(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> str:
-    """A relation with every stored pointer of the kind of runs the views read, unfiltered."""
-    rows = (
-        con.cursor()
-        .execute(
-            "select distinct kind = 'beam' from runs where run in (select unnest(?))",
-            [_runs_read(con, views)],
-        )
-        .fetchall()
-    )
-    if not rows:
-        raise LeverError(
-            "the view holds no rows", where=", ".join(views), hint="`lever runs` lists the runs"
-        )
-    parts = ["stg_beams" if is_beam else "stg_candidates" for (is_beam,) in sorted(rows)]
-    union = " union all ".join(f"select {_KEY}, pointer from {part}" for part in parts)
-    con.execute(f"create view training_base as {union}")
-    return "training_base"
-
-
-def _split(con: duckdb.DuckDBPyConnection, base: str, config: TrainConfig) -> tuple[int, int]:
-    """Make the relations of training and validation queries; returns how many each holds."""
-    data = config.data
-    if data.split_by == "id":  # legacy: sorted ids, the first int(ratio · n) train
-        place = f"row_number() over (order by {_KEY}) - 1"
-        trains = f"{place} < floor(count(*) over () * $ratio::double)"
-    else:
-        key = "concat_ws('/', dataset, split, query_id)"
-        place = f"md5_number_lower({key}) / 18446744073709551616.0"  # uniform in [0, 1)
-        trains = f"$ratio::double >= 1 or {place} < $ratio::double"
-    con.execute(
-        f"create table split_queries as select {_KEY}, {trains} as is_training "
-        f"from (select distinct {_KEY} from {base})",
-        {"ratio": data.split_ratio},
-    )
-    counts = []
-    for name, condition in ((TRAIN, "is_training"), (VALIDATION, "not is_training")):
-        con.execute(f"create view {name} as select {_KEY} from split_queries where {condition}")
-        counts.append(int(con.cursor().execute(f"select count(*) from {name}").fetchall()[0][0]))
-    if not counts[0]:
-        raise UsageError("no query is left to train on", value=f"--split-ratio {data.split_ratio}")
-    return counts[0], counts[1]
-
-
-_LACKING_SQL = """
-    select
-        count(*) filter (s.query_id is null) as "a query of the runs it reads",
-        count(*) filter (v.candidate is null) as "a candidate",
-        count(*) filter (v.pointer is null) as "a pointer"
-    from {view} as v
-    left join split_queries as s
-        on v.dataset = s.dataset and v.split = s.split and v.query_id::bigint = s.query_id
-"""
-
-
-def _require_whole_rows(con: duckdb.DuckDBPyConnection, view: str) -> None:
-    """Refuse a view of the user's whose rows would be left out without a word."""
-    found = run_sql(con.cursor(), _LACKING_SQL.format(view=quote_identifier(view)), {})
-    for (what, *_), count in zip(found.description, found.fetchall()[0], strict=True):
-        if count:
-            raise LeverError(
-                f"{count:,} rows of the view have not {what}",
-                where=view,
-                hint="leave them out in its SQL: dataset, split, query_id, candidate and pointer "
-                "are those of a stored candidate",
-            )
 
 
 def _require_trainable(counted: Census, config: TrainConfig) -> None:

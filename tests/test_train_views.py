@@ -13,13 +13,13 @@ from tests.training import Bench
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("nullif(query_id, 1) as query_id", "rows of the view have not a query"),
-        ("nullif(split, 'train') as split", "rows of the view have not a query"),
-        ("query_id - 5 as query_id", "rows of the view have not a query"),
-        ("null::integer as candidate", "rows of the view have not a candidate"),
+        ("nullif(query_id, 1) as query_id", "rows of the view lack a query"),
+        ("nullif(split, 'train') as split", "rows of the view lack a query"),
+        ("query_id - 5 as query_id", "rows of the view lack a query"),
+        ("null::integer as candidate", "rows of the view lack a candidate"),
         (
             "case when query_id > 1 then pointer end as pointer",
-            "rows of the view have not a pointer",
+            "rows of the view lack a pointer",
         ),
     ],
 )
