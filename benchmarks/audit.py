@@ -19,9 +19,9 @@ SECONDS, GIGABYTES = 15.0, 4.0
 _CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from lever_data.audit.audit import AuditRequest, audit
-from lever_data.audit.page import render
-from lever_data.store import Store
+from lever_data.report.audit import AuditRequest, audit
+from lever_data.report.page import render
+from lever_data.store.store import Store
 start = time.perf_counter()
 found = audit(Store.open(Path(sys.argv[1])), AuditRequest())
 render([found])

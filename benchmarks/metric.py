@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Figure, against, in_turns, print_figures
-from lever_data.vqa_metric import normalize_answer, vqa_accuracy
+from lever_data.items.vqa_metric import normalize_answer, vqa_accuracy
 
 
 def plain(predictions: list[str], answers: list[list[str]]) -> list[float]:

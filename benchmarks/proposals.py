@@ -24,16 +24,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.measure import Figure, Work, against, in_turns, print_figures
-from lever_train.history import make_selector
-from lever_train.pool import Pool
+from lever_data.items.prompts import Item, Prompt
+from lever_train.options.rollout import Recipe
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.cache import AnswerCache
 from lever_train.rollout.policy import Policy, Similarity, Trained
-from lever_train.rollout.prompts import Item, Prompt
 from lever_train.rollout.proposals import Ask, propose
-from lever_train.rollout.request import Recipe
-from lever_train.selector import SelectorConfig
+from lever_train.selector.history import make_selector
+from lever_train.selector.model import SelectorConfig
+from lever_train.selector.pool import Pool
 
 DIM, POOL, EXAMPLES, BATCH = 512, 64, 9000, 256
 Scores = Callable[[Tensor, Tensor], Tensor]  # query [d], pool [K, d] → [K]

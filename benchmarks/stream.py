@@ -30,12 +30,12 @@ Tensors = tuple[Tensor, Tensor, Tensor]  # positions, mask, reward
 
 def lever(store: Path, source: Path) -> Iterator[Tensors]:
     """Ours: stream.scan over the view, batch.collate."""
-    from lever_data.db import open_session
-    from lever_data.reward_spec import RewardSpec
-    from lever_data.rewards import reward_sql
-    from lever_data.stream import Selection, scan
-    from lever_train.batch import CollateOptions, collate
-    from lever_train.pools import SharedPool
+    from lever_data.relations.db import open_session
+    from lever_data.relations.reward_spec import RewardSpec
+    from lever_data.relations.rewards import reward_sql
+    from lever_data.relations.stream import Selection, scan
+    from lever_train.inputs.pools import SharedPool
+    from lever_train.learn.batch import CollateOptions, collate
 
     con = open_session(store, only=["all_candidates"]).con
     ids = con.execute(
@@ -146,11 +146,11 @@ CONTENDERS: dict[str, Callable[[Path, Path], Iterator[Tensors]]] = {
 
 IMPORTS = {
     "lever": (
-        "lever_data.db",
-        "lever_data.rewards",
-        "lever_data.stream",
-        "lever_train.batch",
-        "lever_train.pools",
+        "lever_data.relations.db",
+        "lever_data.relations.rewards",
+        "lever_data.relations.stream",
+        "lever_train.learn.batch",
+        "lever_train.inputs.pools",
     ),
     "polars": ("polars",),
     "datasets": ("datasets",),

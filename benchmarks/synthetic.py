@@ -15,8 +15,8 @@ import duckdb
 import pyarrow as pa
 
 from benchmarks import PER_QUERY
-from lever_data.schema import CANDIDATES, QUERIES
-from lever_data.store import Run, RunSpec, Store
+from lever_data.store.schema import CANDIDATES, QUERIES
+from lever_data.store.store import Run, RunSpec, Store
 
 POOL = 9_009  # examples, as many as OK-VQA has training questions
 CHUNK = 65_536  # queries generated at a time

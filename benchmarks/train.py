@@ -28,16 +28,16 @@ from torch.nn import functional
 
 from benchmarks import PER_QUERY
 from benchmarks.measure import Figure, against, in_turns, print_figures, python, run
-from lever_data.schema import CANDIDATES, QUERIES
-from lever_data.store import RunSpec, Store
-from lever_train.batch import Batch
-from lever_train.data import Source, open_data
-from lever_train.distributed import World
-from lever_train.loader import Loader, Position
-from lever_train.objectives import Settings
-from lever_train.options import resolve
-from lever_train.setup import new_selector
-from lever_train.step import Stepper
+from lever_data.store.schema import CANDIDATES, QUERIES
+from lever_data.store.store import RunSpec, Store
+from lever_train.learn.batch import Batch
+from lever_train.learn.data import Source, open_data
+from lever_train.learn.distributed import World
+from lever_train.learn.loader import Loader, Position
+from lever_train.learn.objectives import Settings
+from lever_train.learn.setup import new_selector
+from lever_train.learn.step import Stepper
+from lever_train.options.resolve import resolve
 
 SHOTS, DIM = 2, 512
 BATCH = 512  # of ours; the legacy loop has 1

@@ -29,7 +29,7 @@ def _start_helper(words: Iterable[str]) -> None:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would spin, for nothing
 
-    from lever_data.legacy.process import start_early
+    from lever_data.sources.process import start_early
 
     start_early(map(Path, words))
 

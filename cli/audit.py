@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lever_data.reward_spec import RewardSpec, both_given
+from lever_data.relations.reward_spec import RewardSpec, both_given
 
 from .common import (
     DEFAULT_STORE,
@@ -21,7 +21,7 @@ from .common import (
 from .flags import build, with_flags
 
 if TYPE_CHECKING:
-    from lever_data.audit.audit import Audit
+    from lever_data.report.audit import Audit
 
 _SOURCE_COLUMNS = {
     "num_candidates": "candidates",
@@ -72,10 +72,10 @@ def audit(
 
     With --compare, several views side by side; the JSON is then a list.
     """
-    from lever_data.audit.audit import AuditRequest, audit_views
-    from lever_data.audit.gate import parse_gate, require_known, require_passed
-    from lever_data.audit.page import write_json, write_page
-    from lever_data.files import require_writable
+    from lever_data.report.audit import AuditRequest, audit_views
+    from lever_data.report.gate import parse_gate, require_known, require_passed
+    from lever_data.report.page import write_json, write_page
+    from lever_data.store.files import require_writable
 
     gates = [parse_gate(text) for text in fail_on]
     require_known(gates)
@@ -111,7 +111,7 @@ def _reward(flags: dict[str, Any]) -> RewardSpec:
 
 
 def _render(audits: list[Audit]) -> None:
-    from lever_data.audit.verdict import percent, verdict
+    from lever_data.report.verdict import percent, verdict
 
     if len(audits) > 1:
         rows = [[_cell(a.figures, key) for key in _COMPARED] for a in audits]
@@ -142,7 +142,7 @@ def _line(text: str) -> str:
 
 
 def _cell(row: dict[str, object], key: str) -> object:
-    from lever_data.audit.verdict import percent
+    from lever_data.report.verdict import percent
 
     value = row[key]
     return percent(value) if key.endswith("_share") and isinstance(value, float) else value

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lever_train.rollout.request import AnswererSpec, Inputs, Recipe, Request, Which
+from lever_train.options.rollout import AnswererSpec, Inputs, Recipe, Request, Which
 
 from .common import (
     DEFAULT_STORE,

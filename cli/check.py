@@ -17,8 +17,8 @@ def check(
     """
     from dataclasses import asdict
 
-    from lever_data.check import check, counted, describe, require_sound
-    from lever_data.store import Store
+    from lever_data.report.check import check, counted, describe, require_sound
+    from lever_data.store.store import Store
 
     report = check(Store.open(store), runs=run)
     if json:

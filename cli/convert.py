@@ -19,8 +19,8 @@ def convert(
     json: JsonFlag = False,
 ) -> None:
     """Write a checkpoint as <stem>_v2format.ckpt; all its attention layers are kept."""
-    from lever_data.files import require_writable
-    from lever_train import checkpoint as checkpoints
+    from lever_data.store.files import require_writable
+    from lever_train.selector import checkpoint as checkpoints
 
     if out is not None:
         require_writable([out])

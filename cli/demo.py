@@ -10,7 +10,7 @@ import typer
 from .common import JsonFlag, emit_json, emit_table, notice, progress_bar
 
 if TYPE_CHECKING:
-    from lever_train.pipeline.demo import DemoResult
+    from lever_demo.demo import DemoResult
 
 
 def demo(
@@ -26,8 +26,8 @@ def demo(
     Nothing is downloaded. It ends with a table that compares what was trained with random and
     nearest-neighbour picks on held-out questions.
     """
-    from lever_data.demo.world import WorldSpec
-    from lever_train.pipeline.demo import DemoOptions, run_demo
+    from lever_demo.demo import DemoOptions, run_demo
+    from lever_demo.world import WorldSpec
 
     world = WorldSpec(train=questions, held_out=questions // 3)
     with progress_bar("demo") as advance:
@@ -41,7 +41,7 @@ def demo(
 
 
 def _show_result(result: DemoResult) -> None:
-    from lever_train.pipeline.run import summary
+    from lever_train.flow.run import summary
 
     from .eval import show_scoreboard
 

@@ -22,10 +22,10 @@ def diff(
     """Compare A with B: what only one has, the paired change in accuracy, McNemar's test."""
     from dataclasses import asdict
 
-    from lever_data.audit.page import write_json
-    from lever_data.diff import DiffRequest, diff
-    from lever_data.files import require_writable
-    from lever_data.store import Store
+    from lever_data.report.diff import DiffRequest, diff
+    from lever_data.report.page import write_json
+    from lever_data.store.files import require_writable
+    from lever_data.store.store import Store
 
     if json is not None:
         require_writable([json])

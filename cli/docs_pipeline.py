@@ -139,8 +139,8 @@ _TYPES = {str: "text", Path: "path", int: "integer", float: "number", bool: "tru
 
 def render_pipeline() -> str:
     """The Markdown of the page."""
-    from lever_train.pipeline.config import PipelineConfig
-    from lever_train.sweep.config import SweepConfig
+    from lever_train.options.pipeline import PipelineConfig
+    from lever_train.options.sweep import SweepConfig
 
     parts = [_HEAD, "## Keys of a sweep file\n", _table("sweep", SweepConfig)]
     parts.append("## Keys of `lever.toml`\n\nA key that is not listed here is an error.\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lever_train.embed.request import EmbedRequest
+from lever_train.options.embed import EmbedRequest
 
 from .common import DEFAULT_STORE, JsonFlag, StoreOption, emit_json, notice, progress_bar
 from .flags import build, with_flags

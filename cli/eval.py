@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lever_train.evaluation.request import Contest, EvalRequest, Questions
-from lever_train.rollout.request import AnswererSpec
+from lever_train.options.evaluate import Contest, EvalRequest, Questions
+from lever_train.options.rollout import AnswererSpec
 
 from .common import DEFAULT_STORE, RunsOption, StoreOption, emit_table, notice, progress_bar
 from .flags import build, with_flags
 
 if TYPE_CHECKING:
-    from lever_train.evaluation.scoreboard import Paired, Row, Scoreboard
+    from lever_train.evaluate.scoreboard import Paired, Row, Scoreboard
 
 
 def eval(
@@ -37,10 +37,10 @@ def eval(
     Zero-shot, random and nearest-neighbour are always beside them, and the best of the pool where
     the answerer is cheap (exact at one shot, a lower bound at more).
     """
-    from lever_data.files import require_writable
-    from lever_train.evaluation.api import run_evaluation
-    from lever_train.evaluation.scoreboard import write_json
-    from lever_train.evaluation.scoreboard_page import write_page
+    from lever_data.store.files import require_writable
+    from lever_train.evaluate.api import run_evaluation
+    from lever_train.evaluate.scoreboard import write_json
+    from lever_train.evaluate.scoreboard_page import write_page
 
     require_writable([path for path in (json, html) if path is not None])
     request = EvalRequest(

@@ -20,9 +20,9 @@ def export(
 
     [bold]lever export --store S --run RUN --out back.json[/bold]
     """
-    from lever_data.export import export as export_run
-    from lever_data.files import require_writable
-    from lever_data.store import Store
+    from lever_data.sources.export import export as export_run
+    from lever_data.store.files import require_writable
+    from lever_data.store.store import Store
 
     require_writable([out])
     with progress_bar("export") as advance:

@@ -1,6 +1,6 @@
 """``lever generate``: propose candidates, have them answered and scored, store them as a run.
 
-The options are the fields of ``lever_train.rollout.request``: each has one definition.
+The options are the fields of ``lever_train.options.rollout``: each has one definition.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lever_train.rollout.request import AnswererSpec, Inputs, Recipe, Request, Which
+from lever_train.options.rollout import AnswererSpec, Inputs, Recipe, Request, Which
 
 from .common import (
     DEFAULT_STORE,

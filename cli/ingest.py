@@ -48,11 +48,11 @@ def ingest(
 
     [bold]lever ingest rl_data.json.gz --store S --dataset okvqa --split train[/bold]
     """
-    from lever_data.arrow_start import start_lean
     from lever_data.errors import LeverError
-    from lever_data.ingest import IngestOptions
-    from lever_data.ingest import ingest as ingest_files
-    from lever_data.store import Store
+    from lever_data.sources.ingest import IngestOptions
+    from lever_data.sources.ingest import ingest as ingest_files
+    from lever_data.store.arrow_start import start_lean
+    from lever_data.store.store import Store
 
     start_lean()
     rows: list[dict[str, object]] = []

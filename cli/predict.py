@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lever_train.evaluation.request import EvalRequest, Questions
+from lever_train.options.evaluate import EvalRequest, Questions
 
 from .common import DEFAULT_STORE, RunsOption, StoreOption, notice
 from .flags import build, with_flags
@@ -26,10 +26,10 @@ def predict(
     **flags: Any,
 ) -> None:
     """Write the picked demonstrations of every question: pointer and question ids, in order."""
-    from lever_data.files import require_writable
-    from lever_train.evaluation.api import predict as library
-    from lever_train.evaluation.predictions import write_picks
-    from lever_train.evaluation.request import Contest
+    from lever_data.store.files import require_writable
+    from lever_train.evaluate.api import predict as library
+    from lever_train.evaluate.predictions import write_picks
+    from lever_train.options.evaluate import Contest
 
     require_writable([out])
     contest = Contest(

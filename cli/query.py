@@ -40,11 +40,11 @@ def query(
 
     [bold]lever query "select gen_method, avg(vqa_correct) from all_candidates group by 1"[/bold]
     """
-    from lever_data.query import QueryOptions, write
-    from lever_data.query import query as run_query
+    from lever_data.relations.query import QueryOptions, write
+    from lever_data.relations.query import query as run_query
 
     if out is not None:
-        from lever_data.files import require_writable, writing
+        from lever_data.store.files import require_writable, writing
 
         require_writable([out])
     options = QueryOptions(runs=tuple(run), sql_dir=sql_dir, timeout=timeout, memory=_bytes(memory))
@@ -94,7 +94,7 @@ def _form_of(out: Path) -> str:
 
 
 def _show(reader: pa.RecordBatchReader) -> None:
-    from lever_data.query import values
+    from lever_data.relations.query import values
 
     rows: list[list[object]] = []
     names, more = reader.schema.names, 0

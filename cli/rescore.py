@@ -29,8 +29,8 @@ def rescore(
     """
     from dataclasses import asdict
 
-    from lever_data.rescore import RescoreRequest, rescore
-    from lever_data.store import Store
+    from lever_data.report.rescore import RescoreRequest, rescore
+    from lever_data.store.store import Store
 
     request = RescoreRequest(run, questions, annotations, allow_missing)
     done = rescore(Store.open(store), request)

@@ -10,7 +10,7 @@ import typer
 from .common import emit_json, emit_table, notice, progress_bar
 
 if TYPE_CHECKING:
-    from lever_train.pipeline.pipeline import Planned
+    from lever_train.flow.pipeline import Planned
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
     """
     import os
 
-    from lever_train.pipeline import run as library
+    from lever_train.flow import run as library
 
     request = library.RunRequest(tuple(words), config, answerer, device, Path(), dict(os.environ))
     say = notice if json else print
@@ -66,7 +66,7 @@ def run(
 def _show_result(outputs: dict[str, Any], summary: list[tuple[str, str]]) -> None:
     scores = outputs["evaluate"].get("json")
     if scores is not None:
-        from lever_train.evaluation.scoreboard import read_json
+        from lever_train.evaluate.scoreboard import read_json
 
         from .eval import show_scoreboard
 

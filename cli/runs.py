@@ -21,7 +21,7 @@ def list_runs(
     if context.invoked_subcommand is not None:
         context.obj = store
         return
-    from lever_data.store import Store
+    from lever_data.store.store import Store
 
     found = Store.open(store).inventory()
     runs = [
@@ -55,7 +55,7 @@ def show(
     json: JsonFlag = False,
 ) -> None:
     """Show one run's manifest: source, parameters, rows, files."""
-    from lever_data.store import Store
+    from lever_data.store.store import Store
 
     found = asdict(Store.open(_store(context, store)).run(run))
     found["path"] = str(found["path"])
@@ -78,7 +78,7 @@ def rm(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Remove a run from the store, whole."""
-    from lever_data.store import Store
+    from lever_data.store.store import Store
 
     removed = Store.open(_store(context, store)).remove(run)
     notice(f"removed {removed}")

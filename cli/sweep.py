@@ -10,7 +10,7 @@ import typer
 from .common import JsonFlag, emit_json, emit_table, notice, progress_bar
 
 if TYPE_CHECKING:
-    from lever_train.sweep.sweep import SweepReport
+    from lever_train.flow.sweep import SweepReport
 
 
 def sweep(
@@ -22,10 +22,16 @@ def sweep(
 
     The report says how many cells were tried and what luck alone would give the best of them.
     """
-    from lever_train.sweep.config import load_sweep
-    from lever_train.sweep.sweep import sweep as library
+    from lever_train.flow.sweep import sweep as library
+    from lever_train.options.sweep import DEMO, load_sweep
 
     resolved = load_sweep(config)
+    if resolved.base == DEMO:
+        from lever_demo.demo import CONFIG, DemoOptions, prepare_demo
+
+        folder = resolved.out / "demo"
+        prepare_demo(DemoOptions(folder))
+        resolved = resolved.model_copy(update={"base": str(folder / CONFIG)})
     with progress_bar("sweep", "cells") as advance:
         report = library(resolved, jobs, notice, advance)
     if json:

@@ -1,7 +1,7 @@
 """``lever train``: train a selector on the views of a store.
 
-The options are those of ``lever_train.config``: each field there is a flag here, so that an option
-has one definition. A TOML file gives the same by section and name.
+The options are those of ``lever_train.options.train``: each field there is a flag here, so that an
+option has one definition. A TOML file gives the same by section and name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lever_train.options import Option, options, resolve
+from lever_train.options.resolve import Option, options, resolve
 
 from .common import (
     DEFAULT_STORE,
@@ -25,7 +25,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from lever_train.train import TrainResult
+    from lever_train.learn.train import TrainResult
 
 
 def train(
@@ -46,8 +46,8 @@ def train(
 ) -> None:
     """Train a selector: RCE, then GRPO if asked; or SFT on InfoScore beams."""
     from lever_data.errors import UsageError
-    from lever_train import train as trainer
-    from lever_train.data import Source
+    from lever_train.learn import train as trainer
+    from lever_train.learn.data import Source
 
     if out is None:
         raise UsageError("no output folder is named", hint="--out DIR")

@@ -33,7 +33,7 @@ def list_views(
     if context.invoked_subcommand is not None:
         context.obj = (store, sql_dir)
         return
-    from lever_data.views import list_views as library
+    from lever_data.report.views import list_views as library
 
     views = library(store, runs=run, sql_dir=sql_dir)
     if json:
@@ -56,7 +56,7 @@ def show(
     sql_dir: SqlDirOption = None,
 ) -> None:
     """Print the SQL of one relation."""
-    from lever_data.views import view_sql
+    from lever_data.report.views import view_sql
 
     before_store, before_dir = context.obj
     chosen = before_store if store == DEFAULT_STORE else store

@@ -12,7 +12,7 @@ from tests.torture.harness import Nursery
 # All that sweep, train, generate and rescore import; torch imports _dynamo when an optimizer is
 # made, which would take each child 1.4 s.
 _MODULES = (
-    *("lever_train.sweep.sweep", "lever_train.rollout.generate", "lever_data.rescore"),
+    *("lever_train.flow.sweep", "lever_train.rollout.generate", "lever_data.report.rescore"),
     *("lever_train.rollout.answerers.nearest", "polars", "torch._dynamo"),
 )
 # A shell's background job ignores Ctrl-C, and so would every command that a test starts.

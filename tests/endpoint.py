@@ -14,9 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from lever_data.items.prompts import Item, Prompt
+from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.openai import OpenAIAnswerer
-from lever_train.rollout.prompts import Item, Prompt
-from lever_train.rollout.request import AnswererSpec
 
 EXPECTED = [f"echo {n}\n" for n in range(40)]  # what it answers to `prompts`
 Fault = Callable[["Handler", str, int], bool]  # question, attempt → whether it answered

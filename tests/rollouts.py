@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lever_data.store import Run
-from lever_train.rollout.request import AnswererSpec, Inputs, Recipe, Request, Which
+from lever_data.store.store import Run
+from lever_train.options.rollout import AnswererSpec, Inputs, Recipe, Request, Which
 
 ANSWERS = ("red", "blue", "two", "a dog", "tennis", "yes", "pizza", "train")
 

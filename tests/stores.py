@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from lever_data.schema import CANDIDATES, EXAMPLES, QUERIES
-from lever_data.store import Run, RunSpec, Store
+from lever_data.store.schema import CANDIDATES, EXAMPLES, QUERIES
+from lever_data.store.store import Run, RunSpec, Store
 
 Row = Mapping[str, Any]
 

@@ -14,13 +14,13 @@ import pytest
 from lever_cli.__main__ import main
 
 from lever_data.errors import UsageError
-from lever_data.store import Store
+from lever_data.items.prompts import SYSTEM_PROMPT
+from lever_data.store.store import Store
+from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import AnswererDownError
 from lever_train.rollout.answerers.openai import OpenAIAnswerer
 from lever_train.rollout.answerers.openai_reply import MAX_BYTES
 from lever_train.rollout.generate import generate
-from lever_train.rollout.prompts import SYSTEM_PROMPT
-from lever_train.rollout.request import AnswererSpec
 from lever_train.rollout.resolve import resolve
 from tests.endpoint import BREAKS, EXPECTED, Endpoint, Handler, answerer, prompts, serving, texts
 from tests.rollouts import World, add_images, make_world, rows
@@ -259,7 +259,7 @@ def test_a_job_goes_on_after_the_endpoint_was_down(world: World, endpoint: Endpo
 def test_failed_answers_are_rows_that_stay_out_of_training(
     world: World, endpoint: Endpoint
 ) -> None:
-    from lever_data.db import connect
+    from lever_data.relations.db import connect
 
     def fault(handler: Handler, question: str, attempt: int) -> bool:
         return "number 4?" in question and handler.send(422, "no such image")

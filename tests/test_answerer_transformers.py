@@ -16,8 +16,10 @@ from lever_cli.__main__ import main
 from PIL import Image
 
 from lever_data.errors import LeverError
-from lever_data.store import Store
-from lever_train.model_folder import folder_identity
+from lever_data.items.prompts import SYSTEM_PROMPT, Item, Prompt, Template
+from lever_data.store.store import Store
+from lever_train.inputs.model_folder import folder_identity
+from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers import make_answerer
 from lever_train.rollout.answerers.transformers import TransformersAnswerer
 from lever_train.rollout.answerers.vision_language import (
@@ -25,8 +27,6 @@ from lever_train.rollout.answerers.vision_language import (
     Generation,
     VisionLanguageModel,
 )
-from lever_train.rollout.prompts import SYSTEM_PROMPT, Item, Prompt, Template
-from lever_train.rollout.request import AnswererSpec
 from tests.rollouts import add_images, make_world, rows
 from tests.tiny_vlm import save_tiny_vlm
 

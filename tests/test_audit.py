@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.audit.audit import AuditRequest, audit, audit_views
-from lever_data.audit.page import write_json
-from lever_data.audit.reward import largest_reward
-from lever_data.audit.verdict import verdict
-from lever_data.db import open_session
 from lever_data.errors import LeverError, UsageError
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.reward_spec import RewardSpec
-from lever_data.store import Store
+from lever_data.relations.db import open_session
+from lever_data.relations.reward_spec import RewardSpec
+from lever_data.report.audit import AuditRequest, audit, audit_views
+from lever_data.report.audit_reward import largest_reward
+from lever_data.report.page import write_json
+from lever_data.report.verdict import verdict
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Store
 from tests.audits import KEYS, rows
 from tests.shared_data import OKVQA, needs_shared
 from tests.stores import candidate, commit, new_store

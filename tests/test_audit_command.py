@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from lever_cli.__main__ import main
 
-from lever_data.audit.audit import AuditRequest, audit_views
-from lever_data.store import Store
+from lever_data.report.audit import AuditRequest, audit_views
+from lever_data.store.store import Store
 from tests.audits import KEYS, rows
 from tests.commands import lever
 from tests.stores import candidate, commit, commit_examples, new_store

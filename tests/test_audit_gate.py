@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.audit.audit import AuditRequest, audit
-from lever_data.audit.gate import (
+from lever_data.errors import LeverError, UsageError
+from lever_data.report.audit import AuditRequest, audit
+from lever_data.report.gate import (
     NUMBERS,
     TABLES,
     failing,
@@ -15,7 +16,6 @@ from lever_data.audit.gate import (
     require_known,
     require_passed,
 )
-from lever_data.errors import LeverError, UsageError
 from tests.audits import rows
 from tests.stores import commit, new_store
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.audit.audit import Audit, AuditRequest, audit_views
-from lever_data.audit.page import render, write_page
-from lever_data.reward_spec import RewardSpec
+from lever_data.relations.reward_spec import RewardSpec
+from lever_data.report.audit import Audit, AuditRequest, audit_views
+from lever_data.report.page import render, write_page
 from tests.stores import candidate, commit, new_store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

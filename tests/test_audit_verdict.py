@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lever_data.audit.audit import AuditRequest, audit
-from lever_data.audit.verdict import Finding, percent, verdict
-from lever_data.reward_spec import RewardSpec
+from lever_data.relations.reward_spec import RewardSpec
+from lever_data.report.audit import AuditRequest, audit
+from lever_data.report.verdict import Finding, percent, verdict
 from tests.audits import rows
 from tests.stores import candidate, commit, new_store
 

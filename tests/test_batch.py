@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lever_data.db import connect
 from lever_data.errors import LeverError, UsageError
-from lever_data.store import RunSpec
-from lever_train.batch import Batch, CollateOptions, Share, collate
-from lever_train.embeddings import load_embeddings
-from lever_train.pool import Pool
-from lever_train.pools import FilePool, PoolSource, SharedPool, StoredPool, open_pools
+from lever_data.relations.db import connect
+from lever_data.store.store import RunSpec
+from lever_train.inputs.embeddings import load_embeddings
+from lever_train.inputs.pools import FilePool, PoolSource, SharedPool, StoredPool, open_pools
+from lever_train.learn.batch import Batch, CollateOptions, Share, collate
+from lever_train.selector.pool import Pool
 from tests.stores import candidate, commit, new_store, table
 
 IDS = SharedPool(np.arange(10, dtype=np.int64))
@@ -206,7 +206,7 @@ def test_embeddings_of_every_format_are_float32(tmp_path: Path) -> None:
 
 
 def test_embeddings_by_their_name_in_the_store(tmp_path: Path) -> None:
-    from lever_data.schema import embeddings
+    from lever_data.store.schema import embeddings
 
     store = new_store(tmp_path)
     spec = RunSpec(kind="embeddings", dataset="d", split="train", source_sha256="e")

@@ -10,8 +10,8 @@ import pytest
 from benchmarks import audit_peers, metric, proposals, synthetic, train
 from benchmarks.measure import Figure, against, exponent, in_turns
 from benchmarks.run import alone, growth, markdown
-from lever_data.audit.audit import AuditRequest, audit
-from lever_data.store import Store
+from lever_data.report.audit import AuditRequest, audit
+from lever_data.store.store import Store
 
 TEN = Figure("ingest", "lever", 10, "MB", 2.0, 3, peak_mb=100.0)
 HUNDRED = replace(TEN, size=100, seconds=8.0, note="goal 5 s")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.check import Problem, check, require_sound
 from lever_data.errors import LeverError
-from lever_data.schema import CANDIDATES, QUERIES
-from lever_data.store import Run, RunSpec, Store
+from lever_data.report.check import Problem, check, require_sound
+from lever_data.store.schema import CANDIDATES, QUERIES
+from lever_data.store.store import Run, RunSpec, Store
 from tests.commands import lever
 from tests.stores import Row, candidate, commit, new_store, table
 

@@ -10,9 +10,15 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError
-from lever_train.checkpoint import Progress, convert, load_selector, read_checkpoint, save_v3
-from lever_train.history import make_selector
-from lever_train.selector import Selector, SelectorConfig
+from lever_train.selector.checkpoint import (
+    Progress,
+    convert,
+    load_selector,
+    read_checkpoint,
+    save_v3,
+)
+from lever_train.selector.history import make_selector
+from lever_train.selector.model import Selector, SelectorConfig
 from tests.commands import lever
 from tests.shared_data import GOLDEN, needs_shared
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from html import unescape
 
-from lever_train.curves import BINS, HEIGHT, _meaning, curves_page
-from lever_train.metrics import Log
+from lever_train.learn.curves import BINS, HEIGHT, _meaning, curves_page
+from lever_train.learn.metrics import Log
 
 
 def _page(figures: Mapping[str, float] | None = None, steps: int = 3, epochs: int = 2) -> str:

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from lever_data import connect
-from lever_data.demo.world import WorldSpec
 from lever_data.errors import UsageError
-from lever_data.store import Store
-from lever_train.evaluation.evaluate import EvalOptions, evaluate
-from lever_train.evaluation.heldout import open_held_out
-from lever_train.evaluation.request import Questions
-from lever_train.history import make_selector
-from lever_train.pipeline.demo import DemoOptions, DemoResult, run_demo
+from lever_data.store.store import Store
+from lever_demo.demo import DemoOptions, DemoResult, run_demo
+from lever_demo.world import WorldSpec
+from lever_train.evaluate.evaluate import EvalOptions, evaluate
+from lever_train.evaluate.heldout import open_held_out
+from lever_train.options.evaluate import Questions
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.policy import Trained
-from lever_train.selector import SelectorConfig
+from lever_train.selector.history import make_selector
+from lever_train.selector.model import SelectorConfig
 from tests.commands import lever
 
 SMALL = WorldSpec(train=900, held_out=300, pool=24)

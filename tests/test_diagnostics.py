@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lever_data.catalog import body, builtin, macros
-from lever_data.db import open_session
-from lever_data.vqa_metric import fallback_match
+from lever_data.items.vqa_metric import fallback_match
+from lever_data.relations.db import open_session
 from tests.stores import candidate, commit, commit_examples, new_store
 
 Rows = Sequence[dict[str, Any]]

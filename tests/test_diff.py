@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lever_data.diff import Difference, DiffRequest, diff
 from lever_data.errors import LeverError, UsageError
-from lever_data.schema import CANDIDATES, EVALUATIONS
-from lever_data.store import Run, RunSpec, Store
+from lever_data.report.diff import Difference, DiffRequest, diff
+from lever_data.store.schema import CANDIDATES, EVALUATIONS
+from lever_data.store.store import Run, RunSpec, Store
 from tests.commands import lever
 from tests.stores import candidate, commit, new_store, table
 

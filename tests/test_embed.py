@@ -23,11 +23,11 @@ from transformers import (
 from lever_data import connect
 from lever_data.errors import LeverError
 from lever_data.readers.torch_file import read_torch
-from lever_data.store import Store
+from lever_data.store.store import Store
 from lever_train.embed import embed as embedding
 from lever_train.embed.embed import embed
-from lever_train.embed.request import EmbedRequest
-from lever_train.embeddings import load_embeddings
+from lever_train.inputs.embeddings import load_embeddings
+from lever_train.options.embed import EmbedRequest
 from tests.commands import lever
 from tests.stores import commit_examples
 

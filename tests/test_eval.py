@@ -15,27 +15,27 @@ import pytest
 import torch
 
 from lever_data import connect
-from lever_data.demo.files import DATASET, WorldFiles, write_world
-from lever_data.demo.world import World, WorldSpec, make_world
 from lever_data.errors import LeverError, UsageError
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.store import Store
-from lever_data.vqa_metric import vqa_accuracy
-from lever_train.checkpoint import Progress, save_v3
-from lever_train.evaluation import baselines
-from lever_train.evaluation.api import Evaluated, predict, run_evaluation
-from lever_train.evaluation.evaluate import EvalOptions, evaluate
-from lever_train.evaluation.heldout import HeldOut, open_held_out
-from lever_train.evaluation.request import Contest, EvalRequest, Questions
-from lever_train.evaluation.scoreboard import scoreboard
-from lever_train.evaluation.scoreboard_page import page
-from lever_train.history import make_selector
+from lever_data.items.prompts import Prompt
+from lever_data.items.vqa_metric import vqa_accuracy
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Store
+from lever_demo.files import DATASET, WorldFiles, write_world
+from lever_demo.world import World, WorldSpec, make_world
+from lever_train.evaluate import baselines
+from lever_train.evaluate.api import Evaluated, predict, run_evaluation
+from lever_train.evaluate.evaluate import EvalOptions, evaluate
+from lever_train.evaluate.heldout import HeldOut, open_held_out
+from lever_train.evaluate.scoreboard import scoreboard
+from lever_train.evaluate.scoreboard_page import page
+from lever_train.options.evaluate import Contest, EvalRequest, Questions
+from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers import Answer
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.policy import load_policy
-from lever_train.rollout.prompts import Prompt
-from lever_train.rollout.request import AnswererSpec
-from lever_train.selector import SelectorConfig
+from lever_train.selector.checkpoint import Progress, save_v3
+from lever_train.selector.history import make_selector
+from lever_train.selector.model import SelectorConfig
 from tests.commands import lever
 from tests.endpoint import serving
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from lever_data import connect
-from lever_data.store import Store
-from lever_train.evaluation.api import Evaluated, run_evaluation
-from lever_train.evaluation.request import Contest, EvalRequest, Questions
-from lever_train.rollout.request import AnswererSpec
+from lever_data.store.store import Store
+from lever_train.evaluate.api import Evaluated, run_evaluation
+from lever_train.options.evaluate import Contest, EvalRequest, Questions
+from lever_train.options.rollout import AnswererSpec
 from tests.endpoint import Endpoint, serving
 from tests.rollouts import World, add_images, make_world
 

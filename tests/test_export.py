@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 
-from lever_data.export import export
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.store import Run, Store
+from lever_data.sources.export import export
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Run, Store
 from tests.commands import lever
 from tests.legacy_strategies import (
     Json,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lever_data.errors import LeverError
-from lever_data.files import writing
+from lever_data.store.files import writing
 from tests.commands import lever
 from tests.stores import new_store
 

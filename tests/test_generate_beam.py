@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from lever_cli.__main__ import main
 
-from lever_data.db import connect
 from lever_data.errors import UsageError
-from lever_data.store import Store
+from lever_data.relations.db import connect
+from lever_data.store.store import Store
 from lever_train.rollout.infoscore import FLOOR, search_beams
 from tests.rollouts import World, make_world, rows
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lever_data.errors import UsageError
-from lever_data.store import Run, Store
+from lever_data.store.store import Run, Store
 from lever_train.rollout.generate import Execution, generate
 from tests.rollouts import World, make_world
 

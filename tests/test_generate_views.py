@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.db import connect
 from lever_data.errors import LeverError
+from lever_data.relations.db import connect
 from lever_train.rollout.generate import forecast, generate
 from tests.rollouts import World, make_world, rows
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lever_train import losses
-from lever_train.closed_form import Steps, static_steps
-from lever_train.decode import greedy
-from lever_train.history import make_selector
-from lever_train.pool import Pool
-from lever_train.selector import Selector, SelectorConfig
+from lever_train.learn import losses
+from lever_train.selector.closed_form import Steps, static_steps
+from lever_train.selector.decode import greedy
+from lever_train.selector.history import make_selector
+from lever_train.selector.model import Selector, SelectorConfig
+from lever_train.selector.pool import Pool
 from tests.shared_data import GOLDEN, needs_shared
 
 DATA = Path(__file__).parent / "data" / "golden"

@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from lever_train.config import TrainConfig
-from lever_train.data import Source, TrainingData, open_data
-from lever_train.distributed import World
-from lever_train.loader import Loader, Position
-from lever_train.objectives import Settings
-from lever_train.options import resolve
-from lever_train.schedule import adapt_beta
-from lever_train.selector import Selector
-from lever_train.setup import frozen_copy, new_selector
-from lever_train.step import Stepper
-from lever_train.train import TrainRequest, train
-from lever_train.validate import validate
+from lever_train.learn.data import Source, TrainingData, open_data
+from lever_train.learn.distributed import World
+from lever_train.learn.loader import Loader, Position
+from lever_train.learn.objectives import Settings
+from lever_train.learn.schedule import adapt_beta
+from lever_train.learn.setup import frozen_copy, new_selector
+from lever_train.learn.step import Stepper
+from lever_train.learn.train import TrainRequest, train
+from lever_train.learn.validate import validate
+from lever_train.options.resolve import resolve
+from lever_train.options.train import TrainConfig
+from lever_train.selector.model import Selector
 from tests.shared_data import GOLDEN, OKVQA, needs_shared
 from tests.stores import candidate, commit, new_store
 from tests.training import steps_of

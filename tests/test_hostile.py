@@ -14,17 +14,17 @@ import duckdb
 import pytest
 
 from lever_data import connect
-from lever_data.check import check
-from lever_data.db import open_session
 from lever_data.errors import LeverError
-from lever_data.export import export
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.manifest import sealed
-from lever_data.query import query
-from lever_data.reward_spec import RewardSpec
-from lever_data.rewards import reward_sql
-from lever_data.selection import Selection, census
-from lever_data.store import Store
+from lever_data.relations.db import open_session
+from lever_data.relations.query import query
+from lever_data.relations.reward_spec import RewardSpec
+from lever_data.relations.rewards import reward_sql
+from lever_data.relations.selection import Selection, census
+from lever_data.report.check import check
+from lever_data.sources.export import export
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.manifest import sealed
+from lever_data.store.store import Store
 from tests.commands import lever
 from tests.stores import candidate, commit, new_store
 

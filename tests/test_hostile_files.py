@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.store import Store
-from lever_train.checkpoint import load_selector
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Store
+from lever_train.selector.checkpoint import load_selector
 from tests.commands import lever
 from tests.stores import candidate, commit, new_store
 

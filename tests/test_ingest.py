@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.store import Run, Store
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Run, Store
 from tests.commands import lever
 
 RL: dict[str, Any] = {

@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lever_data.errors import LeverError
-from lever_data.legacy.beam import BeamFormat
-from lever_data.legacy.block import State
-from lever_data.legacy.decode import LegacyReader, RestartError
-from lever_data.legacy.helper import Helper
-from lever_data.legacy.layout import Context, RefusedError
-from lever_data.legacy.records import BeamRecords, RlRecords
-from lever_data.legacy.rl import RlFormat
-from lever_data.schema import CANDIDATES, QUERIES
+from lever_data.sources.beam import BeamFormat
+from lever_data.sources.block import State
+from lever_data.sources.decode import LegacyReader, RestartError
+from lever_data.sources.helper import Helper
+from lever_data.sources.layout import Context, RefusedError
+from lever_data.sources.records import BeamRecords, RlRecords
+from lever_data.sources.rl import RlFormat
+from lever_data.store.schema import CANDIDATES, QUERIES
 from tests.legacy_strategies import (
     Json,
     beam_files,
@@ -161,7 +161,7 @@ def many_queries(count: int) -> Json:
 
 @pytest.fixture
 def wait_for_the_helper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lever_data.legacy.helper.START_WAIT", 60)
+    monkeypatch.setattr("lever_data.sources.helper.START_WAIT", 60)
 
 
 @pytest.mark.usefixtures("wait_for_the_helper")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lever_data.errors import LeverError
-from lever_data.ingest import IngestOptions, ingest
 from lever_data.readers.json_object import VALUE_LIMIT
-from lever_data.store import Run, Store
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Run, Store
 
 GOOD = '"0": {"pointer_candidates": [{"pointer": [1, 2], "vqa_correct": 1}]}'
 MORE = '"7": {"pointer_candidates": [{"pointer": [1, 2]}]}'

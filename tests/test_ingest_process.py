@@ -14,12 +14,12 @@ from typing import cast
 import pyarrow as pa
 import pytest
 
-from lever_data.legacy import process
-from lever_data.legacy.channel import Channel
-from lever_data.legacy.ingest import _write_all
-from lever_data.legacy.layout import Built
-from lever_data.legacy.process import WorkerProcess, start_early, take
-from lever_data.store import RunWriter
+from lever_data.sources import process
+from lever_data.sources.channel import Channel
+from lever_data.sources.layout import Built
+from lever_data.sources.process import WorkerProcess, start_early, take
+from lever_data.sources.rl_ingest import _write_all
+from lever_data.store.store import RunWriter
 from tests.torture.harness import write_rl_data
 
 
@@ -86,9 +86,9 @@ def test_pandas_stays_out_of_both_processes(tmp_path: Path) -> None:
     source = write_rl_data(tmp_path / "a.json", 3_000)
     words = ["ingest", str(source), "--store", str(tmp_path / "s")]
     code = (
-        "import sys, lever_data.legacy.process as process, lever_data.legacy.helper as helper\n"
+        "import sys, lever_data.sources.process as process, lever_data.sources.helper as helper\n"
         "process.LARGE, helper.START_WAIT = 1, 60\n"
-        "from lever_data.legacy import ingest; ingest.LARGE = 1\n"
+        "from lever_data.sources import rl_ingest; rl_ingest.LARGE = 1\n"
         "from lever_cli.__main__ import main; main(sys.argv[1:])"
     )
     done = subprocess.run(
@@ -104,7 +104,7 @@ def test_pandas_stays_out_of_both_processes(tmp_path: Path) -> None:
 
 def test_it_is_started_before_the_command_line_is_imported() -> None:
     code = (
-        "import sys, lever_data.legacy.process as process\n"
+        "import sys, lever_data.sources.process as process\n"
         "def start_early(paths): sys.exit(f'{[*map(str, paths)]} {\"typer\" in sys.modules}')\n"
         "process.start_early = start_early\n"
         "from lever_cli.__main__ import main; main(['--debug', 'ingest', 'a.json'])"

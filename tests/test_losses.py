@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lever_train import losses
-from lever_train.schedule import adapt_beta, noise_seed, rce_temperature, warm_up
+from lever_train.learn import losses
+from lever_train.learn.schedule import adapt_beta, noise_seed, rce_temperature, warm_up
 from tests.shared_data import GOLDEN, needs_shared
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0, 9.0], [0.5, 0.5, 9.0, 9.0], [2.0, 9.0, 9.0, 9.0]])

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lever_data.export import export
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.store import Run, Store
+from lever_data.sources.export import export
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Run, Store
 from tests.shared_data import OKVQA, needs_shared
 
 pytestmark = needs_shared

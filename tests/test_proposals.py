@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError
-from lever_train.decode import beam
-from lever_train.history import make_selector
-from lever_train.pool import Pool
+from lever_train.options.rollout import Recipe
 from lever_train.rollout import draws
 from lever_train.rollout.policy import Policy, Similarity, Trained
 from lever_train.rollout.proposals import METHODS, Ask, Proposals, propose
-from lever_train.rollout.request import Recipe
-from lever_train.selector import SelectorConfig
+from lever_train.selector.decode import beam
+from lever_train.selector.history import make_selector
+from lever_train.selector.model import SelectorConfig
+from lever_train.selector.pool import Pool
 from tests.shared_data import GOLDEN, needs_shared
 
 N, D, K = 40, 16, 12
@@ -135,7 +135,7 @@ def test_beams_are_the_best_of_all_sequences() -> None:
 
 @needs_shared
 def test_a_trained_selectors_beams_are_those_of_its_own_decoder() -> None:
-    from lever_train.checkpoint import load_selector
+    from lever_train.selector.checkpoint import load_selector
 
     model, _ = load_selector(GOLDEN / "selector_k64_s2_l1.v3.pt")
     golden = np.load(GOLDEN / "selector_k64_s2_l1.npz")

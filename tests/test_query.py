@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.query import QueryOptions, query, write
-from lever_data.store import Store
+from lever_data.relations.query import QueryOptions, query, write
+from lever_data.store.store import Store
 from tests.stores import candidate, commit, new_store
 
 

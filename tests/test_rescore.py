@@ -9,12 +9,12 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import pytest
 
-from lever_data.db import open_session
 from lever_data.errors import LeverError, UsageError
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.rescore import Change, RescoreRequest, rescore
-from lever_data.store import Run, Store
-from lever_data.vqa_metric import METRIC_VERSION
+from lever_data.items.vqa_metric import METRIC_VERSION
+from lever_data.relations.db import open_session
+from lever_data.report.rescore import Change, RescoreRequest, rescore
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Run, Store
 from tests.commands import lever
 from tests.shared_data import OKVQA, needs_shared
 from tests.stores import candidate, commit, commit_examples, new_store

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from lever_data.errors import UsageError
-from lever_train.config import RewardConfig, TrainConfig
-from lever_train.options import resolve, to_toml
-from lever_train.pipeline.config import load_pipeline
-from lever_train.sweep.config import cell_config, load_sweep
+from lever_train.options.pipeline import load_pipeline
+from lever_train.options.resolve import resolve, to_toml
+from lever_train.options.sweep import cell_config, load_sweep
+from lever_train.options.train import RewardConfig, TrainConfig
 from tests.commands import lever
 
 FLAGS = {"mode": "soft_only", "expression": "vqa_correct"}

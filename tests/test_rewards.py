@@ -12,8 +12,8 @@ import pytest
 
 from lever_data import connect
 from lever_data.errors import LeverError, UsageError
-from lever_data.reward_spec import RewardSpec
-from lever_data.rewards import modes, require_scores, reward_sql
+from lever_data.relations.reward_spec import RewardSpec
+from lever_data.relations.rewards import modes, require_scores, reward_sql
 from tests.stores import candidate, commit, new_store
 
 CASES = json.loads((Path(__file__).parent / "data" / "rewards.json").read_text())["cases"]

@@ -9,19 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lever_data.demo.files import WorldFiles, write_world
-from lever_data.demo.world import WorldSpec, make_world
 from lever_data.errors import LeverError, UsageError
 from lever_data.readers.vectors import read_vectors
-from lever_train.checkpoint import Progress, load_selector, save_v3
-from lever_train.checkpoint import convert as convert_checkpoint
-from lever_train.config import TrainConfig
-from lever_train.history import make_selector
-from lever_train.pipeline.config import (
-    load_pipeline,
-)
-from lever_train.pipeline.legacy_environment import train_config
-from lever_train.pipeline.legacy_names import (
+from lever_demo.files import WorldFiles, write_world
+from lever_demo.world import WorldSpec, make_world
+from lever_train.flow.legacy_environment import train_config
+from lever_train.flow.legacy_names import (
     LegacyPaths,
     LegacyRun,
     choose_checkpoint,
@@ -30,8 +23,15 @@ from lever_train.pipeline.legacy_names import (
     reward_suffix,
     sampler_name,
 )
-from lever_train.pipeline.similar import similar_pools
-from lever_train.selector import SelectorConfig
+from lever_train.flow.similar import similar_pools
+from lever_train.options.pipeline import (
+    load_pipeline,
+)
+from lever_train.options.train import TrainConfig
+from lever_train.selector.checkpoint import Progress, load_selector, save_v3
+from lever_train.selector.checkpoint import convert as convert_checkpoint
+from lever_train.selector.history import make_selector
+from lever_train.selector.model import SelectorConfig
 from tests.commands import lever
 
 WORDS = (

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from lever_demo.demo import DemoOptions, prepare_demo
+from lever_demo.world import WorldSpec
 
-from lever_data.demo.world import WorldSpec
 from lever_data.errors import LeverError, UsageError
-from lever_train.config import TrainConfig
-from lever_train.pipeline.config import (
+from lever_train.flow.pipeline import STATE, Outputs, Pipeline, Step
+from lever_train.flow.steps import build_steps
+from lever_train.learn.state import STATE as TRAINING_STATE
+from lever_train.options.pipeline import (
     AnswererTable,
     DataTable,
     PipelineConfig,
 )
-from lever_train.pipeline.demo import DemoOptions, prepare_demo
-from lever_train.pipeline.pipeline import STATE, Outputs, Pipeline, Step
-from lever_train.pipeline.steps import build_steps
-from lever_train.state import STATE as TRAINING_STATE
+from lever_train.options.train import TrainConfig
 
 
 class Chain:

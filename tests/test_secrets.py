@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lever_data.errors import UsageError
-from lever_data.store import Store
+from lever_data.store.store import Store
 from lever_train.rollout.answerers.base import AnswererDownError
 from tests.commands import Done, lever
 from tests.endpoint import EXPECTED, Endpoint, Handler, answerer, prompts, serving, texts

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lever_data.errors import LeverError
-from lever_train import kernels
-from lever_train.closed_form import static_steps
-from lever_train.decode import beam, greedy, sample
-from lever_train.history import make_selector
-from lever_train.kernels import dropout, picked_scores
-from lever_train.pool import Pool
-from lever_train.selector import Selector, SelectorConfig
+from lever_train.selector import attention as kernels
+from lever_train.selector.attention import dropout, picked_scores
+from lever_train.selector.closed_form import static_steps
+from lever_train.selector.decode import beam, greedy, sample
+from lever_train.selector.history import make_selector
+from lever_train.selector.model import Selector, SelectorConfig
+from lever_train.selector.pool import Pool
 
 SMALL = {"dim": 12, "hidden": 8}
 

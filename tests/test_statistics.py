@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lever_data.statistics import bootstrap_mean, effective_sample_size, mcnemar
+from lever_data.report.statistics import bootstrap_mean, effective_sample_size, mcnemar
 
 
 def test_interval_of_a_known_distribution() -> None:

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lever_data import connect, tables
+from lever_data import connect
 from lever_data.errors import LeverError
-from lever_data.manifest import sealed
-from lever_data.schema import CANDIDATES
-from lever_data.store import RunSpec, Store, sha256_file
+from lever_data.store import tables
+from lever_data.store.manifest import sealed
+from lever_data.store.schema import CANDIDATES
+from lever_data.store.store import RunSpec, Store, sha256_file
 from tests.stores import candidate, commit, new_store, table
 
 

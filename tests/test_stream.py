@@ -12,9 +12,9 @@ import pytest
 
 from lever_data import connect
 from lever_data.errors import LeverError, UsageError
-from lever_data.reward_spec import RewardSpec
-from lever_data.rewards import reward_sql
-from lever_data.stream import Selection, census, group_starts, scan
+from lever_data.relations.reward_spec import RewardSpec
+from lever_data.relations.rewards import reward_sql
+from lever_data.relations.stream import Selection, census, group_starts, scan
 from tests.stores import candidate, commit, new_store
 
 DEFAULT = reward_sql(RewardSpec())

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from lever_data import connect
-from lever_data.demo.world import WorldSpec
-from lever_data.store import Store
-from lever_train.pipeline.config import PipelineConfig
-from lever_train.pipeline.demo import DemoOptions, prepare_demo
-from lever_train.sweep.config import SweepConfig, cell_config, load_sweep
-from lever_train.sweep.sweep import _luck, _shared, _task
+from lever_data.store.store import Store
+from lever_demo.demo import DemoOptions, prepare_demo
+from lever_demo.world import WorldSpec
+from lever_train.flow.sweep import _luck, _shared, _task
+from lever_train.options.pipeline import PipelineConfig
+from lever_train.options.sweep import SweepConfig, cell_config, load_sweep
 from tests.commands import lever
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

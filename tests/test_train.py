@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 import torch
 
-from lever_data.db import connect
 from lever_data.errors import LeverError, UsageError
-from lever_train.checkpoint import load_selector
-from lever_train.options import resolve
-from lever_train.outputs import Outputs
+from lever_data.relations.db import connect
+from lever_train.learn.outputs import Outputs
+from lever_train.options.resolve import resolve
+from lever_train.selector.checkpoint import load_selector
 from tests.stores import candidate, commit
 from tests.training import POOL, Bench, equal, random_rows, steps_of
 

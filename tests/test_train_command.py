@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lever_train.checkpoint import load_selector
-from lever_train.options import options, resolve
+from lever_train.options.resolve import options, resolve
+from lever_train.selector.checkpoint import load_selector
 from tests.commands import Done, lever
 from tests.training import Bench
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from lever_data.errors import LeverError, UsageError
-from lever_train.folder_lock import FolderLock
-from lever_train.outputs import Outputs
+from lever_train.learn.folder_lock import FolderLock
+from lever_train.learn.outputs import Outputs
 from tests.training import Bench, equal
 
 REFUSED = "another training writes --out at this moment"

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.selection import Selection
-from lever_train.batch import Batch
-from lever_train.loader import Loader, Position
-from lever_train.outputs import Outputs
-from lever_train.state import STATE
+from lever_data.relations.selection import Selection
+from lever_train.learn.batch import Batch
+from lever_train.learn.loader import Loader, Position
+from lever_train.learn.outputs import Outputs
+from lever_train.learn.state import STATE
 from tests.torture.harness import SIZES, Nursery, Outcome
 from tests.training import POOL, QUERIES, WIDTH, Bench
 

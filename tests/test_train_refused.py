@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.schema import CANDIDATES
-from lever_data.store import RunSpec
-from lever_train import validate
-from lever_train.config import TrainConfig
-from lever_train.options import resolve, to_toml
-from lever_train.selector import Selector
+from lever_data.store.schema import CANDIDATES
+from lever_data.store.store import RunSpec
+from lever_train.learn import validate
+from lever_train.options.resolve import resolve, to_toml
+from lever_train.options.train import TrainConfig
+from lever_train.selector.model import Selector
 from tests.stores import new_store, table
 from tests.training import POOL, Bench, equal, random_rows
 

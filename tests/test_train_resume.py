@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError, UsageError
-from lever_train.state import STATE
+from lever_train.learn.state import STATE
 from tests.training import Bench, equal
 
 GRPO: dict[str, Any] = {"rce_epochs": 2, "grpo_epochs": 2, "grpo_lr": 1e-3, "save_every": 1}

@@ -12,10 +12,10 @@ import pytest
 
 from lever_data import catalog, connect
 from lever_data.catalog import builtin, documented_columns
-from lever_data.db import open_session
 from lever_data.errors import LeverError, UsageError
-from lever_data.store import Store
-from lever_data.views import list_views, view_sql
+from lever_data.relations.db import open_session
+from lever_data.report.views import list_views, view_sql
+from lever_data.store.store import Store
 from tests.stores import candidate, commit, new_store
 
 ROWS = [

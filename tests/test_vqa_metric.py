@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lever_data.vqa_metric import (
+from lever_data.items.vqa_metric import (
     METRIC_VERSION,
     edit_similarity,
     fallback_match,

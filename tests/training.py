@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 import torch
 
-from lever_data.store import Run, Store
-from lever_train.data import Source
-from lever_train.options import options, resolve
-from lever_train.train import Advance, TrainRequest, TrainResult, train
+from lever_data.store.store import Run, Store
+from lever_train.learn.data import Source
+from lever_train.learn.train import Advance, TrainRequest, TrainResult, train
+from lever_train.options.resolve import options, resolve
 from tests.stores import candidate, commit, new_store
 
 QUERIES, POOL, WIDTH = 40, 12, 6

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lever_data import schema
 from lever_data.errors import LeverError
 from lever_data.readers.torch_file import read_torch
+from lever_data.store import schema
 
 _ROWS = 8192
 _HEADER_ERRORS = (TypeError, OverflowError, RecursionError, MemoryError)

@@ -1,1 +1,4 @@
-"""Embeddings through transformers."""
+"""Vectors of items from an encoder.
+
+May import ``options``, ``inputs`` and ``lever_data``.
+"""

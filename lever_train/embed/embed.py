@@ -21,16 +21,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lever_data.db import connect
 from lever_data.errors import LeverError
-from lever_data.files import sha256_file, write_atomic
+from lever_data.items.items import Place, load_items, only_dataset
+from lever_data.items.prompts import Item
 from lever_data.readers.vectors import embedding_batches
-from lever_data.store import Run, RunSpec, Store
+from lever_data.relations.db import connect
+from lever_data.store.files import sha256_file, write_atomic
+from lever_data.store.store import Run, RunSpec, Store
 from lever_train.embed.encoders import Encoder
-from lever_train.embed.request import EmbedRequest
-from lever_train.evaluation.heldout import only_dataset
-from lever_train.rollout.items import Place, load_items
-from lever_train.rollout.prompts import Item
+from lever_train.options.embed import EmbedRequest
 
 PART_ROWS = 512
 _READERS = 4  # threads that read and hash image files

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lever_data.errors import LeverError, UsageError
-from lever_train.devices import open_device
-from lever_train.model_folder import folder_identity
+from lever_train.inputs.devices import open_device
+from lever_train.inputs.model_folder import folder_identity
 
 
 class Encoder:

@@ -1,1 +1,4 @@
-"""Rollouts: propose candidates, have them answered, score the answers."""
+"""Rollouts: propose candidates, ask a model, score its answers, store them; also InfoScore beams.
+
+May import ``options``, ``inputs`` and ``selector``; never ``learn``.
+"""

@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from lever_data.items.prompts import Prompt
 from lever_train.rollout.answerers.base import Answer, Answerer, AnswererDownError, canonical
 from lever_train.rollout.cache import AnswerCache
-from lever_train.rollout.prompts import Prompt
 
 
 @dataclass

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lever_data.errors import LeverError
-from lever_data.files import write_atomic
+from lever_data.store.files import write_atomic
 from lever_train.rollout.answerers.base import Answer
 
 FANOUT = 16

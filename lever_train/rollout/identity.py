@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from lever_data.files import sha256_file
-from lever_data.store import RunSpec
-from lever_data.vqa_metric import METRIC_VERSION
-from lever_train.pools import SharedPool
+from lever_data.items.prompts import Item
+from lever_data.items.vqa_metric import METRIC_VERSION
+from lever_data.store.files import sha256_file
+from lever_data.store.store import RunSpec
+from lever_train.inputs.pools import SharedPool
 from lever_train.rollout.answerers import needs_images
 from lever_train.rollout.answerers.base import canonical, seen
 from lever_train.rollout.job import Ids, Job
-from lever_train.rollout.prompts import Item
 from lever_train.rollout.proposals import PROPOSAL_VERSION
 
 

@@ -23,15 +23,15 @@ import numpy as np
 import pyarrow as pa
 
 from lever_data.errors import UsageError
-from lever_data.schema import CANDIDATES
-from lever_data.vqa_metric import METRIC_VERSION
-from lever_train.pools import SharedPool
+from lever_data.items.items import Truth
+from lever_data.items.prompts import Item, Prompt
+from lever_data.items.vqa_metric import METRIC_VERSION
+from lever_data.store.schema import CANDIDATES
+from lever_train.inputs.pools import SharedPool
+from lever_train.options.rollout import Request
 from lever_train.rollout.asking import Asker
 from lever_train.rollout.generate import Execution, Outcome, Progress, make_run
-from lever_train.rollout.items import Truth
 from lever_train.rollout.job import Job
-from lever_train.rollout.prompts import Item, Prompt
-from lever_train.rollout.request import Request
 from lever_train.rollout.resolve import resolve
 from lever_train.rollout.scoring import expected_accuracy
 from lever_train.rollout.shards import Made, Report

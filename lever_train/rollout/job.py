@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from lever_data.store import RunSpec, Store
-from lever_train.pools import PoolSource
+from lever_data.items.items import Truth
+from lever_data.items.prompts import Item
+from lever_data.store.store import RunSpec, Store
+from lever_train.inputs.pools import PoolSource
+from lever_train.options.rollout import Recipe, Request
 from lever_train.rollout import views
 from lever_train.rollout.answerers.base import Answerer
 from lever_train.rollout.asking import Asker, Tally, scope
 from lever_train.rollout.cache import open_cache
-from lever_train.rollout.items import Truth
 from lever_train.rollout.policy import Policy
-from lever_train.rollout.prompts import Item
 from lever_train.rollout.proposals import Proposals
-from lever_train.rollout.request import Recipe, Request
 from lever_train.rollout.shards import ShardFolder
 from lever_train.rollout.table import Label
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lever_data.files import sha256_file
-from lever_train.devices import open_device
-from lever_train.pool import Pool
-from lever_train.selector import History, Selector, StaticHistory, cosine_scores
+from lever_data.store.files import sha256_file
+from lever_train.inputs.devices import open_device
+from lever_train.selector.model import History, Selector, StaticHistory, cosine_scores
+from lever_train.selector.pool import Pool
 
 SCORE_DECIMALS = 6
 
@@ -80,7 +80,7 @@ def load_policy(checkpoint: Path | None, device: str) -> Policy:
     open_device(device)
     if checkpoint is None:
         return Similarity()
-    from lever_train.checkpoint import load_selector
+    from lever_train.selector.checkpoint import load_selector
 
     selector, _ = load_selector(checkpoint)
     name = f"{checkpoint.name}@{sha256_file(checkpoint)[:12]}"

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from lever_data.errors import LeverError
-from lever_train.pool import Pool
+from lever_train.options.rollout import Recipe
 from lever_train.rollout import search
 from lever_train.rollout.policy import Policy
-from lever_train.rollout.request import Recipe
+from lever_train.selector.pool import Pool
 
 METHODS = ("beam", "sample", "random", "retrieval")  # of duplicates the earlier is kept
 PROPOSAL_VERSION = 1  # part of a job's key: a change of any draw or rule below raises it

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from lever_data.errors import LeverError, UsageError
+from lever_train.options.rollout import Request
 from lever_train.rollout.asking import Tally
 from lever_train.rollout.job import Job, new_asker, shard_folder
-from lever_train.rollout.request import Request
 from lever_train.rollout.resolve import resolve
 
 Progress = Callable[[float, float | None, str], None]

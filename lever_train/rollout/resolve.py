@@ -14,22 +14,22 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from lever_data.db import open_session
 from lever_data.errors import LeverError, UsageError
-from lever_data.store import Run, RunSpec, Store
-from lever_train.devices import open_device
-from lever_train.embeddings import load_embeddings
-from lever_train.pools import PoolSource, SharedPool, open_pools
+from lever_data.items.items import Place, load_items, load_truth
+from lever_data.items.official import Official, load_official
+from lever_data.items.prompts import Item
+from lever_data.relations.db import open_session
+from lever_data.store.store import Run, RunSpec, Store
+from lever_train.inputs.devices import open_device
+from lever_train.inputs.embeddings import load_embeddings
+from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
+from lever_train.options.rollout import Request, Which
 from lever_train.rollout import views
 from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer, needs_images
 from lever_train.rollout.identity import run_spec
-from lever_train.rollout.items import Place, load_items, load_truth
 from lever_train.rollout.job import Job
-from lever_train.rollout.official import Official, load_official
 from lever_train.rollout.policy import Policy, load_policy
-from lever_train.rollout.prompts import Item
 from lever_train.rollout.proposals import Proposals
-from lever_train.rollout.request import Request, Which
 from lever_train.rollout.table import Label
 
 Ids = npt.NDArray[np.int64]

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lever_data.vqa_metric import edit_similarity, fallback_match, token_f1, vqa_accuracy
+from lever_data.items.items import Truth
+from lever_data.items.prompts import postprocess
+from lever_data.items.vqa_metric import edit_similarity, fallback_match, token_f1, vqa_accuracy
 from lever_train.rollout.answerers.base import Answer
-from lever_train.rollout.items import Truth
-from lever_train.rollout.prompts import postprocess
 
 DECIMALS = 6
 

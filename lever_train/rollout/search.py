@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lever_train.pool import Pool
+from lever_train.options.rollout import Recipe
 from lever_train.rollout import draws
 from lever_train.rollout.policy import Similarity
-from lever_train.rollout.request import Recipe
-from lever_train.selector import History
+from lever_train.selector.model import History
+from lever_train.selector.pool import Pool
 
 DECIMALS = 6  # what is stored; float64 sums differ in the last bits from batch to batch
 

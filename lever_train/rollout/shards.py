@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lever_data.errors import LeverError
-from lever_data.files import fsync_dir, fsync_tree
+from lever_data.store.files import fsync_dir, fsync_tree
 
 TABLES = ("candidates", "queries")
 _REMOVED = ".removed-"

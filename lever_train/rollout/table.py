@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lever_data.schema import CANDIDATES, QUERIES
-from lever_data.vqa_metric import METRIC_VERSION
-from lever_train.rollout.items import Truth
-from lever_train.rollout.prompts import Item
+from lever_data.items.items import Truth
+from lever_data.items.prompts import Item
+from lever_data.items.vqa_metric import METRIC_VERSION
+from lever_data.store.schema import CANDIDATES, QUERIES
 from lever_train.rollout.proposals import METHODS, Proposals
 from lever_train.rollout.scoring import Score
 

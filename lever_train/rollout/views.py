@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lever_data.db import quote_identifier
 from lever_data.errors import LeverError
-from lever_data.reward_spec import RewardSpec
-from lever_data.rewards import reward_sql
-from lever_data.selection import view_columns
+from lever_data.relations.db import quote_identifier
+from lever_data.relations.reward_spec import RewardSpec
+from lever_data.relations.rewards import reward_sql
+from lever_data.relations.selection import view_columns
 from lever_train.rollout.proposals import METHODS, Proposals
 
 _COLUMNS = {

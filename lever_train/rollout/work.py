@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lever_data.errors import LeverError
-from lever_train.pools import SharedPool
+from lever_data.items.items import Truth
+from lever_data.items.prompts import Item, Prompt
+from lever_train.inputs.pools import SharedPool
+from lever_train.options.rollout import Recipe
 from lever_train.rollout.asking import Asker
-from lever_train.rollout.items import Truth
 from lever_train.rollout.job import Job
-from lever_train.rollout.prompts import Item, Prompt
 from lever_train.rollout.proposals import Ask, Proposals, propose
-from lever_train.rollout.request import Recipe
 from lever_train.rollout.scoring import score
 from lever_train.rollout.shards import Made, Report
 from lever_train.rollout.table import Scored, candidates_table, queries_table

@@ -15,7 +15,12 @@ Report = Callable[[str], None]
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     """A nursery with everything that ingest, query and rm import."""
-    modules = ("lever_data.ingest", "lever_data.query", "lever_data.export", "lever_data.rescore")
+    modules = (
+        "lever_data.sources.ingest",
+        "lever_data.relations.query",
+        "lever_data.sources.export",
+        "lever_data.report.rescore",
+    )
     with Nursery(tmp_path_factory.mktemp("nursery"), *modules) as warm:
         yield warm
 

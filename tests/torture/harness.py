@@ -165,8 +165,8 @@ def verify(store: Path) -> Snapshot:
 
 def verify_checks(store: Path) -> Snapshot:
     """As :func:`verify`, and ``lever check`` finds nothing either."""
-    from lever_data.check import check
-    from lever_data.store import Store
+    from lever_data.report.check import check
+    from lever_data.store.store import Store
 
     assert check(Store.open(store)).problems == ()
     return verify(store)

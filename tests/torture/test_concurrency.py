@@ -13,15 +13,15 @@ import duckdb
 import pytest
 
 from lever_data import connect
-from lever_data.db import open_session
 from lever_data.errors import LeverError
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.reward_spec import RewardSpec
-from lever_data.rewards import reward_sql
-from lever_data.selection import Selection
-from lever_data.staging import sweep
-from lever_data.store import RunSpec, Store
-from lever_data.stream import scan
+from lever_data.relations.db import open_session
+from lever_data.relations.reward_spec import RewardSpec
+from lever_data.relations.rewards import reward_sql
+from lever_data.relations.selection import Selection
+from lever_data.relations.stream import scan
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.staging import sweep
+from lever_data.store.store import RunSpec, Store
 from tests.torture.conftest import Report
 from tests.torture.harness import (
     SIZES,

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from lever_data import connect
-from lever_data.db import open_session
 from lever_data.errors import LeverError
-from lever_data.export import export
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.store import Run, Store
+from lever_data.relations.db import open_session
+from lever_data.sources.export import export
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Run, Store
 from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, Nursery, verify, write_rl_data
 

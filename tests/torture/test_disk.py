@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.store import Store
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Store
 from tests.torture.conftest import Report
 from tests.torture.harness import (
     SIZES,
@@ -27,7 +27,12 @@ from tests.torture.harness import (
     write_rl_data,
 )
 
-MODULES = ("lever_data.ingest", "lever_data.db", "lever_data.query", "lever_data.export")
+MODULES = (
+    "lever_data.sources.ingest",
+    "lever_data.relations.db",
+    "lever_data.relations.query",
+    "lever_data.sources.export",
+)
 SIZE = 4 << 20
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.store import Store
+from lever_data.store.store import Store
 from tests.rollouts import make_world
 from tests.stores import candidate, commit
 from tests.test_rescore import write_official

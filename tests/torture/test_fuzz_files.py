@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from lever_data.errors import LeverError
-from lever_data.ingest import IngestOptions, ingest
-from lever_data.store import Store
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Store
 from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, command, verify
 from tests.torture.test_fuzz_json import mutate

@@ -15,8 +15,8 @@ from collections import Counter
 import pytest
 
 from lever_data.errors import LeverError
-from lever_data.legacy.layout import Context
-from lever_data.legacy.rl import RlFormat
+from lever_data.sources.layout import Context
+from lever_data.sources.rl import RlFormat
 from tests.legacy_oracle import RefuseError, expect
 from tests.legacy_strategies import Json, difference
 from tests.test_ingest_blocks import read

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.staging import sweep
+from lever_data.store.staging import sweep
 from tests.torture.conftest import Report
 from tests.torture.harness import (
     Nursery,

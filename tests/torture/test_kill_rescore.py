@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.staging import sweep
-from lever_data.store import Store
+from lever_data.store.staging import sweep
+from lever_data.store.store import Store
 from tests.stores import candidate, commit
 from tests.test_rescore import write_official
 from tests.torture.conftest import Report

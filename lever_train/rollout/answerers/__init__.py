@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lever_data.errors import UsageError
+from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import Answer, Answerer, Usage
-from lever_train.rollout.request import AnswererSpec
 
 __all__ = ["Answer", "Answerer", "Surroundings", "Usage", "make_answerer", "needs_images"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lever_data.errors import LeverError
-from lever_train.rollout.prompts import Item, Prompt
+from lever_data.items.prompts import Item, Prompt
 
 
 @dataclass(frozen=True, slots=True)

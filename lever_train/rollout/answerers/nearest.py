@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lever_data.errors import LeverError
+from lever_data.items.prompts import Item, Prompt
 from lever_train.rollout.answerers.base import Answer, Usage
-from lever_train.rollout.prompts import Item, Prompt
 
 TEMPERATURE = 0.05
 DECIMALS = 6  # sums are compared after rounding to this

@@ -24,6 +24,8 @@ import httpx
 import tenacity
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.items.prompts import Item, Part, Prompt, Template
+from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import Answer, AnswererDownError, ShownFingerprints, Usage
 from lever_train.rollout.answerers.openai_key import KEY_VARIABLE, ApiKey
 from lever_train.rollout.answerers.openai_reply import (
@@ -34,8 +36,6 @@ from lever_train.rollout.answerers.openai_reply import (
     post,
     retry_after,
 )
-from lever_train.rollout.prompts import Item, Part, Prompt, Template
-from lever_train.rollout.request import AnswererSpec
 
 _PASSING = {408, 425, 429}
 _REFUSED = {400, 413, 422}

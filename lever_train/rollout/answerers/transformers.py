@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from lever_train.model_folder import folder_identity
+from lever_data.items.prompts import Item, Prompt, Template
+from lever_train.inputs.model_folder import folder_identity
+from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import Answer, ShownFingerprints, Usage
 from lever_train.rollout.answerers.vision_language import (
     Encoded,
     Generation,
     VisionLanguageModel,
 )
-from lever_train.rollout.prompts import Item, Prompt, Template
-from lever_train.rollout.request import AnswererSpec
 
 SELF_TEST = 4  # prompts answered twice at the start
 _BATCH = {"cpu": 4, "cuda": 32}

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from lever_data.errors import LeverError
-from lever_train.rollout.prompts import Prompt, Template
+from lever_data.items.prompts import Prompt, Template
 
 FEATURE_BYTES = 1 << 30  # vision features kept on the device
 _READERS = 4  # threads that decode and resize images

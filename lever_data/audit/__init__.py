@@ -1,1 +1,0 @@
-"""Audits: diagnostics over a view, their verdict, their page, and gates."""

@@ -1,0 +1,263 @@
+"""Connections: an in-memory DuckDB with every relation of a store, closed to the outside.
+
+In go a store and a choice of runs, out comes a DuckDB connection on which ``all_candidates`` and
+its kin are views over the Parquet files of just those runs. The connection reads inside the store
+and nowhere else. The files are hashed first: an altered one is an error, never other figures. Take
+``con.cursor()`` for every reader.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+import duckdb
+
+from lever_data import catalog
+from lever_data.catalog import Relation, body, quote_identifier, quote_literal
+from lever_data.errors import LeverError, UsageError
+from lever_data.store.integrity import require_intact
+from lever_data.store.store import Run, Store, require_plain_path
+
+__all__ = ["Session", "connect", "open_session", "quote_identifier", "quote_literal"]
+
+# One row a run. `candidates` reads it four times, and DuckDB plans a view anew each time: 0.25 s of
+# every query.
+_TABLES = ("runs",)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection and what was found while making it."""
+
+    con: duckdb.DuckDBPyConnection
+    relations: dict[str, Relation]  # defined on the connection
+    broken: dict[str, str] = field(default_factory=dict)  # user's views left out → why
+
+    def explain_missing(self, name: str) -> LeverError:
+        """The error for a relation that is not there: broken, or unknown with the nearest name."""
+        if name in self.broken:
+            return LeverError(
+                f"the view {name} is broken: {self.broken[name]}",
+                hint=f"mend {name}.sql in your views folder; `lever views` lists all",
+            )
+        near = get_close_matches(name, [*catalog.builtin(), *self.relations], n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return UsageError(
+            "there is no such view", value=name, hint=hint + "`lever views` lists them"
+        )
+
+
+def connect(
+    store: Store | str | Path,
+    *,
+    runs: Sequence[str] = (),
+    scorer: str | None = None,
+    sql_dir: Path | None = None,
+    memory_limit: str | None = None,
+    threads: int | None = None,
+) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection with every relation of the store.
+
+    Args:
+        store: the store or its path.
+        runs: ids (or unambiguous prefixes) of the runs to read; all where empty.
+        scorer: only candidates this model answered, or whose model is not known.
+        sql_dir: a folder of the user's own views, besides ``<store>/views``.
+        memory_limit: DuckDB's, such as ``"2GB"``; beyond it DuckDB spills to disk.
+        threads: DuckDB's.
+
+    Raises:
+        LeverError: no such store or run, or a run that is not what was committed.
+    """
+    session = open_session(store, runs=runs, scorer=scorer, sql_dir=sql_dir)
+    if memory_limit is not None:
+        session.con.execute("set memory_limit = ?", [memory_limit])
+    if threads is not None:
+        session.con.execute("set threads = ?", [threads])
+    return session.con
+
+
+def open_session(
+    store: Store | str | Path,
+    *,
+    runs: Sequence[str] = (),
+    scorer: str | None = None,
+    sql_dir: Path | None = None,
+    only: Sequence[str] | None = None,
+) -> Session:
+    """Like :func:`connect`, and says which views exist and which of the user's are broken.
+
+    Args:
+        only: define just these relations and what they read (a fraction of the time).
+
+    Raises:
+        LeverError: as :func:`connect`; or the user has a view of the name of one of ``only``.
+    """
+    store = store if isinstance(store, Store) else Store.open(store)
+    folders = [store.path / "views"]
+    if sql_dir is not None:
+        if not sql_dir.is_dir():
+            raise UsageError("--sql-dir is not a folder", value=str(sql_dir))
+        folders.append(sql_dir)
+    user, broken = catalog.user_relations(folders)
+    for name in only or ():
+        if name in broken and name in catalog.builtin():
+            raise LeverError(f"which {name}? {broken[name]}", where=f"{name}.sql among your views")
+    con = duckdb.connect()
+    known, tables = catalog.builtin(), None
+    if only is not None:
+        known, tables = _closure(con, catalog.builtin() | user, only)
+    chosen = store.select(list(runs))
+    require_intact(chosen, tables)
+    _define_sources(con, store, chosen, scorer)
+    _close_to_outside(con, store)
+    for relation in catalog.in_order({n: r for n, r in known.items() if r.folder != "user"}):
+        kind = "table" if relation.name in _TABLES else "view"
+        con.execute(f"create {kind} {quote_identifier(relation.name)} as {body(relation)}")
+        if relation.name == "runs":
+            _put_contested(con)
+    wanted = user if only is None else {n: r for n, r in known.items() if r.folder == "user"}
+    defined, failed = _define_user(con, wanted)
+    relations = {n: r for n, r in known.items() if r.folder != "user"} | defined
+    return Session(con, relations, broken | failed)
+
+
+def _define_sources(
+    con: duckdb.DuckDBPyConnection, store: Store, runs: list[Run], scorer: str | None
+) -> None:
+    require_plain_path(store.path)
+    con.execute("set temp_directory = ?", [_temporary()])
+    con.execute(catalog.scorer_macro(scorer))
+    con.execute(f"create table raw_runs as {catalog.read_parquet_sql([], 'stg_runs')}")
+    if runs:
+        con.executemany("insert into raw_runs values (?,?,?,?,?,?,?,?,?,?)", _run_rows(runs))
+    for name, (kinds, table, like) in catalog.RAW_TABLES.items():
+        files = [str(f) for r in runs if r.kind in kinds for f in r.table_files(table)]
+        try:
+            con.execute(f"create view {name} as {catalog.read_parquet_sql(files, like)}")
+        except duckdb.Error as error:
+            raise LeverError(
+                f"a Parquet file of the store cannot be read ({error})",
+                where=str(store.path),
+                hint="was a run removed meanwhile? Start again; else `lever check` says more",
+            ) from error
+    for text in catalog.macros().values():
+        con.execute(text)
+
+
+def _run_rows(runs: list[Run]) -> list[list[object]]:
+    # stg_runs: run, kind, dataset, split, committed_at, counts, query range, parents
+    return [
+        [
+            r.run,
+            r.kind,
+            r.dataset,
+            r.split,
+            r.committed_at,
+            r.rows.get("candidates"),
+            r.rows.get("queries"),
+            *(r.query_range or (None, None)),
+            list(r.parents),
+        ]
+        for r in runs
+    ]
+
+
+def _put_contested(con: duckdb.DuckDBPyConnection) -> None:
+    """Tell ``candidates`` which runs are contested: with constants it takes half the time."""
+    found = con.execute("select run from runs where may_overlap order by run").fetchall()
+    listed = ", ".join(quote_literal(run) for (run,) in found)
+    condition = f"candidate_run in ({listed})" if listed else "false"
+    con.execute(catalog.contested_macro(condition))
+
+
+def _close_to_outside(con: duckdb.DuckDBPyConnection, store: Store) -> None:
+    allowed = quote_literal(str(store.path.resolve()) + "/")
+    con.execute(f"set allowed_directories = [{allowed}]")
+    con.execute("set enable_external_access = false")
+
+
+def _temporary() -> str:
+    """A folder DuckDB makes when it first spills and removes when it closes."""
+    return str(Path(tempfile.gettempdir()) / f"lever-{uuid.uuid4().hex}")
+
+
+def _closure(
+    con: duckdb.DuckDBPyConnection, relations: dict[str, Relation], names: Sequence[str]
+) -> tuple[dict[str, Relation], set[str]]:
+    """The named relations and all they read, as far as they are ours; the tables under them."""
+    found: dict[str, Relation] = {}
+    tables: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in catalog.RAW_TABLES:
+            tables.add(catalog.RAW_TABLES[name][1])
+        if name in found or name not in relations:
+            continue
+        found[name] = relations[name]
+        if relations[name].folder != "user":
+            waiting.extend(catalog.builtin_reads(name))
+        else:
+            with suppress(LeverError):  # a broken view is named when it is defined
+                waiting.extend(catalog.tables_read(con, relations[name].sql))
+    return found, tables
+
+
+def _define_user(
+    con: duckdb.DuckDBPyConnection, relations: dict[str, Relation]
+) -> tuple[dict[str, Relation], dict[str, str]]:
+    """Define the user's views, each after those it reads; a broken one is named and left out."""
+    defined: dict[str, Relation] = {}
+    failed: dict[str, str] = {}
+    waiting = dict(relations)
+    while waiting:
+        progressed = False
+        failed.clear()
+        for name, relation in list(waiting.items()):
+            try:
+                require_select(con, body(relation))
+                con.execute(f"create view {quote_identifier(name)} as {body(relation)}")
+            except (duckdb.Error, LeverError) as error:
+                failed[name] = _why_broken(con, relation, waiting.keys() - {name}, error)
+                continue
+            defined[name] = waiting.pop(name)
+            progressed = True
+        if not progressed:
+            break
+    return defined, failed
+
+
+def _why_broken(
+    con: duckdb.DuckDBPyConnection, relation: Relation, others: Set[str], error: Exception
+) -> str:
+    """One line; where it reads views that are broken too, or that read it, that is the reason."""
+    with suppress(LeverError):
+        if read := sorted(catalog.tables_read(con, relation.sql) & others):
+            return f"it reads {', '.join(read)}: broken too, or the views read each other"
+    return str(error).splitlines()[0]
+
+
+def require_select(con: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Refuse anything but one reading SELECT.
+
+    ``extract_statements`` alone is not enough: on DuckDB 2 ``with x as (copy …) select 1`` counts
+    as a SELECT and writes. The table function ``query`` takes a reading SELECT only, and
+    ``explain`` binds it without running it.
+
+    Raises:
+        UsageError: the text is no single SELECT, or would write.
+        duckdb.Error: the text does not parse or bind.
+    """
+    statements = con.extract_statements(sql)
+    if len(statements) != 1:
+        raise UsageError("exactly one statement is allowed", value=len(statements))
+    if statements[0].type != duckdb.StatementType.SELECT:
+        raise UsageError("only SELECT is allowed", value=statements[0].type.name)
+    con.execute("explain select * from query(?)", [sql]).fetchall()

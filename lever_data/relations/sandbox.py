@@ -1,0 +1,128 @@
+"""The child process that runs a user's SELECT: it can be killed, and it can only read the store.
+
+In go a JSON request on stdin and out comes an Arrow IPC stream on stdout; a failure is one JSON
+object on stderr and exit status 3. DuckDB's own limits are not enough: ``interrupt`` does not stop
+``repeat('x', 2e9)`` and the memory limit does not see it; a process with RLIMIT_AS that its parent
+can kill is the bound that holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from lever_data.catalog import tables_read
+from lever_data.errors import LeverError, UsageError
+from lever_data.relations.db import Session, open_session, require_select
+from lever_data.relations.query import FAILED
+
+BATCH_ROWS = 16_384
+
+
+def main() -> int:
+    """Answer one request; returns the exit status."""
+    request: dict[str, Any] = json.load(sys.stdin)
+    try:
+        _answer(request)
+    except LeverError as error:
+        _fail(error.what, error.where, error.value, error.hint, error.exit_code)
+    except (duckdb.OutOfMemoryException, MemoryError):
+        limit = f"{request['memory'] / 1e9:.1f} GB"
+        _fail("the query needs more memory than it may use", None, limit, "raise --memory", 1)
+    except (duckdb.Error, UnicodeDecodeError) as error:
+        _fail(_readable(error), None, None, None, 1)
+    else:
+        return 0
+    return FAILED
+
+
+def _answer(request: dict[str, Any]) -> None:
+    session = _session(request)
+    with closing(session.con) as con:
+        _run(con, session, request)
+
+
+def _run(con: duckdb.DuckDBPyConnection, session: Session, request: dict[str, Any]) -> None:
+    sql = request["sql"]
+    con.execute("set memory_limit = ?", [f"{request['memory'] // 1_000_000}MB"])
+    con.execute("set lock_configuration = true")
+    _limit_address_space(request["memory"])
+    try:
+        require_select(con, sql)
+    except duckdb.CatalogException as error:
+        raise _explain(session, sql, error) from error
+    reader = con.sql(sql).to_arrow_reader(BATCH_ROWS)
+    with pa.ipc.new_stream(sys.stdout.buffer, reader.schema) as out:
+        for batch in reader:
+            out.write_batch(batch)
+    sys.stdout.buffer.flush()
+
+
+def _session(request: dict[str, Any]) -> Session:
+    sql = request["sql"]
+    with duckdb.connect() as con:
+        if len(con.extract_statements(sql)) != 1:
+            raise UsageError(
+                "exactly one statement is allowed", value=len(con.extract_statements(sql))
+            )
+        # Names inside query('…') and the catalog's own tables cannot be seen from outside.
+        hidden = any(word in sql.lower() for word in ("query", "duckdb_", "schema", "show"))
+        only = None if hidden else sorted(_tables(con, sql))
+    return open_session(
+        request["store"],
+        runs=request["runs"],
+        sql_dir=Path(request["sql_dir"]) if request["sql_dir"] else None,
+        only=only,
+    )
+
+
+def _tables(con: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
+    try:
+        return tables_read(con, sql)
+    except LeverError as error:
+        statement = con.extract_statements(sql)[0]
+        if statement.type != duckdb.StatementType.SELECT:
+            raise UsageError(
+                "only SELECT is allowed; a query never changes the store",
+                value=statement.type.name,
+            ) from error
+        raise
+
+
+def _explain(session: Session, sql: str, error: duckdb.CatalogException) -> LeverError:
+    missing = re.match(r"Catalog Error: Table with name (\w+) does not exist", str(error))
+    if missing and missing[1] in tables_read(session.con, sql):
+        return session.explain_missing(missing[1])
+    return LeverError(_readable(error), hint="`lever views` lists the relations")
+
+
+def _limit_address_space(memory: int) -> None:
+    """Bound the process to what it maps now plus twice what DuckDB may use."""
+    mapped = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+    limit = mapped + 2 * memory
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _fail(what: str, where: str | None, value: object, hint: str | None, code: int) -> None:
+    error = {"what": what, "where": where, "value": value, "hint": hint, "exit_code": code}
+    print(json.dumps(error, default=str), file=sys.stderr)
+
+
+def _readable(error: Exception) -> str:
+    """DuckDB's message without the line it points at, where that line is ours."""
+    return str(error).partition("\n\nLINE 1: explain select * from query(?)")[0].strip()[:2000]
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # an interpreter that is taken apart takes 0.1 s, for which the parent waits

@@ -1,0 +1,209 @@
+"""Audit a view before training: which queries can teach, and which rewards are noise.
+
+In go a store and an :class:`AuditRequest`; out comes an :class:`Audit`: figures with stable keys,
+and the SQL behind each. Every figure is a query over ``sql/diagnostics``, which
+:mod:`lever_data.report.scored` has pointed at the chosen view and reward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from lever_data.catalog import body, builtin
+from lever_data.errors import LeverError
+from lever_data.relations.db import Session, open_session
+from lever_data.report.scored import (
+    DECIMALS,
+    SHARED,
+    AuditRequest,
+    define_diagnostics,
+    read_by_diagnostics,
+)
+from lever_data.store.store import Store
+
+__all__ = ["CLASSES", "Audit", "AuditRequest", "audit", "audit_views"]
+
+MEMORY_LIMIT = "3GB"  # DuckDB's; beyond it, it spills to disk
+
+_TABLES = {  # key of the figures → diagnostic shown whole
+    "by_gen_method": "reward_by_gen_method",
+    "by_temperature": "reward_by_temperature",
+    "by_beam_rank": "reward_by_beam_rank",
+    "by_shot": "reward_by_shot",
+    "eval_modes": "eval_modes",
+    "logprob_vs_reward": "logprob_vs_reward",
+    "importance_weights": "importance_weights",
+    "order_sensitivity": "order_sensitivity",
+    "answer_copying": "answer_copying",
+    "reward_modes": "reward_modes",
+    "reward_spread": "reward_spread",
+}
+_ALONE = ("oracle_gap", "duplicate_candidates")  # shown in part
+CLASSES = ("mixed", "all_wrong", "all_right", "tied")
+_TOP = 10  # demonstrations listed
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Figures with stable keys (shares are fractions), and the SQL of every relation used."""
+
+    figures: dict[str, Any]
+    sql: dict[str, str]
+
+
+def audit(store: Store, request: AuditRequest) -> Audit:
+    """Audit one view.
+
+    Raises:
+        LeverError: the store has no runs, the view is unknown, empty or lacks a training column,
+            or the reward cannot be computed from its columns.
+    """
+    if not store.runs():
+        raise LeverError(
+            "the store has no runs yet, so there is nothing to audit",
+            where=str(store.path),
+            hint="bring RL data in first: `lever ingest rl_data.json --store DIR`",
+        )
+    session = _open(store, request)
+    try:
+        survey, scored = define_diagnostics(session, request)
+        figures = _figures(session.con, store, request)
+        figures |= {"missing_share": survey.missing_share, "scorers": survey.scorers}
+        return Audit(figures, {"scored": scored, **_sql()})
+    except duckdb.Error as error:
+        raise LeverError(
+            f"the audit's SQL failed over this view: {str(error).splitlines()[0]}",
+            where=request.view,
+            hint=f"`lever query 'select * from {request.view} limit 5'` shows what it holds",
+        ) from error
+    finally:
+        session.con.close()
+
+
+def audit_views(store: Store | Path, request: AuditRequest, views: Sequence[str]) -> list[Audit]:
+    """The same audit of several views, to set them side by side."""
+    opened = store if isinstance(store, Store) else Store.open(store)
+    return [audit(opened, replace(request, view=view)) for view in views]
+
+
+def _open(store: Store, request: AuditRequest) -> Session:
+    wanted = [request.view, *read_by_diagnostics(), *([request.policy] if request.policy else [])]
+    runs = [*request.runs]
+    if runs:  # chosen runs are chosen candidates; what is asked and answered comes along
+        runs += [run.run for run in store.runs() if run.kind == "examples"]
+    session = open_session(
+        store, runs=runs, scorer=request.scorer, sql_dir=request.sql_dir, only=wanted
+    )
+    for name in [request.view, *([request.policy] if request.policy else [])]:
+        if name not in session.relations:
+            session.con.close()
+            raise session.explain_missing(name)
+    session.con.execute("set memory_limit = ?", [MEMORY_LIMIT])
+    session.con.execute("set enable_progress_bar = false")  # it would print to stdout
+    return session
+
+
+def _figures(con: duckdb.DuckDBPyConnection, store: Store, request: AuditRequest) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "view": request.view,
+        "reward_mode": "expression" if request.reward.expression else request.reward.mode,
+        "reward": request.reward.name,
+        "runs": [run.run for run in store.select(list(request.runs))],
+    }
+    figures |= _one_row(con, _TOTALS_SQL) | _classes(con)
+    tables = {key: _rows(con, f"select * from {name}") for key, name in _TABLES.items()}
+    modes = tables["eval_modes"]
+    stored = sum(row["num_candidates"] for row in modes)
+    failed = sum(row["num_failed"] for row in modes)
+    figures["failed_share"] = failed / stored if stored else 0.0
+    oracle = _one_row(con, "select * from oracle_gap")
+    figures |= {"oracle_gap": oracle["gap"], "oracle": oracle}
+    figures |= {"duplicates": _one_row(con, _DUPLICATES_SQL)}
+    figures |= tables
+    figures["demonstrations"] = _one_row(con, _DEMONSTRATIONS_SQL)
+    top = (
+        "select * from demonstration_usage "
+        f"order by num_picks desc, dataset, split, example_id limit {_TOP}"
+    )
+    figures["demonstrations"]["top"] = _rows(con, top)
+    return figures
+
+
+_TOTALS_SQL = """
+    select
+        count(*) as candidates,
+        count(*) filter (where eval_mode = 'fallback') / count(*) as fallback_share,
+        count(*) filter (where eval_mode is null) / count(*) as unknown_share,
+        avg(reward) as mean_reward
+    from scores
+"""
+_DUPLICATES_SQL = """
+    select
+        count(*) as num_pointers,
+        coalesce(sum(num_candidates - 1), 0)::bigint as num_repeats,
+        count(*) filter (where min_reward < max_reward) as num_conflicting
+    from duplicate_candidates
+"""
+_DEMONSTRATIONS_SQL = """
+    select
+        count(*) as num_examples,
+        count(*) filter (where is_hub) as num_hubs,
+        coalesce(sum(pick_share) filter (where is_hub), 0) as hub_share
+    from demonstration_usage
+"""
+
+
+def _classes(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    found = {
+        name: (count, deviation)
+        for name, count, deviation in con.execute(
+            "select class, count(*), avg(sqrt(reward_variance)) from query_rewards group by class"
+        ).fetchall()
+    }
+    classes = {name: found.get(name, (0, 0.0))[0] for name in CLASSES}
+    queries = sum(classes.values())
+    spread = round(found.get("mixed", (0, 0.0))[1], DECIMALS)
+    return {
+        "queries": queries,
+        "classes": classes,
+        "teachable_share": classes["mixed"] / queries,
+        "mixed_deviation": spread,
+    }
+
+
+def _rows(con: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+    con.execute(sql)
+    names = [column[0] for column in con.description or ()]
+    return [
+        {name: _rounded(value) for name, value in zip(names, row, strict=True)}
+        for row in con.fetchall()
+    ]
+
+
+def _one_row(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
+    return _rows(con, sql)[0]
+
+
+def _rounded(value: object) -> object:
+    """A float as it is shown; what is not finite (stored scores may be so) has no value."""
+    if not isinstance(value, float):
+        return value
+    return round(value, DECIMALS) if math.isfinite(value) else None
+
+
+def _sql() -> dict[str, str]:
+    """The SELECT behind every relation shown, for people who want to run it themselves."""
+    names = {
+        *_TABLES.values(),
+        *SHARED,
+        "source_rewards",
+        "oracle_gap",
+        "duplicate_candidates",
+    }
+    return {name: body(builtin()[name]) for name in sorted(names)}

@@ -1,0 +1,189 @@
+"""Check a store: manifests against files, files against the schema, rows against the data tests.
+
+In goes a store, out come problems, none where all is well. A data test is a SQL file whose rows
+are failures: lever's own stand in ``sql/tests``, a user's in ``<store>/tests``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lever_data.catalog import Relation, body, parse
+from lever_data.errors import LeverError
+from lever_data.relations.db import open_session, require_select
+from lever_data.store.files import sha256_file
+from lever_data.store.schema import TABLES, embeddings
+from lever_data.store.store import Run, Store
+
+_SHOWN = 5  # failing rows kept as examples
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong: what was checked, where, and what was found.
+
+    ``kind`` is ``manifest``, ``file``, ``schema`` or ``test``; ``examples`` are failing rows.
+    """
+
+    kind: str
+    where: str
+    what: str
+    examples: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was checked, and the problems."""
+
+    num_runs: int
+    num_files: int
+    num_tests: int
+    problems: tuple[Problem, ...]
+
+
+def check(
+    store: Store, *, runs: Sequence[str] = (), progress: Progress = lambda what: None
+) -> Report:
+    """Check checksums, schemas, row counts and data tests of the named runs, or of all.
+
+    Damage is reported, not raised; tests run only where every file is whole.
+    """
+    chosen = store.select(list(runs))
+    problems: list[Problem] = []
+    num_files = 0
+    for run in chosen:
+        progress(run.run)
+        num_files += len(run.files)
+        problems += _check_files(run)
+    tests, unreadable = _tests(store)
+    if not problems:
+        problems += _run_tests(store, runs, tests, progress)
+    problems += unreadable
+    return Report(len(chosen), num_files, len(tests), tuple(problems))
+
+
+def _check_files(run: Run) -> list[Problem]:
+    found = []
+    on_disk = {str(p.relative_to(run.path)) for p in run.path.rglob("*.parquet")}
+    for name in sorted(on_disk - set(run.files)):
+        found.append(Problem("file", f"{run.run}/{name}", "the manifest does not know this file"))
+    rows: dict[str, int] = {}
+    for name, digest in sorted(run.files.items()):
+        path, where = run.path / name, f"{run.run}/{name}"
+        table = name.split("/", 1)[0]
+        try:
+            if sha256_file(path) != digest:
+                found.append(Problem("file", where, "its bytes are not those that were committed"))
+                continue
+            rows[table] = rows.get(table, 0) + pq.read_metadata(path).num_rows
+            found += _check_schema(path, table, where)
+        except FileNotFoundError:
+            found.append(Problem("file", where, "the file is missing"))
+        except (OSError, pa.ArrowException) as error:
+            found.append(Problem("file", where, f"the file cannot be read ({error})"))
+    for table, count in run.rows.items():
+        if not found and rows.get(table, 0) != count:
+            what = f"{table} has {rows.get(table, 0)} rows, the manifest says {count}"
+            found.append(Problem("manifest", run.run, what))
+    return found
+
+
+def _check_schema(path: Path, table: str, where: str) -> list[Problem]:
+    """Every column known and of its type; older files may lack columns, never required ones."""
+    present = pq.read_schema(path)
+    if table == "embeddings":
+        kind = present.field("vector").type if "vector" in present.names else pa.null()
+        wanted = embeddings(kind.list_size if pa.types.is_fixed_size_list(kind) else 1)
+    elif table in TABLES:
+        wanted = TABLES[table]
+    else:
+        return []
+    found = []
+    for name in present.names:
+        if name not in wanted.names:
+            found.append(Problem("schema", where, f"lever has no column {name}"))
+        elif present.field(name).type != wanted.field(name).type:
+            types = f"{present.field(name).type}, not {wanted.field(name).type}"
+            found.append(Problem("schema", where, f"the column {name} is {types}"))
+    for field in wanted:
+        if field.name not in present.names and not field.nullable:
+            found.append(Problem("schema", where, f"the column {field.name} is missing"))
+    return found
+
+
+def _tests(store: Store) -> tuple[list[Relation], list[Problem]]:
+    """The data tests, lever's and the user's, and those of the user's that cannot be read."""
+    root = resources.files("lever_sql") / "tests"
+    own = sorted((e for e in root.iterdir() if e.name.endswith(".sql")), key=lambda e: e.name)
+    tests = [parse(e.name.removesuffix(".sql"), "tests", e.read_text("utf-8")) for e in own]
+    unreadable = []
+    for path in sorted((store.path / "tests").glob("*.sql")):
+        try:
+            tests.append(parse(path.stem, "user tests", path.read_text("utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            unreadable.append(Problem("test", path.stem, f"the test cannot be read ({error})"))
+    return tests, unreadable
+
+
+def _run_tests(
+    store: Store, runs: Sequence[str], tests: Iterable[Relation], progress: Progress
+) -> list[Problem]:
+    found = []
+    with open_session(store, runs=runs).con as con:
+        for test in tests:
+            progress(test.name)
+            try:
+                require_select(con, body(test))
+                con.execute(body(test))
+                names = [column[0] for column in con.description or ()]
+                rows = con.fetchall()
+            except (duckdb.Error, LeverError) as error:
+                what = f"the test does not run: {str(error).splitlines()[0]}"
+                found.append(Problem("test", test.name, what))
+                continue
+            if rows:
+                examples = [dict(zip(names, row, strict=True)) for row in rows[:_SHOWN]]
+                purpose = f": {test.purpose}" if test.purpose else ""
+                what = f"{len(rows)} {'row fails' if len(rows) == 1 else 'rows fail'}{purpose}"
+                found.append(Problem("test", test.name, what, tuple(examples)))
+    return found
+
+
+def require_sound(report: Report) -> None:
+    """Raise where there are problems.
+
+    Raises:
+        LeverError: says how many.
+    """
+    if report.problems:
+        is_damage = any(problem.kind != "test" for problem in report.problems)
+        raise LeverError(
+            f"the store has {counted(len(report.problems), 'problem')}",
+            hint="restore damaged files from a copy, or remove the run (`lever runs rm`) and "
+            "ingest its source again"
+            if is_damage
+            else "look at the rows with `lever query`; what came from a bad source is removed with "
+            "`lever runs rm`, and a test that is wrong is mended in <store>/tests/",
+        )
+
+
+def counted(number: int, what: str) -> str:
+    """``1 problem``, ``2 problems``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def describe(problem: Problem) -> str:
+    """The problem on one line."""
+    shown = "; ".join(json.dumps(row, default=str) for row in problem.examples)
+    return f"{problem.kind} {problem.where}: {problem.what}" + (f" such as {shown}" * bool(shown))

@@ -1,0 +1,70 @@
+"""What relations a store has: names, grain, row counts, SQL; the user's broken ones with why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from lever_data.relations.db import open_session, quote_identifier
+from lever_data.report.scored import share_tables
+
+_LISTED = ("views", "diagnostics", "user")
+
+
+@dataclass(frozen=True)
+class ViewInfo:
+    """One relation: ``rows`` is null and ``error`` says why where it cannot be computed."""
+
+    name: str
+    folder: str
+    grain: str
+    rows: int | None
+    error: str | None
+    purpose: str
+
+
+def list_views(
+    store: Path,
+    *,
+    runs: Sequence[str] = (),
+    sql_dir: Path | None = None,
+    folders: Sequence[str] = _LISTED,
+) -> list[ViewInfo]:
+    """Every relation of the store with its grain and number of rows; broken ones included."""
+    session = open_session(store, runs=runs, sql_dir=sql_dir)
+    share_tables(session.con)
+    found = []
+    for relation in session.relations.values():
+        if relation.folder not in folders:
+            continue
+        rows: int | None = None
+        error: str | None = None
+        try:
+            sql = f"select count(*) from {quote_identifier(relation.name)}"
+            rows = session.con.execute(sql).fetchall()[0][0]
+        except duckdb.Error as problem:
+            error = str(problem).strip().splitlines()[0]
+        found.append(
+            ViewInfo(relation.name, relation.folder, relation.grain, rows, error, relation.purpose)
+        )
+    found += [ViewInfo(n, "user", "", None, why, "") for n, why in session.broken.items()]
+    return sorted(found, key=lambda v: (_rank(v.folder), v.name))
+
+
+def view_sql(store: Path, name: str, *, sql_dir: Path | None = None) -> str:
+    """The SQL file behind a relation, header included.
+
+    Raises:
+        LeverError: no such relation, or it is broken; it names the nearest or the reason.
+    """
+    session = open_session(store, sql_dir=sql_dir)
+    if name not in session.relations:
+        raise session.explain_missing(name)
+    return session.relations[name].sql
+
+
+def _rank(folder: str) -> int:
+    return ("views", "diagnostics", "user", "staging").index(folder)

@@ -1,0 +1,125 @@
+"""The beam (InfoScore) format: id lists with a score each, best first, to Arrow batches.
+
+In goes ``{"<qid>": {"id_list": [[i1, …, iS, qid], …], "score_list": […]}}``; out come rows of the
+candidates table: the last id of every list is the query itself and is left off, ``info_score`` is
+the score, ``candidate`` and ``beam_rank`` are the position in the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from lever_data.readers.json_exact import Place
+from lever_data.sources.layout import Built, Context, Record, RefusedError, repeat, to_json
+from lever_data.sources.rl import decode_object, decode_typed
+from lever_data.sources.types import RESERVED, BeamValue
+from lever_data.store import schema
+
+_KNOWN = ("id_list", "score_list")
+
+
+class BeamFormat:
+    """Beam data of one file."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._blocks = msgspec.json.Decoder(dict[int, BeamValue])
+        self._values = msgspec.json.Decoder(BeamValue)
+        self._extra: dict[int, dict[str, Any]] = {}  # unknown keys by query, until they are built
+
+    def known(self) -> tuple[Any, ...]:
+        """The context."""
+        return (self.context,)
+
+    @classmethod
+    def restore(cls, *known: Any) -> BeamFormat:
+        """A format that decodes like the one that said ``known``."""
+        return cls(*known)
+
+    def decode_block(self, text: bytes) -> list[Record]:
+        """The queries of an object's text; RefusedError where something is unusual or wrong."""
+        records = decode_object(self._blocks, text)
+        for query_id, value in records:
+            if _problems(query_id, value):
+                raise RefusedError("a beam")
+        return records
+
+    def decode_value(self, query_id: int, value: object, data: bytes, place: Place) -> BeamValue:
+        """One query's beams.
+
+        Raises:
+            LeverError: wrong types, lists of different lengths, a list that does not end with
+                the query's id, a repeated id: with field and offset.
+        """
+        known = value
+        if isinstance(value, dict):
+            known = {key: value[key] for key in _KNOWN if key in value}
+            unknown = {key: v for key, v in value.items() if key not in _KNOWN}
+            if RESERVED in unknown:
+                raise place.error(f"the key {RESERVED} is reserved")
+            if unknown:
+                self._extra[query_id] = unknown
+        record: BeamValue = decode_typed(self._values, known, data, place)
+        for what, path in _problems(query_id, record):
+            raise place.field_error(what, data, path)
+        return record
+
+    def build(self, records: Sequence[Record], *, careful: bool = False, tokens: int = -1) -> Built:
+        """Record batches: a row per beam, and a row per query for what belongs to the query."""
+        counts = np.array([len(value.id_list) for _, value in records], dtype=np.int64)
+        total = int(counts.sum())
+        ids = np.array([query_id for query_id, _ in records], dtype=np.int64)
+        lists = [beam[:-1] for _, value in records for beam in value.id_list]
+        ranks = (np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.int32)
+        arrays = {
+            "query_id": pa.array(np.repeat(ids, counts)),
+            "candidate": pa.array(ranks),
+            "beam_rank": pa.array(ranks),
+            "shot_num": pa.array([len(pointer) for pointer in lists], pa.int8()),
+            "pointer": pa.array(lists, pa.list_(pa.int32())),
+            "gen_method": repeat("beam", total),
+            "info_score": pa.array(
+                list(chain.from_iterable(value.score_list for _, value in records)), pa.float64()
+            ),
+        }
+        extras = [to_json(self._extra.pop(query_id, None)) for query_id, _ in records]
+        queries = {"query_id": pa.array(ids), "extra": pa.array(extras, pa.string())}
+        tokens = 3 * len(records)  # the query's id and the two keys
+        return Built(
+            _batch(arrays, schema.CANDIDATES, total, self.context),
+            _batch(queries, schema.QUERIES, len(records), self.context),
+            tokens,
+        )
+
+
+def _batch(
+    arrays: dict[str, pa.Array], table: pa.Schema, rows: int, context: Context
+) -> pa.RecordBatch:
+    arrays |= {
+        "dataset": repeat(context.dataset, rows),
+        "split": repeat(context.split, rows),
+    }
+    columns = [arrays.get(f.name, pa.nulls(rows, f.type)) for f in table]
+    return pa.RecordBatch.from_arrays(columns, schema=table)
+
+
+def _problems(query_id: int, value: BeamValue) -> list[tuple[str, tuple[str | int, ...]]]:
+    """What is wrong with a query's beams, and in which field."""
+    if len(value.id_list) != len(value.score_list):
+        what = f"id_list has {len(value.id_list)} entries, score_list {len(value.score_list)}"
+        return [(what, ("score_list",))]
+    for index, beam in enumerate(value.id_list):
+        path = ("id_list", index)
+        if not beam or beam[-1] != query_id:
+            return [("a beam must end with the id of its query", path)]
+        if not 2 <= len(beam) <= 128:
+            return [("a beam must hold 1 to 127 demonstrations", path)]
+        if len(set(beam[:-1])) != len(beam) - 1:
+            return [("a beam repeats an id", path)]
+    return []

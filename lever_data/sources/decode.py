@@ -1,0 +1,241 @@
+"""Decode legacy RL and beam data into Arrow batches of the store's tables.
+
+In goes the text of one giant JSON object (query id → value), out come
+:class:`~lever_data.sources.rows.Built` batches in file order. A block of text is first decoded at
+once by the typed decoder of its format; only where that refuses are its members taken one by one
+by the careful path, which reads what is unusual (NaN, new keys) and says exactly what is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lever_data.errors import LeverError
+from lever_data.readers import json_exact
+from lever_data.readers.json_blocks import BLOCK, Block, split_blocks
+from lever_data.readers.json_exact import NotJsonError, Place
+from lever_data.readers.json_object import Member, Scanner
+from lever_data.readers.seen_ids import SeenIds
+from lever_data.sources.ahead import attempts
+from lever_data.sources.block import Decoded, Format
+from lever_data.sources.layout import Built, Record, RefusedError
+
+TOP_LIMIT = 4 << 20  # bytes of `_…` members, which are kept in the manifest
+BATCH_BYTES = 4 << 20  # of text, per batch of the careful path
+_MAX_SKIPPED = 1000
+
+_QUERY_ID = re.compile(r"0|[1-9][0-9]{0,18}")
+
+
+@dataclass
+class Findings:
+    """What one file turned out to hold, gathered while it is read.
+
+    Attributes:
+        top: its ``_…`` members.
+        non_finite: NaN and infinite numbers stored as null, by key.
+        skipped: with salvage, what was left out and why (the first thousand).
+        num_skipped: how many were left out.
+    """
+
+    top: dict[str, Any] = field(default_factory=dict)
+    non_finite: Counter[str] = field(default_factory=Counter)
+    skipped: list[str] = field(default_factory=list)
+    num_skipped: int = 0
+
+    def skip(self, error: LeverError) -> None:
+        """Note something left out."""
+        self.num_skipped += 1
+        if len(self.skipped) < _MAX_SKIPPED:
+            self.skipped.append(error.message())
+
+
+class RestartError(Exception):
+    """``_meta`` came behind the first queries: read again, knowing its scorer."""
+
+    def __init__(self, scorer: str) -> None:
+        super().__init__(scorer)
+        self.scorer = scorer
+
+
+class LegacyReader:
+    """Reads one file of RL or beam data.
+
+    Args:
+        read: gives up to n uncompressed bytes, ``b""`` at the end.
+        name: the file, for messages.
+        form: the kind of data.
+        salvage: leave out what is broken, and note it, instead of raising.
+        block: bytes of text decoded at once; of the results only the layout, which is that of the
+            first block, depends on it.
+        helper_after: blocks after which a second process helps; ``None`` for never.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        name: str,
+        form: Format,
+        *,
+        salvage: bool = False,
+        block: int = BLOCK,
+        helper_after: int | None = None,
+    ) -> None:
+        self._read = read
+        self._name = name
+        self._format = form
+        self._salvage = salvage
+        self._block = block
+        self._helper_after = helper_after
+        self._seen = SeenIds()
+        self._top_bytes = 0
+        self._astray: int | None = None  # offset of a value whose end is not known
+        self.num_queries = 0
+        self.found = Findings()
+
+    def batches(self) -> Iterator[Built]:
+        """The file's rows in file order, in batches of about a block of text.
+
+        Raises:
+            LeverError: the text or a record is wrong: file, byte offset, query, field, value.
+            RestartError: the scorer became known too late.
+        """
+        blocks = split_blocks(self._safe_read, self._block)
+        with closing(attempts(blocks, self._format, self._helper_after)) as ahead:
+            for block, attempt in ahead:
+                try:
+                    yield self._accept(attempt())
+                except RefusedError:
+                    yield from self._careful(block, (following for following, _ in ahead))
+
+    def _safe_read(self, size: int) -> bytes:
+        try:
+            return self._read(size)
+        except LeverError as error:
+            if not self._salvage:
+                raise
+            self.found.skip(error)
+            return b""
+
+    def _accept(self, decoded: Decoded) -> Built:
+        built, non_finite = decoded
+        if not self._seen.add(built.queries["query_id"].to_numpy()):
+            raise RefusedError("a query occurs twice")
+        self.num_queries += built.queries.num_rows
+        self.found.non_finite += non_finite
+        return built
+
+    def _careful(self, block: Block, blocks: Iterator[Block]) -> Iterator[Built]:
+        """Take the members one by one, from ``block`` to the next end of a block."""
+        feed = _Feed(block, blocks)
+        scanner = Scanner(feed, self._name, block.offset)
+        records: list[Record] = []
+        size = 0
+        for member in self._members(scanner, feed):
+            try:
+                record = self._record(member)
+            except LeverError as error:
+                if not self._salvage:
+                    raise
+                self.found.skip(error)
+                if isinstance(error, NotJsonError):
+                    self._astray = member.value_offset
+                continue
+            if record is not None:
+                records.append(record)
+                size += len(member.value)
+            if size > BATCH_BYTES:
+                yield self._format.build(records, careful=True)
+                records, size = [], 0
+        if records:
+            yield self._format.build(records, careful=True)
+
+    def _members(self, scanner: Scanner, feed: _Feed) -> Iterator[Member]:
+        if feed.block.first:
+            scanner.skip_bom()
+            if not scanner.enter(b"{", "an object: { … }"):
+                scanner.finish()
+                return
+        while True:
+            try:
+                yield scanner.member()
+                if self._astray is not None:
+                    offset, self._astray = self._astray, None
+                    if not scanner.recover(offset):
+                        return
+                    continue
+                if not scanner.more(b"}"):
+                    scanner.finish()
+                    return
+            except LeverError as error:
+                if not self._salvage:
+                    raise
+                self.found.skip(error)
+                if not scanner.recover():
+                    return
+                continue
+            if scanner.is_drained() and not feed.block.last:
+                return
+
+    def _record(self, member: Member) -> Record | None:
+        """One query; ``None`` for a ``_…`` member, which is kept apart."""
+        at_key = Place(self._name, member.key_offset)
+        key, _ = json_exact.parse(member.key, at_key)
+        assert isinstance(key, str)
+        if key.startswith("_"):
+            self._keep_top(key, member)
+            return None
+        if not _QUERY_ID.fullmatch(key) or int(key) >= 2**63:
+            raise at_key.error("a query key must be a plain decimal integer", value=key)
+        place = Place(self._name, member.value_offset, key)
+        value, non_finite = json_exact.parse(member.value, place)
+        record = self._format.decode_value(int(key), value, member.value, place)
+        if not self._seen.add(np.array([int(key)])):
+            raise Place(self._name, member.key_offset, key).error("a query occurs twice")
+        self.found.non_finite += non_finite
+        self.num_queries += 1
+        return int(key), record
+
+    def _keep_top(self, key: str, member: Member) -> None:
+        place = Place(self._name, member.value_offset)
+        value, non_finite = json_exact.parse(member.value, place)
+        if key in self.found.top:
+            raise Place(self._name, member.key_offset).error("a key occurs twice", value=key)
+        self._top_bytes += len(member.value)
+        if self._top_bytes > TOP_LIMIT:
+            raise place.error(f"members that begin with _ exceed {TOP_LIMIT >> 20} MB", value=key)
+        json_exact.encode(key, member.key, Place(self._name, member.key_offset))
+        json_exact.encode(value, member.value, place)
+        scorer = value.get("vqa_model") if key == "_meta" and isinstance(value, dict) else None
+        context = self._format.context
+        if isinstance(scorer, str) and context.scorer is None:
+            if self.num_queries:
+                raise RestartError(scorer)
+            self._format.context = replace(context, scorer=scorer)
+        self.found.top[key] = value
+        self.found.non_finite += non_finite
+
+
+class _Feed:
+    """Bytes for a scanner: a block, then, if it asks for more, those behind it."""
+
+    def __init__(self, block: Block, blocks: Iterator[Block]) -> None:
+        self.block = block  # the last one given out, or the first one
+        self._pending = [block]
+        self._blocks = blocks
+
+    def __call__(self) -> bytes:
+        if not self._pending:
+            following = next(self._blocks, None)
+            if following is None:
+                return b""
+            self.block = following
+            self._pending.append(following)
+        return self._pending.pop().data

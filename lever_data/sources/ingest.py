@@ -1,0 +1,282 @@
+"""Ingest: source files in, committed runs out. One verb: :func:`ingest`.
+
+Each source becomes one run (questions and annotations of one split become one together), in the
+order of the arguments. What a file is, is told by its content. A run is committed whole or not at
+all; the runs before a bad file stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lever_data.errors import LeverError, UsageError
+from lever_data.readers.detect import Found, detect
+from lever_data.readers.source import Progress, Source
+from lever_data.sources.questions import (
+    ItemFile,
+    example_batches,
+    num_unanswered,
+    read_annotations,
+    read_questions,
+    split_of,
+)
+from lever_data.sources.rl_ingest import ingest_legacy
+from lever_data.store.integrity import require_intact
+from lever_data.store.store import Run, RunSpec, Store
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How to ingest.
+
+    Attributes:
+        dataset: name of the data set; ``default`` where it is not given.
+        split: split of the rows; where it is not given, questions and annotations say it
+            themselves and everything else is ``train``.
+        name: name of embeddings in the store; their file's stem where it is not given.
+        salvage: commit what is whole of a broken RL or beam file and list what is not.
+        progress: told (bytes read, bytes in all) of the file being read.
+        notice: told what was assumed, one line at a time.
+    """
+
+    dataset: str | None = None
+    split: str | None = None
+    name: str | None = None
+    salvage: bool = False
+    progress: Progress | None = None
+    notice: Callable[[str], None] = field(default=lambda _: None)
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """One run, and whether this call made it or found it there already."""
+
+    run: Run
+    is_new: bool
+
+
+def ingest(
+    paths: Sequence[str | Path], store: Store, options: IngestOptions | None = None
+) -> Iterator[Ingested]:
+    """Ingest files one after another, yielding each run as it is committed.
+
+    Raises:
+        LeverError: a file is missing, broken or of no kind lever knows. It names the file; runs
+            yielded before stay committed.
+    """
+    options = options or IngestOptions()
+    for unit in _units(paths):
+        if isinstance(unit, LeverError):
+            raise unit
+        first = unit[0]
+        if first.kind in ("questions", "annotations"):
+            yield _ingest_examples(unit, store, options)
+        elif first.kind in ("rl_data", "beam"):
+            yield _ingest_legacy(first, store, options)
+        else:
+            yield _ingest_vectors(first, store, options)
+
+
+def _units(paths: Sequence[str | Path]) -> list[list[Found] | LeverError]:
+    """What becomes one run: a file, or a question file and its annotations.
+
+    The error of a file that cannot be told apart stands in its place, to be raised in its turn.
+    """
+    units: list[list[Found] | LeverError] = []
+    for path in paths:
+        try:
+            found = detect(Source.open(path))
+        except LeverError as error:
+            units.append(error)
+            continue
+        partner = next((u for u in units if isinstance(u, list) and _fits(u, found)), None)
+        if partner is None:
+            units.append([found])
+        else:
+            partner.append(found)
+    return units
+
+
+def _fits(unit: list[Found], found: Found) -> bool:
+    """Whether a file completes a unit: questions with annotations, not of different splits."""
+    if len(unit) != 1 or {unit[0].kind, found.kind} != {"questions", "annotations"}:
+        return False
+    return None in (unit[0].subtype, found.subtype) or unit[0].subtype == found.subtype
+
+
+def _ingest_legacy(found: Found, store: Store, options: IngestOptions) -> Ingested:
+    spec = RunSpec(
+        kind=found.kind,
+        dataset=_assume(options, options.dataset, "dataset", "default", found),
+        split=_assume(options, options.split, "split", "train", found),
+        source=_describe(found.source),
+        parameters={"salvage": True} if options.salvage else {},
+    )
+    known = _find_early(store, spec, found.source)
+    if known is not None:
+        return Ingested(known, is_new=False)
+    return Ingested(*ingest_legacy(found.source, store, spec, options.progress, options.notice))
+
+
+def _find_early(store: Store, spec: RunSpec, source: Source) -> Run | None:
+    """The run already there; the file is hashed first only where one of its size was ingested."""
+    known = store.inventory().runs  # a damaged run does not keep other files out
+    sizes = {run.source.get("bytes") for run in known if run.kind == spec.kind}
+    if source.size not in sizes:
+        return None
+    return store.find(replace(spec, source_sha256=source.sha256()))
+
+
+def _ingest_examples(unit: list[Found], store: Store, options: IngestOptions) -> Ingested:
+    by_kind = {found.kind: found.source for found in unit}
+    kinds = [kind for kind in ("questions", "annotations") if kind in by_kind]
+    sources = [by_kind[kind] for kind in kinds]
+    digests = [source.sha256() for source in sources]
+    subtype = next((found.subtype for found in unit if found.subtype), None)
+    dataset = _assume(options, options.dataset, "dataset", "default", unit[0])
+    split = options.split or split_of(subtype)
+    spec = RunSpec(
+        kind="examples",
+        dataset=dataset,
+        split=split,
+        source={
+            "path": ", ".join(_describe(s)["path"] for s in sources),
+            "bytes": sum(s.size for s in sources),
+        },
+        source_sha256=digests[0] if len(digests) == 1 else _joint(digests),
+        parameters={"files": kinds},
+    )
+    if split is not None and (known := store.find(spec)) is not None:
+        return Ingested(known, is_new=False)
+    annotations = (
+        read_annotations(by_kind["annotations"], options.progress)
+        if "annotations" in by_kind
+        else None
+    )
+    if "questions" in by_kind:
+        questions = read_questions(by_kind["questions"], options.progress)
+    else:
+        assert annotations is not None
+        split = split or split_of(annotations.head.get("data_subtype"))
+        questions, parent = _stored_questions(store, dataset, split, sources[0])
+        spec = replace(spec, parents=(parent,))
+    return _commit_examples(store, spec, questions, annotations, options)
+
+
+def _commit_examples(
+    store: Store,
+    spec: RunSpec,
+    questions: ItemFile,
+    annotations: ItemFile | None,
+    options: IngestOptions,
+) -> Ingested:
+    split = spec.split or split_of(questions.head.get("data_subtype"))
+    if split is None:
+        split = "train"
+        options.notice(f"{questions.source.path}: no --split given: assuming train")
+    elif options.split is None:
+        options.notice(f"{questions.source.path}: no --split given: it says {split}")
+    spec = replace(spec, split=split)
+    if (known := store.find(spec)) is not None:
+        return Ingested(known, is_new=False)
+    details: dict[str, Any] = {
+        "data_subtype": questions.head.get("data_subtype"),
+        "data_type": questions.head.get("data_type"),
+        "unanswered": None,
+    }
+    if annotations is None:
+        options.notice(f"{questions.source.path}: no annotations given: answers null")
+    else:
+        details["unanswered"] = num_unanswered(questions, annotations)
+        if details["unanswered"]:
+            options.notice(f"{details['unanswered']} questions have no annotation: answers null")
+    with store.begin(spec) as writer:
+        for table in example_batches(questions, annotations, str(spec.dataset), split):
+            writer.write("examples", table)
+        for item in (questions, annotations):
+            if item is not None:
+                item.source.check_unchanged()
+        return Ingested(writer.commit(details), is_new=True)
+
+
+def _stored_questions(
+    store: Store, dataset: str, split: str | None, source: Source
+) -> tuple[ItemFile, str]:
+    """Questions of the newest examples run of this dataset and split, for lone annotations."""
+    import pyarrow.parquet as pq
+
+    runs = [r for r in store.runs() if (r.kind, r.dataset, r.split) == ("examples", dataset, split)]
+    if not runs:
+        raise UsageError(
+            f"annotations alone: the store has no questions of dataset {dataset}, split {split}",
+            where=str(source.path),
+            hint="name the question file in the same command, before or after the annotations",
+        )
+    require_intact([runs[-1]])
+    table = pq.read_table(
+        runs[-1].table_files("examples"), columns=["question_id", "image_id", "question"]
+    )
+    columns = {name: table.column(name) for name in table.column_names}
+    return ItemFile(source, columns, dict(runs[-1].details), table.num_rows), runs[-1].run
+
+
+def _ingest_vectors(found: Found, store: Store, options: IngestOptions) -> Ingested:
+    from lever_data.readers.vectors import embedding_batches, read_vectors
+
+    name = options.name or _stem(found.source.path)
+    spec = RunSpec(
+        kind="embeddings",
+        dataset=_assume(options, options.dataset, "dataset", "default", found),
+        split=_assume(options, options.split, "split", "train", found),
+        source=_describe(found.source),
+        source_sha256=found.source.sha256(),
+        parameters={"name": name},
+    )
+    if (known := store.find(spec)) is not None:
+        return Ingested(known, is_new=False)
+    with found.source.unpacked() as path, store.begin(spec) as writer:
+        values = read_vectors(path, found.kind)
+        done = 0
+        for batch in embedding_batches(
+            values, str(spec.dataset), str(spec.split), name, str(found.source.path)
+        ):
+            writer.write("embeddings", batch)
+            done += batch.num_rows
+            if options.progress is not None:
+                options.progress(found.source.size * done // len(values), found.source.size)
+        found.source.check_unchanged()
+        details = {"name": name, "width": int(values.shape[1]), "dtype": str(values.dtype)}
+        return Ingested(writer.commit(details), is_new=True)
+
+
+def _assume(
+    options: IngestOptions, given: str | None, what: str, default: str, found: Found
+) -> str:
+    """What the user gave, else the default, which is said aloud."""
+    if given is not None:
+        if not given.strip():
+            raise UsageError(f"--{what} is empty")
+        return given
+    options.notice(f"{found.source.path}: no --{what} given: assuming {default}")
+    return default
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    path = str(source.path).encode("utf-8", "backslashreplace").decode()
+    return {"path": path, "bytes": source.size}
+
+
+def _joint(digests: list[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _stem(path: Path) -> str:
+    """File name without its endings: ``x.pt`` → ``x``."""
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    for ending in (".pt", ".pth", ".npy", ".safetensors"):
+        name = name.removesuffix(ending)
+    return name

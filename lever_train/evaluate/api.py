@@ -1,0 +1,216 @@
+"""``eval`` and ``predict`` as library calls: checkpoints on held-out questions of a store.
+
+In go an :class:`EvalRequest`; out come a :class:`Scoreboard`, committed to the store as a run of
+kind ``evaluation``, or the picks alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lever_data.errors import UsageError
+from lever_data.items.prompts import Item
+from lever_data.relations.db import connect
+from lever_data.store.store import RunSpec, Store
+from lever_train.evaluate.baselines import greedy
+from lever_train.evaluate.evaluate import Answers, EvalOptions, Outcome, evaluate
+from lever_train.evaluate.heldout import HeldOut, open_held_out
+from lever_train.evaluate.scoreboard import Scoreboard, evaluations_table, scoreboard
+from lever_train.inputs.embeddings import load_embeddings
+from lever_train.options.evaluate import EvalRequest
+from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer, needs_images
+from lever_train.rollout.answerers.base import seen
+from lever_train.rollout.asking import Asker, scope
+from lever_train.rollout.cache import open_cache
+from lever_train.rollout.policy import Policy, load_policy
+
+Progress = Callable[[float, float | None, str], None]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation: its scoreboard, and what every selector showed every query.
+
+    ``is_new``: no evaluation of the store was made of the same and came out the same.
+    """
+
+    scoreboard: Scoreboard
+    outcomes: tuple[Outcome, ...]
+    is_new: bool
+
+
+def run_evaluation(
+    request: EvalRequest, progress: Progress = lambda done, total, note: None
+) -> Evaluated:
+    """Evaluate the checkpoints beside the baselines and commit what was found.
+
+    What failed before is asked again; where that changes an outcome, it is a run of its own.
+
+    Raises:
+        UsageError: the request contradicts itself.
+        LeverError: something it names is missing or does not fit.
+    """
+    request.check()
+    store = Store.open(request.store)
+    con = connect(store, runs=request.runs)
+    held = open_held_out(con, request.questions, max(request.contest.limit, default=None))
+    answerer = _answerer(request, held, con)
+    policies = load_policies(request.checkpoints, request.contest.device, request.names)
+    options = EvalOptions(
+        request.contest.shots, request.contest.seed, request.wants_oracle, progress
+    )
+    outcomes = evaluate(held, _answers(answerer, store), policies, options)
+    board = scoreboard(outcomes, request.contest.limit)
+    spec = _spec(request, held, answerer, policies, outcomes)
+    is_new = store.find(spec) is None
+    if is_new:
+        with store.begin(spec) as writer:
+            writer.write("evaluations", evaluations_table(held, outcomes, answerer.name))
+            writer.commit({"scoreboard": board.to_json()})
+    return Evaluated(replace(board, run=spec.run_id()), tuple(outcomes), is_new)
+
+
+def predict(request: EvalRequest) -> pa.Table:
+    """The picks of one checkpoint: query_id, question_id, pointer (ordered example ids) and
+    demonstration_question_ids, one row a query. Nothing is asked of any answerer.
+
+    Raises:
+        UsageError: not exactly one checkpoint.
+    """
+    request.check()
+    if len(request.checkpoints) != 1:
+        raise UsageError("predict takes one checkpoint", value=len(request.checkpoints))
+    con = connect(request.store, runs=request.runs)
+    limit = max(request.contest.limit, default=None)
+    held = open_held_out(con, request.questions, limit, is_judged=False)
+    policy = load_policy(request.checkpoints[0], request.contest.device)
+    picks = greedy(policy, held.ask, max(request.contest.shots))
+    shown = picks.tolist()
+    return pa.table(
+        {
+            "dataset": pa.repeat(held.dataset, len(held)),
+            "split": pa.repeat(held.split, len(held)),
+            "query_id": pa.array(held.ask.query_ids),
+            "question_id": pa.array([q.question_id for q in held.queries], pa.int64()),
+            "pointer": pa.array(shown, pa.list_(pa.int32())),
+            "demonstration_question_ids": pa.array(
+                [[held.examples[i].question_id for i in row] for row in shown],
+                pa.list_(pa.int64()),
+            ),
+        }
+    )
+
+
+def load_policies(
+    checkpoints: Sequence[Path], device: str, names: Sequence[str] = ()
+) -> dict[str, Policy]:
+    """Policies by the names given, else by the shortest that tells the files apart: stem, else
+    folder and stem.
+
+    Raises:
+        UsageError: two names are the same file name in folders of the same name.
+    """
+    if names:
+        loaded = [load_policy(path, device) for path in checkpoints]
+        return dict(zip(names, loaded, strict=True))
+    stems = [path.stem for path in checkpoints]
+    named: dict[str, Policy] = {}
+    for path in checkpoints:
+        name = path.stem
+        if stems.count(path.stem) > 1:
+            name = f"{path.absolute().parent.name}/{path.stem}"
+        if name in named:
+            raise UsageError("two checkpoints have the same name", value=name)
+        named[name] = load_policy(path, device)
+    return named
+
+
+def _answerer(request: EvalRequest, held: HeldOut, con: Any) -> Answerer:
+    images = request.questions.image_root
+    if needs_images(request.answerer) and (images is None or not images.is_dir()):
+        raise UsageError(
+            "this answerer looks at images",
+            value=None if images is None else str(images),
+            hint="--image-root DIR names the folder they lie in",
+        )
+    contest = request.contest
+    queries, examples = held.query_table, held.ask.table
+    if contest.answerer_query_embeddings is not None:
+        queries = load_embeddings(contest.answerer_query_embeddings, con)
+    if contest.answerer_candidate_embeddings is not None:
+        examples = load_embeddings(contest.answerer_candidate_embeddings, con)
+    prior = [item.answers for item in held.examples.values()]
+    around = Surroundings(queries.numpy(), examples.numpy(), prior)
+    return make_answerer(replace(request.answerer, device=contest.device), around)
+
+
+def _answers(answerer: Answerer, store: Store) -> Answers:
+    """How prompts are answered: what costs is cached in the store, ``nearest`` costs nothing."""
+    if answerer.name == "nearest":
+        return answerer.answer
+    asker = Asker(answerer, open_cache(store.path, scope(answerer)))
+    return lambda prompts: [answer for _, answer in asker.ask(prompts)]
+
+
+def _spec(
+    request: EvalRequest,
+    held: HeldOut,
+    answerer: Answerer,
+    policies: Mapping[str, Policy],
+    outcomes: Sequence[Outcome],
+) -> RunSpec:
+    """What the evaluation depends on and how it came out: the same of both make the same run."""
+    digest = hashlib.sha256(scope(answerer))
+    digest.update(repr([q.example_id for q in held.queries]).encode())
+    digest.update(repr([t.answers for t in held.truths]).encode())
+    for values in (held.ask.query.numpy(), held.ask.table.numpy(), np.asarray(held.ask.pool)):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    for name, item in sorted(held.examples.items()):
+        digest.update(repr((name, item.question_id, item.answers)).encode())
+    for shown in seen(answerer, _shown(held, outcomes)):
+        digest.update(shown)
+    contest = request.contest
+    return RunSpec(
+        kind="evaluation",
+        dataset=held.dataset,
+        split=held.split,
+        source={"path": ", ".join(str(path) for path in request.checkpoints)},
+        source_sha256=digest.hexdigest(),
+        parameters={
+            "selectors": {name: policy.name for name, policy in policies.items()},
+            "answerer": answerer.name,
+            "answerer_embeddings": [
+                contest.answerer_query_embeddings,
+                contest.answerer_candidate_embeddings,
+            ],
+            "shots": list(contest.shots),
+            "limit": list(contest.limit),
+            "seed": contest.seed,
+            "oracle": request.wants_oracle,
+            "outcomes": _digest(outcomes),
+        },
+    )
+
+
+def _shown(held: HeldOut, outcomes: Sequence[Outcome]) -> list[Item]:
+    """What the answerer saw: the queries, and the demonstrations any selector showed."""
+    picked = np.unique(np.concatenate([outcome.pointer.ravel() for outcome in outcomes]))
+    return [*held.queries, *(held.examples[number] for number in picked.tolist())]
+
+
+def _digest(outcomes: Sequence[Outcome]) -> str:
+    """A digest of picks, answers and accuracies; why an answer failed may be said in other words
+    each time."""
+    digest = hashlib.sha256()
+    for one in outcomes:
+        digest.update(repr((one.selector, one.shots, one.predictions)).encode())
+        digest.update(one.pointer.tobytes())
+        digest.update(one.accuracy.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,188 @@
+"""Outcomes become a scoreboard: accuracies with intervals, paired differences, a run in the store.
+
+In go the outcomes of ``evaluate``; out come :class:`Scoreboard` (what ``lever eval --json`` writes)
+and the rows of the table ``evaluations``. Intervals are bootstrapped over queries; a difference is
+paired by query, with McNemar's exact test on right or wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lever_data.errors import LeverError
+from lever_data.items.vqa_metric import METRIC_VERSION
+from lever_data.report.statistics import bootstrap_mean, mcnemar
+from lever_data.store.files import writing
+from lever_data.store.schema import EVALUATIONS
+from lever_train.evaluate.baselines import Accuracy
+from lever_train.evaluate.evaluate import BASELINES, Outcome
+from lever_train.evaluate.heldout import HeldOut
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Row:
+    """One selector at one shot number over the first ``n + failed`` queries.
+
+    ``accuracy`` in [0, 1] over the ``n`` queries answered; ``low`` and ``high`` its 95 % bootstrap
+    interval; ``failed``: queries the answerer failed on.
+    """
+
+    selector: str
+    shots: int
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How selector ``a`` differs from ``b`` at one shot number, on the n queries both answered.
+
+    ``difference``: mean accuracy of a minus that of b, with its 95 % interval; ``only_a``,
+    ``only_b``: queries only one of them gets right; ``p``: McNemar's.
+    """
+
+    a: str
+    b: str
+    shots: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    only_a: int
+    only_b: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """What an evaluation found; ``run`` is its id in the store, where it went there."""
+
+    rows: tuple[Row, ...]
+    paired: tuple[Paired, ...]
+    run: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The scoreboard as JSON values."""
+        return asdict(self)
+
+
+def scoreboard(outcomes: Sequence[Outcome], limits: Sequence[int] = ()) -> Scoreboard:
+    """Score outcomes over all queries, or over the first ``limit`` of them for each limit.
+
+    Raises:
+        LeverError: the answerer failed on every query of a selector.
+    """
+    most = len(outcomes[0].accuracy)
+    sizes = sorted({min(limit, most) for limit in limits}) or [most]
+    rows = [_row(o, size) for size in sizes for o in outcomes]
+    pairs = [_paired(a, b, size) for size in sizes for a, b in _pairs(outcomes)]
+    return Scoreboard(tuple(rows), tuple(pairs))
+
+
+def _row(outcome: Outcome, size: int) -> Row:
+    accuracy = outcome.accuracy[:size]
+    answered = accuracy[~np.isnan(accuracy)]
+    if not len(answered):
+        raise LeverError(
+            "the answerer failed on every query",
+            where=f"{outcome.selector}, {outcome.shots} shots",
+            value=outcome.errors[0],
+        )
+    found = bootstrap_mean(answered, confidence=CONFIDENCE)
+    failed = size - len(answered)
+    return Row(
+        outcome.selector, outcome.shots, found.mean, found.low, found.high, len(answered), failed
+    )
+
+
+def _pairs(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:
+    """Each policy against random and nearest and the policies before it, at equal shots."""
+    for b, a in combinations(outcomes, 2):
+        if a.shots == b.shots and a.selector not in BASELINES and b.selector != "oracle":
+            yield a, b
+
+
+def _paired(a: Outcome, b: Outcome, size: int) -> Paired:
+    left, right = a.accuracy[:size], b.accuracy[:size]
+    both = ~np.isnan(left) & ~np.isnan(right)
+    if not both.any():
+        raise LeverError(
+            "no query was answered for both selectors",
+            where=f"{a.selector} and {b.selector}, {a.shots} shots",
+        )
+    change = bootstrap_mean(left[both] - right[both], confidence=CONFIDENCE)
+    test = mcnemar(_right(left[both]), _right(right[both]))
+    return Paired(
+        a.selector,
+        b.selector,
+        a.shots,
+        change.mean,
+        change.low,
+        change.high,
+        test.p,
+        test.only_a,
+        test.only_b,
+        int(both.sum()),
+    )
+
+
+def _right(accuracy: Accuracy) -> np.ndarray:
+    right: np.ndarray = accuracy > 0
+    return right
+
+
+def evaluations_table(held: HeldOut, outcomes: Sequence[Outcome], scorer: str) -> pa.Table:
+    """Rows of the table ``evaluations``, by query and within it in the order of ``outcomes``."""
+    n, m = len(held), len(outcomes)
+    accuracy = np.stack([o.accuracy for o in outcomes], axis=1).ravel()
+    failed = np.isnan(accuracy)
+    pointers = [o.pointer[i].tolist() for i in range(n) for o in outcomes]
+    columns = {
+        "dataset": pa.repeat(held.dataset, n * m),
+        "split": pa.repeat(held.split, n * m),
+        "query_id": np.repeat(held.ask.query_ids, m),
+        "selector": [o.selector for o in outcomes] * n,
+        "shots": [o.shots for o in outcomes] * n,
+        "pointer": pointers,
+        "prediction": [o.predictions[i] for i in range(n) for o in outcomes],
+        "accuracy": pa.array(accuracy, mask=failed),
+        "correct": pa.array(accuracy > 0, mask=failed).cast(pa.int8()),
+        "error": [o.errors[i] for i in range(n) for o in outcomes],
+        "scorer": pa.repeat(scorer, n * m),
+        "metric_version": pa.repeat(METRIC_VERSION, n * m),
+    }
+    arrays = [_as(columns[f.name], f.type) for f in EVALUATIONS]
+    return pa.Table.from_arrays(arrays, schema=EVALUATIONS)
+
+
+def _as(values: object, kind: pa.DataType) -> pa.Array:
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
+
+
+def write_json(board: Scoreboard, path: Path) -> None:
+    """Write the scoreboard as one JSON object with ``rows``, ``paired`` and ``run``."""
+    with writing(path) as file:
+        file.write(f"{json.dumps(board.to_json(), indent=2, ensure_ascii=False)}\n".encode())
+
+
+def read_json(path: Path) -> Scoreboard:
+    """A scoreboard that :func:`write_json` wrote."""
+    found = json.loads(path.read_bytes())
+    return Scoreboard(
+        tuple(Row(**row) for row in found["rows"]),
+        tuple(Paired(**pair) for pair in found["paired"]),
+        found["run"],
+    )

@@ -1,1 +1,0 @@
-"""What a selector is worth: held-out queries, baselines, outcomes, scoreboard."""

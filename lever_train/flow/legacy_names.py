@@ -1,0 +1,244 @@
+"""The legacy pipeline's arguments, environment variables, names and paths, as a PipelineConfig.
+
+In go the words of ``lever run vqa okvqa_local 0 query_img_text_icd_img_text rand_sampler
+qwen2.5_vl_3B`` and the environment; out come the config they mean, the lines that say how each
+name was read, and the place of everything the legacy code expects under ``results/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lever_data.errors import LeverError, UsageError
+from lever_train.flow.legacy_environment import train_config
+from lever_train.options.pipeline import DataTable, PipelineConfig, SftTable
+
+MODELS = {"qwen2.5_vl_3B": "Qwen2_5-VL-3B-Instruct", "flamingo_3B": "flamingo_3B"}
+SAMPLERS = {
+    "rand_sampler": "RandSampler",
+    "text_sim_sampler": "TextSimSampler",
+    "img_sim_sampler": "ImgSimSampler",
+    "mix_sampler": "MixSampler",
+}
+SAMPLES = {"okvqa": 800, "vqav2": 5000}  # queries with InfoScore data, by dataset
+ARGUMENTS = ("task", "dataset", "gpu", "lever_lm", "sampler", "model")
+
+
+@dataclass(frozen=True)
+class LegacyRun:
+    """The six words, as they stand on the command line."""
+
+    task: str
+    dataset: str
+    gpu: str
+    lever_lm: str
+    sampler: str
+    model: str
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> LegacyRun:
+        """Read the words.
+
+        Raises:
+            UsageError: not six of them, or another task than vqa.
+        """
+        if len(words) != len(ARGUMENTS):
+            raise UsageError(
+                f"the legacy form takes {len(ARGUMENTS)} words: {' '.join(ARGUMENTS)}",
+                value=" ".join(words),
+                hint="lever run vqa okvqa_local 0 query_img_text_icd_img_text rand_sampler "
+                "qwen2.5_vl_3B",
+            )
+        run = cls(*words)
+        if run.task != "vqa":
+            raise UsageError(
+                "only the task vqa is supported: caption has no VQA accuracy to learn from"
+                if run.task == "caption"
+                else "unknown task",
+                value=run.task,
+                hint="lever run vqa …",
+            )
+        return run
+
+    def names(self) -> list[tuple[str, str]]:
+        """Every word beside what it is read as."""
+        return [
+            (self.dataset, dataset_name(self.dataset)),
+            (self.sampler, sampler_name(self.sampler)),
+            (self.model, model_name(self.model)),
+        ]
+
+
+@dataclass(frozen=True)
+class LegacyPaths:
+    """Where the legacy code keeps things, below the folder it runs in."""
+
+    root: Path
+    dataset: str
+    sampler: str
+    model: str
+
+    @classmethod
+    def of(cls, run: LegacyRun, root: Path) -> LegacyPaths:
+        """The paths of a run."""
+        return cls(
+            root, dataset_name(run.dataset), sampler_name(run.sampler), model_name(run.model)
+        )
+
+    @property
+    def results(self) -> Path:
+        """``results/<dataset>``."""
+        return self.root / "results" / self.dataset
+
+    def embeddings(self, role: str) -> Path:
+        """Embeddings of ``query`` or ``candidate``."""
+        return self.results / "cache" / f"{role}_embeddings.pt"
+
+    @property
+    def rl_data(self) -> Path:
+        """The RL data of this sampler and model."""
+        return self.results / "generated_data" / f"rl_data_{self.sampler}_{self.model}.json"
+
+    @property
+    def v2_folder(self) -> Path:
+        """The folder of the SFT checkpoints."""
+        return self.results / "model_cpk" / "v2"
+
+    @property
+    def v2_checkpoint(self) -> Path:
+        """The SFT checkpoint of this sampler and model."""
+        model = self.model.replace("-", "_").replace(".", "_")
+        name = (
+            f"{model}_{self.sampler}_infoscore_left_beam5_shot2_cand64_"
+            f"sample{SAMPLES.get(self.dataset, SAMPLES['okvqa'])}_best.ckpt"
+        )
+        return self.v2_folder / name
+
+    def v3_folder(self, suffix: str) -> Path:
+        """The folder of the RL checkpoints for a reward's suffix."""
+        return self.results / "model_cpk" / f"v3_{self.sampler}_{self.model}{suffix}"
+
+    def find_v2(self) -> Path:
+        """The SFT checkpoint: by its name, else the first of this sampler.
+
+        Raises:
+            LeverError: there is none; it says what makes one.
+        """
+        if self.v2_checkpoint.exists():
+            return self.v2_checkpoint
+        others = sorted(self.v2_folder.glob(f"*{self.sampler}*.ckpt"))
+        if others:
+            return others[0]
+        raise LeverError(
+            "there is no SFT checkpoint (v2)",
+            where=str(self.v2_checkpoint),
+            hint=f"put one there, or make one: `lever train --stage sft --view beam_infoscore "
+            f"--query-embeddings {self.embeddings('query')} --out SFT`, then `lever convert "
+            "SFT/best.pt --out` this path",
+        )
+
+    def require_data(self) -> None:
+        """Refuse to start without RL data and embeddings.
+
+        Raises:
+            LeverError: a file is missing; it says what makes it.
+        """
+        hints = {
+            self.rl_data: f"`lever generate --dataset {self.dataset} …` makes RL data; `lever "
+            f"export --run RUN --out {self.rl_data}` writes it here",
+            self.embeddings("query"): f"`lever embed --dataset {self.dataset} --out "
+            f"{self.embeddings('query').parent}`",
+        }
+        hints[self.embeddings("candidate")] = hints[self.embeddings("query")]
+        for path, hint in hints.items():
+            if not path.exists():
+                raise LeverError("a file of the pipeline is missing", where=str(path), hint=hint)
+
+
+def model_name(word: str) -> str:
+    """``qwen2.5_vl_3B`` → ``Qwen2_5-VL-3B-Instruct``; unknown names lose dots, slashes, spaces."""
+    if word in MODELS:
+        return MODELS[word]
+    return word.translate(str.maketrans("./ ", "___"))
+
+
+def dataset_name(word: str) -> str:
+    """``okvqa_local`` → ``okvqa``, ``vqav2…`` → ``vqav2``, else the word."""
+    return next((name for name in SAMPLES if word.startswith(name)), word)
+
+
+def sampler_name(word: str) -> str:
+    """``rand_sampler`` → ``RandSampler``.
+
+    Raises:
+        UsageError: no sampler of the legacy code.
+    """
+    if word in SAMPLERS.values():
+        return word
+    if word not in SAMPLERS:
+        raise UsageError("unknown sampler", value=word, hint=", ".join(SAMPLERS))
+    return SAMPLERS[word]
+
+
+def reward_suffix(mode: str, hard: float, soft: float) -> str:
+    """What the reward adds to the folder's name: nothing for the default one."""
+    if mode == "hard_plus_soft":
+        return "" if (hard, soft) == (1, 1) else f"_h{_short(hard)}_s{_short(soft)}"
+    return f"_{mode}"
+
+
+def legacy_config(
+    run: LegacyRun, root: Path, environment: Mapping[str, str], device: str | None
+) -> PipelineConfig:
+    """The pipeline of a legacy call.
+
+    Raises:
+        LeverError: RL data, embeddings or the SFT checkpoint are missing.
+        UsageError: a name or a variable is not understood.
+    """
+    paths = LegacyPaths.of(run, root)
+    training = train_config(environment, device or f"cuda:{run.gpu}")
+    reward = training.reward
+    suffix = reward_suffix(reward.mode, reward.hard_weight, reward.soft_weight)
+    paths.require_data()
+    return PipelineConfig(
+        data=DataTable(
+            store=paths.results / "lever-store",
+            out=paths.v3_folder(suffix),
+            checkpoints=paths.v3_folder(suffix),
+            dataset=paths.dataset,
+            rl_data=(paths.rl_data,),
+            query_embeddings=paths.embeddings("query"),
+            candidate_embeddings=paths.embeddings("candidate"),
+        ),
+        sft=SftTable(checkpoint=paths.find_v2()),
+        train=training,
+    )
+
+
+def choose_checkpoint(folder: Path, grpo_epochs: int) -> Path:
+    """The result: the last GRPO epoch, or with GRPO off the last RCE epoch, else the newest file.
+
+    Raises:
+        LeverError: there is no checkpoint.
+    """
+    order = ["grpo", "rce"] if grpo_epochs else ["rce"]
+    for phase in order:
+        found = sorted(folder.glob(f"{phase}_epoch*.pt"), key=_epoch)
+        if found:
+            return found[-1]
+    newest = sorted(folder.glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    if not newest:
+        raise LeverError("there is no checkpoint", where=str(folder))
+    return newest[-1]
+
+
+def _short(value: float) -> str:
+    return f"{value:g}"
+
+
+def _epoch(path: Path) -> int:
+    digits = path.stem.rsplit("epoch", 1)[-1]
+    return int(digits) if digits.isdigit() else -1

@@ -1,0 +1,162 @@
+"""``lever run`` as a library: which config is meant, what is said before and after.
+
+In go a config file or the legacy words; out come the config, the opening lines, and after the run
+the closing summary.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lever_data.errors import UsageError
+from lever_train.flow.legacy_names import LegacyRun, choose_checkpoint, legacy_config
+from lever_train.flow.pipeline import Outputs, Pipeline, Planned, Say
+from lever_train.flow.steps import build_steps
+from lever_train.flow.work import Work
+from lever_train.learn.train import Advance
+from lever_train.options.pipeline import PipelineConfig, load_pipeline
+
+DEFAULT_CONFIG = Path("lever.toml")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """A run of the pipeline: a config file, or the six legacy words.
+
+    ``answerer`` and ``device`` beat the config. ``environment`` is read in the legacy form alone.
+    """
+
+    words: tuple[str, ...] = ()
+    config: Path | None = None
+    answerer: str | None = None
+    device: str | None = None
+    folder: Path = Path()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def opening(self) -> list[str]:
+        """How the legacy words were read; nothing for a config file.
+
+        Raises:
+            UsageError: words that mean nothing.
+        """
+        if not self.words:
+            return []
+        run = LegacyRun.of(self.words)
+        lines = [f"{said} → {meant}" for said, meant in run.names() if said != meant]
+        return [f"task {run.task}, encoder setting {run.lever_lm}", *lines]
+
+    def resolve(self) -> PipelineConfig:
+        """The config that is meant.
+
+        Raises:
+            UsageError: no config, or one that is not allowed.
+            LeverError: the legacy form lacks a file.
+        """
+        if self.words and self.config is not None:
+            raise UsageError("a config file and the legacy words exclude each other")
+        if self.words:
+            run = LegacyRun.of(self.words)
+            config = legacy_config(run, self.folder.absolute(), self.environment, self.device)
+        else:
+            path = self.config or self.folder / DEFAULT_CONFIG
+            if self.config is None and not path.exists():
+                raise UsageError(
+                    "there is no lever.toml here",
+                    hint="--config FILE, or the legacy words: lever run vqa okvqa_local 0 "
+                    "query_img_text_icd_img_text rand_sampler qwen2.5_vl_3B",
+                )
+            config = load_pipeline(path)
+        return self._overridden(config)
+
+    def _overridden(self, config: PipelineConfig) -> PipelineConfig:
+        if self.answerer is not None:
+            answerer = config.answerer.model_copy(update={"spec": self.answerer})
+            config = config.model_copy(update={"answerer": answerer})
+        if self.device is not None:
+            run = config.train.run.model_copy(update={"device": self.device})
+            train = config.train.model_copy(update={"run": run})
+            config = config.model_copy(update={"train": train})
+        return config
+
+
+def mode(config: PipelineConfig) -> str:
+    """``RCE only`` or ``RCE + GRPO``, with the epochs."""
+    rce, grpo = config.train.rce.epochs, config.train.grpo.epochs
+    return f"RCE + GRPO ({rce} + {grpo} epochs)" if grpo else f"RCE only ({rce} epochs)"
+
+
+def plan(config: PipelineConfig, force: Sequence[str] = ()) -> list[Planned]:
+    """What a run would do; nothing is changed."""
+    return _pipeline(config, lambda line: None, lambda done, total, note="": None).plan(force)
+
+
+def run(
+    config: PipelineConfig, say: Say, advance: Advance, force: Sequence[str] = ()
+) -> dict[str, Outputs]:
+    """Run what is needed; the outputs of every step.
+
+    Raises:
+        LeverError: a step failed; what was done before it stays done.
+    """
+    return _pipeline(config, say, advance).run(say, force)
+
+
+def summary(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> list[tuple[str, str]]:
+    """What was made, as (name, value)."""
+    found = [
+        ("mode", mode(config)),
+        ("store", str(config.data.store)),
+        ("selector", str(_selector(config))),
+    ]
+    for name, step, key in (
+        ("older format", "convert", "checkpoint"),
+        ("audit", "audit", "html"),
+        ("curves", "train", "curves"),
+        ("scoreboard", "evaluate", "html"),
+    ):
+        if key in outputs[step]:
+            found.append((name, outputs[step][key]))
+    return found
+
+
+def use_it(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> str:
+    """The command that picks demonstrations with the selector, to be pasted into a shell.
+
+    Its questions are those of the eval split, or of the train split where no others have
+    embeddings.
+    """
+    work = Work(config, print, lambda done, total, note="": None)
+    data = config.data
+    query, candidate, held_out = work.embeddings(outputs)
+    of_train, of_eval = work.pools(outputs)
+    split, pool, questions = data.eval_split, of_eval, (data.eval_questions, data.eval_annotations)
+    if held_out is None:
+        split, pool, questions = data.train_split, of_train, (data.questions, data.annotations)
+    options = {
+        "store": data.store,
+        "checkpoint": _selector(config),
+        "dataset": data.dataset,
+        "split": split,
+        "candidate-split": data.train_split,
+        "query-embeddings": held_out or query,
+        "candidate-embeddings": candidate,
+        "pool": pool,
+        "questions": questions[0],
+        "annotations": questions[1],
+        "image-root": data.image_root,
+        "out": "picks.jsonl",
+    }
+    words = [w for name, v in options.items() if v is not None for w in (f"--{name}", str(v))]
+    return shlex.join(["lever", "predict", *words])
+
+
+def _selector(config: PipelineConfig) -> Path:
+    folder = config.data.checkpoints or config.data.out / "rl"
+    return choose_checkpoint(folder, config.train.grpo.epochs)
+
+
+def _pipeline(config: PipelineConfig, say: Say, advance: Advance) -> Pipeline:
+    return Pipeline(config.data.out, build_steps(config, say, advance))

@@ -1,0 +1,187 @@
+"""Steps that learn and judge: SFT, the audit gate, RCE and GRPO, the legacy format, evaluation.
+
+Each function takes the :class:`Work` of the pipeline and returns one :class:`Step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lever_train.flow.pipeline import Outputs, Step
+from lever_train.flow.training import (
+    keyed,
+    last_checkpoints,
+    require_own,
+    run_training,
+    sft_config,
+    with_data,
+)
+from lever_train.flow.work import Known, Work, given
+from lever_train.options.evaluate import Contest, EvalRequest, Questions
+from lever_train.options.rollout import AnswererSpec
+
+if TYPE_CHECKING:
+    from lever_train.evaluate.api import Evaluated
+
+
+def sft(work: Work) -> Step:
+    """The checkpoint RL starts from, trained on InfoScore beams where none is given."""
+    table, config = work.config.sft, sft_config(work.config)
+
+    def act(known: Known, begun: bool) -> Outputs:
+        if work.has_sft:
+            return {"checkpoint": str(table.checkpoint), "paths": [str(table.checkpoint)]}
+        training = with_data(work, known, config, None)
+        found = run_training(work, work.out / "sft", training, work.beam_runs(known), begun)
+        # by its validation loss: beams are few, and later epochs only learn them by heart
+        return {"checkpoint": str(found.best), "paths": [str(found.best)]}
+
+    off = not work.has_sft and not table.enabled
+    idle = "turned off: RL starts from a fresh selector" if off else None
+    parameters = {} if work.has_sft else keyed(config)
+    reads = given(sft_checkpoint=table.checkpoint) if work.has_sft else work.training_files()
+    after = ("ingest", "embed", "pool", "beam")
+
+    def guard() -> None:
+        if not work.has_sft:
+            require_own(work.out / "sft")
+
+    return Step("sft", act, parameters, reads, after, idle=idle, guard=guard)
+
+
+def audit(work: Work) -> Step:
+    """What the training view can teach; stops the pipeline where a gate says so."""
+    from lever_data.report.audit import AuditRequest, audit_views
+    from lever_data.report.gate import parse_gate, require_passed
+    from lever_data.report.page import write_json, write_page
+    from lever_train.learn.data import reward_spec
+
+    config = work.config
+
+    def act(known: Known, begun: bool) -> Outputs:
+        request = AuditRequest(
+            "",
+            reward_spec(config.train),
+            work.rl_runs(known),
+            sql_dir=config.data.sql_dir,
+        )
+        found = audit_views(config.data.store, request, config.train.data.view)
+        page, figures = work.out / "audit.html", work.out / "audit.json"
+        work.out.mkdir(parents=True, exist_ok=True)
+        write_page(page, found)
+        write_json(figures, [one.figures for one in found])
+        require_passed([parse_gate(g) for g in config.audit.fail_on], [a.figures for a in found])
+        return {"html": str(page), "json": str(figures), "paths": [str(page), str(figures)]}
+
+    parameters = {
+        "fail_on": list(config.audit.fail_on),
+        "view": list(config.train.data.view),
+        "reward": config.train.reward.model_dump(),
+    }
+    return Step("audit", act, parameters, work.view_files(), ("ingest", "generate"))
+
+
+def train(work: Work) -> Step:
+    """RCE, then GRPO where it has epochs."""
+    config = work.config.train
+
+    def act(known: Known, begun: bool) -> Outputs:
+        start = known.get("sft", {}).get("checkpoint")
+        training = with_data(work, known, config, start)
+        result = run_training(work, work.checkpoints, training, work.rl_runs(known), begun)
+        made = {name: str(path) for name, path in last_checkpoints(result).items()}
+        checkpoint = list(made.values())[-1]
+        outputs: Outputs = {"checkpoint": checkpoint, "paths": list(made.values()), **made}
+        curves = work.checkpoints / "curves.html"
+        return outputs | ({"curves": str(curves)} if curves.exists() else {})
+
+    reads = work.training_files() | work.view_files()
+    after = ("ingest", "embed", "pool", "sft", "generate", "audit")
+
+    def guard() -> None:
+        require_own(work.checkpoints)
+
+    return Step("train", act, keyed(config), reads, after, guard=guard)
+
+
+def convert(work: Work) -> Step:
+    """The trained selector in the older format, for the legacy evaluation."""
+    from lever_train.selector.checkpoint import convert as library
+
+    def act(known: Known, begun: bool) -> Outputs:
+        path, _ = library(Path(known["train"]["checkpoint"]), None)
+        return {"checkpoint": str(path), "paths": [str(path)]}
+
+    return Step("convert", act, after=("train",))
+
+
+def evaluate(work: Work) -> Step:
+    """SFT, RCE and GRPO beside the baselines on the eval split."""
+    from lever_train.evaluate.scoreboard import write_json
+    from lever_train.evaluate.scoreboard_page import write_page
+
+    data, table, answerer = work.config.data, work.config.eval, work.config.answerer
+
+    def act(known: Known, begun: bool) -> Outputs:
+        named = {
+            "sft": known.get("sft", {}).get("checkpoint"),
+            "rce": known["train"].get("rce"),
+            "rce+grpo": known["train"].get("grpo"),
+        }
+        found = judge(work, known, {n: Path(path) for n, path in named.items() if path is not None})
+        files = work.out / "eval.json", work.out / "eval.html"
+        write_json(found.scoreboard, files[0])
+        write_page(found.scoreboard, files[1])
+        paths = [str(path) for path in files]
+        return {"json": paths[0], "html": paths[1], "run": found.scoreboard.run, "paths": paths}
+
+    idle = None
+    if data.eval_questions is None:
+        idle = "no eval_questions and eval_annotations are given"
+    elif data.query_embeddings is not None and data.eval_embeddings is None:
+        idle = "no eval_embeddings are given"
+    parameters = {
+        "eval": table.model_dump(),
+        "answerer": {"spec": answerer.spec, "model": answerer.model},
+        "image_root": _text(data.image_root),
+    }
+    after = ("ingest", "embed", "pool", "sft", "train")
+    return Step("evaluate", act, parameters, work.evaluation_files(), after, idle=idle)
+
+
+def judge(work: Work, known: Known, checkpoints: Mapping[str, Path]) -> Evaluated:
+    """Evaluate checkpoints by name on the eval split."""
+    from lever_train.evaluate.api import run_evaluation
+
+    data, answerer = work.config.data, work.config.answerer
+    _, candidate, held_out = work.embeddings(known)
+    request = EvalRequest(
+        data.store,
+        tuple(checkpoints.values()),
+        Questions(
+            dataset=data.dataset,
+            split=data.eval_split,
+            candidate_split=data.train_split,
+            query_embeddings=held_out,
+            candidate_embeddings=candidate,
+            pool=work.pools(known)[1],
+            questions=data.eval_questions,
+            annotations=data.eval_annotations,
+            image_root=data.image_root,
+        ),
+        Contest(
+            **work.config.eval.model_dump(),
+            device=work.config.train.run.device,
+            answerer_query_embeddings=_text(answerer.query_embeddings),
+            answerer_candidate_embeddings=_text(answerer.candidate_embeddings),
+        ),
+        AnswererSpec(spec=answerer.spec, model=answerer.model),
+        names=tuple(checkpoints),
+    )
+    return run_evaluation(request, work.advance)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

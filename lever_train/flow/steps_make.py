@@ -1,0 +1,240 @@
+"""Steps that make what training needs: tables of the given files, embeddings, pools, RL data.
+
+Each function takes the :class:`Work` of the pipeline and returns one :class:`Step`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lever_data import connect
+from lever_data.errors import UsageError
+from lever_data.sources.ingest import IngestOptions
+from lever_data.sources.ingest import ingest as ingest_library
+from lever_data.store.store import Store
+from lever_train.flow.pipeline import Outputs, Step
+from lever_train.flow.work import Known, Work, given, save_array
+
+if TYPE_CHECKING:
+    from lever_train.options.rollout import Recipe, Request
+    from lever_train.rollout.generate import Outcome
+
+
+def ingest(work: Work) -> Step:
+    """The given files of both splits, into the store."""
+    data = work.config.data
+    reads = {f"RL data {i + 1}": p for i, p in enumerate(data.rl_data)}
+    reads |= {f"beam data {i + 1}": p for i, p in enumerate(data.beam_data)}
+    reads |= {
+        name: path
+        for name, path in (
+            ("questions", data.questions),
+            ("annotations", data.annotations),
+            ("eval questions", data.eval_questions),
+            ("eval annotations", data.eval_annotations),
+        )
+        if path is not None
+    }
+
+    def act(known: Known, begun: bool) -> Outputs:
+        store = Store.create(data.store)
+        found = _ingest_split(
+            work,
+            store,
+            data.train_split,
+            (*data.rl_data, *data.beam_data, *_both(data.questions, data.annotations)),
+        )
+        if data.eval_split != data.train_split:
+            files = _both(data.eval_questions, data.eval_annotations)
+            found += _ingest_split(work, store, data.eval_split, files)
+        return {
+            "rl": [run for kind, run in found if kind == "rl_data"],
+            "beam": [run for kind, run in found if kind == "beam"],
+            "examples": [run for kind, run in found if kind == "examples"],
+            "paths": [str(store.run(run).path) for _, run in found],
+        }
+
+    parameters = {
+        "store": str(data.store),
+        "dataset": data.dataset,
+        "splits": [data.train_split, data.eval_split],
+    }
+    return Step("ingest", act, parameters, reads)
+
+
+def embed(work: Work) -> Step:
+    """Query, candidate and eval embeddings, where none are given."""
+    from lever_train.embed.embed import embed as library
+    from lever_train.options.embed import EmbedRequest
+
+    data, table = work.config.data, work.config.embed
+
+    def act(known: Known, begun: bool) -> Outputs:
+        files: dict[str, str] = {}
+        for split in dict.fromkeys((data.train_split, data.eval_split)):
+            request = EmbedRequest(
+                store=data.store,
+                encoder=table.encoder,
+                dataset=data.dataset,
+                split=split,
+                features=table.features,
+                image_root=data.image_root,
+                batch_size=table.batch_size,
+                device=work.config.train.run.device,
+                out=work.out / "cache" / split,
+            )
+            query, candidate = library(request, work.advance).files
+            if split == data.train_split:
+                files |= {"query": str(query), "candidate": str(candidate)}
+            if split == data.eval_split:
+                files["eval"] = str(query)
+        return {**files, "paths": list(files.values())}
+
+    idle = "embeddings are given" if data.query_embeddings is not None else None
+    parameters = {**table.model_dump(), "image_root": str(data.image_root)}
+    return Step("embed", act, parameters, after=("ingest",), idle=idle)
+
+
+def pool(work: Work) -> Step:
+    """The most similar train items of every query, where no pools are given."""
+    from lever_train.flow.similar import similar_pools
+    from lever_train.inputs.embeddings import load_embeddings
+
+    data, size = work.config.data, work.config.pool.size
+
+    def act(known: Known, begun: bool) -> Outputs:
+        assert size is not None
+        con = connect(data.store)
+        query, candidate, held_out = work.embeddings(known)
+        table = load_embeddings(candidate, con)
+        made: dict[str, str] = {}
+        if data.pool is None:
+            pools = similar_pools(load_embeddings(query, con), table, size, leave_out_self=True)
+            made["train"] = save_array(work.out / "pools" / "train.npy", pools)
+        if held_out is not None and data.eval_pool is None:
+            own = data.eval_split == data.train_split
+            queries = load_embeddings(held_out, con)
+            pools = similar_pools(queries, table, size, leave_out_self=own)
+            made["eval"] = save_array(work.out / "pools" / "eval.npy", pools)
+        return {**made, "paths": list(made.values())}
+
+    idle = None
+    if size is None:
+        idle = "no size is set: the given or stored pools count"
+    elif data.pool is not None and data.eval_pool is not None:
+        idle = "pools are given"
+    reads = given(
+        query_embeddings=data.query_embeddings,
+        candidate_embeddings=data.candidate_embeddings,
+        eval_embeddings=data.eval_embeddings,
+    )
+    return Step("pool", act, {"size": size}, reads, ("embed",), idle=idle)
+
+
+def beam(work: Work) -> Step:
+    """InfoScore beams for SFT, where neither they nor a checkpoint are given."""
+    from lever_train.options.rollout import Recipe
+    from lever_train.rollout.infoscore import search_beams
+
+    config = work.config
+
+    def act(known: Known, begun: bool) -> Outputs:
+        table = config.beam
+        request = _request(work, known, Recipe(num_beams=table.width), table.shot_num)
+        request = replace(request, which=replace(request.which, limit=table.queries))
+        return _rolled_out(work, search_beams(request, progress=work.advance))
+
+    idle = None
+    if work.has_sft:
+        idle = "an SFT checkpoint is given"
+    elif not config.sft.enabled:
+        idle = "SFT is turned off"
+    elif config.data.beam_data:
+        idle = "InfoScore beams are given"
+    parameters = {"beam": config.beam.model_dump(), **_answering(work)}
+    reads, after = work.training_files(), ("ingest", "embed", "pool")
+    return Step("beam", act, parameters, reads, after, idle=idle)
+
+
+def generate(work: Work) -> Step:
+    """RL data by rollout from the SFT policy, or from similarity where there is none."""
+    from lever_train.options.rollout import Recipe
+    from lever_train.rollout.generate import generate as library
+
+    data, table = work.config.data, work.config.generate
+
+    def act(known: Known, begun: bool) -> Outputs:
+        recipe = Recipe(**table.model_dump(exclude={"also", "queries"}))
+        request = _request(work, known, recipe, table.shot_num)
+        checkpoint = known.get("sft", {}).get("checkpoint")
+        inputs = replace(
+            request.inputs, checkpoint=None if checkpoint is None else Path(checkpoint)
+        )
+        which = replace(request.which, limit=table.queries)
+        outcome = library(replace(request, inputs=inputs, which=which), progress=work.advance)
+        return _rolled_out(work, outcome)
+
+    idle = "RL data is given" if data.rl_data and not table.also else None
+    parameters = {"generate": table.model_dump(mode="json"), **_answering(work)}
+    reads, after = work.training_files(), ("ingest", "embed", "pool", "sft")
+    return Step("generate", act, parameters, reads, after, idle=idle)
+
+
+def _request(work: Work, known: Known, recipe: Recipe, shot_num: int) -> Request:
+    """A rollout over the train split, of queries and demonstrations alike."""
+    from lever_train.options.rollout import AnswererSpec, Inputs, Request, Which
+
+    data, answerer = work.config.data, work.config.answerer
+    query, candidate, _ = work.embeddings(known)
+    train_pool, device = work.pools(known)[0], work.config.train.run.device
+    return Request(
+        which=Which(
+            data.store,
+            dataset=data.dataset,
+            split=data.train_split,
+            candidate_split=data.train_split,
+        ),
+        inputs=Inputs(
+            query_embeddings=query,
+            candidate_embeddings=None if candidate == query else candidate,
+            pool=None if train_pool is None else Path(train_pool),
+            questions=data.questions,
+            annotations=data.annotations,
+            image_root=data.image_root,
+            device=device,
+        ),
+        recipe=recipe,
+        answerer=AnswererSpec(spec=answerer.spec, model=answerer.model, device=device),
+        shot_num=shot_num,
+    )
+
+
+def _rolled_out(work: Work, outcome: Outcome) -> Outputs:
+    for line in outcome.notices:
+        work.say(line)
+    assert outcome.run is not None
+    run = outcome.run.run
+    return {"run": run, "paths": [str(Store.open(work.config.data.store).run(run).path)]}
+
+
+def _answering(work: Work) -> dict[str, object]:
+    """Who answers a rollout, and what may be shown."""
+    config, root = work.config, work.config.data.image_root
+    answerer = {"spec": config.answerer.spec, "model": config.answerer.model}
+    return {"answerer": answerer, "image_root": None if root is None else str(root)}
+
+
+def _ingest_split(
+    work: Work, store: Store, split: str, files: tuple[Path, ...]
+) -> list[tuple[str, str]]:
+    """(kind, run id) of every file; embeddings and pools are read where they lie."""
+    options = IngestOptions(work.config.data.dataset, split, notice=work.say)
+    return [(done.run.kind, done.run.run) for done in ingest_library(files, store, options)]
+
+
+def _both(questions: Path | None, annotations: Path | None) -> tuple[Path, ...]:
+    if (questions is None) != (annotations is None):
+        raise UsageError("questions and annotations belong together: give both or neither")
+    return () if questions is None or annotations is None else (questions, annotations)

@@ -1,0 +1,265 @@
+"""The one definition of every option of the trainer: name, type, default, bounds and help.
+
+What comes in are the values ``options.resolve`` read from a TOML file (whose tables are the
+sections below) and from flags; what comes out is a frozen, validated :class:`TrainConfig`. The
+command line is made from these fields. Names and defaults are the legacy trainer's.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from lever_data.relations.reward_spec import both_given
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what SQL and torch both take
+
+# a selector has 0.5 million parameters; what is beyond these is a slip of the pen
+MAX_HIDDEN, MAX_LAYERS, MAX_SHOTS = 1 << 14, 256, 1024
+MAX_PARAMETERS = 10**9
+
+LEAST_MEMORY = 32 * 10**6  # with 16 MB DuckDB cannot sort a small store
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMGT])(i?)B", re.IGNORECASE)
+
+
+class Section(BaseModel):
+    """One table of the TOML file; its numbers are finite, its texts hold no null character."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _without_null(cls, value: object) -> object:
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str | Path) and "\0" in str(text):
+                raise ValueError("a text holds a null character, which no name or path can")
+        return value
+
+
+def option(  # like pydantic's Field, it stands for a value of any type
+    default: Any,
+    help: str,
+    flag: str | None = None,
+    **constraints: Any,
+) -> Any:
+    """A field with its help and, where the flag is not the field's name, its flag."""
+    extra: dict[str, Any] = {"flag": flag} if flag else {}
+    return Field(default, description=help, json_schema_extra=extra, **constraints)
+
+
+class DataConfig(Section):
+    """What is trained on."""
+
+    view: tuple[str, ...] = option(
+        ("all_candidates",),
+        "A view with the training columns; SFT takes beam_infoscore where none is named.",
+    )
+    query_embeddings: str | None = option(
+        None, "Vectors of the queries: a .pt, .npy or .safetensors file, or a name in the store."
+    )
+    candidate_embeddings: str | None = option(
+        None, "Vectors of the examples, likewise; without it the query embeddings serve."
+    )
+    pool: str | None = option(
+        None, "A .npy file [n, K] of candidate ids, row = query id; else the store's pools."
+    )
+    scorer: str | None = option(None, "Only candidates scored by this model.")
+    gen_method: tuple[str, ...] = option((), "Only candidates of this source.")
+    skip_fallback: bool = option(False, "Leave out candidates scored by string matching.")
+    shot_num: int | None = option(
+        None, "Refuse pointers of another length; without it all lengths train together.", ge=1
+    )
+    allow_mixed: bool = option(False, "Train on several datasets or splits at once.")
+    split_ratio: float = option(
+        0.8, "Share of the queries to train on; 1.0: no validation.", gt=0, le=1
+    )
+    split_by: Literal["id", "hash"] = option("id", "Split by sorted query id (legacy) or its hash.")
+    order: Literal["random", "file"] = option("random", "Order of the groups in an epoch.")
+
+
+class RewardConfig(Section):
+    """What a candidate is worth."""
+
+    mode: str = option("hard_plus_soft", "Reward mode.", "--reward-mode")
+    expression: str | None = option(
+        None,
+        "A SQL expression in place of a mode: give one of the two. Either, given as a flag, "
+        "replaces what the file says.",
+        "--reward",
+    )
+    hard_weight: float = option(1.0, "Weight of vqa_correct.")
+    soft_weight: float = option(1.0, "Weight of vqa_acc_score.")
+    rel_weight: float = option(0.1, "Weight of vqa_rel_score.")
+    hybrid_alpha: Share = option(0.5, "Share of InfoScore in the mode hybrid.")
+    alpha: float = option(0.0, "Weight of quality in the mode legacy.", "--reward-alpha")
+    beta: float = option(0.0, "Weight of correctness in the mode legacy.", "--reward-beta")
+    correctness_mode: Literal["01", "pm1"] = option(
+        "01", "Scale of correctness in the mode legacy."
+    )
+    use_logprob: bool = option(False, "Quality from logprob_score in the mode legacy.")
+    shot_weights: tuple[float, ...] = option(
+        (), "Weights w_k of the mode multi_shot, such as 0.5,0.3,0.2; equal if not given."
+    )
+
+    @model_validator(mode="after")
+    def _given_once(self) -> Self:
+        if self.expression is not None and "mode" in self.model_fields_set:
+            raise ValueError(both_given(self.mode, self.expression))
+        return self
+
+
+class ModelConfig(Section):
+    """The selector."""
+
+    selector: Literal["static", "gru"] = option("static", "Kind of selector.")
+    hidden: int = option(256, "Width h of the selector.", "--hidden-dim", ge=1, le=MAX_HIDDEN)
+    num_layers: int = option(1, "Attention layers.", ge=0, le=MAX_LAYERS)
+    num_heads: int = option(1, "Attention heads.", ge=1, le=MAX_HIDDEN)
+    max_shots: int = option(4, "Steps a gru selector knows.", ge=1, le=MAX_SHOTS)
+    dropout: float = option(0.1, "Dropout of the projections.", ge=0, lt=1)
+    attention_dropout: float = option(0.1, "Dropout of the attention weights.", ge=0, lt=1)
+    label_smoothing: float = option(0.1, "Label smoothing of the cross-entropy losses.", ge=0, lt=1)
+    sft_checkpoint: str | None = option(None, "Start from this checkpoint (v2, v2format or v3).")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide hidden {self.hidden}")
+        return self
+
+    @model_validator(mode="after")
+    def _of_a_size(self) -> Self:
+        parameters = (4 * self.num_layers + 2) * self.hidden**2
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"{self.num_layers} layers of width {self.hidden} have {parameters:,} parameters, "
+                f"at most {MAX_PARAMETERS:,} are trained: lower num_layers or hidden"
+            )
+        return self
+
+
+class RceConfig(Section):
+    """Reward-weighted cross-entropy."""
+
+    epochs: int = option(5, "RCE epochs.", "--rce-epochs", ge=0)
+    lr: Positive = option(1e-4, "Learning rate of RCE.", "--rce-lr")
+    temperature_start: Positive = option(2.0, "τ at the first step.", "--rce-temperature-start")
+    temperature_end: Positive = option(0.5, "τ at the last step.", "--rce-temperature-end")
+    use_normalized_reward: bool = option(
+        False,
+        "Weights from z-scored rewards, or from the raw ones (default).",
+        "--rce-use-normalized-reward/--rce-use-raw-reward",
+    )
+    rank: bool = option(False, "Weights from ranks in [0, 1], ties averaged.", "--rce-rank")
+    top1_only: bool = option(False, "Train on the first candidate alone.")
+
+    @model_validator(mode="after")
+    def _one_weighting(self) -> Self:
+        if sum((self.use_normalized_reward, self.rank, self.top1_only)) > 1:
+            raise ValueError("choose one of use_normalized_reward, rank and top1_only")
+        return self
+
+
+class GrpoConfig(Section):
+    """Group-relative policy optimisation, after RCE."""
+
+    epochs: int = option(0, "GRPO epochs; 0: the RCE model is the result.", "--grpo-epochs", ge=0)
+    lr: Positive = option(1e-5, "Learning rate of GRPO.", "--grpo-lr")
+    kl_beta_init: float = option(0.1, "β at the first step.", "--kl-beta", ge=0)
+    kl_adaptive: bool = option(True, "Adapt β to the KL after every step.")
+    kl_target_min: float = option(0.01, "KL below which β falls.", ge=0)
+    kl_target_max: float = option(0.1, "KL above which β rises.", ge=0)
+    kl_estimator: Literal["k1", "k2", "k3"] = option("k3", "Estimator of the KL.")
+    kl_direction: Literal["reference_policy", "policy_reference"] = option(
+        "reference_policy", "KL(reference ‖ policy), the legacy one, or KL(policy ‖ reference)."
+    )
+    reference: Literal["sft", "rce"] = option("sft", "The policy π_old: before or after RCE.")
+    advantage: Literal["zscore", "center", "loo", "rank"] = option("zscore", "Kind of advantage.")
+    advantage_clip: Positive = option(5.0, "Advantages are clipped to ± this.")
+    clip_epsilon: Share = option(0.2, "Ratios are clipped to 1 ± this.")
+    clip_epsilon_high: float | None = option(None, "Upper clip, where it differs.", ge=0)
+    dual_clip: float | None = option(None, "Bound of the loss where the advantage is < 0.", gt=1)
+    early_epochs: int = option(1, "Epochs of the early top-k.", ge=0)
+    early_top_k: int = option(3, "Candidates that train in the early epochs; 0: all.", ge=0)
+    late_top_k: int = option(5, "Candidates that train after; 0: all.", ge=0)
+    topk_baseline: Literal["full", "subset"] = option(
+        "full", "Advantages over the full group, or over the top-k (legacy)."
+    )
+    importance_cap: float | None = option(
+        None, "Weigh candidates by π_old / π_behaviour, truncated here.", gt=0
+    )
+    tied_kl: bool = option(False, "Tied groups keep their KL gradient.")
+    freeze_backbone: bool = option(
+        False, "Train the attention and its norms alone.", "--freeze-backbone-in-grpo"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.kl_target_min > self.kl_target_max:
+            raise ValueError("kl_target_min is above kl_target_max")
+        return self
+
+
+class SftConfig(Section):
+    """Supervised training on the best beam of InfoScore data."""
+
+    epochs: int = option(20, "SFT epochs.", "--sft-epochs", ge=1)
+    lr: Positive = option(1e-4, "Learning rate of SFT.", "--sft-lr")
+    weight_decay: float = option(1e-3, "Weight decay of SFT.", "--sft-weight-decay", ge=0)
+    warm_up: Share = option(0.05, "Share of the steps with a rising rate.", "--warm-up")
+
+
+class RunConfig(Section):
+    """How it runs."""
+
+    stage: Literal["rl", "sft"] = option("rl", "rl: RCE, then GRPO if asked; sft: supervised.")
+    batch_size: int = option(1, "Groups a step.", ge=1)
+    seed: Seed = option(0, "Seed of the order, the weights and the dropout.")
+    device: str = option("cpu", "cpu, cuda, cuda:N or mps.")
+    precision: Literal["float32", "bf16"] = option("float32", "bf16: autocast of the products.")
+    threads: int | None = option(
+        None, "Threads of torch, the same for a `--resume`; default: all cores.", ge=1, le=1024
+    )
+    memory_limit: str = option("600MB", "Memory DuckDB may use for the stream, from 32MB on.")
+    weight_decay: float = option(0.01, "Weight decay of AdamW in RCE and GRPO.", ge=0)
+    gradient_clip: Positive = option(1.0, "Largest norm of the gradient.")
+    tied_groups: Literal["skip", "keep", "downweight"] = option(
+        "skip", "Groups whose rewards are all equal: skip, keep (legacy) or downweight."
+    )
+    tied_weight: Share = option(0.1, "Weight of a tied group under downweight.")
+    select_by: Literal["reward", "accuracy", "expected_reward", "loss"] = option(
+        "reward", "Validation metric of the best checkpoint."
+    )
+    save_every: int = option(200, "Steps between two saves of the state.", ge=1)
+    tensorboard: bool = option(False, "Write TensorBoard events too.")
+
+    @field_validator("memory_limit")
+    @classmethod
+    def _an_amount(cls, text: str) -> str:
+        if (found := _AMOUNT.fullmatch(text.strip())) is None:
+            raise ValueError("an amount of memory is a number and a unit, such as 600MB or 1.5GB")
+        base = 1024 if found[3] else 1000
+        if (
+            not LEAST_MEMORY
+            <= float(found[1]) * base ** (1 + "KMGT".index(found[2].upper()))
+            < 2**60
+        ):
+            raise ValueError("the stream needs 32MB, and there is no more than 1,000,000TB")
+        return text
+
+
+class TrainConfig(Section):
+    """Everything a training depends on, but the store and where its results go."""
+
+    data: DataConfig = DataConfig()
+    reward: RewardConfig = RewardConfig()
+    model: ModelConfig = ModelConfig()
+    rce: RceConfig = RceConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    sft: SftConfig = SftConfig()
+    run: RunConfig = RunConfig()

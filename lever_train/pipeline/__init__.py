@@ -1,1 +1,0 @@
-"""The whole pipeline as steps with keys, its config, and the legacy arguments for it."""

@@ -1,1 +1,0 @@
-"""Grids of trainings, each cell judged once."""
