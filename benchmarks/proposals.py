@@ -28,9 +28,9 @@ from lever_data.items.prompts import Item, Prompt
 from lever_train.options.rollout import Recipe
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.answerers.nearest import NearestAnswerer
-from lever_train.rollout.cache import AnswerCache
-from lever_train.rollout.policy import Policy, Similarity, Trained
-from lever_train.rollout.proposals import Ask, propose
+from lever_train.rollout.ask import AnswerCache
+from lever_train.rollout.policy import Policy, SelectorPolicy, Similarity
+from lever_train.rollout.propose import Ask, propose
 from lever_train.selector.history import make_selector
 from lever_train.selector.model import SelectorConfig
 from lever_train.selector.pool import Pool
@@ -61,7 +61,7 @@ def proposals(queries: int) -> Iterator[Figure]:
     table = torch.randn(EXAMPLES, DIM)
     pool = np.stack([rng.choice(EXAMPLES, POOL, replace=False) for _ in range(queries)])
     model = make_selector(SelectorConfig(dim=DIM)).eval()
-    trained = Trained("bench", make_selector(model.config).eval().double())
+    trained = SelectorPolicy("bench", make_selector(model.config).eval().double())
 
     @torch.no_grad()
     def by_selector(query: Tensor, vectors: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from lever_data.items.items import Truth
 from lever_data.items.prompts import Item, Prompt, postprocess
 from lever_data.readers.torch_file import read_torch
 from lever_train.rollout.answerers.nearest import NearestAnswerer
-from lever_train.rollout.scoring import expected_accuracy
+from lever_train.rollout.score import expected_accuracy
 from tests.shared_data import OKVQA, needs_shared
 
 

@@ -21,7 +21,7 @@ from lever_train.rollout.answerers.base import AnswererDownError
 from lever_train.rollout.answerers.openai import OpenAIAnswerer
 from lever_train.rollout.answerers.openai_reply import MAX_BYTES
 from lever_train.rollout.generate import generate
-from lever_train.rollout.resolve import resolve
+from lever_train.rollout.job import resolve
 from tests.endpoint import BREAKS, EXPECTED, Endpoint, Handler, answerer, prompts, serving, texts
 from tests.rollouts import World, add_images, make_world, rows
 

@@ -17,7 +17,7 @@ from lever_train.evaluate.evaluate import EvalOptions, evaluate
 from lever_train.evaluate.heldout import open_held_out
 from lever_train.options.evaluate import Questions
 from lever_train.rollout.answerers.nearest import NearestAnswerer
-from lever_train.rollout.policy import Trained
+from lever_train.rollout.policy import SelectorPolicy
 from lever_train.selector.history import make_selector
 from lever_train.selector.model import SelectorConfig
 from tests.commands import lever
@@ -57,7 +57,7 @@ def test_without_training_there_is_no_win(result: DemoResult) -> None:
     torch.manual_seed(0)
     fresh = make_selector(SelectorConfig(dim=96)).double().eval()
     options = EvalOptions(shots=(1,), oracle=False)
-    outcomes = evaluate(held, answerer.answer, {"fresh": Trained("fresh", fresh)}, options)
+    outcomes = evaluate(held, answerer.answer, {"fresh": SelectorPolicy("fresh", fresh)}, options)
     found = {o.selector: float(o.accuracy.mean()) for o in outcomes}
     assert found["fresh"] <= found["nearest"] + 0.02
 

@@ -17,10 +17,9 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.items.vqa_metric import METRIC_VERSION, vqa_accuracy
 from lever_data.store.store import Store
 from lever_train.options.rollout import Request
-from lever_train.rollout.asking import Tally
+from lever_train.rollout.ask import Tally
 from lever_train.rollout.generate import Execution, commit, forecast, generate
-from lever_train.rollout.job import new_asker, shard_folder
-from lever_train.rollout.resolve import resolve
+from lever_train.rollout.job import new_asker, resolve, shard_folder
 from lever_train.rollout.work import make_shard
 from tests.rollouts import World, make_world, rows
 

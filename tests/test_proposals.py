@@ -11,9 +11,8 @@ import torch
 
 from lever_data.errors import LeverError
 from lever_train.options.rollout import Recipe
-from lever_train.rollout import draws
-from lever_train.rollout.policy import Policy, Similarity, Trained
-from lever_train.rollout.proposals import METHODS, Ask, Proposals, propose
+from lever_train.rollout.policy import Policy, SelectorPolicy, Similarity
+from lever_train.rollout.propose import METHODS, Ask, Proposals, draw_keys, propose, uniform
 from lever_train.selector.decode import beam
 from lever_train.selector.history import make_selector
 from lever_train.selector.model import SelectorConfig
@@ -40,7 +39,7 @@ def ask(ids: Ids, own: bool = True) -> Ask:
 def selector(kind: str) -> Policy:
     torch.manual_seed(1)
     config = SelectorConfig.model_validate({"dim": D, "hidden": 8, "kind": kind})
-    return Trained("t", make_selector(config).eval().double())
+    return SelectorPolicy("t", make_selector(config).eval().double())
 
 
 POLICIES = [Similarity(), selector("static"), selector("gru")]
@@ -145,7 +144,7 @@ def test_a_trained_selectors_beams_are_those_of_its_own_decoder() -> None:
     pool = np.arange(len(table)).reshape(len(query), -1)
     asked = Ask(np.arange(len(query)), query, table, pool, own=False)
     found = propose(
-        Trained("g", model.double()), asked, Recipe(num_beams=3, temps=(), num_random=0)
+        SelectorPolicy("g", model.double()), asked, Recipe(num_beams=3, temps=(), num_random=0)
     )
     assert found.positions.reshape(len(query), 3, 2).tolist() == expected.positions.tolist()
     assert found.log_prob == pytest.approx(expected.log_prob.flatten().numpy(), abs=1e-4)
@@ -228,12 +227,12 @@ def test_later_rounds_reach_further() -> None:
 
 
 def test_draws_are_uniform_and_keyed() -> None:
-    key = draws.keys(0, np.arange(1000), "x")
-    numbers = draws.uniform(key, 100)
+    key = draw_keys(0, np.arange(1000), "x")
+    numbers = uniform(key, 100)
     assert numbers.min() > 0 and numbers.max() < 1
     assert abs(numbers.mean() - 0.5) < 0.005
     assert abs(np.corrcoef(numbers[:, 0], numbers[:, 1])[0, 1]) < 0.1
     assert abs(np.corrcoef(numbers[:-1, 0], numbers[1:, 0])[0, 1]) < 0.1
-    assert (draws.uniform(key, 10) == numbers[:, :10]).all()  # the count does not matter
-    assert not (draws.uniform(draws.keys(1, np.arange(1000), "x"), 1) == numbers[:, :1]).any()
-    assert not (draws.uniform(draws.keys(0, np.arange(1000), "y"), 1) == numbers[:, :1]).any()
+    assert (uniform(key, 10) == numbers[:, :10]).all()  # the count does not matter
+    assert not (uniform(draw_keys(1, np.arange(1000), "x"), 1) == numbers[:, :1]).any()
+    assert not (uniform(draw_keys(0, np.arange(1000), "y"), 1) == numbers[:, :1]).any()

@@ -11,11 +11,10 @@ import pytest
 
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Item, Prompt
-from lever_train.rollout import cache as module
+from lever_train.rollout import ask as module
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.answerers.nearest import NearestAnswerer
-from lever_train.rollout.asking import Asker, scope
-from lever_train.rollout.cache import FANOUT, AnswerCache, open_cache
+from lever_train.rollout.ask import FANOUT, AnswerCache, Asker, open_cache, scope
 
 
 def key(number: int) -> bytes:

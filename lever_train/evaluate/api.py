@@ -27,8 +27,7 @@ from lever_train.inputs.embeddings import load_embeddings
 from lever_train.options.evaluate import EvalRequest
 from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer, needs_images
 from lever_train.rollout.answerers.base import seen
-from lever_train.rollout.asking import Asker, scope
-from lever_train.rollout.cache import open_cache
+from lever_train.rollout.ask import Asker, open_cache, scope
 from lever_train.rollout.policy import Policy, load_policy
 
 Progress = Callable[[float, float | None, str], None]

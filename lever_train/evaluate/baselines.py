@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lever_data.errors import LeverError
 from lever_train.options.rollout import Recipe
 from lever_train.rollout.policy import Policy, Similarity
-from lever_train.rollout.proposals import Ask, propose
+from lever_train.rollout.propose import Ask, propose
 
 Pointers = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int64]

@@ -20,7 +20,7 @@ from lever_data.items.prompts import Item
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import SharedPool, open_pools
 from lever_train.options.evaluate import Questions
-from lever_train.rollout.proposals import Ask
+from lever_train.rollout.propose import Ask
 
 _NO_TRUTH = Truth((), False, ())
 

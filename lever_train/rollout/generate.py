@@ -14,15 +14,14 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.store.schema import TABLES as SCHEMAS
 from lever_data.store.store import Run
 from lever_train.options.rollout import Request
-from lever_train.rollout.asking import Asker, Tally
-from lever_train.rollout.job import Job, new_asker, shard_folder
+from lever_train.rollout.ask import Asker, Tally
+from lever_train.rollout.job import Job, new_asker, resolve, shard_folder
 from lever_train.rollout.ray_engine import make_with_ray
-from lever_train.rollout.resolve import resolve
-from lever_train.rollout.shards import TABLES, Made, Report, ShardFolder, ShardsGoneError
+from lever_train.rollout.shards import TABLES, Report, ShardFolder, ShardRows, ShardsGoneError
 from lever_train.rollout.work import candidates_of, make_shard, prompts_of
 
 Progress = Callable[[float, float | None, str], None]
-Maker = Callable[[Job, slice, Asker], Made]
+Maker = Callable[[Job, slice, Asker], ShardRows]
 FALLBACK_LIMIT = 0.1  # a larger share of fallback rows is called out
 
 

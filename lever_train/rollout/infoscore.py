@@ -29,13 +29,11 @@ from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.store.schema import CANDIDATES
 from lever_train.inputs.pools import SharedPool
 from lever_train.options.rollout import Request
-from lever_train.rollout.asking import Asker
+from lever_train.rollout.ask import Asker
 from lever_train.rollout.generate import Execution, Outcome, Progress, make_run
-from lever_train.rollout.job import Job
-from lever_train.rollout.resolve import resolve
-from lever_train.rollout.scoring import expected_accuracy
-from lever_train.rollout.shards import Made, Report
-from lever_train.rollout.table import queries_table
+from lever_train.rollout.job import Job, resolve
+from lever_train.rollout.score import expected_accuracy, queries_table
+from lever_train.rollout.shards import Report, ShardRows
 from lever_train.rollout.work import example_of, pools_of
 
 FLOOR = 1e-6  # of P(truth): a log-probability of -13.8 nats
@@ -74,7 +72,7 @@ def search_beams(
     return make_run(resolve(request, "beam"), _make_shard, execution or Execution(), progress)
 
 
-def _make_shard(job: Job, part: slice, asker: Asker) -> Made:
+def _make_shard(job: Job, part: slice, asker: Asker) -> ShardRows:
     ids = job.query_ids[part].tolist()
     search = _Search(job, asker, ids)
     found = search.run()
@@ -89,7 +87,7 @@ def _make_shard(job: Job, part: slice, asker: Asker) -> Made:
             pools_of(job, np.array(kept, dtype=np.int64)),
         ),
     }
-    return Made(tables, Report(queries=len(kept), candidates=len(rows), failed=search.failed))
+    return ShardRows(tables, Report(queries=len(kept), candidates=len(rows), failed=search.failed))
 
 
 class _Search:

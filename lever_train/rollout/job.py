@@ -1,32 +1,46 @@
-"""A rollout ready to be worked on: what its shards are made from, and where they lie.
+"""A request resolved against the store: everything a worker needs, and the run it will make.
 
-``resolve.py`` makes a :class:`Job` from a request; ``work.py`` makes the shards.
+In go a :class:`Request`; out comes a :class:`Job`. Resolving the same request on another machine
+gives the same job, so nothing but the request and shard numbers travels. The identity of the run is
+a digest of everything its rows depend on, by content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from lever_data.items.items import Truth
+from lever_data.errors import LeverError, UsageError
+from lever_data.items.items import Place, Truth, load_items, load_truth
+from lever_data.items.official import Official, load_official
 from lever_data.items.prompts import Item
-from lever_data.store.store import RunSpec, Store
-from lever_train.inputs.pools import PoolSource
-from lever_train.options.rollout import Recipe, Request
+from lever_data.items.vqa_metric import METRIC_VERSION
+from lever_data.relations.db import open_session
+from lever_data.store.files import sha256_file
+from lever_data.store.store import Run, RunSpec, Store
+from lever_train.inputs.devices import open_device
+from lever_train.inputs.embeddings import load_embeddings
+from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
+from lever_train.options.rollout import Recipe, Request, Which
 from lever_train.rollout import views
-from lever_train.rollout.answerers.base import Answerer
-from lever_train.rollout.asking import Asker, Tally, scope
-from lever_train.rollout.cache import open_cache
-from lever_train.rollout.policy import Policy
-from lever_train.rollout.proposals import Proposals
+from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer, needs_images
+from lever_train.rollout.answerers.base import canonical, seen
+from lever_train.rollout.ask import Asker, Tally, open_cache, scope
+from lever_train.rollout.policy import Policy, load_policy
+from lever_train.rollout.propose import PROPOSAL_VERSION, Proposals
+from lever_train.rollout.score import Label
 from lever_train.rollout.shards import ShardFolder
-from lever_train.rollout.table import Label
 
 Ids = npt.NDArray[np.int64]
+EXAMPLE_KINDS = ("examples", "embeddings")
+_RELATIONS = ("candidates", "queries", "examples", "embeddings")
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,7 @@ class Job:
 
     ``query_ids`` [n] int64 ascending; ``items`` and ``truths`` by query id; ``examples`` by
     example id; ``pool`` ``None`` where pointers come from a view; ``given`` those pointers, their
-    ``row`` indexing ``query_ids``; ``known`` what is stored of targeted queries.
+    ``row`` indexing ``query_ids``; ``stock`` what is stored of targeted queries.
     """
 
     request: Request
@@ -54,7 +68,7 @@ class Job:
     example_vectors: Tensor | None
     pool: PoolSource | None
     given: Proposals | None
-    known: views.Known | None
+    stock: views.Stock | None
 
     @property
     def shards(self) -> list[slice]:
@@ -83,3 +97,299 @@ def shard_folder(job: Job) -> ShardFolder:
 def new_asker(job: Job, on_progress: Callable[[Tally], None] = lambda tally: None) -> Asker:
     """The job's answerer behind the store's cache."""
     return Asker(job.answerer, open_cache(job.store.path, scope(job.answerer)), on_progress)
+
+
+def resolve(request: Request, kind: str = "rollout") -> Job:
+    """Read what the request names and check that it fits together.
+
+    Args:
+        kind: of the run it will make, ``rollout`` or ``beam``.
+
+    Raises:
+        LeverError: it says what does not.
+    """
+    request.check()
+    open_device(request.inputs.device)
+    open_device(request.answerer.device)
+    store = Store.create(request.which.store)
+    runs = store.select(list(request.which.runs))
+    which = request.which
+    view = which.from_view or which.target_view or which.queries
+    # only what is read is defined: a fraction of the time of all views
+    con = open_session(
+        store,
+        runs=[r.run for r in runs],
+        sql_dir=which.sql_dir,
+        only=[*_RELATIONS, *([] if view is None else [view])],
+    ).con
+    wide = _with_examples(store, runs, con)
+    which = _placed(con, which, runs)
+    return _Resolver(replace(request, which=which), store, runs, con, wide).job(kind)
+
+
+@dataclass
+class _Resolver:
+    """The steps of :func:`resolve`; ``wide`` also sees all runs of examples and embeddings."""
+
+    request: Request
+    store: Store
+    runs: list[Run]
+    con: duckdb.DuckDBPyConnection
+    wide: duckdb.DuckDBPyConnection
+
+    def job(self, kind: str) -> Job:
+        which = self.request.which
+        official = _official(self.request)
+        queries, examples, own = self._items(official)
+        query_ids, given = self._queries(queries)
+        items = {q: queries[q] for q in query_ids.tolist()}
+        truths = load_truth(items, official, allow_fallback=self.request.allow_fallback)
+        left, right = self._vectors(query_ids)
+        answerer = self._answerer(left, right, examples)
+        policy = self._policy()
+        job = Job(
+            request=self.request,
+            store=self.store,
+            spec=RunSpec(kind, *self._place),
+            label=Label(
+                *self._place,
+                scorer=answerer.name,
+                policy=f"view {which.from_view}" if policy is None else policy.name,
+                generation=answerer.generation(),
+            ),
+            recipe=replace(self.request.recipe, shot_num=self.request.proposed_shots),
+            query_ids=query_ids,
+            items=items,
+            truths=truths,
+            examples=examples,
+            own=own,
+            answerer=answerer,
+            policy=policy,
+            query_vectors=left,
+            example_vectors=right,
+            pool=None if policy is None else self._pool(right),
+            given=given,
+            stock=(
+                None
+                if which.target_view is None
+                else views.stock(self.con, *self._place, query_ids)
+            ),
+        )
+        return replace(job, spec=run_spec(job, self._parents()))
+
+    @property
+    def _place(self) -> tuple[str, str]:
+        which = self.request.which
+        assert which.dataset is not None and which.split is not None
+        return which.dataset, which.split
+
+    def _answerer(
+        self, queries: Tensor | None, examples: Tensor | None, items: Mapping[int, Item]
+    ) -> Answerer:
+        around = Surroundings(
+            None if queries is None else queries.numpy(),
+            None if examples is None else examples.numpy(),
+            [item.answers for item in items.values()],
+        )
+        return make_answerer(self.request.answerer, around)
+
+    def _policy(self) -> Policy | None:
+        """Who proposes; nobody where the pointers come from a view."""
+        inputs = self.request.inputs
+        if self.request.which.from_view is not None:
+            return None
+        return load_policy(inputs.checkpoint, inputs.device)
+
+    def _items(self, official: Official | None) -> tuple[dict[int, Item], dict[int, Item], bool]:
+        """Queries, examples, and whether they are the same items."""
+        which, inputs = self.request.which, self.request.inputs
+        dataset, split = self._place
+        images = inputs.image_root
+        if needs_images(self.request.answerer) and (images is None or not images.is_dir()):
+            raise UsageError(
+                "this answerer looks at images",
+                value=None if images is None else str(images),
+                hint="--image-root DIR names the folder they lie in",
+            )
+        queries = load_items(self.wide, Place(dataset, split, images), official)
+        default = split if inputs.candidate_embeddings is None else "train"
+        source = which.candidate_split or default
+        if source == split:
+            return queries, queries, True
+        return queries, load_items(self.wide, Place(dataset, source, images), None), False
+
+    def _queries(self, items: Mapping[int, Item]) -> tuple[Ids, Proposals | None]:
+        """The query ids meant, ascending, and the pointers of ``--from-view``."""
+        which, given = self.request.which, None
+        if which.from_view is not None:
+            shots = self.request.shot_num or max(self.request.shots, default=None)
+            ids, given = views.pointers(self.con, which.from_view, *self._place, shots)
+        elif view := which.queries or which.target_view:
+            ids = views.query_ids(self.con, view, *self._place)
+        else:
+            ids = np.array(sorted(items), dtype=np.int64)
+        if not len(ids):
+            raise LeverError("there are no queries to generate for", where="/".join(self._place))
+        if unknown := [q for q in ids.tolist() if q not in items]:
+            raise LeverError(
+                f"{len(unknown):,} queries have no item in the split",
+                where=f"query {unknown[0]}",
+                hint="ingest the questions of the whole split",
+            )
+        if which.limit is not None and which.limit < len(ids):
+            ids = ids[: which.limit]
+            given = None if given is None else given.select(given.row < which.limit)
+        return ids, given
+
+    def _vectors(self, query_ids: Ids) -> tuple[Tensor | None, Tensor | None]:
+        inputs = self.request.inputs
+        if inputs.query_embeddings is None:
+            if self.request.which.from_view is None:
+                raise UsageError("proposals need embeddings", hint="--query-embeddings F")
+            return None, None
+        left = load_embeddings(inputs.query_embeddings, self.wide)
+        right = left
+        if inputs.candidate_embeddings is not None:
+            right = load_embeddings(inputs.candidate_embeddings, self.wide)
+        if left.shape[1] != right.shape[1]:
+            raise LeverError(
+                "query and candidate embeddings differ in width",
+                value=f"{left.shape[1]} and {right.shape[1]}",
+            )
+        if int(query_ids[-1]) >= len(left):
+            raise LeverError(
+                f"the query embeddings have {len(left):,} rows, none for a query",
+                where=f"query {query_ids[-1]}",
+                hint="row = query id; give the embeddings of this split",
+            )
+        return left, right
+
+    def _pool(self, vectors: Tensor | None) -> PoolSource:
+        assert vectors is not None
+        path = self.request.inputs.pool
+        source = open_pools(self.con, None if path is None else str(path), "candidates")
+        if isinstance(source, SharedPool) and not len(source.ids):
+            return SharedPool(np.arange(len(vectors), dtype=np.int64))
+        return source
+
+    def _parents(self) -> tuple[str, ...]:
+        which = self.request.which
+        if which.from_view is None and which.target_view is None and which.queries is None:
+            return ()
+        return tuple(r.run for r in self.runs if r.kind in ("rl_data", "rollout", "rescore"))
+
+
+def _with_examples(
+    store: Store, runs: list[Run], con: duckdb.DuckDBPyConnection
+) -> duckdb.DuckDBPyConnection:
+    """A connection that also sees examples and embeddings where ``--run`` left them out."""
+    names = [r.run for r in runs]
+    further = [r.run for r in store.runs() if r.kind in EXAMPLE_KINDS and r.run not in names]
+    return open_session(store, runs=[*names, *further], only=_RELATIONS).con if further else con
+
+
+def _placed(con: duckdb.DuckDBPyConnection, which: Which, runs: Sequence[Run]) -> Which:
+    """``which`` with dataset and split filled in where only one is possible."""
+    if which.dataset is not None and which.split is not None:
+        return which
+    view = which.from_view or which.target_view or which.queries
+    found = (
+        set(views.places(con, view))
+        if view is not None
+        else {(r.dataset, r.split) for r in runs if r.dataset and r.split}
+    )
+    fitting = sorted(
+        (d, s) for d, s in found if which.dataset in (None, d) and which.split in (None, s)
+    )
+    if len(fitting) != 1:
+        raise UsageError(
+            "name the queries' dataset and split",
+            value=", ".join(f"{d}/{s}" for d, s in fitting) or "none in the store",
+            hint="--dataset D --split S",
+        )
+    return replace(which, dataset=fitting[0][0], split=fitting[0][1])
+
+
+def _official(request: Request) -> Official | None:
+    """The official files; without them only string matching is left, if it is allowed."""
+    inputs = request.inputs
+    if inputs.questions is None or inputs.annotations is None:
+        if request.allow_fallback:
+            return None
+        raise LeverError(
+            "the official metric needs --questions and --annotations",
+            hint="--allow-fallback scores by string matching instead, and says so in every row",
+        )
+    return load_official(inputs.questions, inputs.annotations)
+
+
+def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
+    """The identity of the run a job will make."""
+    request = job.request
+    content = _digest(job)
+    parameters: dict[str, Any] = {
+        "versions": {"proposals": PROPOSAL_VERSION, "metric": METRIC_VERSION},
+        "scorer": job.label.scorer,
+        "policy": job.label.policy,
+        "generation": job.label.generation,
+        "shots": sorted(set(request.shots)),
+        "allow_fallback": request.allow_fallback,
+        "queries": len(job.query_ids),
+        "content": content,
+    }
+    if job.given is None:
+        parameters["recipe"] = asdict(job.recipe)
+    if request.which.target_view is not None:  # a budget is shared out by shard
+        parameters |= {"budget": request.budget, "shard_size": request.shard_size}
+    source = {"view": request.which.from_view or request.which.target_view or request.which.queries}
+    return RunSpec(
+        kind=job.spec.kind,
+        dataset=job.label.dataset,
+        split=job.label.split,
+        source={k: v for k, v in source.items() if v is not None},
+        source_sha256=content,
+        parameters=parameters,
+        parents=parents,
+    )
+
+
+def _digest(job: Job) -> str:
+    """sha256 of the data a job reads: queries, ground truth, examples, vectors, pool, pointers, and
+    the images its answerer looks at."""
+    digest = hashlib.sha256(job.query_ids.tobytes())
+    for number, item in job.items.items():
+        truth = job.truths[number]
+        digest.update(canonical([item.question_id, item.question, truth.answers, truth.official]))
+    if not job.own:
+        for number, item in job.examples.items():
+            digest.update(canonical([number, item.question, item.answer, item.answers]))
+    for vectors in (job.query_vectors, None if job.own else job.example_vectors):
+        if vectors is not None:
+            digest.update(vectors.numpy().tobytes())
+    if job.given is not None:
+        digest.update(job.given.row.tobytes())
+    pointed = _pointed(job)
+    digest.update(pointed.tobytes())
+    if needs_images(job.request.answerer):
+        for shown in seen(job.answerer, _shown(job, pointed)):
+            digest.update(shown)
+    if job.stock is not None:
+        stored = sorted((q, sorted(p)) for q, p in job.stock.pointers.items())
+        digest.update(repr(stored).encode())
+    if job.request.inputs.checkpoint is not None:
+        digest.update(sha256_file(job.request.inputs.checkpoint).encode())
+    return digest.hexdigest()
+
+
+def _pointed(job: Job) -> Ids:
+    """Ids a pointer may hold, -1 after the last: those of the pool or pools, else the pointers."""
+    if job.given is not None:
+        return job.given.pointer
+    assert job.pool is not None  # where nothing is given, a policy proposes
+    return job.pool.ids if isinstance(job.pool, SharedPool) else job.pool.of(job.query_ids)
+
+
+def _shown(job: Job, pointed: Ids) -> list[Item]:
+    """The queries, and the examples that may be shown; an id without an item fails in its shard."""
+    examples = (job.examples.get(number) for number in np.unique(pointed).tolist())
+    return [*job.items.values(), *(item for item in examples if item is not None)]

@@ -52,7 +52,7 @@ class Similarity:
 
 
 @dataclass(frozen=True)
-class Trained:
+class SelectorPolicy:
     """A selector from a checkpoint, in float64."""
 
     name: str
@@ -61,10 +61,10 @@ class Trained:
     @torch.no_grad()
     def begin(self, query: Tensor, pool: Pool) -> History:
         """The selector's own history, its scores rounded."""
-        return _Rounded(self.selector.begin(query, pool))
+        return _RoundScores(self.selector.begin(query, pool))
 
 
-class _Rounded(History):
+class _RoundScores(History):
     def __init__(self, inner: History) -> None:
         self.inner = inner
 
@@ -72,7 +72,7 @@ class _Rounded(History):
         return self.inner.scores().round(decimals=SCORE_DECIMALS)
 
     def advance(self, parent: Tensor, chosen: Tensor) -> History:
-        return _Rounded(self.inner.advance(parent, chosen))
+        return _RoundScores(self.inner.advance(parent, chosen))
 
 
 def load_policy(checkpoint: Path | None, device: str) -> Policy:
@@ -84,4 +84,4 @@ def load_policy(checkpoint: Path | None, device: str) -> Policy:
 
     selector, _ = load_selector(checkpoint)
     name = f"{checkpoint.name}@{sha256_file(checkpoint)[:12]}"
-    return Trained(name, selector.double().to(device))
+    return SelectorPolicy(name, selector.double().to(device))

@@ -12,9 +12,8 @@ from typing import Any
 
 from lever_data.errors import LeverError, UsageError
 from lever_train.options.rollout import Request
-from lever_train.rollout.asking import Tally
-from lever_train.rollout.job import Job, new_asker, shard_folder
-from lever_train.rollout.resolve import resolve
+from lever_train.rollout.ask import Tally
+from lever_train.rollout.job import Job, new_asker, resolve, shard_folder
 
 Progress = Callable[[float, float | None, str], None]
 

@@ -44,7 +44,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Made:
+class ShardRows:
     """A shard's rows."""
 
     tables: dict[str, pa.Table]
@@ -83,7 +83,7 @@ class ShardFolder:
     def make_all(
         self,
         indices: Sequence[int],
-        make: Callable[[int], Made],
+        make: Callable[[int], ShardRows],
         on_done: Callable[[int], None] = lambda index: None,
     ) -> None:
         """Make the missing shards of ``indices``; those another process is making are waited for
@@ -141,7 +141,7 @@ class ShardFolder:
         for left in self.folder.parent.glob(f"{_REMOVED}*"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def _write(self, index: int, made: Made) -> None:
+    def _write(self, index: int, made: ShardRows) -> None:
         temporary = self.folder / f".{uuid.uuid4().hex}"
         try:
             temporary.mkdir(parents=True)

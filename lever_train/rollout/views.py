@@ -18,7 +18,7 @@ from lever_data.relations.db import quote_identifier
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
 from lever_data.relations.selection import view_columns
-from lever_train.rollout.proposals import METHODS, Proposals
+from lever_train.rollout.propose import METHODS, Proposals
 
 _COLUMNS = {
     "gen_method": "varchar",
@@ -91,7 +91,7 @@ def pointers(
 
 
 @dataclass(frozen=True)
-class Known:
+class Stock:
     """What is stored about the queries a job targets.
 
     ``pointers``: per query id the ordered pointers stored; ``rewards``: per query id the lowest
@@ -102,7 +102,7 @@ class Known:
     rewards: dict[int, tuple[float, float]]
 
 
-def known(con: duckdb.DuckDBPyConnection, dataset: str, split: str, ids: Ids) -> Known:
+def stock(con: duckdb.DuckDBPyConnection, dataset: str, split: str, ids: Ids) -> Stock:
     """The stored pointers (failed ones too) and rewards of ``ids``."""
     reward = reward_sql(RewardSpec())
     sql = (
@@ -112,7 +112,7 @@ def known(con: duckdb.DuckDBPyConnection, dataset: str, split: str, ids: Ids) ->
         "where dataset = ? and split = ? and query_id in (select unnest(?::bigint[])) group by 1"
     )
     rows = con.cursor().execute(sql, [dataset, split, ids.tolist()]).fetchall()
-    return Known(
+    return Stock(
         {q: {tuple(p) for p in stored} for q, stored, _, _ in rows},
         {q: (low, high) for q, _, low, high in rows if low is not None},
     )

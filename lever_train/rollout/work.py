@@ -18,12 +18,11 @@ from lever_data.items.items import Truth
 from lever_data.items.prompts import Item, Prompt
 from lever_train.inputs.pools import SharedPool
 from lever_train.options.rollout import Recipe
-from lever_train.rollout.asking import Asker
+from lever_train.rollout.ask import Asker
 from lever_train.rollout.job import Job
-from lever_train.rollout.proposals import Ask, Proposals, propose
-from lever_train.rollout.scoring import score
-from lever_train.rollout.shards import Made, Report
-from lever_train.rollout.table import Scored, candidates_table, queries_table
+from lever_train.rollout.propose import Ask, Proposals, propose
+from lever_train.rollout.score import CandidateScore, candidates_table, queries_table, score
+from lever_train.rollout.shards import Report, ShardRows
 
 Ids = npt.NDArray[np.int64]
 MAX_ROUNDS = 64  # a pool of 64 has 4,032 ordered pairs; some queries will never be mixed
@@ -35,13 +34,13 @@ class Candidates:
 
     ids: Ids
     proposals: Proposals
-    scored: list[Scored]
+    scored: list[CandidateScore]
 
 
-def make_shard(job: Job, part: slice, asker: Asker) -> Made:
+def make_shard(job: Job, part: slice, asker: Asker) -> ShardRows:
     """The tables of one shard."""
     ids = job.query_ids[part]
-    if job.known is not None:
+    if job.stock is not None:
         found = _target(job, part, asker)
     else:
         proposals = candidates_of(job, part)
@@ -59,7 +58,7 @@ def make_shard(job: Job, part: slice, asker: Asker) -> Made:
     }
     modes = [s.whole.eval_mode for s in found.scored]
     counts = [modes.count(m) for m in ("file", "fallback", None)]
-    return Made(tables, Report(len(shown), len(modes), *counts))
+    return ShardRows(tables, Report(len(shown), len(modes), *counts))
 
 
 def candidates_of(job: Job, part: slice) -> Proposals:
@@ -67,7 +66,7 @@ def candidates_of(job: Job, part: slice) -> Proposals:
     if job.given is not None:
         inside = job.given.select((job.given.row >= part.start) & (job.given.row < part.stop))
         return replace(inside, row=inside.row - part.start)
-    if job.known is not None:
+    if job.stock is not None:
         first = replace(job.recipe, round=1)
         ids = job.query_ids[part]
         return _unknown(job, ids, _propose(job, ids, first), {})
@@ -90,7 +89,7 @@ def prompts_of(job: Job, ids: Ids, proposals: Proposals) -> list[Prompt]:
     return prompts
 
 
-def scores_of(job: Job, ids: Ids, proposals: Proposals, asker: Asker) -> list[Scored]:
+def scores_of(job: Job, ids: Ids, proposals: Proposals, asker: Asker) -> list[CandidateScore]:
     """Ask and score; one per proposal."""
     prompts = prompts_of(job, ids, proposals)
     answered = asker.ask(prompts)
@@ -104,7 +103,7 @@ def scores_of(job: Job, ids: Ids, proposals: Proposals, asker: Asker) -> list[Sc
         wanted = [
             (k, s) for k, (s, _) in zip(lengths, several, strict=True) if k in job.request.shots
         ]
-        found.append(Scored(whole, tuple(wanted), key))
+        found.append(CandidateScore(whole, tuple(wanted), key))
     return found
 
 
@@ -148,7 +147,7 @@ class _Targets:
     tried: dict[int, set[tuple[int, ...]]] = field(default_factory=dict)
     rewards: dict[int, tuple[float, float]] = field(default_factory=dict)
 
-    def note(self, ids: Ids, proposals: Proposals, scored: Sequence[Scored]) -> None:
+    def note(self, ids: Ids, proposals: Proposals, scored: Sequence[CandidateScore]) -> None:
         for row, pointer, one in zip(
             proposals.row.tolist(), proposals.pointer.tolist(), scored, strict=True
         ):
@@ -165,10 +164,10 @@ class _Targets:
 
 
 def _target(job: Job, part: slice, asker: Asker) -> Candidates:
-    assert job.known is not None
+    assert job.stock is not None
     ids = job.query_ids[part]
     left = _share(job, part)
-    state = _Targets(rewards={q: r for q in ids.tolist() if (r := job.known.rewards.get(q))})
+    state = _Targets(rewards={q: r for q in ids.tolist() if (r := job.stock.rewards.get(q))})
     active = np.arange(len(ids))
     parts: list[Candidates] = []
     for round_ in range(1, MAX_ROUNDS + 1):
@@ -202,8 +201,8 @@ def _unknown(
     job: Job, ids: Ids, proposals: Proposals, tried: dict[int, set[tuple[int, ...]]]
 ) -> Proposals:
     """Without the pointers that are stored or were tried in an earlier round."""
-    assert job.known is not None
-    stored, nothing = job.known.pointers, set[tuple[int, ...]]()
+    assert job.stock is not None
+    stored, nothing = job.stock.pointers, set[tuple[int, ...]]()
     keep = []
     for row, pointer in zip(proposals.row.tolist(), proposals.pointer.tolist(), strict=True):
         query, key = int(ids[row]), tuple(pointer)

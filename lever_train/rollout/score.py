@@ -1,14 +1,18 @@
-"""Rows of a rollout: proposals with their scores as Arrow tables of the store's schema.
+"""Answers become scores, and proposals with their scores become rows of the store.
 
-In go :class:`Proposals` and one list of prefix scores per candidate; out come the tables
-``candidates`` and ``queries``. Nothing here depends on time, machine or batching.
+In go answers with the ground truth of their queries, and :class:`Proposals`; out come the tables
+``candidates`` and ``queries`` of the store's schema. An answer is scored by the official metric, or
+by string matching that says so. Nothing here depends on time, machine or batching.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,11 +20,86 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lever_data.items.items import Truth
-from lever_data.items.prompts import Item
-from lever_data.items.vqa_metric import METRIC_VERSION
+from lever_data.items.prompts import Item, postprocess
+from lever_data.items.vqa_metric import (
+    METRIC_VERSION,
+    edit_similarity,
+    fallback_match,
+    token_f1,
+    vqa_accuracy,
+)
 from lever_data.store.schema import CANDIDATES, QUERIES
-from lever_train.rollout.proposals import METHODS, Proposals
-from lever_train.rollout.scoring import Score
+from lever_train.rollout.answerers.base import Answer
+from lever_train.rollout.propose import METHODS, Proposals
+
+DECIMALS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The score columns of one answer, named as in the table; all ``None`` where it failed."""
+
+    eval_mode: str | None = None
+    error: str | None = None
+    prediction: str | None = None
+    raw: str | None = None
+    correct: int | None = None
+    accuracy: float | None = None
+    gt_prob: float | None = None
+    token_f1: float | None = None
+    edit_sim: float | None = None
+
+
+def score(answers: Sequence[Answer], truths: Sequence[Truth]) -> list[Score]:
+    """Score answers, one each, in order."""
+    predictions = [postprocess(a.text) if a.text is not None else "" for a in answers]
+    # the metric's own cache makes repeated answer lists cheap
+    official = vqa_accuracy(predictions, [t.answers for t in truths]).tolist()
+    return [
+        _one(answer, prediction, truth, accuracy)
+        for answer, prediction, truth, accuracy in zip(
+            answers, predictions, truths, official, strict=True
+        )
+    ]
+
+
+def _one(answer: Answer, prediction: str, truth: Truth, accuracy: float) -> Score:
+    if answer.text is None:
+        return Score(error=answer.error)
+    if not truth.official:
+        accuracy = fallback_match(prediction, truth.answers)
+    f1, edit = _similar(prediction, truth.given)
+    return Score(
+        eval_mode="file" if truth.official else "fallback",
+        prediction=prediction,
+        raw=answer.text,
+        correct=int(accuracy > 0),
+        accuracy=accuracy,
+        gt_prob=expected_accuracy(answer, truth),
+        token_f1=f1,
+        edit_sim=edit,
+    )
+
+
+def expected_accuracy(answer: Answer, truth: Truth) -> float | None:
+    """Σ_a P(a)·min(n_a / 3, 1) over the distinct ground-truth answers a that n_a annotators gave.
+
+    P(a) is the answerer's probability of exactly this string; ``None`` where it gives none.
+    """
+    if answer.log_probs is None:
+        return None
+    counts = Counter(truth.answers)
+    terms = (
+        math.exp(log_prob) * min(counts[said] / 3, 1.0)
+        for said, log_prob in zip(truth.given, answer.log_probs, strict=True)
+    )
+    return round(math.fsum(terms), DECIMALS)
+
+
+@lru_cache(maxsize=1 << 16)
+def _similar(prediction: str, answers: tuple[str, ...]) -> tuple[float, float]:
+    f1 = round(token_f1(prediction, answers), DECIMALS)
+    return f1, round(edit_similarity(prediction, answers), DECIMALS)
 
 
 @dataclass(frozen=True)
@@ -35,7 +114,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Scored:
+class CandidateScore:
     """A candidate's scores: of the whole pointer, of the prefixes asked for, and the key of the
     whole prompt."""
 
@@ -48,7 +127,7 @@ def candidates_table(
     label: Label,
     query_ids: npt.NDArray[np.int64],
     proposals: Proposals,
-    scored: Sequence[Scored],
+    scored: Sequence[CandidateScore],
 ) -> pa.Table:
     """The table ``candidates``, sorted by (query_id, candidate).
 
@@ -159,12 +238,12 @@ def _scores(scores: Sequence[Score], label: Label) -> dict[str, list[Any]]:
     }
 
 
-def _error(scored: Scored) -> str | None:
+def _error(scored: CandidateScore) -> str | None:
     """What went wrong, with the whole prompt or with the first prefix that failed."""
     return scored.whole.error or next((s.error for _, s in scored.prefixes if s.error), None)
 
 
-def _shot_scores(scored: Scored) -> list[dict[str, Any]] | None:
+def _shot_scores(scored: CandidateScore) -> list[dict[str, Any]] | None:
     """The prefixes' scores; ``None`` where none were asked for or one of them failed."""
     if not scored.prefixes or any(s.eval_mode is None for _, s in scored.prefixes):
         return None
@@ -181,7 +260,7 @@ def _shot_scores(scored: Scored) -> list[dict[str, Any]] | None:
     ]
 
 
-def _extra(label: Label, proposals: Proposals, scored: Sequence[Scored]) -> list[str]:
+def _extra(label: Label, proposals: Proposals, scored: Sequence[CandidateScore]) -> list[str]:
     """JSON: log-probability at temperature 1, hash of the prompt, generation parameters."""
     generation = json.dumps(label.generation, sort_keys=True, ensure_ascii=False)
     rows = []
