@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from lever_data.items.vqa_metric import fallback_match, vqa_accuracy
 from lever_demo.answers import DemoAnswerer
 from lever_demo.files import WorldFiles, write_world
 from lever_demo.proposals import BEAMS, propose, score
 from lever_demo.world import QUESTIONS, World, WorldSpec, make_world
-
-from lever_data.items.vqa_metric import fallback_match, vqa_accuracy
 
 SMALL = WorldSpec(train=200, held_out=60, pool=12)
 

@@ -18,11 +18,11 @@ import typer
 from lever_cli.app import command_line
 from lever_cli.docs import render
 from lever_cli.docs_pipeline import meaning, render_pipeline
-from lever_demo.files import write_world
-from lever_demo.world import WorldSpec, make_world
 from pydantic import BaseModel
 from typer.main import get_command
 
+from lever_demo.files import write_world
+from lever_demo.world import WorldSpec, make_world
 from lever_train.options.pipeline import DataTable, PipelineConfig
 from lever_train.options.sweep import SweepConfig
 from tests.commands import lever

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from lever_demo.demo import DemoOptions, prepare_demo
-from lever_demo.world import WorldSpec
 
 from lever_data.errors import LeverError, UsageError
+from lever_demo.demo import DemoOptions, prepare_demo
+from lever_demo.world import WorldSpec
 from lever_train.flow.pipeline import STATE, Outputs, Pipeline, Step
 from lever_train.flow.steps import build_steps
 from lever_train.learn.state import STATE as TRAINING_STATE

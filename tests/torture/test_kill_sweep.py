@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lever_demo.demo import DemoOptions, prepare_demo
 from lever_demo.world import WorldSpec
-
 from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, Nursery, verify, verify_checks
 
