@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,11 +18,6 @@ from .common import (
     emit_table,
     notice,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-SHOWN = 200  # rows a table shows; the other formats give all
 
 
 def query(
@@ -40,25 +37,26 @@ def query(
 
     [bold]lever query "select gen_method, avg(vqa_correct) from all_candidates group by 1"[/bold]
     """
-    from lever_data.relations.query import QueryOptions, write
-    from lever_data.relations.query import query as run_query
+    from lever_data.relations.query import QueryOptions, write_query
 
     if out is not None:
         from lever_data.store.files import require_writable, writing
 
         require_writable([out])
     options = QueryOptions(runs=tuple(run), sql_dir=sql_dir, timeout=timeout, memory=_bytes(memory))
-    with run_query(store, _text(sql, file), options) as reader:
-        if out is not None:
-            chosen = _form_of(out) if form == "table" else form
-            with writing(out) as handle:
-                rows = write(reader, chosen, handle)
-            notice(f"wrote {rows:,} rows to {out}")
-        elif form == "table":
-            _show(reader)
-        else:
-            write(reader, form, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+    text = _text(sql, file)
+    if out is not None:
+        chosen = _form_of(out) if form == "table" else form
+        with writing(out) as handle:
+            rows = write_query(store, text, chosen, handle, options)
+        notice(f"wrote {rows:,} rows to {out}")
+    elif form == "table":
+        cells = io.BytesIO()
+        write_query(store, text, form, cells, options)
+        _show(json.loads(cells.getvalue()))
+    else:
+        write_query(store, text, form, sys.stdout.buffer, options)
+        sys.stdout.buffer.flush()
 
 
 def _bytes(gigabytes: float) -> int:
@@ -93,17 +91,7 @@ def _form_of(out: Path) -> str:
     return form
 
 
-def _show(reader: pa.RecordBatchReader) -> None:
-    from lever_data.relations.query import values
-
-    rows: list[list[object]] = []
-    names, more = reader.schema.names, 0
-    for batch in reader:
-        room = SHOWN - len(rows)
-        shown = batch.slice(0, room).columns
-        columns = [values(*pair) for pair in zip(names, shown, strict=True)]
-        rows += [list(row) for row in zip(*columns, strict=True)]
-        more += max(batch.num_rows - room, 0)
-    emit_table(names, rows)
-    if more:
-        notice(f"… and {more:,} more rows; --format csv, json or parquet gives all")
+def _show(found: dict[str, Any]) -> None:
+    emit_table(found["names"], found["rows"])
+    if found["more"]:
+        notice(f"… and {found['more']:,} more rows; --format csv, json or parquet gives all")

@@ -195,18 +195,42 @@ def read_parquet_sql(files: Sequence[str], like: str) -> str:
     )
 
 
+# Where the script lies: the shell's own command line says it (DuckDB 2 reads it, on Linux), else
+# the shell stands in the store. No path is written down, or a copy would read the original.
+_PLACE = """\
+set variable lever_store = (
+  with words as (
+    select unnest(string_split(content, chr(0))) as word from read_text('/proc/self/cmdlin[e]')
+  ),
+  folders as (
+    select regexp_extract(word, '^(.*)/views[.]sql$', 1) as folder from words
+    where regexp_matches(word, '^[^\n]+/views[.]sql$') and not starts_with(word, '.read ')
+  )
+  select coalesce(
+    (select min(folder) from folders having count(distinct folder) = 1),
+    case
+      when exists (from glob('lever.json')) then '.'
+      else error('start duckdb in the folder of the store, or with -init STORE/views.sql')
+    end
+  )
+);
+set file_search_path = getvariable('lever_store');"""
+
+
 def shell_script(store: Path) -> str:
-    """``views.sql``: the relations of lever for any DuckDB shell, new runs seen by themselves."""
-    root = store.resolve()
+    """``views.sql``: the relations of lever for any DuckDB shell, new runs seen by themselves.
+
+    It finds its store when it is read: on the command line of the shell, else where that stands.
+    """
     lines = [
         "-- Written by lever at every commit: duckdb -init views.sql",
-        f"set file_search_path = {quote_literal(str(root))};",
+        _PLACE,
         scorer_macro(None) + ";",
-        f"create or replace view raw_runs as {_raw_runs_sql(root)};",
+        f"create or replace view raw_runs as {_raw_runs_sql(store)};",
     ]
     for name, (kinds, table, like) in RAW_TABLES.items():
         globs = [f"runs/run={kind}-*/{table}/*.parquet" for kind in kinds]
-        present = [g for g in globs if any(root.glob(g))]
+        present = [g for g in globs if any(store.glob(g))]
         lines.append(f"create or replace view {name} as {read_parquet_sql(present, like)};")
     lines += [text.strip() for text in macros().values()]
     return "\n\n".join([*lines, *_view_statements()]) + "\n"

@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.relations.query import QueryOptions, query, write
+from lever_data.relations.query import QueryOptions, query, write_query
 from lever_data.store.store import Store
 from tests.stores import candidate, commit, new_store
 
@@ -42,8 +45,7 @@ def _lever(store: Store, *words: str) -> subprocess.CompletedProcess[str]:
 def ask(store: Store, sql: str, form: str) -> str:
     """The result as text of this form."""
     out = io.BytesIO()
-    with query(store.path, sql) as reader:
-        write(reader, form, out)
+    write_query(store.path, sql, form, out)
     return out.getvalue().decode()
 
 
@@ -106,6 +108,72 @@ def test_a_query_that_takes_too_much_memory_ends(store: Store, sql: str) -> None
         query(store.path, sql, options) as reader,
     ):
         reader.read_all()
+
+
+WIDE = [  # of a wide value: rows that are few, and large in the form that is written
+    "select range(5000000) as many",
+    "select repeat('x', 1000000 + i) as long from range(150) t(i)",
+]
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+@pytest.mark.parametrize("sql", WIDE)
+def test_the_limits_hold_for_the_form_too(store: Store, sql: str, form: str) -> None:
+    """All forms are made in the process that is bounded: this one passes on what it has made."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    out = io.BytesIO()
+    with suppress(LeverError):
+        write_query(store.path, sql, form, out, QueryOptions(memory=300_000_000, timeout=60))
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    assert grown <= 100_000_000 + 3 * len(out.getvalue())
+    if form == "table":
+        assert len(out.getvalue()) < 1_000_000
+
+
+def test_a_table_cuts_what_is_long(store: Store) -> None:
+    shown = json.loads(ask(store, "select range(1000), repeat('é', 3000), 'nan'::double", "table"))
+    many, text, number = shown["rows"][0]
+    assert many.startswith("[0, 1, ") and many.endswith("99, …]")
+    assert text == "é" * 2000 + "… (3,000 characters)"
+    assert number == "nan" and shown["more"] == 0
+
+
+def test_a_killed_query_leaves_no_spilled_files(store: Store) -> None:
+    """Out of time while it spills: its folder goes with it."""
+    spilling = "select md5(a::varchar) as h from range(100000000) t(a) order by h"
+    before = set(Path(tempfile.gettempdir()).glob("lever-spill-*/*"))
+    with pytest.raises(LeverError, match="out of time"):
+        write_query(
+            store.path, spilling, "csv", io.BytesIO(), QueryOptions(memory=50_000_000, timeout=3)
+        )
+    left = set(Path(tempfile.gettempdir()).glob("lever-spill-*/*")) - before
+    assert {p.name for p in left} <= {"lock"}
+
+
+def test_what_killed_processes_spilled_is_swept(tmp_path: Path) -> None:
+    """By the next process that needs a folder; a live one's stays."""
+    code = (
+        "import sys; from lever_data.store.spill import new_spill_folder as new\n"
+        "folder = new(); folder.mkdir(); (folder / 'x').touch(); print(folder, flush=True)\n"
+        "sys.stdin.read()"
+    )
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+
+    def start() -> tuple[subprocess.Popen[str], Path]:
+        words, pipe = [sys.executable, "-c", code], subprocess.PIPE
+        process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, env=env)
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    killed, left = start()
+    killed.kill()
+    killed.communicate()
+    alive, kept = start()
+    last, _ = start()
+    assert not left.parent.exists() and (kept / "x").exists()
+    for process in (alive, last):
+        process.communicate()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_names_get_the_nearest(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -113,18 +114,46 @@ def test_beam_runs_appear_in_beam_infoscore_and_nowhere_else(tmp_path: Path) -> 
     ]
 
 
-def test_views_sql_gives_any_shell_the_same_rows(tmp_path: Path) -> None:
+def test_views_sql_gives_any_shell_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = new_store(tmp_path)
     commit(store, ROWS)
     commit(store, _newer(), name="b")
     commit(store, [candidate(5, 0, [1, 9], info_score=1.0)], kind="beam")
     con = connect(store)
+    monkeypatch.chdir(store.path)
     with duckdb.connect() as shell:
         shell.execute((store.path / "views.sql").read_text())
         for name in ("candidates", "beam_sample_file_only", "runs", "queries", "beam_infoscore"):
             order = "run, query_id, candidate" if name in ("candidates",) else "all"
             sql = f"select * from {name} order by {order}"
             assert shell.execute(sql).fetchall() == con.execute(sql).fetchall(), name
+
+
+def test_the_views_sql_of_a_copied_store_reads_the_copy(tmp_path: Path) -> None:
+    """A shell names the script it starts with; the original stays where it is."""
+    store = new_store(tmp_path)
+    commit(store, ROWS)
+    copied = tmp_path / "copied"
+    shutil.copytree(store.path, copied)
+    commit(Store.open(store.path), _newer(), name="b")
+    code = (
+        "import duckdb, pathlib, sys; shell = duckdb.connect()\n"
+        "shell.execute(pathlib.Path(sys.argv[-1]).read_text())\n"
+        "print(shell.execute('select count(distinct run) from candidates').fetchall()[0][0])"
+    )
+
+    def runs_seen_by(script: Path | str, folder: Path) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", code, str(script)]
+        return subprocess.run(words, cwd=folder, capture_output=True, text=True)
+
+    assert runs_seen_by("views.sql", copied).stdout == "1\n"
+    if duckdb.__version__ >= "2":  # what an older one reads of a command line is nothing
+        assert runs_seen_by(copied / "views.sql", tmp_path).stdout == "1\n"
+        assert runs_seen_by(store.path / "views.sql", copied).stdout == "2\n"
+    refused = runs_seen_by(copied / "views.sql", Path("/")) if duckdb.__version__ < "2" else None
+    assert refused is None or "start duckdb in the folder of the store" in refused.stderr
 
 
 def test_a_users_view_joins_and_a_broken_one_does_not_break_the_others(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ and nowhere else. The files are hashed first: an altered one is an error, never 
 
 from __future__ import annotations
 
-import tempfile
-import uuid
 from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from lever_data import catalog
 from lever_data.catalog import Relation, body, quote_identifier, quote_literal
 from lever_data.errors import LeverError, UsageError
 from lever_data.store.integrity import require_intact
+from lever_data.store.spill import new_spill_folder
 from lever_data.store.store import Run, Store, require_plain_path
 
 __all__ = ["Session", "connect", "open_session", "quote_identifier", "quote_literal"]
@@ -90,11 +89,13 @@ def open_session(
     scorer: str | None = None,
     sql_dir: Path | None = None,
     only: Sequence[str] | None = None,
+    spill: Path | None = None,
 ) -> Session:
     """Like :func:`connect`, and says which views exist and which of the user's are broken.
 
     Args:
         only: define just these relations and what they read (a fraction of the time).
+        spill: the folder DuckDB makes where it spills, in one of this process's own if not given.
 
     Raises:
         LeverError: as :func:`connect`; or the user has a view of the name of one of ``only``.
@@ -115,7 +116,7 @@ def open_session(
         known, tables = _closure(con, catalog.builtin() | user, only)
     chosen = store.select(list(runs))
     require_intact(chosen, tables)
-    _define_sources(con, store, chosen, scorer)
+    _define_sources(con, store, chosen, scorer, spill or new_spill_folder())
     _close_to_outside(con, store)
     for relation in catalog.in_order({n: r for n, r in known.items() if r.folder != "user"}):
         kind = "table" if relation.name in _TABLES else "view"
@@ -129,10 +130,14 @@ def open_session(
 
 
 def _define_sources(
-    con: duckdb.DuckDBPyConnection, store: Store, runs: list[Run], scorer: str | None
+    con: duckdb.DuckDBPyConnection,
+    store: Store,
+    runs: list[Run],
+    scorer: str | None,
+    spill: Path,
 ) -> None:
     require_plain_path(store.path)
-    con.execute("set temp_directory = ?", [_temporary()])
+    con.execute("set temp_directory = ?", [str(spill)])
     con.execute(catalog.scorer_macro(scorer))
     con.execute(f"create table raw_runs as {catalog.read_parquet_sql([], 'stg_runs')}")
     if runs:
@@ -181,11 +186,6 @@ def _close_to_outside(con: duckdb.DuckDBPyConnection, store: Store) -> None:
     allowed = quote_literal(str(store.path.resolve()) + "/")
     con.execute(f"set allowed_directories = [{allowed}]")
     con.execute("set enable_external_access = false")
-
-
-def _temporary() -> str:
-    """A folder DuckDB makes when it first spills and removes when it closes."""
-    return str(Path(tempfile.gettempdir()) / f"lever-{uuid.uuid4().hex}")
 
 
 def _closure(

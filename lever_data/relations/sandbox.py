@@ -1,9 +1,9 @@
 """The child process that runs a user's SELECT: it can be killed, and it can only read the store.
 
-In go a JSON request on stdin and out comes an Arrow IPC stream on stdout; a failure is one JSON
-object on stderr and exit status 3. DuckDB's own limits are not enough: ``interrupt`` does not stop
-``repeat('x', 2e9)`` and the memory limit does not see it; a process with RLIMIT_AS that its parent
-can kill is the bound that holds.
+In go a JSON request on stdin and out comes an Arrow IPC stream on stdout, or the bytes of a form
+and the number of rows as JSON on stderr; a failure is one JSON object on stderr and exit status 3.
+DuckDB's own limits are not enough: ``interrupt`` does not stop ``repeat('x', 2e9)`` and the memory
+limit does not see it; a process with RLIMIT_AS that its parent can kill is the bound that holds.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pyarrow as pa
 from lever_data.catalog import tables_read
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import Session, open_session, require_select
+from lever_data.relations.forms import write
 from lever_data.relations.query import FAILED
 
 BATCH_ROWS = 16_384
@@ -61,9 +62,13 @@ def _run(con: duckdb.DuckDBPyConnection, session: Session, request: dict[str, An
     except duckdb.CatalogException as error:
         raise _explain(session, sql, error) from error
     reader = con.sql(sql).to_arrow_reader(BATCH_ROWS)
-    with pa.ipc.new_stream(sys.stdout.buffer, reader.schema) as out:
-        for batch in reader:
-            out.write_batch(batch)
+    if request["form"] == "arrow":
+        with pa.ipc.new_stream(sys.stdout.buffer, reader.schema) as out:
+            for batch in reader:
+                out.write_batch(batch)
+    else:
+        rows = write(reader, request["form"], sys.stdout.buffer)
+        print(json.dumps({"rows": rows}), file=sys.stderr)
     sys.stdout.buffer.flush()
 
 
@@ -82,6 +87,7 @@ def _session(request: dict[str, Any]) -> Session:
         runs=request["runs"],
         sql_dir=Path(request["sql_dir"]) if request["sql_dir"] else None,
         only=only,
+        spill=Path(request["spill"]),
     )
 
 

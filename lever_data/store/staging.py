@@ -12,15 +12,15 @@ store's root is replaced only while the one lock is held.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lever_data.store import locks
 from lever_data.store.files import write_by_way_of
+from lever_data.store.locks import is_held
 
 _GRAVE = "removed-"
 _NEW = "new-"
@@ -29,8 +29,7 @@ _NEW = "new-"
 @contextmanager
 def locked(staging: Path) -> Iterator[None]:
     """Hold the one lock under which things appear in staging/ and are swept from it."""
-    with (staging / "lock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locks.locked(staging / "lock"):
         yield
 
 
@@ -53,7 +52,7 @@ def sweep(staging: Path) -> None:
                 graves.append(entry)
             elif entry.name.startswith(_NEW):
                 entry.unlink()  # its writer held the lock that is ours now
-            elif entry.is_dir() and not _held(lock_of(entry)):
+            elif entry.is_dir() and not is_held(lock_of(entry)):
                 grave = grave_in(staging)
                 entry.rename(grave)
                 graves.append(grave)
@@ -73,19 +72,4 @@ def replace_file(staging: Path, target: Path, data: bytes) -> None:
 
 def _is_orphan(entry: Path) -> bool:
     """Whether this is the lock file of a dead writer whose folder is gone."""
-    return entry.suffix == ".lock" and not entry.with_suffix("").exists() and not _held(entry)
-
-
-def _held(lock: Path) -> bool:
-    """Whether a live writer holds this lock file."""
-    try:
-        handle = os.open(lock, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    return entry.suffix == ".lock" and not entry.with_suffix("").exists() and not is_held(entry)

@@ -15,9 +15,7 @@ whoever asks for all runs gets an error that names it.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -33,6 +31,7 @@ from lever_data import __version__
 from lever_data.errors import LeverError
 from lever_data.store import staging
 from lever_data.store.files import fsync_dir, fsync_tree, sha256_file, write_atomic
+from lever_data.store.locks import Lock
 from lever_data.store.manifest import (
     MANIFEST,
     Inventory,
@@ -218,12 +217,11 @@ class RunWriter:
         self.spec = spec
         self.folder = store.staging_folder / uuid.uuid4().hex
         self._tables: dict[str, TableWriter] = {}
-        self._lock = -1
+        self._lock = Lock(staging.lock_of(self.folder))
 
     def __enter__(self) -> Self:
         with _writable(self.store.path), staging.locked(self.store.staging_folder):
-            self._lock = os.open(staging.lock_of(self.folder), os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._lock.take()
             self.folder.mkdir()
         return self
 
@@ -241,7 +239,7 @@ class RunWriter:
             with _writable(self.store.path), staging.locked(self.store.staging_folder):
                 staging.lock_of(self.folder).unlink()
         finally:
-            os.close(self._lock)
+            self._lock.release()
         if isinstance(error, OSError) and not isinstance(error, LeverError):
             raise LeverError(
                 f"writing the run failed ({error.strerror or error}); nothing was committed",

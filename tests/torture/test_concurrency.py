@@ -53,7 +53,7 @@ def _alone(tmp_path: Path, sources: dict[str, Path]) -> Snapshot:
 
 @pytest.mark.parametrize("long", SIZES)
 def test_processes_ingest_the_same_and_different_sources_at_once(
-    tmp_path: Path, report: Report, long: bool
+    tmp_path: Path, report: Report, long: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = {
         n: write_rl_data(tmp_path / f"{n}.json", QUERIES, seed=i) for i, n in enumerate("ab")
@@ -72,6 +72,7 @@ def test_processes_ingest_the_same_and_different_sources_at_once(
         sweep(store / "staging")
         verify_swept(store)
         found = duckdb.connect()
+        monkeypatch.chdir(store)
         found.execute((store / "views.sql").read_text("utf-8"))
         assert found.execute("select count(*) from all_candidates").fetchall() == [(2 * ROWS,)]
     report(f"{rounds} rounds of four processes")
