@@ -63,10 +63,13 @@ class Handler(BaseHTTPRequestHandler):
             with here.lock:
                 here.active -= 1
 
-    def answer(self, text: str) -> bool:
+    def answer(self, text: object, ended: str = "stop", **message: object) -> bool:
+        """A chat completion; ``message`` are further fields of it."""
         usage = {"prompt_tokens": 100, "completion_tokens": 2}
-        choices = [{"message": {"role": "assistant", "content": text}}]
-        return self.send(200, json.dumps({"choices": choices, "usage": usage}), "application/json")
+        said = {"role": "assistant", "content": text, **message}
+        choices = [{"message": said, "finish_reason": ended}]
+        body = {"choices": choices, "usage": usage, "model": "m-2026"}
+        return self.send(200, json.dumps(body), "application/json")
 
     def send(
         self, status: int, text: str | bytes, kind: str = "text/plain", **headers: str

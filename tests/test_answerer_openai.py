@@ -124,8 +124,8 @@ def test_a_prompt_that_never_gets_through_fails_where_others_do(endpoint: Endpoi
     endpoint.fault = fault
     found = answerer(endpoint, patience=1.5, timeout=0.5).answer(prompts(6))
     assert texts(found) == [EXPECTED[0], None, None, EXPECTED[3], None, None]
-    assert found[1].error == "gave up: the body is no chat completion (text/html)"
-    assert found[2].error == "gave up: HTTP 500"
+    assert found[1].error == "gave up: the body is no completion (text/html)"
+    assert found[2].error == "gave up: HTTP 500: crash"
     assert found[4].error == "gave up: no whole reply within 0.5 s"
     assert found[5].error == "gave up: the body is longer than 4 MiB"
     assert endpoint.tries["a probe - -"] == 2  # it lives, so they had another chance, twice
@@ -134,7 +134,7 @@ def test_a_prompt_that_never_gets_through_fails_where_others_do(endpoint: Endpoi
 
 def test_an_endpoint_that_is_down_stops_the_job(endpoint: Endpoint) -> None:
     endpoint.fault = lambda handler, question, attempt: handler.send(503, "no", Retry_After="0.1")
-    with pytest.raises(AnswererDownError, match="does not answer \\(HTTP 503\\)") as error:
+    with pytest.raises(AnswererDownError, match="does not answer \\(HTTP 503: no\\)") as error:
         answerer(endpoint, patience=0.5).answer(prompts(3))
     assert "run the same command again" in str(error.value.hint)
     gone = OpenAIAnswerer.connect("http://127.0.0.1:9/v1", AnswererSpec(model="m", patience=0.3))

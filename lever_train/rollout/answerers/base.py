@@ -34,6 +34,24 @@ class Answer:
     error: str | None = None
 
 
+_THINKS, _THOUGHT = "<think>", "</think>"
+
+
+def answer_of(generation: str, *, cut: bool) -> Answer:
+    """The answer in what a model generated. Reasoning (all up to ``</think>``) is no part of it;
+    reasoning without an end, or nothing before the token limit (``cut``), is no answer at all:
+    it would score 0 and say nothing about the demonstrations."""
+    limit = " before the token limit (--max-new-tokens)" if cut else ""
+    _, thought, text = generation.rpartition(_THOUGHT)
+    if thought:
+        text = text.lstrip()
+    elif generation.lstrip().startswith(_THINKS):
+        return Answer(None, error=f"the model reasoned and gave no answer{limit}")
+    if cut and not text.strip():
+        return Answer(None, error=f"the answer is empty{limit}")
+    return Answer(text)
+
+
 class AnswererDownError(LeverError):
     """The answerer can do no more. ``done`` holds the answers of the batch that did come, by the
     index of their prompt: they are paid for and worth keeping."""
@@ -49,9 +67,11 @@ class AnswererDownError(LeverError):
 
 @dataclass
 class Usage:
-    """What was paid so far: prompts answered, tokens in and out where they are known."""
+    """What was paid so far: prompts answered, tokens in and out where they are known. ``cut``:
+    answers that ended at the token limit."""
 
     answers: int = 0
+    cut: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -78,6 +98,11 @@ class Answerer(Protocol):
     def generation(self) -> dict[str, Any]:
         """Everything besides the items that an answer depends on: model, prompt, parameters.
         JSON; part of the cache key and stored with each row. Holds no secrets."""
+        ...
+
+    def provenance(self) -> dict[str, Any]:
+        """Who answered, as far as it is known by now, for the record of a run; no part of what
+        makes two runs the same. Holds no secrets."""
         ...
 
     def fingerprint(self, item: Item) -> bytes:

@@ -66,6 +66,10 @@ class NearestAnswerer:
         prior = hashlib.sha256(repr(sorted(self._prior.items())).encode()).hexdigest()[:16]
         return {"rule": _VERSION, "temperature": TEMPERATURE, "prior": prior}
 
+    def provenance(self) -> dict[str, Any]:
+        """Nothing beside its rule."""
+        return {}
+
     def fingerprint(self, item: Item) -> bytes:
         """Digest of both vectors an item may have and of the answers it would show."""
         digest = hashlib.sha256(repr(item.answers).encode())

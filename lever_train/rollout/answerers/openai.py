@@ -71,6 +71,10 @@ class OpenAIAnswerer:
         """Prompt and parameters of the request."""
         return self.exchange.generation()
 
+    def provenance(self) -> dict[str, Any]:
+        """The server, and what it calls its model."""
+        return self.exchange.provenance()
+
     def fingerprint(self, item: Item) -> bytes:
         """Digest of image, question and answer."""
         return self._shown.of(item)

@@ -9,7 +9,9 @@ no completion), :class:`RefusedError` where this prompt is refused for good (400
 from __future__ import annotations
 
 import base64
+import logging
 import mimetypes
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,16 @@ import httpx
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.prompts import Part, Prompt, Template
 from lever_train.options.rollout import AnswererSpec
-from lever_train.rollout.answerers.base import Answer, Usage
+from lever_train.rollout.answerers.base import Answer, Usage, answer_of
 from lever_train.rollout.answerers.openai_reply import (
     KEY_VARIABLE,
     ApiKey,
     Completion,
     PassingError,
     RefusedError,
+    Reply,
     completion,
+    error_of,
     post,
     retry_after,
 )
@@ -34,18 +38,28 @@ from lever_train.rollout.answerers.openai_reply import (
 _PASSING = {408, 425, 429}
 _REFUSED = {400, 413, 422}
 _SHOWN = 200  # characters of what an endpoint says
+_NO_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota")
+# What a server may refuse in a request that it would take without, and what stands in for it
+_NEGOTIABLE = {"max_tokens": "max_completion_tokens", "temperature": None}
+_UNWANTED = re.compile(r"not support|unsupported|unrecognized|unknown|unexpected|not permitted")
+_LOG = logging.getLogger("lever.openai")
 
 
 @dataclass
 class Exchange:
-    """An endpoint as one request sees it. Make one with :meth:`connect`."""
+    """An endpoint as one request sees it. Make one with :meth:`connect`.
+
+    ``reported``: what the endpoint called its model in the last reply.
+    """
 
     base_url: str
     model: str
     spec: AnswererSpec
     template: Template = field(default_factory=Template)
     usage: Usage = field(default_factory=Usage)
+    reported: str | None = None
     _key: ApiKey = field(default_factory=ApiKey)
+    _unwanted: set[str] = field(default_factory=set)
 
     @classmethod
     def connect(cls, url: str, spec: AnswererSpec) -> Exchange:
@@ -72,6 +86,15 @@ class Exchange:
             "template": self.template.sha256()[:16],
         }
 
+    def provenance(self) -> dict[str, Any]:
+        """Who answered, for the record of a run: no answer depends on it by intent."""
+        return {
+            "server": self.base_url,
+            "model": self.model,
+            "reported_model": self.reported,
+            "not_taken": sorted(self._unwanted),
+        }
+
     def client(self) -> httpx.AsyncClient:
         """A connection pool for :meth:`ask`, for one event loop."""
         return httpx.AsyncClient(
@@ -89,28 +112,53 @@ class Exchange:
             LeverError: it will answer none.
             OSError: an image cannot be read.
         """
-        return self._answer(await self._post(client, self._body(prompt)))
+        found = await self._post(client, self._body(prompt))
+        answer = answer_of(self._key.out_of_answer(found.text), cut=found.cut)
+        if found.refusal is not None:
+            answer = Answer(None, error=self._quoted(found.refusal))
+        return answer
 
     async def greet(self, client: httpx.AsyncClient) -> None:
         """Ask the smallest question there is; raises as :meth:`ask` does."""
-        body = {"model": self.model, "messages": [{"role": "user", "content": "Hi"}]}
-        self._answer(await self._post(client, body | {"max_tokens": 1}))
+        greeting = {"role": "user", "content": "Hi"}
+        await self._post(client, {"model": self.model, "messages": [greeting], "max_tokens": 1})
 
     async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Completion:
         """No error of this repeats the key, nor has a cause that might."""
-        url = f"{self.base_url}/chat/completions"
+        body = self._acceptable(body)
         try:
-            reply = await post(client, url, body, self.spec.timeout)
-            status = reply.status
-            if status in _PASSING or status >= 500:
-                raise PassingError(f"HTTP {status}", retry_after(reply))
-            if status == httpx.codes.OK:
-                return completion(reply)
+            reply = await post(client, f"{self.base_url}/chat/completions", body, self.spec.timeout)
+            if self._learn(reply, body):
+                return await self._post(client, body)
+            self._require_answered(reply)
+            found = completion(reply)
         except PassingError as error:
             raise PassingError(self._quoted(str(error)), error.wait, error.body) from None
-        said = self._quoted(reply.shown())
+        self.reported = found.model
+        self.usage.answers += 1
+        self.usage.cut += found.cut
+        self.usage.prompt_tokens += found.prompt_tokens
+        self.usage.completion_tokens += found.completion_tokens
+        return found
+
+    def _require_answered(self, reply: Reply) -> None:
+        """Raise what a status other than 200 means."""
+        status = reply.status
+        if status == httpx.codes.OK:
+            return
+        said = self._quoted(error_of(reply) or reply.shown())
+        if status == httpx.codes.PAYMENT_REQUIRED or _NO_QUOTA.search(said):
+            raise LeverError(
+                f"the quota of the key in {KEY_VARIABLE} is used up",
+                where=self.base_url,
+                value=said,
+                hint="nothing is lost: run the same command again when there is some",
+            )
+        reason = f"HTTP {status}: {said}" if said else f"HTTP {status}"
+        if status in _PASSING or status >= 500:
+            raise PassingError(reason, retry_after(reply))
         if status in _REFUSED:
-            raise RefusedError(f"HTTP {status}: {said}")
+            raise RefusedError(reason)
         raise LeverError(
             f"the endpoint rejects the request: HTTP {status}",
             where=self.base_url,
@@ -118,13 +166,28 @@ class Exchange:
             hint=f"check the URL, --model, and the key in {KEY_VARIABLE}",
         )
 
-    def _answer(self, found: Completion) -> Answer:
-        self.usage.answers += 1
-        self.usage.prompt_tokens += found.prompt_tokens
-        self.usage.completion_tokens += found.completion_tokens
-        if found.text is None:
-            return Answer(None, error="the completion has no text")
-        return Answer(self._key.out_of_answer(found.text))
+    def _acceptable(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A request without what the server was found not to take."""
+        named = {k: _NEGOTIABLE[k] if k in self._unwanted else k for k in body}
+        return {name: body[k] for k, name in named.items() if name is not None}
+
+    def _learn(self, reply: Reply, body: dict[str, Any]) -> bool:
+        """Whether a refusal names a parameter that can be left out or go by another name; from
+        then on every request does without it."""
+        if reply.status != httpx.codes.BAD_REQUEST:
+            return False
+        said = error_of(reply) or reply.shown()
+        found = {k for k in _NEGOTIABLE if k in body and re.search(rf"\b{k}\b", said)}
+        if not found or not _UNWANTED.search(said.lower()):
+            return False
+        if "temperature" in found - self._unwanted:
+            _LOG.warning(
+                "%s takes no temperature: its answers are not greedy, and asked again it may "
+                "answer otherwise",
+                self.model,
+            )
+        self._unwanted |= found
+        return True
 
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         content = [_content(part) for part in self.template.parts(prompt)]

@@ -114,9 +114,13 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A chat completion; ``text`` is ``None`` where it has none."""
+    """What a completion says. ``refusal``: why there is no answer in it, where there is none.
+    ``cut``: it ended at the token limit. ``model``: what the endpoint calls its model."""
 
-    text: str | None
+    text: str
+    refusal: str | None
+    cut: bool
+    model: str | None
     prompt_tokens: int
     completion_tokens: int
 
@@ -145,37 +149,78 @@ async def post(client: httpx.AsyncClient, url: str, body: dict[str, Any], timeou
 
 
 def completion(reply: Reply) -> Completion:
-    """What a reply with status 200 says. Half characters (lone surrogates, which JSON can spell and
-    UTF-8 cannot) become U+FFFD.
+    """What a reply with status 200 says, of chat or plain completions. Half characters (lone
+    surrogates, which JSON can spell and UTF-8 cannot) become U+FFFD.
 
     Raises:
-        PassingError: it is no chat completion.
+        PassingError: it is no completion, or an error sent as if all were well.
     """
     try:
         content = json.loads(_decoded(reply))
-        text = content["choices"][0]["message"]["content"]
+        choice = content["choices"][0]
+        message = choice["message"] if "message" in choice else {"content": choice["text"]}
+        said, ended = message["content"], choice.get("finish_reason")
+        if isinstance(said, list):  # parts, of which those of type text hold the answer
+            said = "".join(part["text"] for part in said if part["type"] == "text")
     # a RecursionError: brackets without end
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        if (told := error_of(reply)) is not None:
+            raise PassingError(f"the reply is an error: {told}") from None
         kind = reply.headers.get("content-type", "unknown type")
-        raise PassingError(f"the body is no chat completion ({kind})", body=True) from error
-    text = _HALF_CHARACTERS.sub("\ufffd", text) if isinstance(text, str) else None
-    usage = content.get("usage")
-    return Completion(text, _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"))
+        raise PassingError(f"the body is no completion ({kind})", body=True) from error
+    usage, model = content.get("usage"), content.get("model")
+    return Completion(
+        _HALF_CHARACTERS.sub("\ufffd", said) if isinstance(said, str) else "",
+        _refusal(message, said, ended),
+        ended == "length",
+        model if isinstance(model, str) else None,
+        _tokens(usage, "prompt_tokens"),
+        _tokens(usage, "completion_tokens"),
+    )
+
+
+def _refusal(message: dict[str, Any], said: object, ended: object) -> str | None:
+    """Why a message is no answer, whatever text it has."""
+    if refusal := message.get("refusal"):
+        return f"the model refused: {refusal}"
+    if ended == "content_filter":
+        return "the endpoint's content filter stopped the answer"
+    reasoned = message.get("reasoning_content") or message.get("reasoning")
+    if reasoned and (not isinstance(said, str) or not said.strip()):
+        at_limit = " before the token limit (--max-new-tokens)" if ended == "length" else ""
+        return f"the model reasoned and gave no answer{at_limit}"
+    return None if isinstance(said, str) else "the completion has no text"
+
+
+def error_of(reply: Reply) -> str | None:
+    """What the endpoint says went wrong, and the code it gives it: ``error.message`` of a JSON
+    body, as OpenAI writes it; ``None`` where there is no such thing."""
+    try:
+        found = json.loads(reply.shown())["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return found if isinstance(found, str) else None
+    code = found.get("code")
+    named = f"{code}: " if isinstance(code, str) else ""
+    return named + str(found.get("message", found))
 
 
 def retry_after(reply: Reply) -> float | None:
-    """Seconds the header asks to wait: a number or an HTTP date."""
+    """Seconds the header asks to wait, a number or an HTTP date; ``None`` where it asks for none,
+    as 0 and a date that is past do: a server that sends them is not asked again at once."""
     value = reply.headers.get("retry-after", "").strip()
     if not value:
         return None
     if value.replace(".", "", 1).isdecimal():
-        return float(value)
+        return float(value) or None
     try:
         moment = parsedate_to_datetime(value)
     except (ValueError, OverflowError):  # the latter: a time zone beyond all days
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    left = (moment - datetime.now(UTC)).total_seconds()
+    return left if left > 0 else None
 
 
 def _decoded(reply: Reply) -> bytes:

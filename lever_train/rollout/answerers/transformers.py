@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,11 @@ class TransformersAnswerer:
             "num_beams": self.spec.num_beams,
             "template": self.template.sha256()[:16],
         }
+
+    def provenance(self) -> dict[str, Any]:
+        """The model and the libraries that ran it."""
+        versions = {"torch": torch.__version__, "transformers": version("transformers")}
+        return {"model": self.model_name, "device": self.spec.device, **versions}
 
     def fingerprint(self, item: Item) -> bytes:
         """Digest of image, question and answer."""
