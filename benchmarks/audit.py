@@ -20,11 +20,11 @@ _CHILD = """
 import json, resource, sys, time
 from pathlib import Path
 from lever_data.report.audit import AuditRequest, audit
-from lever_data.report.page import render
+from lever_data.report.audit_page import audit_page
 from lever_data.store.store import Store
 start = time.perf_counter()
 found = audit(Store.open(Path(sys.argv[1])), AuditRequest())
-render([found])
+audit_page([found])
 print(json.dumps({
     "candidates": found.figures["candidates"],
     "seconds": round(time.perf_counter() - start, 2),

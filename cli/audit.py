@@ -73,9 +73,9 @@ def audit(
     With --compare, several views side by side; the JSON is then a list.
     """
     from lever_data.report.audit import AuditRequest, audit_views
+    from lever_data.report.audit_page import audit_page
     from lever_data.report.gate import parse_gate, require_known, require_passed
-    from lever_data.report.page import write_json, write_page
-    from lever_data.store.files import require_writable
+    from lever_data.store.files import require_writable, write_json, write_text
 
     gates = [parse_gate(text) for text in fail_on]
     require_known(gates)
@@ -89,7 +89,7 @@ def audit(
         write_json(json, figures if compare else figures[0])
         notice(f"figures: {json}")
     if html is not None:
-        write_page(html, audits)
+        write_text(html, audit_page(audits))
         notice(f"page: {html}")
     try:
         _render(audits)
@@ -111,7 +111,8 @@ def _reward(flags: dict[str, Any]) -> RewardSpec:
 
 
 def _render(audits: list[Audit]) -> None:
-    from lever_data.report.verdict import percent, verdict
+    from lever_data.report.page import percent
+    from lever_data.report.verdict import verdict
 
     if len(audits) > 1:
         rows = [[_cell(a.figures, key) for key in _COMPARED] for a in audits]
@@ -142,7 +143,7 @@ def _line(text: str) -> str:
 
 
 def _cell(row: dict[str, object], key: str) -> object:
-    from lever_data.report.verdict import percent
+    from lever_data.report.page import percent
 
     value = row[key]
     return percent(value) if key.endswith("_share") and isinstance(value, float) else value

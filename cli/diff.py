@@ -23,8 +23,7 @@ def diff(
     from dataclasses import asdict
 
     from lever_data.report.diff import DiffRequest, diff
-    from lever_data.report.page import write_json
-    from lever_data.store.files import require_writable
+    from lever_data.store.files import require_writable, write_json
     from lever_data.store.store import Store
 
     if json is not None:

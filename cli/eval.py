@@ -37,10 +37,9 @@ def eval(
     Zero-shot, random and nearest-neighbour are always beside them, and the best of the pool where
     the answerer is cheap (exact at one shot, a lower bound at more).
     """
-    from lever_data.store.files import require_writable
+    from lever_data.store.files import require_writable, write_json, write_text
     from lever_train.evaluate.api import run_evaluation
-    from lever_train.evaluate.scoreboard import write_json
-    from lever_train.evaluate.scoreboard_page import write_page
+    from lever_train.evaluate.scoreboard_page import scoreboard_page
 
     require_writable([path for path in (json, html) if path is not None])
     request = EvalRequest(
@@ -55,10 +54,12 @@ def eval(
         found = run_evaluation(request, advance)
     board = found.scoreboard
     show_scoreboard(board)
-    for path, write in ((json, write_json), (html, write_page)):
-        if path is not None:
-            write(board, path)
-            notice(f"wrote {path}")
+    if json is not None:
+        write_json(json, board.to_json())
+        notice(f"wrote {json}")
+    if html is not None:
+        write_text(html, scoreboard_page(board))
+        notice(f"wrote {html}")
     notice(f"{'committed' if found.is_new else 'already evaluated'} as {board.run}")
 
 
@@ -92,7 +93,7 @@ def show_scoreboard(board: Scoreboard) -> None:
         emit_table(
             ["difference", "questions", *(f"{k} shots" for k in shots)],
             _by_shots(rows, shots),
-            title="Paired by question, in percentage points (95 % interval; McNemar's p)",
+            title="Paired by question, in percentage points (95 % interval; p of no difference)",
         )
     failed = sum(r.failed for r in board.rows)
     if failed:
@@ -114,4 +115,4 @@ def _accuracy(row: Row) -> str:
 
 def _difference(pair: Paired) -> str:
     mean, low, high = (100 * value for value in (pair.difference, pair.low, pair.high))
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}; {pair.p:.1g})"
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}; p {pair.p:.1g})"

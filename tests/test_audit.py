@@ -14,9 +14,9 @@ from lever_data.relations.db import open_session
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.report.audit import AuditRequest, audit, audit_views
 from lever_data.report.audit_reward import largest_reward
-from lever_data.report.page import write_json
 from lever_data.report.verdict import verdict
 from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.files import write_json
 from lever_data.store.store import Store
 from tests.audits import KEYS, rows
 from tests.shared_data import OKVQA, needs_shared

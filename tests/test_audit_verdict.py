@@ -9,7 +9,8 @@ import pytest
 
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.report.audit import AuditRequest, audit
-from lever_data.report.verdict import Finding, percent, verdict
+from lever_data.report.page import percent
+from lever_data.report.verdict import Finding, verdict
 from tests.audits import rows
 from tests.stores import candidate, commit, new_store
 

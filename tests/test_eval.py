@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
+from html import unescape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,7 +29,7 @@ from lever_train.evaluate.api import Evaluated, predict, run_evaluation
 from lever_train.evaluate.evaluate import EvalOptions, evaluate
 from lever_train.evaluate.heldout import HeldOut, open_held_out
 from lever_train.evaluate.scoreboard import scoreboard
-from lever_train.evaluate.scoreboard_page import page
+from lever_train.evaluate.scoreboard_page import scoreboard_page
 from lever_train.options.evaluate import Contest, EvalRequest, Questions
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers import Answer
@@ -274,53 +276,53 @@ def test_predictions_are_the_picks(place: Place, evaluated: Evaluated) -> None:
     ]
 
 
-class _Text(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: Counter[str] = Counter()
-        self.words: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.tags[tag] += 1
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
+def _words(text: str) -> list[str]:
+    """What is read on a page, piece by piece."""
+    return [unescape(word) for word in re.findall(r">([^<>]+)<", text.partition("<body>")[2])]
 
 
-def test_the_page_draws_every_selector_and_escapes_names(evaluated: Evaluated) -> None:
-    board = evaluated.scoreboard
-    evil = replace(board, rows=tuple(replace(r, selector=f"<{r.selector}>") for r in board.rows))
-    text = _Text()
-    text.feed(page(evil))
-    assert text.tags["polyline"] == 5 and text.tags["circle"] == len(board.rows)
-    assert text.tags["fresh"] == 0 and "<fresh>" in text.words
-    assert text.tags["script"] == text.tags["link"] == text.tags["img"] == 0
+def _chart(text: str) -> dict[str, Any]:
+    spec = re.search(r'data-chart="([^"]+)"', text)
+    assert spec is not None
+    chart: dict[str, Any] = json.loads(unescape(spec[1]))
+    return chart
+
+
+def test_the_page_says_what_it_is_of_and_draws_every_selector(
+    place: Place, evaluated: Evaluated
+) -> None:
+    text = scoreboard_page(evaluated.scoreboard)
+    words = _words(text)
+    for said in (f"{DATASET}/val", "nearest", str(place.checkpoint), evaluated.scoreboard.run):
+        assert said in words
+    names = [line["name"] for line in _chart(text)["lines"]]
+    assert names == ["zero_shot", "random", "nearest", "fresh", "oracle (≥)"]
 
 
 def test_the_page_calls_the_oracle_a_lower_bound(evaluated: Evaluated) -> None:
-    text = _Text()
-    text.feed(page(evaluated.scoreboard))
+    text = scoreboard_page(evaluated.scoreboard)
+    words = _words(text)
     by_shots = {r.shots: r.accuracy for r in evaluated.scoreboard.rows if r.selector == "oracle"}
-    assert f"{by_shots[1]:.2%}" in text.words
+    assert f"{by_shots[1]:.2%}" in words
     for shots in (2, 3, 4):
-        assert f"≥ {by_shots[shots]:.2%}" in text.words
-    assert sum(word.startswith("≥ ") for word in text.words) == 3
-    assert "oracle (≥)" in text.words and any("a lower bound" in word for word in text.words)
+        assert f"≥ {by_shots[shots]:.2%}" in words
+    assert sum(word.startswith("≥ ") for word in words) == 3
+    assert any("a lower bound" in word for word in words)
     one = replace(
         evaluated.scoreboard, rows=tuple(r for r in evaluated.scoreboard.rows if r.shots < 2)
     )
-    assert "≥" not in page(one)
+    assert "≥" not in "".join(_words(scoreboard_page(one)))
 
 
 def test_the_page_charts_the_most_questions_and_says_so(place: Place, evaluated: Evaluated) -> None:
     board = run_evaluation(place.request(limit=(10, 20, 50), shots=(1, 2))).scoreboard
-    text = _Text()
-    text.feed(page(board))
+    text = scoreboard_page(board)
     said = "The chart shows the first 50 questions; the tables also hold the first 10 and the "
-    assert f"{said}first 20." in text.words
-    assert text.tags["polyline"] == 5 and text.tags["circle"] == len(board.rows) // 3
-    assert text.tags["tr"] == len(board.rows) + len(board.paired) + 2
-    assert "The chart shows" not in page(evaluated.scoreboard)
+    assert f"{said}first 20." in "".join(_words(text))
+    values = [y for line in _chart(text)["lines"] for y in line["y"] if y is not None]
+    assert len(values) == len(board.rows) // 3
+    assert text.count("<tr") == len(board.rows) + len(board.paired) + 2
+    assert "The chart shows" not in scoreboard_page(evaluated.scoreboard)
 
 
 def test_the_command(place: Place, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from math import comb, sqrt
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lever_data.report.statistics import bootstrap_mean, effective_sample_size, mcnemar
+from lever_data.report.statistics import bootstrap_mean, effective_sample_size, mcnemar, sign_flip_p
 
 
 def test_interval_of_a_known_distribution() -> None:
@@ -83,3 +84,17 @@ def test_effective_sample_size() -> None:
     assert effective_sample_size(np.array([0.0, -1000.0])) == pytest.approx(1)
     assert effective_sample_size(np.log([1.0, 3.0]) - 2000) == pytest.approx(1.6)
     assert effective_sample_size(np.array([])) == 0.0
+
+
+@given(st.lists(st.sampled_from([-1.0, -0.3, 0.0, 0.3, 0.6, 1.0]), min_size=1, max_size=9))
+def test_sign_flips_are_those_of_every_toss(values: list[float]) -> None:
+    differences = np.array(values)
+    tosses = np.array(list(product((-1.0, 1.0), repeat=len(values))))
+    sums = np.abs(tosses @ differences)
+    exact = float(np.mean(sums >= abs(differences.sum()) - 1e-9))
+    assert sign_flip_p(differences) == pytest.approx(exact, abs=0.02)
+
+
+def test_no_difference_is_no_evidence() -> None:
+    assert sign_flip_p(np.zeros(50)) == 1.0
+    assert sign_flip_p(np.full(50, 0.1)) == pytest.approx(1e-4)

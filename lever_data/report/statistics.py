@@ -1,4 +1,4 @@
-"""Uncertainty of means: bootstrap intervals clustered by query, and McNemar's test.
+"""Uncertainty of means: bootstrap intervals clustered by query, paired tests.
 
 In go NumPy arrays of scores; out come plain floats. Pure functions of the arguments: the same
 seed gives the same interval.
@@ -106,6 +106,27 @@ def bootstrap_ratio(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean, float(low), float(high))
+
+
+def sign_flip_p(differences: np.ndarray, *, replicates: int = 9_999, seed: int = 0) -> float:
+    """Two-sided p of "the paired differences have mean 0" by a randomisation test.
+
+    Under it the sign of each difference is a toss of a fair coin; p is the share of tosses whose
+    sum is at least as far from 0 as what was seen (Fisher 1935; the "+ 1" of Phipson & Smyth 2010
+    keeps it above 0). Differences of equal size are tossed together as one binomial.
+
+    Args:
+        differences: float [N], A minus B, one per query.
+        replicates: tosses of all signs.
+        seed: of the random numbers.
+    """
+    sizes, counts = np.unique(np.round(np.abs(differences), 12), return_counts=True)
+    seen = abs(float(np.sum(differences)))
+    rng = np.random.default_rng(seed)
+    heads = rng.binomial(counts, 0.5, size=(replicates, len(counts)))
+    sums = np.abs((2 * heads - counts) @ sizes)
+    # half of the last rounded digit: a sum that is equal on paper counts as equal
+    return float((1 + np.sum(sums >= seen - 1e-9)) / (1 + replicates))
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> McNemar:

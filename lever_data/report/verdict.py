@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lever_data.report.page import percent
+
 Level = Literal["good", "fair", "bad"]
 
 _FEW_TEACH = 0.2  # below this share of mixed queries most of the training data is dead weight
@@ -45,13 +47,6 @@ def _models(figures: Mapping[str, Any]) -> Finding | None:
         return None
     text = f"The scores are those of {len(scorers)} models: {', '.join(scorers)}."
     return Finding("bad", text, "`--scorer` takes those of one; training refuses a mixture.")
-
-
-def percent(share: float | None) -> str:
-    """A share as people read it: ``12.3 %``, or a dash where there is none."""
-    if share is None:
-        return "–"
-    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
 
 
 def _teachable(figures: Mapping[str, Any]) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import uuid
@@ -128,6 +129,19 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
         raise LeverError(
             f"the file cannot be written ({error.strerror or error})", where=str(path)
         ) from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON for people, whole or not at all; NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with writing(path) as file:
+        file.write(f"{text}\n".encode())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all."""
+    with writing(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import pyarrow as pa
 from lever_data.errors import UsageError
 from lever_data.items.prompts import Item
 from lever_data.relations.db import connect
-from lever_data.store.store import RunSpec, Store
+from lever_data.store.store import Run, RunSpec, Store
 from lever_train.evaluate.baselines import greedy
 from lever_train.evaluate.evaluate import Answers, EvalOptions, Outcome, evaluate
 from lever_train.evaluate.heldout import HeldOut, open_held_out
@@ -68,12 +68,29 @@ def run_evaluation(
     outcomes = evaluate(held, _answers(answerer, store), policies, options)
     board = scoreboard(outcomes, request.contest.limit)
     spec = _spec(request, held, answerer, policies, outcomes)
-    is_new = store.find(spec) is None
-    if is_new:
+    run = store.find(spec)
+    is_new = run is None
+    if run is None:
         with store.begin(spec) as writer:
             writer.write("evaluations", evaluations_table(held, outcomes, answerer.name))
-            writer.commit({"scoreboard": board.to_json()})
-    return Evaluated(replace(board, run=spec.run_id()), tuple(outcomes), is_new)
+            run = writer.commit({"scoreboard": board.to_json()})
+    board = replace(board, run=run.run, about=_about(request, run, answerer, policies))
+    return Evaluated(board, tuple(outcomes), is_new)
+
+
+def _about(
+    request: EvalRequest, run: Run, answerer: Answerer, policies: Mapping[str, Policy]
+) -> dict[str, str]:
+    """What the figures are of, for tables and pages."""
+    pairs = zip(policies, request.checkpoints, strict=True)
+    return {
+        "dataset/split": f"{run.dataset}/{run.split}",
+        "demonstrations": f"{run.dataset}/{request.questions.candidate_split}",
+        "checkpoints": ", ".join(f"{name}: `{path}`" for name, path in pairs) or "none",
+        "answerer": answerer.name,
+        "run": f"`{run.run}`",
+        "date": f"{run.committed_at[:16].replace('T', ' ')} UTC",
+    }
 
 
 def predict(request: EvalRequest) -> pa.Table:

@@ -2,14 +2,14 @@
 
 In go the outcomes of ``evaluate``; out come :class:`Scoreboard` (what ``lever eval --json`` writes)
 and the rows of the table ``evaluations``. Intervals are bootstrapped over queries; a difference is
-paired by query, with McNemar's exact test on right or wrong.
+paired by query, with a sign-flip test of it, and McNemar's exact test on right or wrong.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ import pyarrow as pa
 
 from lever_data.errors import LeverError
 from lever_data.items.vqa_metric import METRIC_VERSION
-from lever_data.report.statistics import bootstrap_mean, mcnemar
-from lever_data.store.files import writing
+from lever_data.report.statistics import bootstrap_mean, mcnemar, sign_flip_p
 from lever_data.store.schema import EVALUATIONS
 from lever_train.evaluate.baselines import Accuracy
 from lever_train.evaluate.evaluate import BASELINES, Outcome
@@ -50,8 +49,9 @@ class Row:
 class Paired:
     """How selector ``a`` differs from ``b`` at one shot number, on the n queries both answered.
 
-    ``difference``: mean accuracy of a minus that of b, with its 95 % interval; ``only_a``,
-    ``only_b``: queries only one of them gets right; ``p``: McNemar's.
+    ``difference``: mean accuracy of a minus that of b, with its 95 % interval and ``p``, that of
+    no difference (sign-flip test). Of right or wrong alone: ``only_a`` and ``only_b``, queries only
+    one of them gets right, with ``mcnemar_p``.
     """
 
     a: str
@@ -63,16 +63,19 @@ class Paired:
     p: float
     only_a: int
     only_b: int
+    mcnemar_p: float
     n: int
 
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """What an evaluation found; ``run`` is its id in the store, where it went there."""
+    """What an evaluation found; ``run`` is its id in the store, where it went there, and ``about``
+    says what it is of: dataset, split, checkpoints, answerer, date, by name."""
 
     rows: tuple[Row, ...]
     paired: tuple[Paired, ...]
     run: str | None = None
+    about: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The scoreboard as JSON values."""
@@ -123,7 +126,8 @@ def _paired(a: Outcome, b: Outcome, size: int) -> Paired:
             "no query was answered for both selectors",
             where=f"{a.selector} and {b.selector}, {a.shots} shots",
         )
-    change = bootstrap_mean(left[both] - right[both], confidence=CONFIDENCE)
+    apart = left[both] - right[both]
+    change = bootstrap_mean(apart, confidence=CONFIDENCE)
     test = mcnemar(_right(left[both]), _right(right[both]))
     return Paired(
         a.selector,
@@ -132,9 +136,10 @@ def _paired(a: Outcome, b: Outcome, size: int) -> Paired:
         change.mean,
         change.low,
         change.high,
-        test.p,
+        sign_flip_p(apart),
         test.only_a,
         test.only_b,
+        test.p,
         int(both.sum()),
     )
 
@@ -172,17 +177,12 @@ def _as(values: object, kind: pa.DataType) -> pa.Array:
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
 
 
-def write_json(board: Scoreboard, path: Path) -> None:
-    """Write the scoreboard as one JSON object with ``rows``, ``paired`` and ``run``."""
-    with writing(path) as file:
-        file.write(f"{json.dumps(board.to_json(), indent=2, ensure_ascii=False)}\n".encode())
-
-
 def read_json(path: Path) -> Scoreboard:
-    """A scoreboard that :func:`write_json` wrote."""
+    """A scoreboard that `lever eval --json` wrote."""
     found = json.loads(path.read_bytes())
     return Scoreboard(
         tuple(Row(**row) for row in found["rows"]),
         tuple(Paired(**pair) for pair in found["paired"]),
         found["run"],
+        found["about"],
     )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lever_data.store.files import write_json, write_text
 from lever_train.flow.pipeline import Outputs, Step
 from lever_train.flow.training import (
     keyed,
@@ -54,8 +55,8 @@ def sft(work: Work) -> Step:
 def audit(work: Work) -> Step:
     """What the training view can teach; stops the pipeline where a gate says so."""
     from lever_data.report.audit import AuditRequest, audit_views
+    from lever_data.report.audit_page import audit_page
     from lever_data.report.gate import parse_gate, require_passed
-    from lever_data.report.page import write_json, write_page
     from lever_train.learn.data import reward_spec
 
     config = work.config
@@ -70,7 +71,7 @@ def audit(work: Work) -> Step:
         found = audit_views(config.data.store, request, config.train.data.view)
         page, figures = work.out / "audit.html", work.out / "audit.json"
         work.out.mkdir(parents=True, exist_ok=True)
-        write_page(page, found)
+        write_text(page, audit_page(found))
         write_json(figures, [one.figures for one in found])
         require_passed([parse_gate(g) for g in config.audit.fail_on], [a.figures for a in found])
         return {"html": str(page), "json": str(figures), "paths": [str(page), str(figures)]}
@@ -119,8 +120,7 @@ def convert(work: Work) -> Step:
 
 def evaluate(work: Work) -> Step:
     """SFT, RCE and GRPO beside the baselines on the eval split."""
-    from lever_train.evaluate.scoreboard import write_json
-    from lever_train.evaluate.scoreboard_page import write_page
+    from lever_train.evaluate.scoreboard_page import scoreboard_page
 
     data, table, answerer = work.config.data, work.config.eval, work.config.answerer
 
@@ -132,8 +132,8 @@ def evaluate(work: Work) -> Step:
         }
         found = judge(work, known, {n: Path(path) for n, path in named.items() if path is not None})
         files = work.out / "eval.json", work.out / "eval.html"
-        write_json(found.scoreboard, files[0])
-        write_page(found.scoreboard, files[1])
+        write_json(files[0], found.scoreboard.to_json())
+        write_text(files[1], scoreboard_page(found.scoreboard))
         paths = [str(path) for path in files]
         return {"json": paths[0], "html": paths[1], "run": found.scoreboard.run, "paths": paths}
 

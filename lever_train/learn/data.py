@@ -91,6 +91,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     _require_row(queries, config, max(c.last_query for c in (counted, held_out) if c is not None))
     pools = open_pools(con, data.pool, base)
     provenance = {
+        "places": ["/".join(place) for place in counted.datasets],
         "runs": runs_read(con, data.view),
         "views": _views_read(session, data.view),
         "reward": selection.reward,

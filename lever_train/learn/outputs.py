@@ -12,6 +12,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -147,7 +148,8 @@ class Outputs:
         sink = pa.BufferOutputStream()
         pq.write_table(log.table(), sink, compression="zstd")
         write_atomic(self.out / METRICS, sink.getvalue().to_pybytes())
-        write_atomic(self.out / CURVES, curves_page(log, title=self.out.name).encode())
+        page = curves_page(log, self.out.name, self._facts(), (self.out / CONFIG).read_text())
+        write_atomic(self.out / CURVES, page.encode())
         if tensorboard:
             write_events(self.out / EVENTS, log)
 
@@ -179,6 +181,17 @@ class Outputs:
             writer.write("training_metrics", table)
             run = writer.commit({"provenance": data.provenance})
         return f"metrics committed as {run.run}: select … from training_metrics"
+
+    def _facts(self) -> dict[str, str]:
+        """What the figures are of, for the page of curves."""
+        known = json.loads((self.out / PROVENANCE).read_bytes())
+        return {
+            "dataset/split": ", ".join(known["places"]),
+            "runs read": ", ".join(f"`{run}`" for run in known["runs"]),
+            "reward": f"`{known['reward']}`",
+            "checkpoints": f"`{self.out}`",
+            "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        }
 
     def _require_empty(self) -> None:
         if self._earlier():
