@@ -35,7 +35,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     ("flags", "message"),
     [
         ({"query_embeddings": "few.npy"}, "12 rows, none for a query"),
-        ({"candidate_embeddings": "few.npy", "pool": "pool.npy"}, "12 rows, none for example 12"),
+        ({"candidate_embeddings": "few.npy", "pool": "all.npy"}, "12 rows, none for example 39"),
         ({"pool": "pool.npy", "split_ratio": 0.99}, "the pool file pool.npy has 39 rows"),
         ({"pool": "empty.npy"}, "a pointer leaves the query's pool"),
         ({"shot_num": 3}, "a pointer has the wrong length: 2, not 3"),
@@ -51,6 +51,7 @@ def test_faults_of_the_data_are_found_before_the_old_training_goes(
     np.save(tmp_path / "few.npy", np.ones((POOL, WIDTH), np.float32))
     pools = np.tile(np.arange(QUERIES), (QUERIES - 1, 1))
     np.save(tmp_path / "pool.npy", pools)
+    np.save(tmp_path / "all.npy", np.tile(np.arange(QUERIES), (QUERIES, 1)))
     np.save(tmp_path / "empty.npy", np.full((QUERIES, 1), -1))
     bench.train(**OLD)
     before = _contents(tmp_path / "out")

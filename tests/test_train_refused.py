@@ -17,7 +17,7 @@ from lever_train.options.resolve import resolve, to_toml
 from lever_train.options.train import TrainConfig
 from lever_train.selector.model import Selector
 from tests.stores import new_store, table
-from tests.training import POOL, Bench, equal, random_rows
+from tests.training import POOL, QUERIES, Bench, equal, random_rows
 
 
 @pytest.fixture
@@ -60,6 +60,36 @@ def test_scorers_and_splits_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="mixes datasets or splits") as error:
         bench.train("mixed", scorer="a")
     assert error.value.value == "d/train, e/train"
+
+
+@pytest.mark.parametrize(("column", "named"), [("split", "d/train, d/val"), ("scorer", "a, b")])
+def test_a_mix_that_only_validation_holds_is_refused(
+    tmp_path: Path, column: str, named: str
+) -> None:
+    """The last queries by id validate: a training on one place, or model, judged by another."""
+    words = ("train", "val") if column == "split" else ("a", "b")
+    rows = [row | {column: words[row["query_id"] >= 0.8 * QUERIES]} for row in random_rows()]
+    with pytest.raises(UsageError, match=r"mixes datasets or splits|several models") as error:
+        Bench(tmp_path, rows).train()
+    assert error.value.value == named
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("by", ["id", "hash"])
+def test_the_split_and_the_pool_are_those_of_the_views_own_place(tmp_path: Path, by: str) -> None:
+    """Equal query ids of another dataset, in the same store, change nothing at all."""
+    here, mixed = Bench(tmp_path / "here"), Bench(tmp_path / "mixed")
+    others = [row | {"dataset": "c", "pointer": [30, 31]} for row in random_rows(1)]
+    with mixed.store.begin(RunSpec("rl_data", "c", "train", source_sha256="c")) as writer:
+        writer.write("candidates", table(CANDIDATES, others))
+        writer.commit()
+    views = mixed.store.path / "views"
+    views.mkdir()
+    (views / "mine.sql").write_text("select * from all_candidates where dataset = 'd'")
+    here.train(split_by=by, rce_epochs=1)
+    mixed.train(split_by=by, rce_epochs=1, view=["mine"])
+    assert equal(here.tensors("out"), mixed.tensors("out"))
+    assert here.said[0] == mixed.said[0]
 
 
 def test_a_loss_that_is_not_finite_names_step_and_queries(bench: Bench) -> None:

@@ -28,7 +28,7 @@ from lever_train.options.evaluate import EvalRequest
 from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer, needs_images
 from lever_train.rollout.answerers.base import seen
 from lever_train.rollout.ask import Asker, open_cache, scope
-from lever_train.rollout.policy import Policy, load_policy
+from lever_train.rollout.policy import Policy, load_policy, widths
 
 Progress = Callable[[float, float | None, str], None]
 
@@ -59,9 +59,10 @@ def run_evaluation(
     request.check()
     store = Store.open(request.store)
     con = connect(store, runs=request.runs)
-    held = open_held_out(con, request.questions, max(request.contest.limit, default=None))
-    answerer = _answerer(request, held, con)
     policies = load_policies(request.checkpoints, request.contest.device, request.names)
+    limit = max(request.contest.limit, default=None)
+    held = open_held_out(con, request.questions, limit, widths=widths(policies.values()))
+    answerer = _answerer(request, held, con)
     options = EvalOptions(
         request.contest.shots, request.contest.seed, request.wants_oracle, progress
     )
@@ -105,8 +106,9 @@ def predict(request: EvalRequest) -> pa.Table:
         raise UsageError("predict takes one checkpoint", value=len(request.checkpoints))
     con = connect(request.store, runs=request.runs)
     limit = max(request.contest.limit, default=None)
-    held = open_held_out(con, request.questions, limit, is_judged=False)
     policy = load_policy(request.checkpoints[0], request.contest.device)
+    takes = widths([policy])
+    held = open_held_out(con, request.questions, limit, is_judged=False, widths=takes)
     picks = greedy(policy, held.ask, max(request.contest.shots))
     shown = picks.tolist()
     return pa.table(

@@ -17,8 +17,9 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Place, Truth, load_items, load_truth, only_dataset
 from lever_data.items.official import Official, load_official
 from lever_data.items.prompts import Item
+from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
-from lever_train.inputs.pools import SharedPool, open_pools
+from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
 from lever_train.options.evaluate import Questions
 from lever_train.rollout.propose import Ask
 
@@ -52,10 +53,12 @@ def open_held_out(
     limit: int | None = None,
     *,
     is_judged: bool = True,
+    widths: Mapping[str, int] | None = None,
 ) -> HeldOut:
     """Load everything an evaluation reads; of the first ``limit`` queries where it is given.
 
-    Where nothing ``is_judged``, queries need no answers, and their truths are empty.
+    Where nothing ``is_judged``, queries need no answers, and their truths are empty. ``widths`` are
+    those of the embeddings that each checkpoint takes, by its name.
 
     Raises:
         LeverError: items, answers, embeddings or pools are missing; it names the query.
@@ -64,7 +67,8 @@ def open_held_out(
     dataset = questions.dataset or only_dataset(con)
     official = _official(questions)
     items = load_items(con, Place(dataset, questions.split, questions.image_root), official)
-    size = _split_size(con, dataset, questions.split, official)
+    own_size = split_size(con, dataset, questions.split)
+    size = own_size if official is None else len(official.questions)
     if limit is not None:
         items = {number: items[number] for number in sorted(items)[:limit]}
     own = questions.candidate_split == questions.split
@@ -73,20 +77,23 @@ def open_held_out(
     truths = load_truths(items, official) if is_judged else dict.fromkeys(items, _NO_TRUTH)
     numbers = np.array(sorted(items), dtype=np.int64)
     queries, table = _embeddings(con, questions)
-    _require_rows(numbers, len(queries), "the query embeddings")
-    if size is not None and len(queries) != size:
-        raise LeverError(
-            f"the query embeddings have {len(queries):,} rows, the split {questions.split} has "
-            f"{size:,} questions",
-            where=questions.query_embeddings,
-            hint="give the embeddings of this split; row = index of the question in it",
-        )
-    _require_rows(np.array(sorted(examples)), len(table), "the candidate embeddings")
-    pool = _pool(con, questions, numbers, examples)
+    pool = _open_pools(con, questions, dataset, examples)
+    check_inputs(
+        Vectors.of(questions.query_embeddings, queries),
+        Vectors.of(questions.candidate_embeddings or questions.query_embeddings, table),
+        split=questions.split,
+        size=size,
+        last_query=int(numbers.max(initial=-1)),
+        candidate_size=split_size(con, dataset, questions.candidate_split),
+        pool=pool,
+        checkpoints=widths,
+    )
+    shown = pool.ids if isinstance(pool, SharedPool) else pool.of(numbers)
+    _require_examples(shown, questions, examples)
     return HeldOut(
         dataset,
         questions.split,
-        Ask(numbers, queries[numbers], table, pool, own),
+        Ask(numbers, queries[numbers], table, shown, own),
         tuple(items[int(i)] for i in numbers),
         tuple(truths[int(i)] for i in numbers),
         examples,
@@ -136,25 +143,24 @@ def _embeddings(con: duckdb.DuckDBPyConnection, questions: Questions) -> tuple[T
             "embeddings of their own",
             hint="--candidate-embeddings FILE",
         )
-    if queries.shape[1] != table.shape[1]:
-        raise LeverError(
-            "query and candidate embeddings differ in width",
-            value=f"{queries.shape[1]} and {table.shape[1]}",
-        )
     return queries, table
 
 
-def _pool(
+def _open_pools(
     con: duckdb.DuckDBPyConnection,
     questions: Questions,
-    numbers: np.ndarray,
+    dataset: str,
     examples: Mapping[int, Item],
-) -> np.ndarray:
-    """Example ids [n, K], or [K] where all queries share one pool."""
-    if questions.pool is None and questions.candidate_split != questions.split:
-        return np.array(sorted(examples), dtype=np.int64)
-    source = open_pools(con, questions.pool, "candidates")
-    pool = source.ids if isinstance(source, SharedPool) else source.of(numbers)
+) -> PoolSource:
+    """The pools given or stored; every example, where there is neither."""
+    if questions.pool is not None or questions.candidate_split == questions.split:
+        source = open_pools(con, questions.pool, "candidates", (dataset, questions.split))
+        if not isinstance(source, SharedPool) or len(source.ids):
+            return source
+    return SharedPool(np.array(sorted(examples), dtype=np.int64))
+
+
+def _require_examples(pool: np.ndarray, questions: Questions, examples: Mapping[int, Item]) -> None:
     unknown = np.setdiff1d(pool[pool >= 0], np.fromiter(examples, np.int64, len(examples)))
     if len(unknown):
         raise LeverError(
@@ -162,24 +168,4 @@ def _pool(
             where=f"split {questions.candidate_split}",
             value=int(unknown[0]),
             hint="ingest the questions and annotations of the demonstrations' split",
-        )
-    return pool
-
-
-def _split_size(
-    con: duckdb.DuckDBPyConnection, dataset: str, split: str, official: Official | None
-) -> int | None:
-    """Questions of the whole split, where the official file or the store's examples tell."""
-    if official is not None:
-        return len(official.questions)
-    sql = "select count(*) from examples where dataset = ? and split = ?"
-    found = con.cursor().execute(sql, [dataset, split]).fetchall()[0][0]
-    return int(found) or None
-
-
-def _require_rows(numbers: np.ndarray, rows: int, what: str) -> None:
-    if len(numbers) and numbers.max() >= rows:
-        raise LeverError(
-            f"{what} have {rows:,} rows, none for item {int(numbers.max())}",
-            hint="row = index of the question in its split",
         )

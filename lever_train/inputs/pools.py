@@ -38,6 +38,10 @@ class SharedPool:
         """Hex digest of the ids."""
         return _sha256(self.ids)
 
+    def last_id(self) -> int:
+        """The largest example id; -1 without any."""
+        return int(self.ids.max(initial=-1))
+
 
 @dataclass(frozen=True)
 class FilePool:
@@ -52,12 +56,30 @@ class FilePool:
         Raises:
             LeverError: the file has no row for a query.
         """
-        _require_rows(query_ids, len(self.table), f"the pool file {self.path}")
+        if len(query_ids):
+            self.require_row(int(query_ids.max()))
         return self.table[query_ids].astype(np.int64)
+
+    @property
+    def rows(self) -> int:
+        """n, the number of queries that have a pool."""
+        return len(self.table)
+
+    def require_row(self, query: int) -> None:
+        """Refuse a query that has no row; ``LeverError`` names it."""
+        if query >= self.rows:
+            raise LeverError(
+                f"the pool file {self.path} has {self.rows:,} rows, none for a query",
+                where=f"query {query}",
+            )
+
+    def last_id(self) -> int:
+        """The largest example id."""
+        return int(self.table.max())
 
     def describe(self) -> str:
         """For people and the provenance."""
-        return f"{self.path}: {self.table.shape[1]} candidates a query"
+        return f"{self.path}: {self.table.shape[1]} candidates per query"
 
     def sha256(self) -> str:
         """Hex digest of the ids, row by row, as the file holds them."""
@@ -100,34 +122,49 @@ class StoredPool:
         """Hex digest of the queries and the ids of each."""
         return _sha256(self.queries, self.offsets, self.flat)
 
+    def last_id(self) -> int:
+        """The largest example id; -1 without any."""
+        return int(self.flat.max(initial=-1))
+
 
 PoolSource = SharedPool | FilePool | StoredPool
 
 
-def open_pools(con: duckdb.DuckDBPyConnection, file: str | None, base: str) -> PoolSource:
-    """The pools to train with.
+def open_pools(
+    con: duckdb.DuckDBPyConnection, file: str | None, base: str, *places: tuple[str, str]
+) -> PoolSource:
+    """The pools of the queries of a place.
 
     Args:
         con: from ``lever_data.connect``.
         file: a ``.npy`` file [n, K] of example ids; ``None``: the store decides.
-        base: relation with a pointer per candidate of the selected runs, before any filter.
+        base: relation with dataset, split and a pointer per candidate of the selected runs,
+            before any filter.
+        places: (dataset, split) of the queries; query ids of another mean other questions.
     """
     if file is not None:
         return _from_file(file)
+    here = " or ".join("(dataset = ? and split = ?)" for _ in places)
+    bound = [name for place in places for name in place]
     counts = con.cursor().execute(
         "select count(*), count(candidate_pool), min(query_id) filter (candidate_pool is null) "
-        "from queries"
+        f"from queries where {here}",
+        bound,
     )
     total, pooled, lacking = counts.fetchall()[0]
     if pooled == 0:
-        return _shared(con, base)
+        sql = f"select distinct unnest(pointer)::bigint as id from {quote_identifier(base)} "
+        found = con.cursor().execute(f"{sql} where {here} order by id", bound).fetchnumpy()["id"]
+        return SharedPool(np.ascontiguousarray(found, dtype=np.int64))
     if pooled < total:
         raise LeverError(
             f"{pooled:,} of {total:,} queries have a candidate pool of their own, the others none",
             where=f"query {lacking}",
             hint="--pool FILE.npy gives every query one, --run chooses runs that agree",
         )
-    return _stored(con)
+    cursor = con.cursor()  # kept alive: on some versions the reader needs it
+    sql = f"select query_id, candidate_pool from queries where {here} order by query_id"
+    return _stored(cast(pa.Table, cursor.sql(sql, params=bound).to_arrow_table()))
 
 
 def _from_file(file: str) -> FilePool:
@@ -146,16 +183,7 @@ def _from_file(file: str) -> FilePool:
     return FilePool(Path(file).name, table)
 
 
-def _shared(con: duckdb.DuckDBPyConnection, base: str) -> SharedPool:
-    sql = f"select distinct unnest(pointer)::bigint as id from {quote_identifier(base)} order by id"
-    ids = con.cursor().execute(sql).fetchnumpy()["id"]
-    return SharedPool(np.ascontiguousarray(ids, dtype=np.int64))
-
-
-def _stored(con: duckdb.DuckDBPyConnection) -> StoredPool:
-    sql = "select query_id, candidate_pool from queries order by query_id"
-    cursor = con.cursor()
-    table = cast(pa.Table, cursor.sql(sql).to_arrow_table())
+def _stored(table: pa.Table) -> StoredPool:
     queries = table.column(0).to_numpy()
     if len(queries) > 1 and not (np.diff(queries) > 0).all():
         twice = int(queries[1:][np.diff(queries) == 0][0])
@@ -176,12 +204,3 @@ def _sha256(*arrays: NDArray[np.integer]) -> str:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(array.ravel().data)  # a view, where the rows lie in order
     return digest.hexdigest()
-
-
-def _require_rows(query_ids: Ids, rows: int, what: str) -> None:
-    outside = (query_ids >= rows) | (query_ids < 0)
-    if outside.any():
-        raise LeverError(
-            f"{what} has {rows:,} rows, none for a query",
-            where=f"query {query_ids[outside][0]}",
-        )

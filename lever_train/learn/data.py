@@ -7,7 +7,7 @@ from the selected runs before view and filters, so that ablations compare on the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -19,6 +19,7 @@ from lever_data.relations.db import Session, open_session, quote_identifier
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import prepare_reward, require_scores, reward_sql
 from lever_data.relations.selection import Census, Selection, census
+from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import PoolSource, open_pools
 from lever_train.learn.split import (
@@ -80,16 +81,15 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     for view in data.view:
         if session.relations[view].folder == "user":
             require_whole_rows(con, view)
-    train = _limited(selection, TRAIN)
+    train = replace(selection, queries=TRAIN)
     counted = census(con, train)
-    _require_trainable(counted, config)
-    validation = _limited(selection, VALIDATION) if split[1] else None
+    validation = replace(selection, queries=VALIDATION) if split[1] else None
     held_out = census(con, validation) if validation is not None else None
+    places = _require_trainable(counted, held_out, config)
     if held_out is not None and not held_out.rows:
         validation = None  # the filters left nothing of it; the notices say so
-    queries, candidates = _embeddings(source, config, counted)
-    _require_row(queries, config, max(c.last_query for c in (counted, held_out) if c is not None))
-    pools = open_pools(con, data.pool, base)
+    pools = open_pools(con, data.pool, base, *places)
+    queries, candidates = _embeddings(source, config, places, pools, counted, held_out)
     provenance = {
         "places": ["/".join(place) for place in counted.datasets],
         "runs": runs_read(con, data.view),
@@ -205,11 +205,14 @@ def _views_read(session: Session, views: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _limited(selection: Selection, queries: str) -> Selection:
-    return Selection(**{**vars(selection), "queries": queries})
+def _require_trainable(
+    counted: Census, held_out: Census | None, config: TrainConfig
+) -> list[tuple[str, str]]:
+    """Refuse what cannot be trained on; returns the (dataset, split) of all queries.
 
-
-def _require_trainable(counted: Census, config: TrainConfig) -> None:
+    Training and validation queries count alike: a selector trained on one split and judged on
+    another, or by another model's scores, would be a wrong figure without a word.
+    """
     views = ", ".join(config.data.view)
     if not counted.rows:
         reasons = ", ".join(f"{n:,} {why}" for why, n in counted.dropped.items() if n)
@@ -219,48 +222,54 @@ def _require_trainable(counted: Census, config: TrainConfig) -> None:
             value=reasons or None,
             hint="`lever views` counts every view; check --gen-method, --skip-fallback and --run",
         )
-    if len(counted.datasets) > 1 and not config.data.allow_mixed:
+    parts = [counted] if held_out is None else [counted, held_out]
+    places = sorted({place for part in parts for place in part.datasets})
+    if len(places) > 1 and not config.data.allow_mixed:
         raise UsageError(
             "the selection mixes datasets or splits, whose query ids mean different things",
             where=views,
-            value=", ".join(f"{d}/{s}" for d, s in counted.datasets),
+            value=", ".join(f"{d}/{s}" for d, s in places),
             hint="choose runs with --run, or pass --allow-mixed",
         )
-    if len(counted.scorers) > 1:
+    scorers = sorted({scorer for part in parts for scorer in part.scorers})
+    if len(scorers) > 1:
         raise UsageError(
             "the selection holds scores of several models",
             where=views,
-            value=", ".join(counted.scorers),
-            hint=f"choose one: --scorer {quote_literal(counted.scorers[0])}",
+            value=", ".join(scorers),
+            hint=f"choose one: --scorer {quote_literal(scorers[0])}",
         )
     if config.run.stage == "sft" and counted.null_rewards == counted.rows:
         raise LeverError("info_score is null in every row", where=views)
+    return places
 
 
-def _require_row(queries: Tensor, config: TrainConfig, last: int) -> None:
-    """Every query has its row: known before anything is written, not at the batch that lacks it."""
-    if last >= len(queries):
-        raise LeverError(
-            f"the query embeddings have {len(queries):,} rows, none for a query",
-            where=f"{config.data.query_embeddings}, query {last}",
-            hint="row = query id; are they those of another split?",
-        )
-
-
-def _embeddings(source: Source, config: TrainConfig, counted: Census) -> tuple[Tensor, Tensor]:
-    """The vectors; a name is looked up in every run of the store, not in the selected alone."""
-    data, prefer = config.data, counted.datasets[0]
-    con = open_session(source.store, only=("embeddings",)).con
+def _embeddings(
+    source: Source,
+    config: TrainConfig,
+    places: Sequence[tuple[str, str]],
+    pools: PoolSource,
+    counted: Census,
+    held_out: Census | None,
+) -> tuple[Tensor, Tensor]:
+    """The vectors, checked against the place of the queries; a name is looked up in every run of
+    the store, not in the selected alone."""
+    data = config.data
+    con = open_session(source.store, only=("embeddings", "examples")).con
     if data.query_embeddings is None:
         raise UsageError("no embeddings are named", hint="--query-embeddings FILE")
-    queries = load_embeddings(data.query_embeddings, con, prefer)
-    if data.candidate_embeddings is None:
-        return queries, queries
-    candidates = load_embeddings(data.candidate_embeddings, con, prefer)
-    if queries.shape[1] != candidates.shape[1]:
-        raise LeverError(
-            "query and candidate embeddings have different widths",
-            where=f"{data.query_embeddings} and {data.candidate_embeddings}",
-            value=f"{queries.shape[1]} and {candidates.shape[1]}",
-        )
+    queries = candidates = load_embeddings(data.query_embeddings, con, places[0])
+    name = data.candidate_embeddings or data.query_embeddings
+    if data.candidate_embeddings is not None:
+        candidates = load_embeddings(name, con, places[0])
+    last = max(part.last_query for part in (counted, held_out) if part is not None)
+    check_inputs(
+        Vectors.of(data.query_embeddings, queries),
+        Vectors.of(name, candidates),
+        split=places[0][1],
+        # of a mix nobody knows whose rows these are
+        size=split_size(con, *places[0]) if len(places) == 1 else None,
+        last_query=last,
+        pool=pools,
+    )
     return queries, candidates

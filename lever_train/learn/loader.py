@@ -67,7 +67,6 @@ class Loader:
         self.shared: Pool | None = None
         if isinstance(data.pools, SharedPool):
             ids = torch.from_numpy(data.pools.ids)
-            _require_rows(ids, len(self.candidates), None)
             self.shared = Pool(self.candidates[ids.to(device)])
 
     def batches(self, selection: Selection, position: Position) -> Iterator[Batch]:

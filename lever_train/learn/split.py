@@ -28,7 +28,8 @@ def runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[str]
 
 
 def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> str:
-    """A relation with every stored pointer of the kind of runs the views read, unfiltered.
+    """A relation with every stored pointer of the kind of runs the views read, unfiltered, of the
+    datasets and splits that the views hold.
 
     Raises:
         LeverError: the views hold no rows.
@@ -47,7 +48,13 @@ def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> str:
         )
     parts = ["stg_beams" if is_beam else "stg_candidates" for (is_beam,) in sorted(rows)]
     union = " union all ".join(f"select {_KEY}, pointer from {part}" for part in parts)
-    con.execute(f"create view training_base as {union}")
+    # another dataset or split of the same runs is no part of this training: its queries would
+    # take places in the split, and its pointers in the shared pool
+    own = " union ".join(f"select dataset, split from {quote_identifier(v)}" for v in views)
+    con.execute(
+        f"create view training_base as select * from ({union}) "
+        f"semi join (select distinct dataset, split from ({own})) using (dataset, split)"
+    )
     return "training_base"
 
 
@@ -61,8 +68,9 @@ def split_queries(
     """
     data = config.data
     if data.split_by == "id":  # legacy: sorted ids, the first int(ratio · n) train
-        place = f"row_number() over (order by {_KEY}) - 1"
-        trains = f"{place} < floor(count(*) over () * $ratio::double)"
+        own = "partition by dataset, split"  # of a mix, this share of each
+        place = f"row_number() over ({own} order by query_id) - 1"
+        trains = f"{place} < floor(count(*) over ({own}) * $ratio::double)"
     else:
         key = "concat_ws('/', dataset, split, query_id)"
         place = f"md5_number_lower({key}) / 18446744073709551616.0"  # uniform in [0, 1)

@@ -25,6 +25,7 @@ from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.relations.db import open_session
 from lever_data.store.files import sha256_file
 from lever_data.store.store import Run, RunSpec, Store
+from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.devices import open_device
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
@@ -33,7 +34,7 @@ from lever_train.rollout import views
 from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer, needs_images
 from lever_train.rollout.answerers.base import canonical, seen
 from lever_train.rollout.ask import Asker, Tally, open_cache, scope
-from lever_train.rollout.policy import Policy, load_policy
+from lever_train.rollout.policy import Policy, load_policy, widths
 from lever_train.rollout.propose import PROPOSAL_VERSION, Proposals
 from lever_train.rollout.score import Label
 from lever_train.rollout.shards import ShardFolder
@@ -144,9 +145,12 @@ class _Resolver:
         query_ids, given = self._queries(queries)
         items = {q: queries[q] for q in query_ids.tolist()}
         truths = load_truth(items, official, allow_fallback=self.request.allow_fallback)
-        left, right = self._vectors(query_ids)
+        left, right = self._vectors()
         answerer = self._answerer(left, right, examples)
         policy = self._policy()
+        pool = None if policy is None else self._pool(right)
+        if left is not None and right is not None:
+            self._check(left, right, int(query_ids[-1]), official, own, policy, pool)
         job = Job(
             request=self.request,
             store=self.store,
@@ -167,7 +171,7 @@ class _Resolver:
             policy=policy,
             query_vectors=left,
             example_vectors=right,
-            pool=None if policy is None else self._pool(right),
+            pool=pool,
             given=given,
             stock=(
                 None
@@ -241,33 +245,46 @@ class _Resolver:
             given = None if given is None else given.select(given.row < which.limit)
         return ids, given
 
-    def _vectors(self, query_ids: Ids) -> tuple[Tensor | None, Tensor | None]:
+    def _vectors(self) -> tuple[Tensor | None, Tensor | None]:
         inputs = self.request.inputs
         if inputs.query_embeddings is None:
             if self.request.which.from_view is None:
                 raise UsageError("proposals need embeddings", hint="--query-embeddings F")
             return None, None
-        left = load_embeddings(inputs.query_embeddings, self.wide)
+        left = load_embeddings(inputs.query_embeddings, self.wide, self._place)
         right = left
         if inputs.candidate_embeddings is not None:
             right = load_embeddings(inputs.candidate_embeddings, self.wide)
-        if left.shape[1] != right.shape[1]:
-            raise LeverError(
-                "query and candidate embeddings differ in width",
-                value=f"{left.shape[1]} and {right.shape[1]}",
-            )
-        if int(query_ids[-1]) >= len(left):
-            raise LeverError(
-                f"the query embeddings have {len(left):,} rows, none for a query",
-                where=f"query {query_ids[-1]}",
-                hint="row = query id; give the embeddings of this split",
-            )
         return left, right
+
+    def _check(
+        self,
+        left: Tensor,
+        right: Tensor,
+        last: int,
+        official: Official | None,
+        own: bool,
+        policy: Policy | None,
+        pool: PoolSource | None,
+    ) -> None:
+        """Refuse vectors, pools and checkpoints of another place than the queries'."""
+        inputs, size = self.request.inputs, split_size(self.wide, *self._place)
+        check_inputs(
+            Vectors.of(inputs.query_embeddings, left),
+            Vectors.of(inputs.candidate_embeddings or inputs.query_embeddings, right),
+            split=self._place[1],
+            size=size if official is None else len(official.questions),
+            last_query=last,
+            candidate_size=size if own else None,
+            pool=pool,
+            checkpoints={} if policy is None else widths([policy]),
+        )
 
     def _pool(self, vectors: Tensor | None) -> PoolSource:
         assert vectors is not None
         path = self.request.inputs.pool
-        source = open_pools(self.con, None if path is None else str(path), "candidates")
+        file = None if path is None else str(path)
+        source = open_pools(self.con, file, "candidates", self._place)
         if isinstance(source, SharedPool) and not len(source.ids):
             return SharedPool(np.arange(len(vectors), dtype=np.int64))
         return source

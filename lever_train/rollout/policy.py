@@ -7,6 +7,7 @@ differs in its last bits with the number of rows in the batch, and a proposal mu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -85,3 +86,8 @@ def load_policy(checkpoint: Path | None, device: str) -> Policy:
     selector, _ = load_selector(checkpoint)
     name = f"{checkpoint.name}@{sha256_file(checkpoint)[:12]}"
     return SelectorPolicy(name, selector.double().to(device))
+
+
+def widths(policies: Iterable[Policy]) -> dict[str, int]:
+    """The width of the embeddings that each trained policy takes, by its name."""
+    return {p.name: p.selector.config.dim for p in policies if isinstance(p, SelectorPolicy)}

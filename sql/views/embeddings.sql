@@ -1,4 +1,5 @@
--- Embeddings by name; where several runs hold a name, the newest counts.
+-- Embeddings by name; where several runs hold a name for a split, the newest run counts, whole:
+-- rows of two runs are vectors of two spaces.
 -- grain: one row per dataset, split, name and example
 -- columns:
 --   run varchar: id of the run the row is stored in
@@ -13,7 +14,7 @@ compared as (
     select
         stored.*,
         runs.run_order,
-        max(runs.run_order) over (partition by stored.dataset, stored.split, stored.name, stored.example_id) as newest
+        max(runs.run_order) over (partition by stored.dataset, stored.split, stored.name) as newest
     from stored
     inner join runs on stored.run = runs.run
 ),
