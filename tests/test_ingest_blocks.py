@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import tracemalloc
 from typing import Any
 
 import pyarrow as pa
@@ -14,10 +13,8 @@ from hypothesis import strategies as st
 
 from lever_data.errors import LeverError
 from lever_data.sources.beam import BeamFormat
-from lever_data.sources.block import State
 from lever_data.sources.decode import LegacyReader, RestartError
-from lever_data.sources.helper import Helper
-from lever_data.sources.layout import Context, RefusedError
+from lever_data.sources.layout import Context
 from lever_data.sources.records import BeamRecords, RlRecords
 from lever_data.sources.rl import RlFormat
 from lever_data.store.schema import CANDIDATES, QUERIES
@@ -40,18 +37,17 @@ def read(
     block: int,
     *,
     restart: bool = False,
-    helper_after: int | None = None,
 ) -> tuple[Json, dict[str, Any]]:
     """Ingest and export in memory: the file as it comes back, and its rows."""
     stream = io.BytesIO(text)
-    reader = LegacyReader(stream.read, "file", form, block=block, helper_after=helper_after)
+    reader = LegacyReader(stream.read, "file", form, block=block)
     try:
         built = list(reader.batches())
     except RestartError as late:
         if not restart:
             raise
         context = Context("d", "s", late.scorer)
-        return read(text, RlFormat(context), block, helper_after=helper_after)
+        return read(text, RlFormat(context), block)
     queries = pa.Table.from_batches([b.queries for b in built], QUERIES).to_pylist()
     candidates = pa.Table.from_batches([b.candidates for b in built], CANDIDATES).to_pylist()
     by_query: dict[int, list[Json]] = {row["query_id"]: [] for row in queries}
@@ -159,70 +155,16 @@ def many_queries(count: int) -> Json:
     return file
 
 
-@pytest.fixture
-def wait_for_the_helper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lever_data.sources.helper.START_WAIT", 60)
-
-
-@pytest.mark.usefixtures("wait_for_the_helper")
-def test_a_second_process_gives_the_same_rows() -> None:
-    file = many_queries(2_000)
-    text = json.dumps(file).encode()
-    alone = read(text, RlFormat(Context("d", "s", "m")), 5_000)
-    helped = read(text, RlFormat(Context("d", "s", "m")), 5_000, helper_after=2)
-    assert helped == alone
-    assert difference(alone[0], null_non_finite(file)) is None
-
-
-@pytest.mark.usefixtures("wait_for_the_helper")
-def test_a_fault_far_behind_is_found_with_a_second_process_too() -> None:
+def test_a_fault_far_behind_is_found_in_a_file_of_many_blocks() -> None:
     text = json.dumps(many_queries(2_000)).encode()
     at = text.index(b'"1800": ')
     again = text[:at] + b'"17": {"pointer_candidates": []}, ' + text[at:]
     with pytest.raises(LeverError, match="a query occurs twice") as found:
-        read(again, RlFormat(Context("d", "s", None)), 5_000, helper_after=2)
+        read(again, RlFormat(Context("d", "s", None)), 5_000)
     assert f"byte {at}" in str(found.value.where)
 
 
-@pytest.mark.usefixtures("wait_for_the_helper")
-def test_a_second_process_that_cannot_start_is_done_without(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("sys.executable", "/bin/false")
-    file = many_queries(500)
-    back, _ = read(
-        json.dumps(file).encode(), RlFormat(Context("d", "s", None)), 1_000, helper_after=0
-    )
+def test_a_file_of_many_blocks_comes_back_equal() -> None:
+    file = many_queries(2_000)
+    back, _ = read(json.dumps(file).encode(), RlFormat(Context("d", "s", None)), 5_000)
     assert difference(back, null_non_finite(file)) is None
-
-
-@pytest.mark.usefixtures("wait_for_the_helper")
-def test_a_second_process_that_dies_is_an_error() -> None:
-    with Helper() as helper:
-        assert helper.is_ready()
-        form = RlFormat(Context("d", "s", None))
-        state = State(RlFormat, form.known())
-        text = b'{"1": {"pointer_candidates": [{"pointer": [2]}]}}'
-        built, _ = helper.submit([text[:9], text[9:]], state).result()
-        assert built.candidates["pointer"].to_pylist() == [[2]]
-        with pytest.raises(RefusedError):
-            helper.submit([b'{"1": 2}'], state).result()
-        helper.kill()
-        with pytest.raises(LeverError, match="the process that helps to decode ended"):
-            helper.submit([text[:9], text[9:]], state).result()
-
-
-@pytest.mark.usefixtures("wait_for_the_helper")
-def test_queries_of_a_second_process_do_not_keep_its_candidates_in_memory() -> None:
-    file = {"1": {"pointer_candidates": [{"pointer": [i, i + 1]} for i in range(5_000)]}}
-    with Helper() as helper:
-        assert helper.is_ready()
-        state = State(RlFormat, RlFormat(Context("d", "s", None)).known())
-        tracemalloc.start()
-        built, _ = helper.submit([json.dumps(file).encode()], state).result()
-        queries, size = built.queries, built.candidates.nbytes
-        del built
-        assert helper.load == 0
-        kept, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert peak > size > 10 * kept, queries

@@ -3,7 +3,7 @@
 In go bytes, out come :class:`Block` records of one and a half megabytes. A boundary is only likely:
 the same characters may stand inside a string or a nested object. The caller proves it by decoding
 the block: a JSON value that starts with a bracket is never a proper prefix of another one, so a
-block that decodes was cut rightly.
+block that decodes was cut rightly. :func:`count_tokens` serves to prove that nothing was dropped.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from lever_data.readers.json_object import BOM
 
 BLOCK = 3 << 19
 
 _BOUNDARY = re.compile(rb'\}(?=[ \t\n\r]*,[ \t\n\r]*"[0-9]+"[ \t\n\r]*:[ \t\n\r]*\{)')
+_QUOTE, _BACKSLASH = 0x22, 0x5C
+_PIECE = 1 << 16  # what is compared at once: in the cache, and no new memory each time
 _COMMA = re.compile(rb"[ \t\n\r]*,[ \t\n\r]*")
 
 
@@ -103,3 +107,27 @@ def _last_boundary(data: bytes) -> int | None:
         if last is not None:
             return last
     return None
+
+
+def count_tokens(text: bytes) -> int:
+    """String tokens in valid JSON text: unescaped quotation marks, halved."""
+    codes = np.frombuffer(text, np.uint8)
+    pieces = range(0, len(codes), _PIECE)
+    quotes = sum(int(np.count_nonzero(codes[at : at + _PIECE] == _QUOTE)) for at in pieces)
+    if b"\\" in text:
+        quotes -= _count_escaped(text, codes)
+    return quotes // 2
+
+
+def _count_escaped(text: bytes, codes: np.ndarray) -> int:
+    """Quotation marks behind an odd run of backslashes."""
+    before = np.flatnonzero(codes[:-1] == _BACKSLASH)
+    before = before[codes[before + 1] == _QUOTE]
+    is_alone = (before == 0) | (codes[before - 1] != _BACKSLASH)
+    count = int(np.count_nonzero(is_alone))
+    for at in before[~is_alone].tolist():
+        run = text[max(0, at - 63) : at + 1]
+        if run.count(b"\\") == 64:  # a longer run: look at all of it
+            run = text[: at + 1]
+        count += (len(run) - len(run.rstrip(b"\\"))) % 2
+    return count

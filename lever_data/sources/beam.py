@@ -33,15 +33,6 @@ class BeamFormat:
         self._values = msgspec.json.Decoder(BeamValue)
         self._extra: dict[int, dict[str, Any]] = {}  # unknown keys by query, until they are built
 
-    def known(self) -> tuple[Any, ...]:
-        """The context."""
-        return (self.context,)
-
-    @classmethod
-    def restore(cls, *known: Any) -> BeamFormat:
-        """A format that decodes like the one that said ``known``."""
-        return cls(*known)
-
     def decode_block(self, text: bytes) -> list[Record]:
         """The queries of an object's text; RefusedError where something is unusual or wrong."""
         records = decode_object(self._blocks, text)

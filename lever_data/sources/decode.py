@@ -10,28 +10,44 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from lever_data.errors import LeverError
 from lever_data.readers import json_exact
-from lever_data.readers.json_blocks import BLOCK, Block, split_blocks
+from lever_data.readers.json_blocks import BLOCK, Block, count_tokens, split_blocks
 from lever_data.readers.json_exact import NotJsonError, Place
 from lever_data.readers.json_object import Member, Scanner
 from lever_data.readers.seen_ids import SeenIds
-from lever_data.sources.ahead import attempts
-from lever_data.sources.block import Decoded, Format
-from lever_data.sources.layout import Built, Record, RefusedError
+from lever_data.sources.layout import Built, Context, Record, RefusedError
+from lever_data.sources.types import Made
 
 TOP_LIMIT = 4 << 20  # bytes of `_…` members, which are kept in the manifest
 BATCH_BYTES = 4 << 20  # of text, per batch of the careful path
 _MAX_SKIPPED = 1000
 
 _QUERY_ID = re.compile(r"0|[1-9][0-9]{0,18}")
+
+
+class Format(Protocol):
+    """What the reader must know of a kind of data: RL data or beams."""
+
+    context: Context
+
+    def decode_block(self, text: bytes) -> list[Record]:
+        """Decode the members of an object's text at once, or raise RefusedError."""
+
+    def decode_value(self, query_id: int, value: object, data: bytes, place: Place) -> Made:
+        """Decode one member's value, or raise a LeverError that says what is wrong with it."""
+
+    def build(self, records: Sequence[Record], *, careful: bool = False, tokens: int = -1) -> Built:
+        """Make Arrow batches of records; careful: as ``decode_value`` gave them.
+
+        ``tokens`` is what the batches should account for.
+        """
 
 
 @dataclass
@@ -75,7 +91,6 @@ class LegacyReader:
         salvage: leave out what is broken, and note it, instead of raising.
         block: bytes of text decoded at once; of the results only the layout, which is that of the
             first block, depends on it.
-        helper_after: blocks after which a second process helps; ``None`` for never.
     """
 
     def __init__(
@@ -86,14 +101,12 @@ class LegacyReader:
         *,
         salvage: bool = False,
         block: int = BLOCK,
-        helper_after: int | None = None,
     ) -> None:
         self._read = read
         self._name = name
         self._format = form
         self._salvage = salvage
         self._block = block
-        self._helper_after = helper_after
         self._seen = SeenIds()
         self._top_bytes = 0
         self._astray: int | None = None  # offset of a value whose end is not known
@@ -108,12 +121,11 @@ class LegacyReader:
             RestartError: the scorer became known too late.
         """
         blocks = split_blocks(self._safe_read, self._block)
-        with closing(attempts(blocks, self._format, self._helper_after)) as ahead:
-            for block, attempt in ahead:
-                try:
-                    yield self._accept(attempt())
-                except RefusedError:
-                    yield from self._careful(block, (following for following, _ in ahead))
+        for block in blocks:
+            try:
+                yield self._at_once(block)
+            except RefusedError:
+                yield from self._careful(block, blocks)
 
     def _safe_read(self, size: int) -> bytes:
         try:
@@ -124,8 +136,29 @@ class LegacyReader:
             self.found.skip(error)
             return b""
 
-    def _accept(self, decoded: Decoded) -> Built:
-        built, non_finite = decoded
+    def _at_once(self, block: Block) -> Built:
+        """Decode a whole block, and prove that nothing of it was dropped.
+
+        Raises:
+            RefusedError: it is not cut at a boundary, is not valid, holds keys that the types have
+                not learned yet, or two equal keys in one object.
+        """
+        parts = block.as_object()
+        if parts is None:
+            raise RefusedError("no boundary")
+        text = b"".join(parts)
+        non_finite: Counter[str] = Counter()
+        try:
+            records = self._format.decode_block(text)
+        except RefusedError:
+            if b"NaN" not in text and b"Infinity" not in text:
+                raise
+            clean, non_finite = json_exact.null_non_finite(text)
+            records = self._format.decode_block(clean)
+        tokens = count_tokens(text)
+        built = self._format.build(records, tokens=tokens)
+        if built.tokens != tokens:
+            raise RefusedError("a key occurs twice in one object")
         if not self._seen.add(built.queries["query_id"].to_numpy()):
             raise RefusedError("a query occurs twice")
         self.num_queries += built.queries.num_rows

@@ -44,19 +44,6 @@ class RlFormat:
         self._narrow: Types | None = None  # for candidates with the keys of the first one
         self._is_mixed = False  # some block was not of these
 
-    def known(self) -> tuple[Any, ...]:
-        """Context, layout and learned keys."""
-        return self.context, self.layout, self.types.learned()
-
-    @classmethod
-    def restore(cls, *known: Any) -> RlFormat:
-        """A format that decodes like the one that said ``known``."""
-        context, layout, learned = known
-        form = cls(context)
-        form.layout = layout
-        form.types = Types(*map(list, learned))
-        return form
-
     def decode_block(self, text: bytes) -> list[Record]:
         """The queries of an object's text; RefusedError where the types do not take it."""
         if self.layout is not None and not self._is_mixed:

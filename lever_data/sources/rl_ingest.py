@@ -18,13 +18,10 @@ from typing import Any
 import pyarrow as pa
 
 from lever_data.errors import LeverError
-from lever_data.readers.json_blocks import BLOCK
-from lever_data.readers.source import BackgroundHash, ByteReader, Progress, Source
+from lever_data.readers.source import BackgroundHash, Progress, Source
 from lever_data.sources.beam import BeamFormat
-from lever_data.sources.block import Format
-from lever_data.sources.decode import LegacyReader, RestartError
+from lever_data.sources.decode import Format, LegacyReader, RestartError
 from lever_data.sources.layout import Context
-from lever_data.sources.process import LARGE
 from lever_data.sources.rl import RlFormat
 from lever_data.store.store import Run, RunSpec, RunWriter, Store
 
@@ -68,10 +65,7 @@ def _ingest_once(
     digest, progress, notice = around
     salvage = bool(spec.parameters.get("salvage"))
     with store.begin(spec) as writer, source.reader(progress) as bytes_in:
-        helper_after = 0 if _text_size(source, bytes_in) >= LARGE else LARGE // BLOCK
-        reader = LegacyReader(
-            bytes_in.read, str(source.path), form, salvage=salvage, helper_after=helper_after
-        )
+        reader = LegacyReader(bytes_in.read, str(source.path), form, salvage=salvage)
         with _no_gc(), _quick_turns():
             _write_all(writer, reader.batches())
         if not reader.num_queries:
@@ -83,11 +77,6 @@ def _ingest_once(
             return known, False
         _tell(reader, source, notice)
         return writer.commit(_details(reader, form)), True
-
-
-def _text_size(source: Source, reader: ByteReader) -> int:
-    """A guess at the bytes of text in a source: legacy JSON shrinks to a twelfth or less."""
-    return source.size * (10 if reader.is_compressed else 1)
 
 
 @contextmanager
@@ -104,8 +93,7 @@ def _no_gc() -> Iterator[None]:
 
 @contextmanager
 def _quick_turns() -> Iterator[None]:
-    """The threads that hash, write and talk to the helper need the lock often and briefly; with
-    the usual 5 ms a turn the helper waits a third of its time."""
+    """The threads that hash and write need the lock often and briefly; usual are turns of 5 ms."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(_TURN)
     try:

@@ -120,10 +120,6 @@ class Types:
         """These types for candidates that have no known key but ``known``: less to decode."""
         return Types(list(self.candidate), list(self.info), list(self.value), known)
 
-    def learned(self) -> tuple[tuple[str, ...], ...]:
-        """The learned keys, in the order of the constructor."""
-        return tuple(self.candidate), tuple(self.info), tuple(self.value)
-
     @property
     def version(self) -> tuple[int, int, int]:
         """Grows whenever a key is learned."""
