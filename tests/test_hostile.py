@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import duckdb
@@ -15,8 +16,7 @@ import pytest
 
 from lever_data import connect
 from lever_data.errors import LeverError
-from lever_data.relations.db import open_session
-from lever_data.relations.query import query
+from lever_data.relations.db import open_session, require_select
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
 from lever_data.relations.selection import Selection, census
@@ -139,7 +139,7 @@ def _files(store: Store) -> set[str]:
     return {str(p) for p in store.path.parent.rglob("*")}
 
 
-# What tests/test_query.py does not try already: each query is a process of its own.
+# What tests/test_query.py does not try already.
 QUERIES = [
     s for s in WRITING if any(word in s for word in ("set", "proc", "secret", "env", "http"))
 ]
@@ -149,8 +149,13 @@ QUERIES = [
 def test_a_hostile_query_changes_and_reads_nothing(store: Store, sql: str, tmp_path: Path) -> None:
     text = sql.format(out=store.path / "x", store=store.path)
     before = _files(store)
-    with pytest.raises(LeverError), query(store.path, text) as reader:
-        reader.read_all()
+    with (
+        closing(open_session(store).con) as con,
+        pytest.raises((LeverError, duckdb.Error)),
+    ):
+        con.execute("set lock_configuration = true")
+        require_select(con, text)
+        con.sql(text).fetchall()
     assert _files(store) == before
 
 

@@ -11,15 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.relations.db import open_session, require_select
+from lever_data.relations.forms import write
 from lever_data.relations.query import QueryOptions, query, write_query
 from lever_data.store.store import Store
+from tests.commands import lever
 from tests.stores import candidate, commit, new_store
 
 
@@ -73,6 +77,20 @@ WRITES = [
 
 @pytest.mark.parametrize("sql", WRITES)
 def test_nothing_is_written_and_nothing_outside_is_read(store: Store, sql: str) -> None:
+    """What the query's process does with the text, without the process."""
+    before = _files(store)
+    with (
+        closing(open_session(store).con) as con,
+        pytest.raises((LeverError, duckdb.Error)),
+    ):
+        con.execute("set lock_configuration = true")
+        require_select(con, sql.format(store=store.path))
+        con.sql(sql.format(store=store.path)).fetchall()
+    assert _files(store) == before
+
+
+@pytest.mark.parametrize("sql", [WRITES[1], WRITES[13], ""])
+def test_the_process_refuses_it_too(store: Store, sql: str) -> None:
     before = _files(store)
     with (
         pytest.raises(LeverError),
@@ -230,8 +248,9 @@ def test_a_failed_query_leaves_no_file(store: Store, tmp_path: Path) -> None:
 
 
 def test_usage_errors_exit_with_2(store: Store) -> None:
-    assert _lever(store).returncode == 2
-    assert _lever(store, "select 1", "--frmat", "x").returncode == 2
+    assert lever("query", "--store", store.path, check=False).returncode == 2
+    words = ("query", "--store", store.path, "select 1", "--frmat", "x")
+    assert lever(*words, check=False).returncode == 2
     assert _lever(store, "drop view beam").returncode == 2
 
 
@@ -266,13 +285,19 @@ def test_columns_of_one_name_are_shown_side_by_side_and_never_lost(store: Store)
     "value", ["date 'infinity'", "timestamp 'infinity'", "date '0044-01-01 (BC)'"]
 )
 @pytest.mark.parametrize("form", ["csv", "json", "table"])
-def test_a_value_that_python_has_not_is_an_error_with_its_column(
-    store: Store, value: str, form: str
-) -> None:
-    done = _lever(store, f"select {value} as day", "--format", form)
-    assert done.returncode == 1
-    assert "column day" in done.stderr
-    assert "day::varchar" in done.stderr
+def test_a_value_that_python_has_not_is_an_error_with_its_column(value: str, form: str) -> None:
+    with (
+        duckdb.connect() as con,
+        pytest.raises(LeverError, match="cannot be written") as caught,
+    ):
+        write(con.sql(f"select {value} as day").to_arrow_reader(10), form, io.BytesIO())
+    assert caught.value.where == "column day"
+    assert "day::varchar" in str(caught.value.hint)
+
+
+def test_an_error_of_a_form_comes_through(store: Store) -> None:
+    done = _lever(store, "select date 'infinity' as day", "--format", "csv")
+    assert done.returncode == 1 and "column day" in done.stderr
 
 
 def test_a_type_that_parquet_has_not_is_an_error(store: Store) -> None:
@@ -283,7 +308,7 @@ def test_a_type_that_parquet_has_not_is_an_error(store: Store) -> None:
 @pytest.mark.parametrize("flag", ["--memory", "--timeout"])
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
 def test_a_limit_is_a_positive_number(store: Store, flag: str, value: str) -> None:
-    done = _lever(store, "select 1", flag, value)
+    done = lever("query", "--store", store.path, "select 1", flag, value, check=False)
     assert done.returncode == 2
     assert "must be a positive number" in done.stderr
 

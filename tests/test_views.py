@@ -35,13 +35,18 @@ def _keys(con: duckdb.DuckDBPyConnection, view: str) -> list[tuple[int, int]]:
     return con.execute(f"select query_id, candidate from {view} order by all").fetchall()
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConnection:
+    """All relations of a store without runs."""
+    return connect(new_store(tmp_path_factory.mktemp("empty")))
+
+
 @pytest.mark.parametrize("name", sorted(builtin()))
-def test_the_header_says_what_describe_says(tmp_path: Path, name: str) -> None:
+def test_the_header_says_what_describe_says(empty: duckdb.DuckDBPyConnection, name: str) -> None:
     relation = builtin()[name]
-    con = connect(new_store(tmp_path))
     described = [
         (row[0], row[1].lower().replace('"', ""))
-        for row in con.execute(f"describe {name}").fetchall()
+        for row in empty.execute(f"describe {name}").fetchall()
     ]
     assert described == [(c.name, c.type) for c in documented_columns(relation)]
     assert relation.purpose and relation.grain.startswith("one row")

@@ -13,7 +13,7 @@ from tests.rollouts import World, make_world
 from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, Nursery, Snapshot, verify, verify_checks
 
-KILLS = 10  # at random moments; a run that was killed goes on until it ends
+KILLS = 4  # at random moments; a run that was killed goes on until it ends
 
 
 def undisturbed(warm: Nursery, world: World) -> tuple[Snapshot, float, int]:
@@ -57,7 +57,7 @@ def test_killed_before_every_change_of_the_file_system(
     """Every state that a crash between two steps can leave behind."""
     world = make_world(tmp_path, queries=20)
     expected, _, changes = undisturbed(warm, world)
-    moments = range(1, changes + 1, 1 if long else max(1, changes // 6))
+    moments = range(1, changes + 1, 1 if long else max(1, changes // 3))
     for moment in moments:
         shutil.rmtree(world.store, ignore_errors=True)
         assert warm.run(*world.argv(), kill_before=moment).killed

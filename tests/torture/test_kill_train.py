@@ -98,7 +98,7 @@ def test_train_killed_again_and_again(
     room = Room(tmp_path, warm)
     roll = random.Random(0)
     kills = trainings = 0
-    while kills < (150 if long else 2):
+    while kills < (150 if long else 1):
         outcome = room.train(kill_after=roll.uniform(0, room.undisturbed.seconds))
         room.left()
         kills += outcome.killed
