@@ -26,14 +26,14 @@ from torch.nn import functional
 from benchmarks.measure import Figure, Work, against, in_turns, print_figures
 from lever_data.items.prompts import Item, Prompt
 from lever_train.options.rollout import Recipe
+from lever_train.options.train import ModelConfig
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.ask import AnswerCache
 from lever_train.rollout.policy import Policy, SelectorPolicy, Similarity
 from lever_train.rollout.propose import Ask, propose
-from lever_train.selector.history import make_selector
-from lever_train.selector.model import SelectorConfig
-from lever_train.selector.pool import Pool
+from lever_train.selector.kinds import make_selector
+from lever_train.selector.model import Pool
 
 DIM, POOL, EXAMPLES, BATCH = 512, 64, 9000, 256
 Scores = Callable[[Tensor, Tensor], Tensor]  # query [d], pool [K, d] → [K]
@@ -60,8 +60,8 @@ def proposals(queries: int) -> Iterator[Figure]:
     rng = np.random.default_rng(0)
     table = torch.randn(EXAMPLES, DIM)
     pool = np.stack([rng.choice(EXAMPLES, POOL, replace=False) for _ in range(queries)])
-    model = make_selector(SelectorConfig(dim=DIM)).eval()
-    trained = SelectorPolicy("bench", make_selector(model.config).eval().double())
+    model = make_selector(DIM, ModelConfig()).eval()
+    trained = SelectorPolicy("bench", make_selector(DIM, model.config).eval().double())
 
     @torch.no_grad()
     def by_selector(query: Tensor, vectors: Tensor) -> Tensor:

@@ -27,12 +27,8 @@ def convert(
     path, found = checkpoints.convert(checkpoint, out)
     if found.foreign:
         notice(f"not the selector's, left out: {', '.join(found.foreign)}")
-    if found.config.kind != "static":
-        notice(
-            f"WARNING: the legacy code has no {found.config.kind} selector: it drops what that "
-            "remembers without a word; lever reads this file whole"
-        )
+    notice(f"note: {checkpoints.legacy_caveat(found.config)}")
     if json:
-        emit_json({"checkpoint": str(path), "selector": found.config.model_dump()})
+        emit_json({"checkpoint": str(path), "selector": found.entry()})
     else:
         print(path)

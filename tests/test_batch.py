@@ -19,7 +19,7 @@ from lever_data.store.store import RunSpec
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import FilePool, PoolSource, SharedPool, StoredPool, open_pools
 from lever_train.learn.batch import Batch, CollateOptions, Share, collate
-from lever_train.selector.pool import Pool
+from lever_train.selector.model import Pool
 from tests.stores import candidate, commit, new_store, table
 
 IDS = SharedPool(np.arange(10, dtype=np.int64))

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lever_data.errors import LeverError
+from lever_train.options.train import ModelConfig
 from lever_train.selector.checkpoint import (
     Progress,
     convert,
@@ -17,17 +19,19 @@ from lever_train.selector.checkpoint import (
     read_checkpoint,
     save_v3,
 )
-from lever_train.selector.history import make_selector
-from lever_train.selector.model import Selector, SelectorConfig
+from lever_train.selector.kinds import make_selector
+from lever_train.selector.model import Selector
 from tests.commands import lever
 from tests.shared_data import GOLDEN, needs_shared
 
+LEGACY = ("gated", "decoder", "mmr", "additive", "bilinear", "stop")
 FOREIGN = ("lever_lm.sen_model.logit_scale", "lever_lm.sen_model.text_projection.weight")
 
 
-def _selector(**config: object) -> Selector:
+def _selector(**config: Any) -> Selector:
     torch.manual_seed(3)
-    return make_selector(SelectorConfig.model_validate({"dim": 12, "hidden": 8} | config))
+    options = {"hidden": 8} | config
+    return make_selector(options.pop("dim", 12), ModelConfig.model_validate(options))
 
 
 def _save(path: Path, selector: Selector) -> Path:
@@ -54,7 +58,16 @@ def _edited(path: Path, **changes: object) -> Path:
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"layers": 3}, {"layers": 0}, {"dim": 8}, {"kind": "gru", "max_shots": 3}, {"heads": 2}],
+    [
+        {},
+        {"num_layers": 3},
+        {"num_layers": 0},
+        {"dim": 8},
+        {"num_heads": 2},
+        {"selector": "gru", "max_shots": 3},
+        *({"selector": kind, "max_shots": 3} for kind in LEGACY),
+        {"selector": "mmr", "decoder_gru": False, "step_embedding": False},
+    ],
 )
 def test_v3_and_v2format_round_trip(tmp_path: Path, config: dict[str, Any]) -> None:
     selector = _selector(**config)
@@ -63,6 +76,10 @@ def test_v3_and_v2format_round_trip(tmp_path: Path, config: dict[str, Any]) -> N
     assert _same(found, selector) and found.config == selector.config
     assert (checkpoint.epoch, checkpoint.phase, checkpoint.kl_beta) == (2, "rce", 0.1)
     assert checkpoint.metrics == {"loss": 1.5}
+    if selector.config.selector == "gru":
+        with pytest.raises(LeverError, match="v2format cannot hold a gru selector"):
+            convert(v3)
+        return
     v2, _ = convert(v3)
     assert v2 == tmp_path / "rce_epoch2_v2format.ckpt"
     again, checkpoint = load_selector(v2)
@@ -86,16 +103,106 @@ def test_v3_is_what_the_legacy_code_expects(tmp_path: Path) -> None:
     }
 
 
-def test_v2format_names_one_layer_the_old_way_and_keeps_all_of_several(tmp_path: Path) -> None:
+def test_v2format_names_are_those_that_every_legacy_loader_finds(tmp_path: Path) -> None:
+    """The loader of the notes reads ``cross_attn_layers.0``, older code ``cross_attn``; both leave
+    out what they do not find, so one layer stands under both names, all of several under theirs."""
     one, _ = convert(_save(tmp_path / "one.pt", _selector()))
     content = torch.load(one, weights_only=True)
     assert content["hyper_parameters"] == {"lr": 1e-4, "weight_decay": 0.001, "warm_steps": 0.05}
-    assert "lever_lm.pointer_selector.cross_attn.in_proj_weight" in content["state_dict"]
-    assert "lever_lm.pointer_selector.attn_norm.bias" in content["state_dict"]
-    three, _ = convert(_save(tmp_path / "three.pt", _selector(layers=3)))
+    state = {
+        name.removeprefix("lever_lm.pointer_selector."): value
+        for name, value in content["state_dict"].items()
+    }
+    v3 = torch.load(tmp_path / "one.pt", weights_only=True)["model_state_dict"]
+    assert all(torch.equal(state[name], value) for name, value in v3.items())
+    for part in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"):
+        assert torch.equal(state[f"cross_attn.{part}"], v3[f"cross_attn_layers.0.{part}"])
+    assert torch.equal(state["attn_norm.bias"], v3["attn_norms.0.bias"])
+    three, _ = convert(_save(tmp_path / "three.pt", _selector(num_layers=3)))
     names = torch.load(three, weights_only=True)["state_dict"]
+    assert not any(".cross_attn." in name for name in names)
     for layer in range(3):
         assert f"lever_lm.pointer_selector.cross_attn_layers.{layer}.in_proj_bias" in names
+
+
+@pytest.mark.parametrize("kind", ["static", "gru", *LEGACY])
+def test_the_kind_is_read_off_the_tensors(tmp_path: Path, kind: str) -> None:
+    """As a legacy file has it: no entry says what the selector is."""
+    selector = _selector(selector=kind, max_shots=3, num_layers=2)
+    torch.save({"epoch": 4, "model_state_dict": selector.state_dict()}, tmp_path / "a.pt")
+    found, checkpoint = load_selector(tmp_path / "a.pt")
+    assert _same(found, selector) and checkpoint.config.selector == kind
+    steps = 4 if kind in ("gated", "static") else 3  # those two have nothing per step
+    assert checkpoint.config.max_shots == steps
+
+
+def test_a_decoder_without_its_gru_or_step_embedding_is_read(tmp_path: Path) -> None:
+    selector = _selector(selector="additive", decoder_gru=False, step_embedding=False)
+    torch.save({"model_state_dict": selector.state_dict()}, tmp_path / "a.pt")
+    found, _ = load_selector(tmp_path / "a.pt")
+    assert _same(found, selector) and not found.config.decoder_gru
+
+
+@pytest.mark.parametrize(
+    ("tensor", "variant"),
+    [
+        ("cand_encoder.layers.0.norm1.weight", "V4-4"),
+        ("topic_prototypes", "V4-6"),
+        ("dpp_proj.weight", "V4-7"),
+        ("slot_emb.weight", "V4-8"),
+        ("refine_attn.in_proj_weight", "V4-9"),
+    ],
+)
+def test_a_variant_that_lever_does_not_run_is_named(
+    tmp_path: Path, tensor: str, variant: str
+) -> None:
+    state = _selector(selector="decoder").state_dict() | {tensor: torch.zeros(8, 8)}
+    torch.save({"model_state_dict": state}, tmp_path / "a.pt")
+    with pytest.raises(LeverError, match=f"does not run: {variant}") as error:
+        read_checkpoint(tmp_path / "a.pt")
+    assert str(error.value.where).endswith(tensor)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None:
+    selector = _selector()
+    state = {prefix + name: value for name, value in selector.state_dict().items()}
+    for content in ({"model_state_dict": state}, state):  # with its frame, and bare
+        torch.save(content, tmp_path / "a.pt")
+        assert _same(load_selector(tmp_path / "a.pt")[0], selector)
+
+
+def test_a_selector_in_safetensors_is_read(tmp_path: Path) -> None:
+    selector = _selector(selector="gated")
+    halves = {name: value.bfloat16() for name, value in selector.state_dict().items()}
+    save_file(halves, tmp_path / "a.safetensors")
+    found, checkpoint = load_selector(tmp_path / "a.safetensors")
+    assert checkpoint.config.selector == "gated"
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, halves[name].float())
+    (tmp_path / "a.safetensors").write_bytes(b"no header")
+    with pytest.raises(LeverError, match="safetensors file cannot be read"):
+        read_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_a_file_of_torch_before_1_6_says_what_to_do(tmp_path: Path) -> None:
+    torch.save(
+        {"model_state_dict": _selector().state_dict()},
+        tmp_path / "a.pt",
+        _use_new_zipfile_serialization=False,
+    )
+    with pytest.raises(LeverError) as error:
+        read_checkpoint(tmp_path / "a.pt")
+    assert "load and save it again with a newer torch" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("missing", ["query_proj.weight", "cand_proj.weight", "attn_norms.0.bias"])
+def test_one_missing_tensor_of_a_legacy_file_is_named(tmp_path: Path, missing: str) -> None:
+    state = dict(_selector().state_dict())
+    del state[missing]
+    torch.save({"model_state_dict": state}, tmp_path / "a.pt")
+    with pytest.raises(LeverError, match=f"the selector needs {missing}"):
+        read_checkpoint(tmp_path / "a.pt")
 
 
 def test_the_short_prefix_of_older_files(tmp_path: Path) -> None:
@@ -126,7 +233,7 @@ def test_a_wrong_shape_names_both_sides(tmp_path: Path) -> None:
 
 
 def test_a_missing_layer_is_seen(tmp_path: Path) -> None:
-    path = _save(tmp_path / "a.pt", _selector(layers=3))
+    path = _save(tmp_path / "a.pt", _selector(num_layers=3))
     content = torch.load(path, weights_only=True)
     content.pop("selector")  # as a legacy file has it
     kept = {k: v for k, v in content["model_state_dict"].items() if "layers.1." not in k}
@@ -144,7 +251,7 @@ def test_a_tensor_of_another_variant_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
-    path = _edited(_save(tmp_path / "a.pt", _selector()), attn_norm__bias=torch.zeros(8))
+    path = _edited(_save(tmp_path / "a.pt", _selector()), attn_norm__bias=torch.ones(8))
     with pytest.raises(LeverError, match="two tensors have one place"):
         read_checkpoint(path)
 
@@ -210,12 +317,19 @@ def test_real_files_of_one_selector_are_equal(
         assert _same(again, found) and checkpoint.foreign == ()
 
 
-def test_the_legacy_formats_have_no_gru(tmp_path: Path) -> None:
-    shape = {"dim": 8, "hidden": 4, "layers": 1}
-    for kind, warned in (("static", False), ("gru", True)):
-        selector = make_selector(SelectorConfig.model_validate(shape | {"kind": kind}))
-        done = lever("convert", _save(tmp_path / f"{kind}.pt", selector))
-        assert ("has no gru selector" in done.stderr) == warned
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("static", "the newest legacy code (from 2025-12-29) adds a gate"),
+        ("mmr", "only the newest legacy code has the mmr selector"),
+    ],
+)
+def test_convert_says_what_legacy_code_makes_of_the_file(
+    tmp_path: Path, kind: str, said: str
+) -> None:
+    done = lever("convert", _save(tmp_path / "a.pt", _selector(selector=kind)))
+    assert said in done.stderr
+    assert done.stdout.strip() == str(tmp_path / "a_v2format.ckpt")
 
 
 HUGE_LAYER = "cross_attn_layers.200000000.in_proj_bias"
@@ -253,11 +367,11 @@ def test_an_entry_that_is_none_of_its_kind_is_named(
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("query_proj.weight", torch.tensor(3.0), "is no matrix"),
-        ("query_proj.weight", torch.zeros(0, 8), "is no matrix"),
+        ("query_proj.weight", torch.tensor(3.0), "is not a matrix"),
+        ("query_proj.weight", torch.zeros(0, 8), "is not a matrix"),
         ("query_proj.weight", torch.zeros(20000, 1), "less than or equal to 16384"),
-        ("input_proj.weight", torch.tensor(3.0), "is no matrix"),
-        ("step_embedding.weight", torch.tensor(3.0), "is no matrix"),
+        ("input_proj.weight", torch.tensor(3.0), "is not a matrix"),
+        ("step_embedding.weight", torch.tensor(3.0), "is not a matrix"),
         ("query_proj.weight", torch.full((8, 8), 1e300, dtype=torch.float64), "too large for"),
         (HUGE_LAYER, torch.zeros(3), "more layers than it has tensors"),
     ],
@@ -293,7 +407,7 @@ def test_a_layer_of_many_digits_has_no_place(tmp_path: Path) -> None:
 
 
 def test_an_error_about_many_tensors_stays_short(tmp_path: Path) -> None:
-    path = _save(tmp_path / "a.pt", _selector(layers=30))
+    path = _save(tmp_path / "a.pt", _selector(num_layers=30))
     content = torch.load(path, weights_only=True)
     content["selector"]["hidden"] = 16
     torch.save(content, path)

@@ -16,10 +16,10 @@ from lever_demo.world import WorldSpec
 from lever_train.evaluate.evaluate import EvalOptions, evaluate
 from lever_train.evaluate.heldout import open_held_out
 from lever_train.options.evaluate import Questions
+from lever_train.options.train import ModelConfig
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.policy import SelectorPolicy
-from lever_train.selector.history import make_selector
-from lever_train.selector.model import SelectorConfig
+from lever_train.selector.kinds import make_selector
 from tests.commands import lever
 
 SMALL = WorldSpec(train=900, held_out=300, pool=24)
@@ -55,7 +55,7 @@ def test_without_training_there_is_no_win(result: DemoResult) -> None:
         np.load(files.vision("val")), np.load(files.vision("train")), [("x",)]
     )
     torch.manual_seed(0)
-    fresh = make_selector(SelectorConfig(dim=96)).double().eval()
+    fresh = make_selector(96, ModelConfig()).double().eval()
     options = EvalOptions(shots=(1,), oracle=False)
     outcomes = evaluate(held, answerer.answer, {"fresh": SelectorPolicy("fresh", fresh)}, options)
     found = {o.selector: float(o.accuracy.mean()) for o in outcomes}

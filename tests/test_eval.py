@@ -32,12 +32,12 @@ from lever_train.evaluate.scoreboard import scoreboard
 from lever_train.evaluate.scoreboard_page import scoreboard_page
 from lever_train.options.evaluate import Contest, EvalRequest, Questions
 from lever_train.options.rollout import AnswererSpec
+from lever_train.options.train import ModelConfig
 from lever_train.rollout.answerers import Answer
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.policy import load_policy
 from lever_train.selector.checkpoint import Progress, save_v3
-from lever_train.selector.history import make_selector
-from lever_train.selector.model import SelectorConfig
+from lever_train.selector.kinds import make_selector
 from tests.commands import lever
 from tests.endpoint import serving
 
@@ -55,7 +55,7 @@ class Place:
         assert len(list(ingest(paths, self.store, IngestOptions(DATASET, "train")))) == 2
         torch.manual_seed(0)
         self.checkpoint = folder / "fresh.pt"
-        selector = make_selector(SelectorConfig(dim=96, hidden=32))
+        selector = make_selector(96, ModelConfig(hidden=32))
         save_v3(self.checkpoint, selector, Progress(1, "rce", 0.1, {}))
 
     @property

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lever_train.learn import losses
-from lever_train.selector.closed_form import Steps, static_steps
-from lever_train.selector.decode import greedy
-from lever_train.selector.history import make_selector
-from lever_train.selector.model import Selector, SelectorConfig
-from lever_train.selector.pool import Pool
+from lever_train.options.train import ModelConfig
+from lever_train.selector.kinds import make_selector
+from lever_train.selector.log_prob import Steps, static_steps
+from lever_train.selector.model import Selector
+from tests.picks import greedy
 from tests.shared_data import GOLDEN, needs_shared
 
 DATA = Path(__file__).parent / "data" / "golden"
@@ -139,14 +139,14 @@ def test_the_network(name: str) -> None:
     _close(scores, golden["logits_teacher_first"][:, 0])
     log_probs = selector.sequence_log_prob(query, candidates, labels)
     _close(log_probs, golden["log_probs"])
-    picks = greedy(selector, query, Pool.of(candidates), labels.shape[-1])
-    _close(picks.positions[:, 0], golden["greedy"])
+    picks = greedy(selector, query, candidates, labels.shape[-1])
+    _close(torch.from_numpy(picks.positions), golden["greedy"])
 
 
 def _load(name: str) -> Selector:
     tensors = torch.load(GOLDEN / f"{name}.v3.pt", weights_only=True)["model_state_dict"]
     layers = sum(key.endswith("in_proj_weight") for key in tensors)
     dim = tensors["input_proj.weight"].shape[1]
-    selector = make_selector(SelectorConfig(dim=dim, layers=layers))
+    selector = make_selector(dim, ModelConfig(num_layers=layers))
     selector.load_state_dict(tensors, strict=True)
     return selector.eval()

@@ -11,13 +11,11 @@ import torch
 
 from lever_data.errors import LeverError
 from lever_train.options.rollout import Recipe
+from lever_train.options.train import ModelConfig
 from lever_train.rollout.policy import Policy, SelectorPolicy, Similarity
 from lever_train.rollout.propose import METHODS, Ask, Proposals, draw_keys, propose, uniform
-from lever_train.selector.decode import beam
-from lever_train.selector.history import make_selector
-from lever_train.selector.model import SelectorConfig
-from lever_train.selector.pool import Pool
-from tests.shared_data import GOLDEN, needs_shared
+from lever_train.selector.kinds import make_selector
+from lever_train.selector.model import Pool
 
 N, D, K = 40, 16, 12
 Ids = npt.NDArray[np.int64]
@@ -38,8 +36,8 @@ def ask(ids: Ids, own: bool = True) -> Ask:
 
 def selector(kind: str) -> Policy:
     torch.manual_seed(1)
-    config = SelectorConfig.model_validate({"dim": D, "hidden": 8, "kind": kind})
-    return SelectorPolicy("t", make_selector(config).eval().double())
+    config = ModelConfig.model_validate({"hidden": 8, "selector": kind})
+    return SelectorPolicy("t", make_selector(D, config).eval().double())
 
 
 POLICIES = [Similarity(), selector("static"), selector("gru")]
@@ -130,25 +128,6 @@ def test_beams_are_the_best_of_all_sequences() -> None:
         assert sorted(map(tuple, mine.positions.tolist())) == pairs
         assert (np.diff(mine.log_prob) <= 1e-6).all()
         assert mine.rank.tolist() == list(range(len(mine.row)))
-
-
-@needs_shared
-def test_a_trained_selectors_beams_are_those_of_its_own_decoder() -> None:
-    from lever_train.selector.checkpoint import load_selector
-
-    model, _ = load_selector(GOLDEN / "selector_k64_s2_l1.v3.pt")
-    golden = np.load(GOLDEN / "selector_k64_s2_l1.npz")
-    query, pools = torch.from_numpy(golden["query_emb"]), torch.from_numpy(golden["cand_emb"])
-    expected = beam(model, query, Pool.of(pools), 2, width=3)
-    table = pools.reshape(-1, pools.shape[-1])
-    pool = np.arange(len(table)).reshape(len(query), -1)
-    asked = Ask(np.arange(len(query)), query, table, pool, own=False)
-    found = propose(
-        SelectorPolicy("g", model.double()), asked, Recipe(num_beams=3, temps=(), num_random=0)
-    )
-    assert found.positions.reshape(len(query), 3, 2).tolist() == expected.positions.tolist()
-    assert found.log_prob == pytest.approx(expected.log_prob.flatten().numpy(), abs=1e-4)
-    assert found.score == pytest.approx(expected.score.flatten().numpy(), abs=1e-4)
 
 
 def test_samples_follow_the_policy() -> None:

@@ -27,11 +27,10 @@ from lever_train.flow.similar import similar_pools
 from lever_train.options.pipeline import (
     load_pipeline,
 )
-from lever_train.options.train import TrainConfig
+from lever_train.options.train import ModelConfig, TrainConfig
 from lever_train.selector.checkpoint import Progress, load_selector, save_v3
 from lever_train.selector.checkpoint import convert as convert_checkpoint
-from lever_train.selector.history import make_selector
-from lever_train.selector.model import SelectorConfig
+from lever_train.selector.kinds import make_selector
 from tests.commands import lever
 
 WORDS = (
@@ -195,7 +194,7 @@ def legacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LegacyPaths:
     for role in ("query", "candidate"):
         torch.save(vectors, paths.embeddings(role))
     paths.v2_folder.mkdir(parents=True)
-    selector = make_selector(SelectorConfig(dim=96, hidden=32))
+    selector = make_selector(96, ModelConfig(hidden=32))
     save_v3(tmp_path / "sft.pt", selector, Progress(1, "rce", 0.1, {}))
     convert_checkpoint(tmp_path / "sft.pt", paths.v2_checkpoint)
     monkeypatch.chdir(tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -12,20 +14,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lever_data.errors import LeverError
+from lever_train.options.rollout import Recipe
+from lever_train.options.train import Kind, ModelConfig
 from lever_train.selector import attention as kernels
 from lever_train.selector.attention import dropout, picked_scores
-from lever_train.selector.closed_form import static_steps
-from lever_train.selector.decode import beam, greedy, sample
-from lever_train.selector.history import make_selector
-from lever_train.selector.model import Selector, SelectorConfig
-from lever_train.selector.pool import Pool
+from lever_train.selector.kinds import make_selector
+from lever_train.selector.log_prob import static_steps
+from lever_train.selector.model import Pool, Selector
+from tests.picks import greedy, picks
 
-SMALL = {"dim": 12, "hidden": 8}
+DIM = 12
+KINDS: tuple[str, ...] = get_args(Kind)
+REMEMBERING = tuple(kind for kind in KINDS if kind != "static")
 
 
-def _selector(**config: object) -> Selector:
+def _selector(kind: str = "static", dim: int = DIM, **options: object) -> Selector:
     torch.manual_seed(0)
-    selector = make_selector(SelectorConfig.model_validate(SMALL | config))
+    options = {"selector": kind, "hidden": 8} | options
+    selector = make_selector(dim, ModelConfig.model_validate(options))
     for parameter in selector.parameters():  # biases and norms away from 0 and 1
         parameter.data += 0.1 * torch.randn_like(parameter)
     return selector.eval()
@@ -35,10 +41,10 @@ def _oracle(selector: Selector, query: Tensor, candidates: Tensor) -> Tensor:
     """Scores [B, K] with ``nn.MultiheadAttention`` and nothing folded."""
     config = selector.config
     state = dict(selector.state_dict())
-    inward = state.get("input_proj.weight", torch.eye(config.dim))
+    inward = state.get("input_proj.weight", torch.eye(selector.dim))
     q, c = query @ inward.T, candidates @ inward.T
-    for layer in range(config.layers):
-        attention = nn.MultiheadAttention(config.hidden, config.heads, batch_first=True)
+    for layer in range(config.num_layers):
+        attention = nn.MultiheadAttention(config.hidden, config.num_heads, batch_first=True)
         prefix = f"cross_attn_layers.{layer}."
         attention.load_state_dict(
             {k.removeprefix(prefix): v for k, v in state.items() if prefix in k}
@@ -71,7 +77,7 @@ def _walk(scores: Tensor, pointer: list[int]) -> tuple[list[float], list[float]]
     ("layers", "heads", "dim"), [(1, 1, 12), (3, 1, 12), (2, 4, 12), (1, 1, 8), (0, 1, 12)]
 )
 def test_folded_attention_is_multi_head_attention(layers: int, heads: int, dim: int) -> None:
-    selector = _selector(layers=layers, heads=heads, dim=dim)
+    selector = _selector(num_layers=layers, num_heads=heads, dim=dim)
     query, candidates = torch.randn(5, dim), torch.randn(5, 7, dim)
     found = selector.scores(query, candidates)
     torch.testing.assert_close(found, _oracle(selector, query, candidates))
@@ -97,16 +103,26 @@ def test_examples_in_several_pools_are_projected_once_and_score_the_same() -> No
         torch.testing.assert_close(found[row, :size], alone[0])
 
 
-def test_padding_changes_nothing() -> None:
-    for kind in ("static", "gru"):
-        selector = _selector(kind=kind)
-        query, candidates = torch.randn(1, 12), torch.randn(1, 6, 12)
-        positions = torch.tensor([[[2, 4], [5, 1]]])
-        padded = torch.cat([candidates, torch.randn(1, 3, 12)], dim=1)
-        mask = torch.arange(9)[None] < 6
-        alone = selector.sequence_log_prob(query, candidates, positions)
-        together = selector.sequence_log_prob(query, padded, positions, pool_mask=mask)
-        torch.testing.assert_close(alone, together)
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing(kind: str) -> None:
+    selector = _selector(kind)
+    query, candidates = torch.randn(1, 12), torch.randn(1, 6, 12)
+    positions = torch.tensor([[[2, 4], [5, 1]]])
+    padded = torch.cat([candidates, torch.randn(1, 3, 12)], dim=1)
+    mask = torch.arange(9)[None] < 6
+    alone = selector.sequence_log_prob(query, candidates, positions)
+    together = selector.sequence_log_prob(query, padded, positions, pool_mask=mask)
+    torch.testing.assert_close(alone, together)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shared_pool_is_that_pool_for_each(kind: str) -> None:
+    selector = _selector(kind)
+    query, candidates = torch.randn(5, 12), torch.randn(9, 12)
+    positions = torch.stack([torch.randperm(9)[:3] for _ in range(10)]).view(5, 2, 3)
+    shared = selector.sequence_log_prob(query, candidates, positions)
+    each = selector.sequence_log_prob(query, candidates.expand(5, 9, 12), positions)
+    torch.testing.assert_close(shared, each)
 
 
 @settings(max_examples=100, deadline=None)
@@ -222,49 +238,157 @@ def test_dropout_keeps_the_mean_and_drops_the_share() -> None:
     assert dropout(found, 0.1, training=False) is found
 
 
-@pytest.mark.parametrize("kind", ["static", "gru"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_picks_agree_with_their_log_probabilities(kind: str) -> None:
-    selector = _selector(kind=kind)
-    query, candidates = torch.randn(3, 12), torch.randn(3, 7, 12)
-    pool = Pool.of(candidates)
-    for picks in (
-        greedy(selector, query, pool, 3),
-        beam(selector, query, pool, 3, width=5),
-        sample(selector, query, pool, 3, count=4),
-    ):
-        expected = selector.sequence_log_prob(query, candidates, picks.positions)
-        torch.testing.assert_close(picks.log_prob, expected)
-        assert all(len(set(p)) == 3 for row in picks.positions.tolist() for p in row)
+    """Beams, samples and random picks in float64, step by step; all of them at once in float32."""
+    selector = _selector(kind, max_shots=3)
+    query, candidates = torch.randn(3, 12), torch.randn(3, 30, 12)
+    found = picks(selector, query, candidates, Recipe(shot_num=3))
+    for row in range(3):
+        mine = found.select(found.row == row)
+        assert set(mine.method.tolist()) == {0, 1, 2}
+        positions = torch.from_numpy(mine.positions)[None]
+        log_prob = selector.sequence_log_prob(
+            query[row : row + 1], candidates[row : row + 1], positions.clamp(min=0), positions >= 0
+        )
+        assert mine.log_prob == pytest.approx(log_prob[0].detach().numpy(), abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["static", "gru"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_wide_beam_is_exhaustive(kind: str) -> None:
-    selector = _selector(kind=kind)
+    selector = _selector(kind, max_shots=2)
     query, candidates = torch.randn(2, 12), torch.randn(2, 4, 12)
-    picks = beam(selector, query, Pool.of(candidates), 2, width=100)
-    assert picks.positions.shape == (2, 12, 2)  # 4 · 3 ordered pairs
-    torch.testing.assert_close(picks.log_prob.exp().sum(-1), torch.ones(2))
-    assert (picks.log_prob.diff(dim=-1) <= 0).all()
+    found = picks(
+        selector, query, candidates, Recipe(shot_num=2, num_beams=100, temps=(), num_random=0)
+    )
+    for row in range(2):
+        mine = found.select(found.row == row)
+        pairs = list(itertools.permutations(range(4), 2))
+        if kind == "stop":
+            pairs += [(-1, -1), *((k, -1) for k in range(4))]
+        assert sorted(map(tuple, mine.positions.tolist())) == sorted(pairs)
+        assert math.fsum(math.exp(v) for v in mine.log_prob) == pytest.approx(1, abs=1e-4)
+        assert all(a >= b for a, b in itertools.pairwise(mine.log_prob))
 
 
-def test_samples_follow_the_distribution() -> None:
-    torch.manual_seed(0)
-    selector = _selector()
-    query, candidates = torch.randn(1, 12), torch.randn(1, 3, 12) * 0.1
-    picks = sample(selector, query, Pool.of(candidates), 1, count=20_000, temperature=2.0)
-    expected = (selector.scores(query, candidates) / 2.0).softmax(-1)[0]
-    counts = torch.bincount(picks.positions.flatten(), minlength=3) / 20_000
-    torch.testing.assert_close(counts, expected.detach(), atol=0.02, rtol=0)
+def _legacy_logits(
+    selector: Selector, query: Tensor, candidates: Tensor, pointer: list[int]
+) -> list[Tensor]:
+    """Logits [K (+ 1)] before every pick of one query, written down from the legacy models."""
+    state = dict(selector.state_dict())
+    kind = selector.config.selector
+    weight = state["input_proj.weight"]
+    q = selector.attend(query[None], Pool(candidates))[0]
+    u = functional.normalize(state["query_proj.weight"] @ q, dim=-1)
+    c = functional.normalize(candidates @ weight.T @ state["cand_proj.weight"].T, dim=-1)
+    if kind == "stop":
+        c = torch.cat([c, functional.normalize(state["stop_token"], dim=-1)])
+    cell = nn.GRUCell(8, 8)
+    if "decoder_gru.weight_ih" in state:
+        cell.load_state_dict({n: state[f"decoder_gru.{n}"] for n in cell.state_dict()})
+    found = []
+    for t, pick in enumerate([*pointer, 0]):
+        h = functional.normalize(u + state["step_emb.weight"][t], dim=-1) if kind != "gated" else u
+        logits = c @ h
+        if kind == "additive":
+            mixed = state["attn_Wq.weight"] @ h + state["attn_Wq.bias"]
+            logits = (mixed + c @ state["attn_Wc.weight"].T).tanh() @ state["attn_v.weight"][0]
+        elif kind == "bilinear":
+            logits = torch.stack([h @ state["bilinear.weight"][0] @ row for row in c])
+        logits = logits / 0.1
+        if kind == "mmr" and t > 0:
+            near = torch.stack([c @ c[before] for before in pointer[:t]]).amax(0)
+            logits = logits - torch.log1p(state["div_lambda"][t].exp()) * near
+        found.append(logits)
+        if kind == "gated":
+            both = torch.cat([u, c[pick]])
+            g = (
+                state["query_update_gate.weight"] @ both + state["query_update_gate.bias"]
+            ).sigmoid()
+            u = functional.normalize(g * u + (1 - g) * c[pick], dim=-1)
+        else:
+            u = functional.normalize(cell(c[pick][None], u[None])[0], dim=-1)
+    return found
 
 
-def test_too_many_shots_for_the_pool() -> None:
-    selector = _selector()
-    with pytest.raises(LeverError, match="3 demonstrations cannot be picked"):
-        greedy(selector, torch.randn(1, 12), Pool.of(torch.randn(1, 2, 12)), 3)
+@pytest.mark.parametrize("kind", [k for k in REMEMBERING if k != "gru"])
+def test_the_legacy_kinds_are_their_formulas(kind: str) -> None:
+    selector = _selector(kind)
+    query, candidates = torch.randn(12), torch.randn(6, 12)
+    pointer = [4, 1, 3]
+    with torch.no_grad():
+        logits = _legacy_logits(selector, query, candidates, pointer)
+        found = selector.steps(
+            query[None],
+            Pool(candidates),
+            torch.tensor([[pointer]]),
+            torch.ones(1, 1, 3, dtype=torch.bool),
+        )
+    wanted = [*pointer, 6] if kind == "stop" else pointer
+    assert found.mask.sum() == len(wanted)
+    for t, pick in enumerate(wanted):
+        masked = logits[t].scatter(0, torch.tensor(pointer[:t], dtype=torch.long), -100.0)
+        log_p = masked.log_softmax(-1)
+        torch.testing.assert_close(found.log_prob[0, 0, t], log_p[pick])
+        torch.testing.assert_close(found.mean_nll[0, 0, t], -log_p.mean())
+
+
+def test_a_gate_saturated_to_identity_is_the_static_selector() -> None:
+    gated, static = _selector("gated"), _selector("static")
+    shared = {n: v for n, v in gated.state_dict().items() if "gate" not in n}
+    static.load_state_dict(shared, strict=True)
+    query, candidates = torch.randn(24, 12), torch.randn(24, 30, 12)
+    before = greedy(gated, query, candidates, 4).positions
+    plain = greedy(static, query, candidates, 4).positions
+    assert (before == plain).all(1).sum() < 24  # an untrained gate picks otherwise
+    assert (before[:, 0] == plain[:, 0]).all()  # but for the first, which nothing precedes
+    gated.state_dict()["query_update_gate.bias"].fill_(1e4)
+    assert (greedy(gated, query, candidates, 4).positions == plain).all()
+    positions = torch.from_numpy(plain)[:, None]
+    torch.testing.assert_close(
+        gated.sequence_log_prob(query, candidates, positions),
+        static.sequence_log_prob(query, candidates, positions),
+    )
+
+
+def test_diversity_alone_avoids_a_copy_of_what_was_chosen() -> None:
+    selector = _selector("mmr", decoder_gru=False, step_embedding=False)
+    query, candidates = torch.randn(1, 12), torch.randn(1, 6, 12)
+    first = int(greedy(selector, query, candidates, 1).positions[0, 0])
+    twins = torch.cat([candidates, candidates[:, first : first + 1]], dim=1)
+    selector.state_dict()["div_lambda"].fill_(-50.0)  # softplus 0: no penalty, the twin comes next
+    assert set(greedy(selector, query, twins, 2).positions[0].tolist()) == {first, 6}
+    selector.state_dict()["div_lambda"].fill_(50.0)
+    assert set(greedy(selector, query, twins, 2).positions[0].tolist()) != {first, 6}
+
+
+def test_pointers_of_every_length_share_one_distribution() -> None:
+    """A selector that can stop: the empty pointer, all singles, all pairs and no more sum to 1."""
+    selector = _selector("stop", max_shots=2)
+    query, candidates = torch.randn(1, 12), torch.randn(1, 5, 12)
+    pointers = [p for n in range(3) for p in itertools.permutations(range(5), n)]
+    positions = torch.tensor([[[*p, 0, 0][:2] for p in pointers]])
+    mask = torch.tensor([[[i < len(p) for i in range(2)] for p in pointers]])
+    log_prob = selector.sequence_log_prob(query, candidates, positions, mask)
+    assert float(log_prob.detach().exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_learns(kind: str) -> None:
+    selector = _selector(kind).train()
+    query, candidates = torch.randn(4, 12), torch.randn(4, 9, 12)
+    positions = torch.stack([torch.randperm(9)[:3] for _ in range(8)]).view(4, 2, 3)
+    mask = torch.ones_like(positions, dtype=torch.bool)
+    mask[0, 0] = torch.tensor([True, False, False])
+    steps = selector.steps(query, Pool.of(candidates), positions, mask)
+    torch.autograd.backward(steps.cross_entropy(0.1).sum())
+    for name, parameter in selector.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_a_gru_remembers_what_it_chose() -> None:
-    selector = _selector(kind="gru")
+    selector = _selector("gru")
     query, candidates = torch.randn(1, 12), torch.randn(1, 6, 12)
     history = selector.begin(query, Pool.of(candidates))
     one = history.advance(torch.tensor([[0]]), torch.tensor([[1]])).scores()
@@ -274,11 +398,11 @@ def test_a_gru_remembers_what_it_chose() -> None:
         selector.sequence_log_prob(query, candidates, torch.arange(5)[None, None])
 
 
-@pytest.mark.parametrize("kind", ["static", "gru"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shared", [False, True])
 def test_bfloat16_is_close_for_any_pool(kind: str, shared: bool) -> None:
     """Under autocast some of the products are halves and some are not; gradients agree."""
-    selector = _selector(kind=kind, layers=2)
+    selector = _selector(kind, num_layers=2)
     query, vectors = torch.randn(4, 12), torch.randn(7, 12)
     pool = Pool(vectors) if shared else Pool(vectors, torch.stack([torch.randperm(7)] * 4))
     positions = torch.tensor([[[0, 3], [5, 1]]] * 4)

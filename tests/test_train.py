@@ -160,7 +160,7 @@ def test_nothing_but_ties_is_an_error(tmp_path: Path) -> None:
 def test_every_variant_trains(bench: Bench, flags: dict[str, Any], kind: str) -> None:
     result = bench.train(selector=kind, **flags)
     assert all(np.isfinite(row["train_loss"]) for row in result.epochs)
-    assert load_selector(result.last)[0].config.kind == kind
+    assert load_selector(result.last)[0].config.selector == kind
 
 
 def test_grpo_keeps_the_rce_checkpoints_and_logs_its_parts(bench: Bench) -> None:

@@ -29,6 +29,7 @@ from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer,
 from lever_train.rollout.answerers.base import seen
 from lever_train.rollout.ask import Asker, open_cache, scope
 from lever_train.rollout.policy import Policy, load_policy, widths
+from lever_train.rollout.propose import unpadded
 
 Progress = Callable[[float, float | None, str], None]
 
@@ -110,16 +111,16 @@ def predict(request: EvalRequest) -> pa.Table:
     takes = widths([policy])
     held = open_held_out(con, request.questions, limit, is_judged=False, widths=takes)
     picks = greedy(policy, held.ask, max(request.contest.shots))
-    shown = picks.tolist()
+    pointers = unpadded(picks)
     return pa.table(
         {
             "dataset": pa.repeat(held.dataset, len(held)),
             "split": pa.repeat(held.split, len(held)),
             "query_id": pa.array(held.ask.query_ids),
             "question_id": pa.array([q.question_id for q in held.queries], pa.int64()),
-            "pointer": pa.array(shown, pa.list_(pa.int32())),
+            "pointer": pa.array(pointers, pa.list_(pa.int32())),
             "demonstration_question_ids": pa.array(
-                [[held.examples[i].question_id for i in row] for row in shown],
+                [[held.examples[i].question_id for i in row] for row in pointers],
                 pa.list_(pa.int64()),
             ),
         }
@@ -220,7 +221,7 @@ def _spec(
 def _shown(held: HeldOut, outcomes: Sequence[Outcome]) -> list[Item]:
     """What the answerer saw: the queries, and the demonstrations any selector showed."""
     picked = np.unique(np.concatenate([outcome.pointer.ravel() for outcome in outcomes]))
-    return [*held.queries, *(held.examples[number] for number in picked.tolist())]
+    return [*held.queries, *(held.examples[number] for number in picked.tolist() if number >= 0)]
 
 
 def _digest(outcomes: Sequence[Outcome]) -> str:

@@ -20,6 +20,7 @@ from lever_train.evaluate.baselines import Accuracy, Pointers, Rows
 from lever_train.evaluate.heldout import HeldOut
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.policy import Policy
+from lever_train.rollout.propose import unpadded
 
 Answers = Callable[[Sequence[Prompt]], list[Answer]]
 BASELINES = ("zero_shot", "random", "nearest", "oracle")
@@ -47,7 +48,8 @@ class EvalOptions:
 class Outcome:
     """One selector at one shot number.
 
-    ``pointer`` [n, shots] int64: example ids in the order shown. ``predictions``: n answers after
+    ``pointer`` [n, shots] int64: example ids in the order shown, -1 after the end of a pointer
+    that the selector ended early. ``predictions``: n answers after
     post-processing, ``None`` where the answerer failed for the reason in ``errors``.
     ``accuracy`` [n] float64: official, in [0, 1], NaN where it failed.
     """
@@ -134,8 +136,8 @@ class _Court:
         for first in range(0, len(rows), _PROMPTS_AT_ONCE):
             part = slice(first, first + _PROMPTS_AT_ONCE)
             prompts = [
-                Prompt(self.held.queries[row], tuple(examples[i] for i in shown))
-                for row, shown in zip(rows[part].tolist(), pointers[part].tolist(), strict=True)
+                Prompt(self.held.queries[row], tuple(examples[i] for i in pointer))
+                for row, pointer in zip(rows[part].tolist(), unpadded(pointers[part]), strict=True)
             ]
             found += self.answer(prompts)
             self.asked += len(prompts)

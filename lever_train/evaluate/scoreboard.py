@@ -24,6 +24,7 @@ from lever_data.store.schema import EVALUATIONS
 from lever_train.evaluate.baselines import Accuracy
 from lever_train.evaluate.evaluate import BASELINES, Outcome
 from lever_train.evaluate.heldout import HeldOut
+from lever_train.rollout.propose import unpadded
 
 CONFIDENCE = 0.95
 
@@ -154,7 +155,8 @@ def evaluations_table(held: HeldOut, outcomes: Sequence[Outcome], scorer: str) -
     n, m = len(held), len(outcomes)
     accuracy = np.stack([o.accuracy for o in outcomes], axis=1).ravel()
     failed = np.isnan(accuracy)
-    pointers = [o.pointer[i].tolist() for i in range(n) for o in outcomes]
+    picks = [unpadded(o.pointer) for o in outcomes]
+    pointers = [picked[i] for i in range(n) for picked in picks]
     columns = {
         "dataset": pa.repeat(held.dataset, n * m),
         "split": pa.repeat(held.split, n * m),

@@ -110,12 +110,14 @@ def train(work: Work) -> Step:
 def convert(work: Work) -> Step:
     """The trained selector in the older format, for the legacy evaluation."""
     from lever_train.selector.checkpoint import convert as library
+    from lever_train.selector.checkpoint import not_in_v2format
 
     def act(known: Known, begun: bool) -> Outputs:
         path, _ = library(Path(known["train"]["checkpoint"]), None)
         return {"checkpoint": str(path), "paths": [str(path)]}
 
-    return Step("convert", act, after=("train",))
+    idle = not_in_v2format(work.config.train.model.selector)
+    return Step("convert", act, after=("train",), idle=idle)
 
 
 def evaluate(work: Work) -> Step:

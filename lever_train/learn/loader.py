@@ -21,7 +21,7 @@ from lever_data.relations.stream import scan
 from lever_train.inputs.pools import SharedPool
 from lever_train.learn.batch import Batch, CollateOptions, Share, collate
 from lever_train.learn.data import TrainingData
-from lever_train.selector.pool import Pool
+from lever_train.selector.model import Pool
 
 AHEAD = 3  # batches collated before they are needed
 

@@ -16,7 +16,7 @@ from lever_train.learn import losses
 from lever_train.learn.batch import Batch
 from lever_train.learn.loader import Feed
 from lever_train.options.train import TrainConfig
-from lever_train.selector.closed_form import Steps
+from lever_train.selector.log_prob import Steps
 from lever_train.selector.model import Selector
 
 
@@ -55,8 +55,9 @@ def sft(
     """Cross-entropy of the best candidate (highest InfoScore, ties by ordinal), mean over steps."""
     batch = feed.batch
     best = losses.top_k_mask(batch.reward, batch.mask, 1).int().argmax(-1)
-    cross_entropy = _steps(selector, feed).cross_entropy(config.model.label_smoothing)
-    per_group = losses.one_candidate_groups(cross_entropy, batch.step_mask, best)
+    steps = _steps(selector, feed)
+    cross_entropy = steps.cross_entropy(config.model.label_smoothing)
+    per_group = losses.one_candidate_groups(cross_entropy, steps.mask, best)
     return Objective(per_group, weight, {})
 
 
@@ -69,9 +70,7 @@ def rce(
     cross_entropy = steps.cross_entropy(config.model.label_smoothing)
     if options.top1_only:
         first = torch.zeros_like(batch.query)
-        return Objective(
-            losses.one_candidate_groups(cross_entropy, batch.step_mask, first), weight, {}
-        )
+        return Objective(losses.one_candidate_groups(cross_entropy, steps.mask, first), weight, {})
     worth = batch.reward
     if options.rank:
         worth = losses.ranks(worth, batch.mask)

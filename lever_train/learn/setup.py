@@ -15,11 +15,16 @@ from lever_data.errors import LeverError, UsageError
 from lever_train.learn.objectives import Settings
 from lever_train.options.train import TrainConfig
 from lever_train.selector.checkpoint import Checkpoint, load_selector
-from lever_train.selector.history import make_selector
-from lever_train.selector.model import Selector, SelectorConfig
+from lever_train.selector.kinds import make_selector
+from lever_train.selector.model import Selector
 
 # LEGACY: freezing the backbone trains the attention; its norms train with it, our choice
 TRAINED_WHEN_FROZEN = ("cross_attn_layers.", "attn_norms.")
+
+SHAPE = (  # options that a checkpoint decides
+    *("selector", "hidden", "num_layers", "num_heads", "max_shots"),
+    *("decoder_gru", "step_embedding"),
+)
 
 _SHOWN = {  # of an epoch's figures, and how the row of the epoch calls them
     "train_loss": "loss",
@@ -93,19 +98,7 @@ def new_selector(
     model = config.model
     if model.sft_checkpoint is None:
         torch.manual_seed(config.run.seed)
-        selector = make_selector(
-            SelectorConfig(
-                kind=model.selector,
-                dim=dim,
-                hidden=model.hidden,
-                layers=model.num_layers,
-                heads=model.num_heads,
-                max_shots=model.max_shots,
-                dropout=model.dropout,
-                attention_dropout=model.attention_dropout,
-            )
-        )
-        return selector, config
+        return make_selector(dim, model), config
     selector, found = load_selector(
         model.sft_checkpoint, dropout=model.dropout, attention_dropout=model.attention_dropout
     )
@@ -113,7 +106,7 @@ def new_selector(
     say(f"start from {model.sft_checkpoint} ({found.layout}, {len(found.tensors)} tensors matched)")
     if found.foreign:
         say(f"not the selector's, left out: {', '.join(found.foreign)}")
-    actual = model.model_copy(update=_shape(found.config))
+    actual = model.model_copy(update={name: getattr(found.config, name) for name in SHAPE})
     return selector, config.model_copy(update={"model": actual})
 
 
@@ -138,28 +131,17 @@ def set_trained(selector: Selector, phase: Phase, config: TrainConfig) -> list[s
 
 
 def _require_same_shape(config: TrainConfig, found: Checkpoint, dim: int) -> None:
-    model, shape = config.model, found.config
-    if shape.dim != dim:
+    model = config.model
+    if found.dim != dim:
         raise LeverError(
-            f"the checkpoint takes embeddings of width {shape.dim}, the embeddings have {dim}",
+            f"the checkpoint takes embeddings of width {found.dim}, the embeddings have {dim}",
             where=str(model.sft_checkpoint),
         )
-    for name, actual in _shape(shape).items():
-        wanted = getattr(model, name)
+    for name in SHAPE:
+        wanted, actual = getattr(model, name), getattr(found.config, name)
         if name in model.model_fields_set and wanted != actual:
             raise UsageError(
                 f"the checkpoint has {name} = {actual}, the config says {wanted}",
                 where=str(model.sft_checkpoint),
                 hint="leave the option out: the checkpoint decides its shape",
             )
-
-
-def _shape(config: SelectorConfig) -> dict[str, object]:
-    """A selector's shape by the names of the options."""
-    return {
-        "selector": config.kind,
-        "hidden": config.hidden,
-        "num_layers": config.layers,
-        "num_heads": config.heads,
-        "max_shots": config.max_shots,
-    }

@@ -102,7 +102,7 @@ def group_figures(selector: Selector, feed: Feed, config: TrainConfig) -> dict[s
     cross_entropy = steps.cross_entropy(config.model.label_smoothing)
     if config.run.stage == "sft":
         best = losses.top_k_mask(batch.reward, batch.mask, 1).int().argmax(-1)
-        return {"val_loss": losses.one_candidate_groups(cross_entropy, batch.step_mask, best)}
+        return {"val_loss": losses.one_candidate_groups(cross_entropy, steps.mask, best)}
     weights = losses.rce_weights(batch.reward, batch.mask, 1.0)
     figures = {"val_loss": losses.rce_groups(cross_entropy, weights)}
     log_prob = steps.sequence_log_prob().double()

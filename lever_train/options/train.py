@@ -52,6 +52,9 @@ def option(  # like pydantic's Field, it stands for a value of any type
     return Field(default, description=help, json_schema_extra=extra, **constraints)
 
 
+Kind = Literal["static", "gru", "gated", "decoder", "mmr", "additive", "bilinear", "stop"]
+
+
 class DataConfig(Section):
     """What is trained on."""
 
@@ -116,11 +119,17 @@ class RewardConfig(Section):
 class ModelConfig(Section):
     """The selector."""
 
-    selector: Literal["static", "gru"] = option("static", "Kind of selector.")
+    selector: Kind = option(
+        "static", "Kind of selector: static scores do not depend on what was chosen, others do."
+    )
     hidden: int = option(256, "Width h of the selector.", "--hidden-dim", ge=1, le=MAX_HIDDEN)
     num_layers: int = option(1, "Attention layers.", ge=0, le=MAX_LAYERS)
     num_heads: int = option(1, "Attention heads.", ge=1, le=MAX_HIDDEN)
-    max_shots: int = option(4, "Steps a gru selector knows.", ge=1, le=MAX_SHOTS)
+    max_shots: int = option(4, "Steps that a selector with a memory knows.", ge=1, le=MAX_SHOTS)
+    decoder_gru: bool = option(
+        True, "decoder, mmr, additive, bilinear, stop: carry what was chosen in a GRU."
+    )
+    step_embedding: bool = option(True, "The same kinds: add an embedding of the step.")
     dropout: float = option(0.1, "Dropout of the projections.", ge=0, lt=1)
     attention_dropout: float = option(0.1, "Dropout of the attention weights.", ge=0, lt=1)
     label_smoothing: float = option(0.1, "Label smoothing of the cross-entropy losses.", ge=0, lt=1)

@@ -18,8 +18,7 @@ from torch.nn import functional
 
 from lever_data.store.files import sha256_file
 from lever_train.inputs.devices import open_device
-from lever_train.selector.model import History, Selector, StaticHistory, cosine_scores
-from lever_train.selector.pool import Pool
+from lever_train.selector.model import History, Pool, Selector, StaticHistory, cosine_scores
 
 SCORE_DECIMALS = 6
 
@@ -68,6 +67,7 @@ class SelectorPolicy:
 class _RoundScores(History):
     def __init__(self, inner: History) -> None:
         self.inner = inner
+        self.stops = inner.stops
 
     def scores(self) -> Tensor:
         return self.inner.scores().round(decimals=SCORE_DECIMALS)
@@ -90,4 +90,4 @@ def load_policy(checkpoint: Path | None, device: str) -> Policy:
 
 def widths(policies: Iterable[Policy]) -> dict[str, int]:
     """The width of the embeddings that each trained policy takes, by its name."""
-    return {p.name: p.selector.config.dim for p in policies if isinstance(p, SelectorPolicy)}
+    return {p.name: p.selector.dim for p in policies if isinstance(p, SelectorPolicy)}

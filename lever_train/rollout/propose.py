@@ -26,8 +26,7 @@ from torch.nn.functional import pad
 from lever_data.errors import LeverError
 from lever_train.options.rollout import Recipe
 from lever_train.rollout.policy import Policy, Similarity
-from lever_train.selector.model import History
-from lever_train.selector.pool import Pool
+from lever_train.selector.model import History, Pool
 
 METHODS = ("beam", "sample", "random", "retrieval")  # of duplicates the earlier is kept
 PROPOSAL_VERSION = 1  # part of a job's key: a change of any draw or rule below raises it
@@ -76,6 +75,11 @@ class Proposals:
         return Proposals(**{name: values[keep] for name, values in vars(self).items()})
 
 
+def unpadded(pointers: npt.NDArray[np.int64]) -> list[tuple[int, ...]]:
+    """Pointers [M, S] without what pads the shorter ones."""
+    return [tuple(e for e in row if e >= 0) for row in pointers.tolist()]
+
+
 @torch.no_grad()
 def propose(policy: Policy, ask: Ask, recipe: Recipe) -> Proposals:
     """Propose for every query, duplicates (by ordered pointer) dropped.
@@ -97,14 +101,16 @@ def _block(policy: Policy, ask: Ask, recipe: Recipe, part: slice) -> Proposals:
     pool, closed = _open_pool(ask, ids, shown, recipe.shot_num)
     history = policy.begin(query, pool)
     plan = _Plan.of(recipe)
+    # a policy that can stop has one more position, behind the pool: to end the pointer there
+    opened = pad(closed, (0, 1), value=False) if history.stops else closed
     parts = [
-        beams(history, closed, recipe),
-        *(samples(history, closed, recipe, ids, tau) for tau in recipe.temps),
+        beams(history, opened, recipe),
+        *(samples(history, opened, recipe, ids, tau) for tau in recipe.temps),
         random(closed, recipe, ids),
         retrieval(query, pool, closed, recipe),
     ]
     positions = torch.cat(parts, dim=1)
-    terms = replay(history, closed, positions, plan.temperature)
+    terms = replay(history, opened, positions, plan.temperature)
     return _flatten(positions, terms, plan, shown, part.start)
 
 
@@ -159,7 +165,9 @@ def _flatten(
     places = positions.cpu().numpy()
     row, column = np.nonzero(_fresh(places))
     kept = places[row, column]
+    kept[kept == shown.shape[-1]] = -1  # the end of a pointer
     pointer = np.take_along_axis(shown[row], kept, 1) if shown.ndim == 2 else shown[kept]
+    pointer[kept < 0] = -1
     values = (terms.score, terms.log_prob, terms.log_prob_at)
     score, log_prob, log_prob_at = (v.cpu().numpy()[row, column] for v in values)
     method = plan.method[column]
@@ -207,8 +215,7 @@ def beams(start: History, closed: Tensor, recipe: Recipe) -> Tensor:
         total, best = _largest(total.round(decimals=9), width)
         parent, chosen = best // K, best % K
         positions = _grow(positions, parent, chosen)
-        taken = taken.gather(1, parent[..., None].expand(-1, -1, K))
-        taken = taken.scatter(2, chosen[..., None], True)
+        taken = _take(taken.gather(1, parent[..., None].expand(-1, -1, K)), chosen, start.stops)
         history = history.advance(parent, chosen)
     positions = positions.masked_fill(torch.isinf(total)[..., None], -1)
     missing = width - positions.shape[1]
@@ -224,6 +231,17 @@ def _largest(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def _grow(positions: Tensor, parent: Tensor, chosen: Tensor) -> Tensor:
     before = positions.gather(1, parent[..., None].expand(-1, -1, positions.shape[-1]))
     return torch.cat([before, chosen[..., None]], dim=-1)
+
+
+def _take(taken: Tensor, chosen: Tensor, stops: bool) -> Tensor:
+    """Positions [B, W, K] that are closed after ``chosen`` [B, W]; behind an end only the end is
+    open, so that a pointer that ended stays what it is, with log-probability 0 per further step."""
+    taken = taken.scatter(2, chosen[..., None], True)
+    if stops:
+        end = taken.shape[-1] - 1
+        taken = taken | (chosen == end)[..., None]
+        taken[..., end] = False
+    return taken
 
 
 def samples(
@@ -244,7 +262,7 @@ def samples(
         scores = history.scores() / tau + torch.from_numpy(noise).to(closed.device)
         pick = scores.masked_fill(taken, float("-inf")).argmax(-1)
         chosen.append(pick)
-        taken = taken.scatter(2, pick[..., None], True)
+        taken = _take(taken, pick, start.stops)
         if t + 1 < recipe.shot_num:
             history = history.advance(parent, pick)
             parent = torch.arange(W, device=closed.device).expand(B, W)
@@ -301,15 +319,18 @@ def replay(
     taken = closed[:, None, :].expand(B, N, -1)
     parent = torch.zeros((B, N), dtype=torch.long, device=closed.device)
     history = start
+    ended = torch.zeros((B, N), dtype=torch.bool, device=closed.device)
     sums = [torch.zeros((B, N), dtype=torch.float64, device=closed.device) for _ in range(3)]
     for t in range(S if N else 0):
         pick = real[..., t : t + 1]
         scores = history.scores().expand(B, N, -1).masked_fill(taken, float("-inf"))
         log_p = scores.log_softmax(-1).gather(2, pick)[..., 0]
         log_q = (scores / at).log_softmax(-1).gather(2, pick)[..., 0]
-        sums = [sums[0] + log_p.exp(), sums[1] + log_p, sums[2] + log_q]
+        p = log_p.exp().masked_fill(ended, 0.0)
+        sums = [sums[0] + p, sums[1] + log_p, sums[2] + log_q]
         if t + 1 < S:
-            taken = taken.scatter(2, pick, True)
+            taken = _take(taken, pick[..., 0], start.stops)
+            ended = pick[..., 0] == taken.shape[-1] - 1 if start.stops else ended
             history = history.advance(parent, pick[..., 0])
             parent = torch.arange(N, device=closed.device).expand(B, N)
     return Terms(*(s.round(decimals=DECIMALS) for s in sums))

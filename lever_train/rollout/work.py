@@ -20,7 +20,7 @@ from lever_train.inputs.pools import SharedPool
 from lever_train.options.rollout import Recipe
 from lever_train.rollout.ask import Asker
 from lever_train.rollout.job import Job
-from lever_train.rollout.propose import Ask, Proposals, propose
+from lever_train.rollout.propose import Ask, Proposals, propose, unpadded
 from lever_train.rollout.score import CandidateScore, candidates_table, queries_table, score
 from lever_train.rollout.shards import Report, ShardRows
 
@@ -149,10 +149,10 @@ class _Targets:
 
     def note(self, ids: Ids, proposals: Proposals, scored: Sequence[CandidateScore]) -> None:
         for row, pointer, one in zip(
-            proposals.row.tolist(), proposals.pointer.tolist(), scored, strict=True
+            proposals.row.tolist(), unpadded(proposals.pointer), scored, strict=True
         ):
             query = int(ids[row])
-            self.tried.setdefault(query, set()).add(tuple(pointer))
+            self.tried.setdefault(query, set()).add(pointer)
             if one.whole.correct is not None and one.whole.accuracy is not None:
                 reward = one.whole.correct + one.whole.accuracy
                 low, high = self.rewards.get(query, (reward, reward))
@@ -204,8 +204,8 @@ def _unknown(
     assert job.stock is not None
     stored, nothing = job.stock.pointers, set[tuple[int, ...]]()
     keep = []
-    for row, pointer in zip(proposals.row.tolist(), proposals.pointer.tolist(), strict=True):
-        query, key = int(ids[row]), tuple(pointer)
+    for row, key in zip(proposals.row.tolist(), unpadded(proposals.pointer), strict=True):
+        query = int(ids[row])
         keep.append(key not in stored.get(query, nothing) and key not in tried.get(query, nothing))
     return proposals.select(np.array(keep, dtype=bool))
 

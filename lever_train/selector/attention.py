@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -34,8 +35,10 @@ def dropout(values: Tensor, p: float, training: bool) -> Tensor:
     return values * kept.to(values.dtype).mul_(_LEVELS / (_LEVELS - drop))
 
 
-def unit_rows(vectors: Tensor, weight: Tensor, drop: float) -> Tensor:
-    """Rows of ``vectors`` [U, d] projected by ``weight`` [h, d], with dropout, of length 1: [U, h].
+def unit_rows(
+    vectors: Float[Tensor, "U d"], weight: Float[Tensor, "h d"], drop: float
+) -> Float[Tensor, "U h"]:
+    """Rows of ``vectors`` projected by ``weight``, with dropout, of length 1.
 
     Projection, noise and normalisation are done for some rows at a time, in the cache. The
     gradient goes to ``weight`` alone.
@@ -44,19 +47,25 @@ def unit_rows(vectors: Tensor, weight: Tensor, drop: float) -> Tensor:
     return found
 
 
-def picked_scores(query: Tensor, units: Tensor, index: Tensor) -> Tensor:
-    """Dot products [B, K] of queries [B, h] with rows of ``units`` [U, h] at ``index`` [B, K]."""
+def picked_scores(
+    query: Float[Tensor, "B h"], units: Float[Tensor, "U h"], index: Int[Tensor, "B K"]
+) -> Float[Tensor, "B K"]:
+    """Dot products of queries with the rows of ``units`` at ``index``."""
     found: Tensor = _Dot.apply(query[:, None, :], units, index)  # type: ignore[no-untyped-call]
     return found.squeeze(1)
 
 
 def picked_attention(
-    query: Tensor, vectors: Tensor, index: Tensor, mask: Tensor | None, drop: float
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention of queries [B, n, d] over rows of ``vectors`` [U, d] at ``index`` [B, K].
+    query: Float[Tensor, "B n d"],
+    vectors: Float[Tensor, "U d"],
+    index: Int[Tensor, "B K"],
+    mask: Bool[Tensor, "B K"] | None,
+    drop: float,
+) -> tuple[Float[Tensor, "B n d"], Float[Tensor, "B n 1"]]:
+    """Softmax attention of queries over the rows of ``vectors`` at ``index``.
 
-    ``mask`` [B, K] is False at padding; ``drop`` is the dropout of the weights, 0 to leave it out.
-    Returns the context [B, n, d] and the sum of the weights [B, n, 1], which dropout moves off 1.
+    ``mask`` is False at padding; ``drop`` is the dropout of the weights, 0 to leave it out.
+    Returns the context and the sum of the weights, which dropout moves off 1.
     """
     logits: Tensor = _Dot.apply(query, vectors, index)  # type: ignore[no-untyped-call]
     weights = attention_weights(logits, mask, drop)
@@ -64,8 +73,10 @@ def picked_attention(
     return context, weights.sum(-1, keepdim=True)
 
 
-def attention_weights(logits: Tensor, mask: Tensor | None, drop: float) -> Tensor:
-    """Softmax of [B, n, K] over the real positions, with dropout."""
+def attention_weights(
+    logits: Float[Tensor, "B n K"], mask: Bool[Tensor, "B K"] | None, drop: float
+) -> Float[Tensor, "B n K"]:
+    """Softmax over the real positions, with dropout."""
     if mask is not None:
         logits = logits.masked_fill(~mask[:, None, :], float("-inf"))
     return dropout(logits.softmax(-1), drop, drop > 0)

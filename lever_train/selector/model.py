@@ -1,27 +1,30 @@
-"""The selector: scores a pool of demonstrations for a query and picks an ordered few of them.
+"""The selector: scores a pool of demonstrations for a query, and is asked step by step for more.
 
-In go query embeddings [B, d] and a pool of candidate embeddings; out come scores [B, K], the
-log-probabilities of given pointer sequences, and (through ``decode.py``) greedy, beam and sampled
-picks. Two kinds behind one interface: ``static`` (LEGACY.md: scores do not depend on what was
-chosen) and ``gru`` (``history.py``). State-dict keys are those of the legacy v3 checkpoints.
+In go query embeddings and a :class:`Pool` of candidate embeddings; out come scores, the
+log-probabilities of given pointer sequences, and a :class:`History` that a search extends. Here is
+the ``static`` selector of LEGACY.md, whose scores do not depend on what was chosen; ``kinds.py``
+has those that remember. State-dict keys are those of the legacy v3 checkpoints.
 
 Single-query attention needs no projected keys or values: W_k is folded into the query and W_v is
 applied after the weighted sum, both through the input projection, so attention reads the raw
 embeddings once. Only the candidates' own projection is computed, once per distinct example.
+
+Sizes in annotations: B queries, K positions of a pool, U distinct examples, N candidates of a
+query, S steps, W partial sequences, d the width of the embeddings, h that of the selector.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, Self
+from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lever_train.options.train import MAX_HIDDEN, MAX_LAYERS, MAX_SHOTS
+from lever_train.options.train import ModelConfig
 from lever_train.selector.attention import (
     attention_weights,
     dropout,
@@ -29,48 +32,78 @@ from lever_train.selector.attention import (
     picked_scores,
     unit_rows,
 )
-from lever_train.selector.closed_form import Steps, static_steps
-from lever_train.selector.pool import Pool
+from lever_train.selector.log_prob import Steps, static_steps
 
 SCORE_TEMPERATURE = 0.1  # scores are cosines divided by this
-MAX_DIM = 1 << 20
 PROJECTION_NOISE = 0.01  # std of what is added to the identity in W_q and W_c
 
 
-class SelectorConfig(BaseModel):
-    """The shape of a selector; all of it is in a checkpoint of ours, and `dim`, `hidden`,
-    `layers` and `kind` can be read off the tensors of a legacy one."""
+@dataclass(frozen=True)
+class Pool:
+    """The candidates of B queries.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    ``vectors``: distinct examples, each once. ``index`` into them; ``None``: every query's pool is
+    all of ``vectors`` in order, and nothing of size [B, K, d] is ever made. ``mask`` is False where
+    a pool is padded; ``None``: nothing is padded.
+    """
 
-    kind: Literal["static", "gru"] = "static"
-    dim: int = Field(ge=1, le=MAX_DIM)  # d of the embeddings
-    hidden: int = Field(default=256, ge=1, le=MAX_HIDDEN)
-    layers: int = Field(default=1, ge=0, le=MAX_LAYERS)
-    heads: int = Field(default=1, ge=1, le=MAX_HIDDEN)
-    max_shots: int = Field(default=4, ge=1, le=MAX_SHOTS)  # gru: rows of the step embedding
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    vectors: Float[Tensor, "U d"]
+    index: Int[Tensor, "B K"] | None = None
+    mask: Bool[Tensor, "B K"] | None = None
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.hidden % self.heads:
-            raise ValueError(f"heads {self.heads} does not divide hidden {self.hidden}")
-        return self
+    @classmethod
+    def of(cls, candidates: Tensor | Pool, mask: Bool[Tensor, "B K"] | None = None) -> Pool:
+        """A pool from vectors [K, d] or [B, K, d] (or a pool already made)."""
+        if isinstance(candidates, Pool):
+            return candidates
+        if candidates.dim() == 2:
+            return cls(candidates, None, mask)
+        B, K, d = candidates.shape
+        index = torch.arange(B * K, device=candidates.device).view(B, K)
+        return cls(candidates.reshape(B * K, d), index, mask)
+
+    @classmethod
+    def distinct(cls, table: Float[Tensor, "n d"], ids: Int[Tensor, "B K"]) -> Pool:
+        """A pool of rows of ``table``; ``ids`` are -1 where padded.
+
+        Rows that several pools share are gathered, and later projected, once.
+        """
+        real = ids >= 0
+        used = torch.zeros(table.shape[0], dtype=torch.bool, device=ids.device)
+        used[ids[real]] = True
+        place = used.cumsum(0) - 1
+        index = place[ids.clamp(min=0)].masked_fill(~real, 0)
+        rows = used.nonzero().squeeze(1)
+        vectors = table.index_select(0, rows.to(table.device))
+        return cls(vectors, index, None if bool(real.all()) else real)
+
+    @property
+    def size(self) -> int:
+        """K, the padded size of the pools."""
+        return self.vectors.shape[0] if self.index is None else self.index.shape[1]
+
+    def spread(self, values: Float[Tensor, "U h"]) -> Tensor:
+        """Rows of ``values`` at every pool position: [B, K, h], or [K, h] for a shared pool."""
+        return values if self.index is None else functional.embedding(self.index, values)
+
+    def at(self, positions: Int[Tensor, "B N"]) -> Float[Tensor, "B N d"]:
+        """The vectors at pool positions."""
+        rows = positions if self.index is None else self.index.gather(1, positions)
+        return functional.embedding(rows, self.vectors)
 
 
 class Selector(nn.Module):
     """The static selector of LEGACY.md, and the base of those that remember what they chose."""
 
-    def __init__(self, config: SelectorConfig) -> None:
+    def __init__(self, dim: int, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
-        d, h = config.dim, config.hidden
-        self.input_proj = nn.Identity() if d == h else nn.Linear(d, h, bias=False)
+        self.dim, self.config = dim, config
+        h = config.hidden
+        self.input_proj = nn.Identity() if dim == h else nn.Linear(dim, h, bias=False)
         self.cross_attn_layers = nn.ModuleList(
-            FoldedAttention(config) for _ in range(config.layers)
+            FoldedAttention(config) for _ in range(config.num_layers)
         )
-        self.attn_norms = nn.ModuleList(nn.LayerNorm(h) for _ in range(config.layers))
+        self.attn_norms = nn.ModuleList(nn.LayerNorm(h) for _ in range(config.num_layers))
         self.query_proj = nn.Linear(h, h, bias=False)
         self.cand_proj = nn.Linear(h, h, bias=False)
         if isinstance(self.input_proj, nn.Linear):
@@ -80,68 +113,69 @@ class Selector(nn.Module):
             projection.weight.data.copy_(torch.eye(h) + noise)
 
     def scores(
-        self, query: Tensor, candidates: Tensor | Pool, pool_mask: Tensor | None = None
-    ) -> Tensor:
-        """Scores of the first step.
+        self,
+        query: Float[Tensor, "B d"],
+        candidates: Tensor | Pool,
+        pool_mask: Bool[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B K"]:
+        """Scores of the first step: cosine of the projected query and candidate, divided by 0.1.
 
-        Args:
-            query: [B, d] float.
-            candidates: [B, K, d], [K, d] (one pool for all) or a :class:`Pool`.
-            pool_mask: [B, K] bool, False at padding.
-
-        Returns:
-            [B, K] float: cosine of the projected query and candidate, divided by 0.1. Scores of
-            padded positions mean nothing; whoever reads them applies the mask.
+        ``candidates``: [B, K, d], [K, d] (one pool for all) or a :class:`Pool`. Scores of padded
+        positions mean nothing; whoever reads them applies the mask.
         """
         pool = Pool.of(candidates, pool_mask)
         return cosine_scores(self.head(self.attend(query, pool)), self.units(pool), pool)
 
-    def steps(self, query: Tensor, pool: Pool, positions: Tensor, step_mask: Tensor) -> Steps:
-        """Terms of every step of the candidates at ``positions`` [B, N, S], teacher-forced."""
+    def steps(
+        self,
+        query: Float[Tensor, "B d"],
+        pool: Pool,
+        positions: Int[Tensor, "B N S"],
+        step_mask: Bool[Tensor, "B N S"],
+    ) -> Steps:
+        """Terms of every step of the candidates at pool ``positions``, teacher-forced."""
         scores = self.scores(query, pool)
         return static_steps(scores.float(), positions, step_mask, pool.mask)
 
     def sequence_log_prob(
         self,
-        query: Tensor,
+        query: Float[Tensor, "B d"],
         candidates: Tensor | Pool,
-        positions: Tensor,
-        step_mask: Tensor | None = None,
-        pool_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Log-probability of each ordered pointer, [B, N] nats, in one pass per query."""
+        positions: Int[Tensor, "B N S"],
+        step_mask: Bool[Tensor, "B N S"] | None = None,
+        pool_mask: Bool[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B N"]:
+        """Log-probability of each ordered pointer in nats, in one pass per query."""
         pool = Pool.of(candidates, pool_mask)
         if step_mask is None:
             step_mask = torch.ones_like(positions, dtype=torch.bool)
         return self.steps(query, pool, positions, step_mask).sequence_log_prob()
 
-    def begin(self, query: Tensor, pool: Pool) -> History:
-        """Start choosing: nothing chosen yet, one partial sequence a query."""
+    def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
+        """Start choosing: nothing chosen yet, one partial sequence per query."""
         return StaticHistory(self.scores(query, pool)[:, None, :])
 
-    def attend(self, query: Tensor, pool: Pool) -> Tensor:
-        """The query after the attention layers, [B, h]."""
+    def attend(self, query: Float[Tensor, "B d"], pool: Pool) -> Float[Tensor, "B h"]:
+        """The query after the attention layers."""
         weight = self._input_weight()
         state: Tensor = query if weight is None else query @ weight.T
-        if self.config.layers == 0:
-            return state
         for attention, norm in zip(self.cross_attn_layers, self.attn_norms, strict=True):
             state = norm(attention(state, pool, weight) + state)
         return state
 
-    def head(self, state: Tensor) -> Tensor:
-        """The unit vector [..., h] that candidates are compared with."""
+    def head(self, state: Float[Tensor, "*B h"]) -> Float[Tensor, "*B h"]:
+        """The unit vector that candidates are compared with."""
         projected = dropout(self.query_proj(state), self.config.dropout, self.training)
         return functional.normalize(projected, dim=-1)
 
-    def units(self, pool: Pool) -> Tensor:
-        """Unit vectors of the distinct candidates, [U, h].
+    def units(self, pool: Pool) -> Float[Tensor, "U h"]:
+        """Unit vectors of the distinct candidates.
 
         Dropout is drawn once per distinct example and batch; the legacy code draws it for every
         copy of the pool. Each query sees noise of the same distribution.
         """
         outer, inner = self.cand_proj.weight, self._input_weight()
-        if pool.vectors.shape[0] > self.config.dim:  # the product of weights costs h·h·d once
+        if pool.vectors.shape[0] > self.dim:  # the product of weights costs h·h·d once
             weight = outer if inner is None else outer @ inner
             drop = self.config.dropout if self.training else 0.0
             return unit_rows(pool.vectors, weight.to(pool.vectors.dtype), drop)
@@ -149,7 +183,7 @@ class Selector(nn.Module):
         noisy = dropout(inward @ outer.T, self.config.dropout, self.training)
         return functional.normalize(noisy, dim=-1)
 
-    def _input_weight(self) -> Tensor | None:
+    def _input_weight(self) -> Float[Tensor, "h d"] | None:
         return self.input_proj.weight if isinstance(self.input_proj, nn.Linear) else None
 
 
@@ -160,10 +194,10 @@ class FoldedAttention(nn.Module):
     never projected; Σ a (W_v c + b_v) = W_v (Σ a c) + b_v Σ a, so neither are values.
     """
 
-    def __init__(self, config: SelectorConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         h = config.hidden
-        self.heads = config.heads
+        self.heads = config.num_heads
         self.dropout = config.attention_dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * h, h))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * h))
@@ -171,10 +205,15 @@ class FoldedAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, pool: Pool, input_weight: Tensor | None) -> Tensor:
-        """Attention output [B, h] of queries [B, h] over their pools' raw embeddings.
+    def forward(
+        self,
+        query: Float[Tensor, "B h"],
+        pool: Pool,
+        input_weight: Float[Tensor, "h d"] | None,
+    ) -> Float[Tensor, "B h"]:
+        """Attention of queries over their pools' raw embeddings.
 
-        ``input_weight`` [h, d] is what the keys would be projected with first; ``None``: identity.
+        ``input_weight`` is what the keys would be projected with first; ``None``: identity.
         """
         h, heads = query.shape[-1], self.heads
         w_q, w_k, w_v = self.in_proj_weight.view(3, h, h)
@@ -190,8 +229,10 @@ class FoldedAttention(nn.Module):
         out: Tensor = self.out_proj(values.reshape(-1, h))
         return out
 
-    def _attend(self, query: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
-        """Context [B, heads, d] and the sum of its weights [B, heads, 1]."""
+    def _attend(
+        self, query: Float[Tensor, "B heads d"], pool: Pool
+    ) -> tuple[Float[Tensor, "B heads d"], Float[Tensor, "B heads 1"]]:
+        """Context and the sum of its weights, which dropout moves off 1."""
         drop = self.dropout if self.training else 0.0
         query = query.to(pool.vectors.dtype)
         if pool.index is not None:
@@ -200,39 +241,44 @@ class FoldedAttention(nn.Module):
         return weights @ pool.vectors, weights.sum(-1, keepdim=True)
 
 
-def cosine_scores(query: Tensor, units: Tensor, pool: Pool) -> Tensor:
-    """Scores of unit queries [B, h] or [B, N, h] against a pool's units [U, h]: [B, (N,) K]."""
+def cosine_scores(
+    query: Float[Tensor, "B h"], units: Float[Tensor, "U h"], pool: Pool
+) -> Float[Tensor, "B K"]:
+    """Cosines of unit queries with the pool's unit vectors, divided by 0.1."""
     if torch.bfloat16 in (query.dtype, units.dtype):  # autocast: products only, not the scores
         query, units = query.float(), units.float()
     if pool.index is None:
         return query @ units.T / SCORE_TEMPERATURE
-    if query.dim() == 3:
-        return query @ pool.gathered(units).transpose(-1, -2) / SCORE_TEMPERATURE
     return picked_scores(query, units, pool.index) / SCORE_TEMPERATURE
 
 
 class History(ABC):
-    """Partial sequences being extended: W of them for each of B queries."""
+    """Partial sequences being extended: W of them for each of B queries.
+
+    ``stops``: the scores have one more column, the last: to end the sequence here.
+    """
+
+    stops = False
 
     @abstractmethod
-    def scores(self) -> Tensor:
-        """Scores of the next step, [B, W, K]; chosen positions are the caller's to mask."""
+    def scores(self) -> Float[Tensor, "B W K"]:
+        """Scores of the next step; chosen positions are the caller's to mask."""
 
     @abstractmethod
-    def advance(self, parent: Tensor, chosen: Tensor) -> History:
-        """Extend sequence ``parent`` [B, W'] of each query by pool position ``chosen`` [B, W']."""
+    def advance(self, parent: Int[Tensor, "B V"], chosen: Int[Tensor, "B V"]) -> History:
+        """Extend sequence ``parent`` of each query by pool position ``chosen``: V sequences."""
 
 
 class StaticHistory(History):
     """Nothing to remember: the scores [B, 1, K] stay what they are."""
 
-    def __init__(self, scores: Tensor) -> None:
+    def __init__(self, scores: Float[Tensor, "B 1 K"]) -> None:
         self._scores = scores
 
-    def scores(self) -> Tensor:
+    def scores(self) -> Float[Tensor, "B 1 K"]:
         """See the base class; broadcasts over W."""
         return self._scores
 
-    def advance(self, parent: Tensor, chosen: Tensor) -> History:
+    def advance(self, parent: Int[Tensor, "B V"], chosen: Int[Tensor, "B V"]) -> History:
         """The same scores for every sequence."""
         return self

@@ -1,10 +1,10 @@
-"""Log-probabilities of whole pointer sequences from one score per pool position.
+"""Log-probabilities of pointer sequences: in closed form where scores do not change, else by step.
 
-In go scores [B, K] that do not change between steps and the positions [B, N, S] of N candidates;
-out come the terms of every step [B, N, S]. No copy of the pool per candidate is made: the
+In go scores and the positions [B, N, S] of N candidates; out come the terms of every step. Where
+one score per pool position [B, K] serves all steps, no copy of the pool per candidate is made: the
 normaliser of step t is the sum over the pool minus what was already chosen.
 
-The subtraction is arranged so that it can neither cancel nor underflow: the S largest scores of a
+That subtraction is arranged so that it can neither cancel nor underflow: the S largest scores of a
 pool are kept apart from the rest. A prefix holds at most S - 1 positions, so one of the S largest
 is always unchosen: it bounds what is subtracted and is what exponents are taken relative to. The
 relative error is a few roundings, in float32 as well, whatever the range of the scores.
@@ -15,42 +15,49 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 CHOSEN = -100.0  # logit of a position already chosen (LEGACY mathematics)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What every loss needs of every step of every candidate, [B, N, S], zero where padded.
+    """What every loss needs of every step of every candidate, zero where padded.
 
     ``log_prob``: log-probability of the position chosen, in nats, at most 0.
     ``mean_nll``: mean over the K positions of the pool of -log p, chosen positions counted with
     the logit -100; the part of the cross-entropy that label smoothing weighs.
+    ``mask``: the steps that count; a selector that can stop has one more than the pointer is long.
     """
 
-    log_prob: Tensor
-    mean_nll: Tensor
+    log_prob: Float[Tensor, "B N S"]
+    mean_nll: Float[Tensor, "B N S"]
+    mask: Bool[Tensor, "B N S"]
 
-    def cross_entropy(self, label_smoothing: float) -> Tensor:
-        """Cross-entropy per step [B, N, S] as ``torch.nn.functional.cross_entropy`` defines it."""
+    def cross_entropy(self, label_smoothing: float) -> Float[Tensor, "B N S"]:
+        """Cross-entropy per step as ``torch.nn.functional.cross_entropy`` defines it."""
         return -(1.0 - label_smoothing) * self.log_prob + label_smoothing * self.mean_nll
 
-    def sequence_log_prob(self) -> Tensor:
-        """Log-probability of each candidate's ordered pointer, [B, N], in nats."""
+    def sequence_log_prob(self) -> Float[Tensor, "B N"]:
+        """Log-probability of each candidate's ordered pointer, in nats."""
         return self.log_prob.sum(-1)
 
 
 def static_steps(
-    scores: Tensor, positions: Tensor, step_mask: Tensor, pool_mask: Tensor | None = None
+    scores: Float[Tensor, "B K"],
+    positions: Int[Tensor, "B N S"],
+    step_mask: Bool[Tensor, "B N S"],
+    pool_mask: Bool[Tensor, "B K"] | None = None,
 ) -> Steps:
     """Terms of every step for scores that do not depend on the step.
 
     Args:
-        scores: [B, K] float, finite; natural units of the softmax (cosine / 0.1).
-        positions: [B, N, S] int64, distinct within a candidate's real steps.
-        step_mask: [B, N, S] bool; real steps come first.
-        pool_mask: [B, K] bool, False at padding; ``None``: every position is real.
+        scores: finite; natural units of the softmax (cosine / 0.1).
+        positions: distinct within a candidate's real steps.
+        step_mask: real steps come first.
+        pool_mask: False at padding; ``None``: every position is real.
 
     The step distribution is the softmax over positions not yet chosen. The legacy code leaves
     chosen positions in with logit -100, which adds less than e^-80 of the sum; only the smoothing
@@ -65,20 +72,40 @@ def static_steps(
     count = torch.arange(positions.shape[-1], device=scores.device)
     masked_sum = total[:, None, None] - before + CHOSEN * count
     mean_nll = torch.where(step_mask, normaliser - masked_sum / size[:, None, None], 0.0)
-    return Steps(log_prob, mean_nll)
+    return Steps(log_prob, mean_nll, step_mask)
 
 
-def _total(scores: Tensor, pool_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum of a pool's scores [B] and its size [B]."""
+def step_terms(
+    logits: Float[Tensor, "B N K"],
+    target: Int[Tensor, "B N"],
+    pool_mask: Bool[Tensor, "B K"] | None,
+) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
+    """Of one step: the log-probability of ``target`` and the mean -log p of the pool."""
+    if pool_mask is None:
+        log_p = functional.log_softmax(logits, dim=-1)
+        return log_p.gather(2, target[..., None]).squeeze(2), -log_p.mean(-1)
+    real = pool_mask[:, None, :]
+    log_p = functional.log_softmax(logits.masked_fill(~real, float("-inf")), dim=-1)
+    total = log_p.masked_fill(~real, 0.0).sum(-1)
+    return log_p.gather(2, target[..., None]).squeeze(2), -total / real.sum(-1)
+
+
+def _total(
+    scores: Float[Tensor, "B K"], pool_mask: Bool[Tensor, "B K"] | None
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Sum of a pool's scores and its size."""
     if pool_mask is None:
         return scores.sum(-1), scores.new_full((scores.shape[0],), scores.shape[1])
     return torch.where(pool_mask, scores, 0.0).sum(-1), pool_mask.sum(-1).to(scores.dtype)
 
 
 def _log_remaining(
-    scores: Tensor, positions: Tensor, step_mask: Tensor, pool_mask: Tensor | None
-) -> Tensor:
-    """log of the sum of exp(score) over what is unchosen before each step, [B, N, S]."""
+    scores: Float[Tensor, "B K"],
+    positions: Int[Tensor, "B N S"],
+    step_mask: Bool[Tensor, "B N S"],
+    pool_mask: Bool[Tensor, "B K"] | None,
+) -> Float[Tensor, "B N S"]:
+    """log of the sum of exp(score) over what is unchosen before each step."""
     if pool_mask is not None:
         scores = scores.masked_fill(~pool_mask, float("-inf"))
     top, top_at = scores.topk(min(positions.shape[-1], scores.shape[-1]), dim=-1)
@@ -99,6 +126,6 @@ def _log_remaining(
     return torch.where(step_mask, remaining, 1.0).log() + highest
 
 
-def _at(values: Tensor, positions: Tensor) -> Tensor:
-    """``values`` [B, K] at ``positions`` [B, N, S]."""
+def _at(values: Float[Tensor, "B K"], positions: Int[Tensor, "B N S"]) -> Float[Tensor, "B N S"]:
+    """``values`` at ``positions``."""
     return values.gather(1, positions.flatten(1)).view(positions.shape)

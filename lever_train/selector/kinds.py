@@ -1,0 +1,288 @@
+"""The selectors that remember what they chose, and :func:`make_selector` for any kind.
+
+In go the options of a selector; out comes one that answers to the interface of ``model.Selector``.
+Step scores depend on the prefix, so log-probabilities are computed step by step for every
+candidate: a dense [B, N, K] softmax per step, which is the price of a memory.
+
+``gru`` is lever's own. The others are the legacy ones, with the tensor names of their checkpoints.
+All start from the unit query u and the unit candidates c of the static selector; step t scores
+with u_t = unit(u + e_t), e_t a step embedding, and after choosing c:
+
+- ``gated`` (V4-1): u ← unit(g u + (1 - g) c), g = σ(W_g [u; c] + b_g); no step embedding.
+- ``decoder`` (V4-2): u ← unit(GRU(c, u)).
+- ``mmr`` (V4-3): ``decoder``; from the second step on softplus(λ_t) · max cos(c, chosen) is taken
+  off the scores.
+- ``additive``, ``bilinear`` (V4-5): ``decoder``; the cosine gives way to vᵀ tanh(W_q u_t + W_c c)
+  or to u_tᵀ W c, divided by 0.1 as well.
+- ``stop`` (V4-10): ``decoder``; a learned unit vector stands behind the pool, and choosing it ends
+  the pointer. Without GRU u ← unit(0.6 u + 0.4 c).
+
+Source: the legacy models of 2025-12-26 to 12-29 and their plan
+``PointerSelector_Upgrade_Plans_Keep_RCE_GRPO.md``. One difference in training: the legacy models
+from V4-2 on drop out before the projections, these after, as V2 does.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lever_data.errors import LeverError
+from lever_train.options.train import ModelConfig
+from lever_train.selector.log_prob import CHOSEN, Steps, step_terms
+from lever_train.selector.model import SCORE_TEMPERATURE, History, Pool, Selector
+
+STEP_NOISE = 0.02  # std of step embeddings and the stop token at initialisation (legacy)
+DIVERSITY = 0.1  # λ at initialisation (legacy), a weight of softplus(0.1) = 0.74
+KEPT = 0.6  # share of the query that a stop selector without GRU keeps (legacy)
+
+
+def make_selector(dim: int, config: ModelConfig) -> Selector:
+    """A freshly initialised selector for embeddings of width ``dim``, from torch's global
+    generator."""
+    if config.selector == "static":
+        return Selector(dim, config)
+    return GruSelector(dim, config) if config.selector == "gru" else LegacyDecoder(dim, config)
+
+
+class Remembering(Selector):
+    """A selector with a state [B, W, h] per partial sequence; subclasses say how it moves."""
+
+    def scores(
+        self,
+        query: Float[Tensor, "B d"],
+        candidates: Tensor | Pool,
+        pool_mask: Bool[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B K"]:
+        """Scores of the first step, those of the pool alone; see :meth:`Selector.scores`."""
+        pool = Pool.of(candidates, pool_mask)
+        return self.begin(query, pool).scores()[:, 0, : pool.size]
+
+    def steps(
+        self,
+        query: Float[Tensor, "B d"],
+        pool: Pool,
+        positions: Int[Tensor, "B N S"],
+        step_mask: Bool[Tensor, "B N S"],
+    ) -> Steps:
+        """Terms of every step, teacher-forced; see :meth:`Selector.steps`."""
+        history = self.begin(query, pool)
+        real = pool.mask
+        if history.stops:
+            positions, step_mask = self._with_stop(positions, step_mask, pool.size)
+            real = None if real is None else functional.pad(real, (0, 1), value=True)
+        B, N, S = positions.shape
+        chosen = torch.zeros(B, N, pool.size + history.stops, dtype=torch.bool, device=query.device)
+        parent = torch.zeros(B, N, dtype=torch.long, device=query.device)
+        terms: list[tuple[Tensor, Tensor]] = []
+        for t in range(S):
+            logits = history.scores().float().expand(-1, N, -1).masked_fill(chosen, CHOSEN)
+            terms.append(step_terms(logits, positions[:, :, t], real))
+            if t + 1 < S:
+                chosen = chosen.scatter(2, positions[:, :, t : t + 1], True)
+                history = history.advance(parent, positions[:, :, t])
+                parent = torch.arange(N, device=query.device).expand(B, N)
+        log_prob, mean_nll = (torch.stack(part, dim=-1) for part in zip(*terms, strict=True))
+        return Steps(
+            torch.where(step_mask, log_prob, 0.0), torch.where(step_mask, mean_nll, 0.0), step_mask
+        )
+
+    def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
+        """Start choosing; see :meth:`Selector.begin`."""
+        state = self.start(query, pool)[:, None, :]
+        return Memory(self, pool, pool.spread(self.units(pool)), state)
+
+    def start(self, query: Float[Tensor, "B d"], pool: Pool) -> Float[Tensor, "B h"]:
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def step_scores(self, memory: Memory) -> Float[Tensor, "B W K"]:
+        """Scores of the next step."""
+        raise NotImplementedError
+
+    def remember(
+        self, memory: Memory, state: Float[Tensor, "B V h"], chosen: Int[Tensor, "B V"]
+    ) -> Float[Tensor, "B V h"]:
+        """The states after choosing pool positions."""
+        raise NotImplementedError
+
+    def _require_step(self, step: int) -> None:
+        if step >= self.config.max_shots:
+            raise LeverError(
+                f"this {self.config.selector} selector knows {self.config.max_shots} steps",
+                value=step + 1,
+                hint="ask for fewer shots, or train one with a larger --max-shots",
+            )
+
+    def _with_stop(
+        self, positions: Int[Tensor, "B N S"], step_mask: Bool[Tensor, "B N S"], stop: int
+    ) -> tuple[Tensor, Tensor]:
+        """A step more that stops, for every candidate shorter than ``max_shots``."""
+        length = step_mask.sum(-1, keepdim=True)
+        if positions.shape[-1] < self.config.max_shots:
+            positions = functional.pad(positions, (0, 1))
+            step_mask = functional.pad(step_mask, (0, 1))
+        at = torch.arange(positions.shape[-1], device=positions.device)
+        return positions.masked_fill(at >= length, stop), at <= length
+
+
+class Memory(History):
+    """W states [B, W, h] for each query, all at the same step.
+
+    ``units``: unit vectors of the pool's positions, [B, K, h] or, of a shared pool, [K, h].
+    ``redundancy`` [B, W, K]: highest cosine of each candidate with what was chosen; ``None``
+    before the first choice and where nobody reads it.
+    """
+
+    def __init__(
+        self, selector: Remembering, pool: Pool, units: Tensor, state: Float[Tensor, "B W h"]
+    ) -> None:
+        self.selector, self.pool, self.units, self.state = selector, pool, units, state
+        self.step = 0
+        self.redundancy: Tensor | None = None
+        self.stops = selector.config.selector == "stop"
+
+    def scores(self) -> Float[Tensor, "B W K"]:
+        """Scores of the next step."""
+        return self.selector.step_scores(self)
+
+    def advance(self, parent: Int[Tensor, "B V"], chosen: Int[Tensor, "B V"]) -> History:
+        """Extend sequence ``parent`` by position ``chosen``."""
+        kept = _rows(self.state, parent)
+        state = self.selector.remember(self, kept, chosen)
+        later = Memory(self.selector, self.pool, self.units, state)
+        later.step = self.step + 1
+        if self.selector.config.selector == "mmr":
+            near = _rows(self.units, chosen) @ self.units.transpose(-1, -2)
+            later.redundancy = near
+            if self.redundancy is not None:
+                later.redundancy = torch.maximum(near, _rows(self.redundancy, parent))
+        return later
+
+
+class GruSelector(Remembering):
+    """State u_0 is the query after attention; step t scores with W_q (u_t + e_t); after choosing c
+    the state becomes u_{t+1} = GRU(W_in c, u_t)."""
+
+    def __init__(self, dim: int, config: ModelConfig) -> None:
+        super().__init__(dim, config)
+        self.history = nn.GRUCell(config.hidden, config.hidden)
+        self.step_embedding = nn.Embedding(config.max_shots, config.hidden)
+        nn.init.zeros_(self.step_embedding.weight)
+
+    def start(self, query: Float[Tensor, "B d"], pool: Pool) -> Float[Tensor, "B h"]:
+        """The query after attention."""
+        return self.attend(query, pool)
+
+    def step_scores(self, memory: Memory) -> Float[Tensor, "B W K"]:
+        """Cosines with W_q (u_t + e_t), divided by 0.1."""
+        self._require_step(memory.step)
+        unit = self.head(memory.state + self.step_embedding.weight[memory.step])
+        return _cosines(unit, memory.units)
+
+    def remember(
+        self, memory: Memory, state: Float[Tensor, "B V h"], chosen: Int[Tensor, "B V"]
+    ) -> Float[Tensor, "B V h"]:
+        """GRU(W_in c, u)."""
+        weight, raw = self._input_weight(), memory.pool.at(chosen)
+        return _cell(self.history, raw if weight is None else raw @ weight.T, state)
+
+
+class LegacyDecoder(Remembering):
+    """The legacy selectors from V4-1 on; formulas at the top of this file."""
+
+    def __init__(self, dim: int, config: ModelConfig) -> None:
+        super().__init__(dim, config)
+        kind, h, steps = config.selector, config.hidden, config.max_shots
+        if kind == "gated":
+            self.query_update_gate = nn.Linear(2 * h, h)
+            return
+        if config.decoder_gru:
+            self.decoder_gru = nn.GRUCell(h, h)
+        if config.step_embedding:
+            self.step_emb = nn.Embedding(steps, h)
+            nn.init.normal_(self.step_emb.weight, std=STEP_NOISE)
+        if kind == "mmr":
+            self.div_lambda = nn.Parameter(torch.full((steps,), DIVERSITY))
+        elif kind == "additive":
+            self.attn_Wq, self.attn_Wc = nn.Linear(h, h), nn.Linear(h, h, bias=False)
+            self.attn_v = nn.Linear(h, 1, bias=False)
+            for layer in (self.attn_Wq, self.attn_Wc, self.attn_v):
+                nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(self.attn_Wq.bias)
+            self.attn_v.weight.data.mul_(0.1)  # scores as small as cosines at the start
+        elif kind == "bilinear":
+            self.bilinear = nn.Bilinear(h, h, 1, bias=False)
+            nn.init.xavier_uniform_(self.bilinear.weight)
+        elif kind == "stop":
+            self.stop_token = nn.Parameter(torch.randn(1, h) * STEP_NOISE)
+
+    def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
+        """Start choosing; the stop token stands behind the pool."""
+        memory = super().begin(query, pool)
+        assert isinstance(memory, Memory)
+        if memory.stops:
+            stop = functional.normalize(self.stop_token, dim=-1).to(memory.units.dtype)
+            stop = stop.expand(*memory.units.shape[:-2], 1, -1)
+            memory.units = torch.cat([memory.units, stop], dim=-2)
+        return memory
+
+    def start(self, query: Float[Tensor, "B d"], pool: Pool) -> Float[Tensor, "B h"]:
+        """The unit query of the static selector."""
+        return self.head(self.attend(query, pool))
+
+    def step_scores(self, memory: Memory) -> Float[Tensor, "B W K"]:
+        """Scores of the kind, divided by 0.1, less what MMR takes off."""
+        state, units = memory.state, memory.units
+        if hasattr(self, "step_emb"):
+            self._require_step(memory.step)
+            state = functional.normalize(state + self.step_emb.weight[memory.step], dim=-1)
+        if self.config.selector == "additive":
+            pairs = self.attn_Wq(state)[:, :, None, :] + self.attn_Wc(units).unsqueeze(-3)
+            found: Tensor = self.attn_v(pairs.tanh()).squeeze(-1).to(units.dtype)
+            return found / SCORE_TEMPERATURE
+        if self.config.selector == "bilinear":
+            state = state @ self.bilinear.weight[0]
+        scores = _cosines(state, units)
+        if memory.redundancy is not None:
+            self._require_step(memory.step)
+            weight = functional.softplus(self.div_lambda[memory.step])
+            scores = scores - weight * memory.redundancy
+        return scores
+
+    def remember(
+        self, memory: Memory, state: Float[Tensor, "B V h"], chosen: Int[Tensor, "B V"]
+    ) -> Float[Tensor, "B V h"]:
+        """The unit query after a choice."""
+        unit = _rows(memory.units, chosen)
+        if self.config.selector == "gated":
+            gate = self.query_update_gate(torch.cat([state, unit], dim=-1)).sigmoid()
+            state = gate * state + (1 - gate) * unit
+        elif hasattr(self, "decoder_gru"):
+            state = _cell(self.decoder_gru, unit, state)
+        elif self.config.selector == "stop":
+            state = KEPT * state + (1 - KEPT) * unit
+        return functional.normalize(state, dim=-1)
+
+
+def _rows(values: Tensor, at: Int[Tensor, "B V"]) -> Tensor:
+    """Rows ``at`` of [B, K, h] (or of [K, h], shared) values: [B, V, h]."""
+    if values.dim() == 2:
+        return functional.embedding(at, values)
+    return values.gather(1, at[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _cosines(state: Float[Tensor, "B W h"], units: Tensor) -> Float[Tensor, "B W K"]:
+    """Products with the units [B, K, h] or [K, h], divided by 0.1, not in half precision."""
+    if torch.bfloat16 in (state.dtype, units.dtype):
+        state, units = state.float(), units.float()
+    return state @ units.transpose(-1, -2) / SCORE_TEMPERATURE
+
+
+def _cell(
+    cell: nn.GRUCell, inputs: Float[Tensor, "B V h"], state: Float[Tensor, "B V h"]
+) -> Float[Tensor, "B V h"]:
+    updated: Tensor = cell(inputs.flatten(0, 1), state.flatten(0, 1))
+    return updated.view(state.shape)
