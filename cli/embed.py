@@ -24,12 +24,15 @@ def embed(store: StoreOption = DEFAULT_STORE, json: JsonFlag = False, **flags: A
                 "candidates": candidates.run,
                 "names": [queries.details["name"], candidates.details["name"]],
                 "files": [str(path) for path in found.files],
+                "failed": found.failed,
             }
         )
         return
     names = dict.fromkeys(run.details["name"] for run in (queries, candidates))
     state = "embedded" if found.is_new else "already embedded"
     print(f"{state}: {queries.num_rows:,} items as {', '.join(names)}")
+    for index, reason in found.failed.items():
+        notice(f"item {index} has a vector of zeros: {reason}")
     for path in found.files:
         notice(f"wrote {path}")
 

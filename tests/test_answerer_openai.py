@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lever_cli.__main__ import main
+from PIL import Image
 
 from lever_data.errors import UsageError
 from lever_data.items.prompts import SYSTEM_PROMPT
@@ -36,7 +37,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 def test_the_request_is_the_prompt_of_the_legacy_system(endpoint: Endpoint, tmp_path: Path) -> None:
     image = tmp_path / "i.png"
-    image.write_bytes(b"not decoded here")
+    Image.new("RGB", (4, 3), "red").save(image)
     one = answerer(endpoint)
     assert texts(one.answer(prompts(2, image)[1:])) == [EXPECTED[1]]
     (body,) = endpoint.seen
@@ -47,10 +48,21 @@ def test_the_request_is_the_prompt_of_the_legacy_system(endpoint: Endpoint, tmp_
     assert kinds == ["image_url", "text", "image_url", "text"]
     url = user["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/png;base64,")
-    assert base64.b64decode(url.split(",")[1]) == b"not decoded here"
+    assert base64.b64decode(url.split(",")[1]) == image.read_bytes()
     assert user["content"][1]["text"] == "Question:what is 0 Short answer:a"
     assert user["content"][3]["text"] == "Question:what is 1 Short answer:"
     assert (one.usage.answers, one.usage.prompt_tokens, one.usage.completion_tokens) == (1, 100, 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404", b"cut"])
+def test_a_file_that_is_no_image_fails_alone(
+    endpoint: Endpoint, tmp_path: Path, content: bytes
+) -> None:
+    image = tmp_path / "i.jpg"
+    image.write_bytes(content)
+    found = answerer(endpoint).answer([*prompts(1), *prompts(1, image)])
+    assert texts(found) == [EXPECTED[0], None]
+    assert "an image cannot be read: it is" in str(found[1].error)
 
 
 def test_requests_run_side_by_side_within_the_bound(endpoint: Endpoint) -> None:
@@ -226,7 +238,7 @@ def test_other_images_make_another_run(world: World) -> None:
     kept = paths[3].read_bytes()
     paths[9].write_bytes(b"no query, and in no pool")
     assert name() == first
-    paths[3].write_bytes(b"another picture")
+    paths[3].write_bytes(paths[4].read_bytes())
     assert name() != first
     paths[3].unlink()  # its rows would say so; where it is back, they are made anew
     assert name() != first

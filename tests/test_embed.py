@@ -189,8 +189,25 @@ def test_other_images_make_another_run(store: Store, clip: Path) -> None:
     again = embed(_request(store, clip, features="both", name="both"))
     assert again.is_new and again.queries.run != runs["both"].queries.run
     picture.unlink()
-    with pytest.raises(LeverError, match="there is no such image"):
+    with pytest.raises(LeverError, match=r"an image cannot be read .No such file"):
         embed(_request(store, clip, features="both", name="both"))
+
+
+def test_one_bad_image_is_one_failed_item(store: Store, clip: Path) -> None:
+    """Named, and where the user says so gone on without: its vector is zeros."""
+    whole = embed(_request(store, clip, features="both", name="whole")).queries
+    picture = store.path.parent / "images" / "2.png"
+    for content in (b"", b"<html>", picture.read_bytes()[:-30]):
+        picture.write_bytes(content)
+        with pytest.raises(LeverError, match=r"an image cannot be read .*2\.png") as error:
+            embed(_request(store, clip, features="both", batch_size=3))
+        assert "--allow-failed" in str(error.value.hint)
+    found = embed(_request(store, clip, features="both", name="x", allow_failed=True))
+    assert list(found.failed) == [2] and "truncated" in found.failed[2]
+    assert found.queries.details["failed"] == [2] and "failed" not in whole.details
+    vectors, expected = _vectors(store, "x"), _vectors(store, "whole")
+    expected[2] = 0
+    torch.testing.assert_close(vectors, expected)
 
 
 def test_a_text_encoder_averages_its_tokens(store: Store, tmp_path: Path) -> None:
@@ -237,5 +254,5 @@ def test_the_command_and_its_errors(store: Store, clip: Path, tmp_path: Path) ->
     )
     assert none.returncode == 2 and "the encoder cannot be loaded" in none.stderr
     (tmp_path / "images" / "2.png").write_bytes(b"no image")
-    with pytest.raises(LeverError, match=r"the image cannot be read.*2\.png"):
+    with pytest.raises(LeverError, match=r"an image cannot be read .it is no image.*2\.png"):
         embed(_request(store, clip, features="image"))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -26,12 +27,14 @@ from lever_data.items.items import Place, load_items, only_dataset
 from lever_data.items.prompts import Item
 from lever_data.readers.vectors import embedding_batches
 from lever_data.relations.db import connect
-from lever_data.store.files import sha256_file, write_atomic
+from lever_data.store.files import write_atomic
 from lever_data.store.store import Run, RunSpec, Store
 from lever_train.embed.encoders import Encoder
+from lever_train.inputs.images import open_image, shown_bytes
 from lever_train.options.embed import EmbedRequest
 
 PART_ROWS = 512
+_BLANK = Image.new("RGB", (32, 32))  # in the place of an image that cannot be read
 _READERS = 4  # threads that read and hash image files
 Progress = Callable[[float, float | None, str], None]
 
@@ -39,12 +42,13 @@ Progress = Callable[[float, float | None, str], None]
 @dataclass(frozen=True)
 class Embedded:
     """What was made: the run of the queries, that of the candidates (the same where they do not
-    differ), whether each is new, and the legacy files."""
+    differ), whether each is new, the legacy files, and why items have no vector, by index."""
 
     queries: Run
     candidates: Run
     is_new: bool
     files: tuple[Path, ...]
+    failed: dict[int, str]
 
 
 def embed(request: EmbedRequest, progress: Progress = lambda done, total, note: None) -> Embedded:
@@ -73,6 +77,7 @@ def embed(request: EmbedRequest, progress: Progress = lambda done, total, note: 
         candidates,
         new_queries or new_candidates,
         _legacy_files(request.out, (queries, candidates)),
+        {index: task.reason(index) for index in queries.details.get("failed", ())},
     )
 
 
@@ -99,8 +104,9 @@ class _Task:
         with self.store.begin(spec) as writer:
             for batch in embedding_batches(values, dataset, split, name, self.request.encoder):
                 writer.write("embeddings", batch)
-            details = {"name": name, "width": int(values.shape[1]), "dtype": "float32"}
-            run = writer.commit(details)
+            failed = np.flatnonzero(~values.any(axis=1)).tolist()
+            details = {"name": name, "width": values.shape[1], "dtype": "float32"}
+            run = writer.commit(details | {"failed": failed} if failed else details)
         shutil.rmtree(folder)
         return run, True
 
@@ -132,8 +138,41 @@ class _Task:
         paths = [_image(item) for item in self.items]
         distinct = list(dict.fromkeys(paths))
         with ThreadPoolExecutor(_READERS) as readers:
-            known = dict(zip(distinct, readers.map(_sha256, distinct), strict=True))
+            known = dict(zip(distinct, readers.map(self._digest, distinct), strict=True))
         return [known[path] for path in paths]
+
+    def _digest(self, path: Path) -> str:
+        """sha256 of what is seen of an image; nothing is where it cannot be read."""
+        try:
+            return hashlib.sha256(shown_bytes(path)[0]).hexdigest()
+        except OSError as error:
+            self._refuse(error)
+            return ""
+
+    def _picture(self, path: Path) -> Image.Image | None:
+        try:
+            return open_image(path)
+        except OSError as error:
+            self._refuse(error)
+            return None
+
+    def _refuse(self, error: OSError) -> None:
+        """Stop for an image that cannot be read, unless the user wants to go on without it."""
+        if not self.request.allow_failed:
+            raise LeverError(
+                f"an image cannot be read ({error.strerror})",
+                where=str(error.filename),
+                hint="--allow-failed gives items without an image a vector of zeros, and counts "
+                "them",
+            ) from None
+
+    def reason(self, index: int) -> str:
+        """Why an item has no vector."""
+        try:
+            open_image(_image(self.items[index]))
+        except OSError as error:
+            return f"{error.strerror}: {error.filename}"
+        return "its image could not be read when it was embedded"
 
     def _part(self, folder: Path, start: int, texts: Sequence[str], role: str) -> np.ndarray:
         """Rows of one part [≤ PART_ROWS, d] float32, from disk where they are there."""
@@ -154,12 +193,15 @@ class _Task:
         size, found = self.request.batch_size, []
         for first in range(rows.start, rows.stop, size):
             part = slice(first, min(first + size, rows.stop))
-            vectors = []
+            vectors, opened = [], list[Image.Image | None]()
             if self.request.features != "image":
                 vectors.append(self.encoder.texts(texts[part]))
             if self.request.features != "text":
-                vectors.append(self.encoder.images([_image(i) for i in self.items[part]]))
-            found.append(normalize(torch.stack(vectors).sum(0), dim=-1))
+                opened = [self._picture(_image(i)) for i in self.items[part]]
+                vectors.append(self.encoder.images([p or _BLANK for p in opened]))
+            joined = normalize(torch.stack(vectors).sum(0), dim=-1)
+            joined[[n for n, picture in enumerate(opened) if picture is None]] = 0
+            found.append(joined)
         return torch.cat(found)
 
 
@@ -167,15 +209,6 @@ def _image(item: Item) -> Path:
     if item.image is None:
         raise LeverError("an item has no image", where=f"item {item.example_id}")
     return item.image
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return sha256_file(path)
-    except FileNotFoundError:
-        raise LeverError("there is no such image", where=str(path)) from None
-    except OSError as error:
-        raise LeverError(f"the image cannot be read ({error})", where=str(path)) from None
 
 
 def _require_whole(items: Sequence[Item]) -> None:

@@ -1,6 +1,6 @@
 """Text and image encoders through transformers: CLIP and its kin, or a plain text encoder.
 
-In go texts or image files, out come unit vectors [B, d] float32. A CLIP model projects both into
+In go texts or pictures, out come unit vectors [B, d] float32. A CLIP model projects both into
 one space; of a text encoder the last hidden states are averaged over the tokens (the pooling of
 the sentence-transformers models).
 """
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lever_data.errors import LeverError, UsageError
+from lever_data.errors import UsageError
 from lever_train.inputs.devices import open_device
 from lever_train.inputs.model_folder import folder_identity
 
@@ -82,14 +82,9 @@ class Encoder:
         return _unit((hidden * mask).sum(1) / mask.sum(1))
 
     @torch.no_grad()
-    def images(self, paths: Sequence[Path]) -> Tensor:
-        """Unit vectors [B, d] of image files.
-
-        Raises:
-            LeverError: a file is missing or no image; it names it.
-        """
-        pictures = [_open(path) for path in paths]
-        pixels = self._processor(images=pictures, return_tensors="pt").to(self._device)
+    def images(self, pictures: Sequence[Image]) -> Tensor:
+        """Unit vectors [B, d] of pictures."""
+        pixels = self._processor(images=list(pictures), return_tensors="pt").to(self._device)
         return _unit(self._model.get_image_features(pixel_values=pixels["pixel_values"]))
 
     def _length(self) -> int:
@@ -101,13 +96,3 @@ def _unit(found: Any) -> Tensor:
     # transformers 5 wraps the projected features; older versions return the tensor
     features = getattr(found, "pooler_output", found)
     return normalize(features.float(), dim=-1).cpu()
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise LeverError("there is no such image", where=str(path)) from None
-    except (OSError, UnidentifiedImageError) as error:
-        raise LeverError(f"the image cannot be read ({error})", where=str(path)) from None

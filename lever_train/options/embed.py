@@ -39,6 +39,12 @@ class EmbedRequest:
     image_root: Path | None = field(
         default=None, metadata=_help("Folder of the images.", metavar="DIR")
     )
+    allow_failed: bool = field(
+        default=False,
+        metadata=_help(
+            "An item whose image cannot be read gets a vector of zeros, and is counted."
+        ),
+    )
     batch_size: int = field(default=64, metadata=_help("Items a batch."))
     device: str = field(default="cpu", metadata=_help("cpu, cuda or mps."))
     out: Path | None = field(

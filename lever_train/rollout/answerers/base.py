@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Item, Prompt
+from lever_train.inputs.images import shown_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,5 @@ class ShownFingerprints:
 
     def _image(self, path: Path) -> str:
         if path not in self._images:
-            with path.open("rb") as handle:
-                self._images[path] = hashlib.file_digest(handle, "sha256").hexdigest()
+            self._images[path] = hashlib.sha256(shown_bytes(path)[0]).hexdigest()
         return self._images[path]

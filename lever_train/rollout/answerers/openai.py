@@ -154,7 +154,8 @@ class OpenAIAnswerer:
             except PassingError as error:
                 return error
             except OSError as error:
-                return Answer(None, error=f"an image cannot be read: {error}")
+                reason = f"an image cannot be read: {error.strerror}: {error.filename}"
+                return Answer(None, error=reason)
         raise AssertionError("the attempts end with an answer or an error")
 
     def _attempts(self) -> tenacity.AsyncRetrying:

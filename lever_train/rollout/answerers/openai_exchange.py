@@ -8,11 +8,12 @@ no completion), :class:`RefusedError` where this prompt is refused for good (400
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
-import mimetypes
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import httpx
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.prompts import Part, Prompt, Template
+from lever_train.inputs.images import open_image, shown_bytes
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import Answer, Usage, answer_of
 from lever_train.rollout.answerers.openai_reply import (
@@ -38,6 +40,7 @@ from lever_train.rollout.answerers.openai_reply import (
 _PASSING = {408, 425, 429}
 _REFUSED = {400, 413, 422}
 _SHOWN = 200  # characters of what an endpoint says
+_IMAGES_KEPT = 256  # demonstrations come again and again; some 50 MB
 _NO_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota")
 # What a server may refuse in a request that it would take without, and what stands in for it
 _NEGOTIABLE = {"max_tokens": "max_completion_tokens", "temperature": None}
@@ -112,7 +115,9 @@ class Exchange:
             LeverError: it will answer none.
             OSError: an image cannot be read.
         """
-        found = await self._post(client, self._body(prompt))
+        # in a thread: decoding the images of a prompt takes as long as many a reply
+        body = await asyncio.to_thread(self._body, prompt)
+        found = await self._post(client, body)
         answer = answer_of(self._key.out_of_answer(found.text), cut=found.cut)
         if found.refusal is not None:
             answer = Answer(None, error=self._quoted(found.refusal))
@@ -220,9 +225,13 @@ def _parsed(url: str) -> httpx.URL:
 def _content(part: Part) -> dict[str, Any]:
     if part.image is None:
         return {"type": "text", "text": part.text}
-    return {"type": "image_url", "image_url": {"url": _data_url(part.image)}}
+    url = _data_url(part.image, part.image.stat().st_mtime_ns)
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _data_url(path: Path) -> str:
-    kind = mimetypes.guess_type(path.name)[0] or "image/jpeg"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+@lru_cache(_IMAGES_KEPT)
+def _data_url(path: Path, changed: int) -> str:
+    """Of the file as it was ``changed``: the time is a part of the key."""
+    open_image(path)  # a damaged file is found here, not by whatever the server makes of it
+    data, kind = shown_bytes(path)
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Prompt, Template
+from lever_train.inputs.images import open_image
 
 FEATURE_BYTES = 1 << 30  # vision features kept on the device
 _READERS = 4  # threads that decode and resize images
@@ -251,10 +251,11 @@ class VisionLanguageModel:
     def _pixels(self, path: Path) -> tuple[Tensor, Tensor] | str:
         """An image as the vision tower reads it: patches and grid; a text says why not."""
         try:
-            with Image.open(path) as image:
-                out = self.image_processor(images=[image.convert("RGB")], return_tensors="pt")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            return f"{path.name}: {error}"
+            out = self.image_processor(images=[open_image(path)], return_tensors="pt")
+        except OSError as error:
+            return f"{error.strerror}: {error.filename}"
+        except ValueError as error:  # such as an image a hundred times wider than high
+            return f"{error}: {path}"
         return out["pixel_values"], out["image_grid_thw"]
 
     @torch.inference_mode()
