@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -22,8 +22,8 @@ def ingest(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="RL data, beams, VQA questions and annotations (JSON), embeddings (.pt, .npy, "
-            ".safetensors); plain, gzip or zstd.",
+            help="RL data, beams, questions and annotations, results (JSON), embeddings (.pt, "
+            ".npy, .safetensors); plain, gzip or zstd.",
             metavar="PATH…",
             show_default=False,
         ),
@@ -37,8 +37,25 @@ def ingest(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="Name of embeddings in the store (default: the file's stem)."),
+        typer.Option("--name", help="Name of embeddings or results (default: the file's stem)."),
     ] = None,
+    order: Annotated[
+        str,
+        typer.Option(
+            help="What numbers questions: their place in the `file`, or `question_id`, as in all "
+            "legacy data."
+        ),
+    ] = "file",
+    image_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Names the image files in place of what the questions say: '{image_id}.jpg'.",
+            metavar="PATTERN",
+        ),
+    ] = None,
+    shots: Annotated[
+        int, typer.Option(help="Demonstrations shown for the predictions of a results file.", min=0)
+    ] = 0,
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Commit what is whole, list what is not.")
     ] = False,
@@ -51,6 +68,7 @@ def ingest(
     from lever_data.errors import LeverError
     from lever_data.sources.ingest import IngestOptions
     from lever_data.sources.ingest import ingest as ingest_files
+    from lever_data.sources.questions import Order
     from lever_data.store.arrow_start import start_lean
     from lever_data.store.store import Store
 
@@ -58,7 +76,17 @@ def ingest(
     rows: list[dict[str, object]] = []
     try:
         with progress_bar("ingest", "B") as advance:
-            options = IngestOptions(dataset, split, name, salvage, advance, notice)
+            options = IngestOptions(
+                dataset=dataset,
+                split=split,
+                name=name,
+                salvage=salvage,
+                order=cast(Order, order),  # an unknown one is refused
+                image_name=image_name,
+                shots=shots,
+                progress=advance,
+                notice=notice,
+            )
             for done in ingest_files(paths, Store.create(store), options):
                 run = done.run
                 rows.append({"run": run.run, "kind": run.kind, "rows": run.num_rows})

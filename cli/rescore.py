@@ -14,8 +14,11 @@ _SHOWN = 20
 
 def rescore(
     run: Annotated[str, typer.Option("--run", help="The run, or a prefix only it has.")],
-    questions: Annotated[Path, typer.Option(help="Official VQA question file of the run's split.")],
-    annotations: Annotated[Path, typer.Option(help="Official VQA annotation file.")],
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="Official question file of the run's split. Default: what is ingested."),
+    ] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Official annotation file.")] = None,
     store: StoreOption = DEFAULT_STORE,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave rows without annotation as they are.")
@@ -46,6 +49,7 @@ def rescore(
         "score changed": len(done.changes),
         "without annotation, left as they were": done.num_missing,
         "without answer, left as they were": done.num_unanswered,
+        "a prefix without answer, left as they were": done.num_partial,
         "failed in scoring, now scored": done.num_healed,
     }
     emit_table(["rescore", "rows"], counts.items())

@@ -30,6 +30,7 @@ def list_runs(
             "kind": r.kind,
             "dataset": r.dataset,
             "split": r.split,
+            "order": r.parameters.get("order", "file") if r.kind == "examples" else None,
             "rows": r.num_rows,
             "committed_at": r.committed_at,
         }

@@ -230,8 +230,24 @@ def test_fallback_is_said_and_counted(world: World, capfd: pytest.CaptureFixture
 
 
 def test_without_annotations_there_is_no_score(world: World) -> None:
-    with pytest.raises(LeverError, match="official metric needs --questions and --annotations"):
+    with pytest.raises(LeverError, match="the store has no examples of this split"):
         generate(world.request(questions=None, annotations=None))
+    words = ["ingest", world.questions, "--store", world.store, "--dataset", "d"]
+    assert lever(*map(str, [*words, "--split", "train"])) == 0
+    with pytest.raises(LeverError, match="40 of 40 queries have no annotation") as caught:
+        generate(world.request(questions=None, annotations=None))
+    assert "--allow-fallback" in str(caught.value.hint)
+
+
+def test_what_was_ingested_is_official(world: World) -> None:
+    """The files need not be named again; the rows are those of the same files named."""
+    named = generate(world.request())
+    _ingest_whole(world, json.loads(world.annotations.read_text()))
+    stored = generate(world.request(questions=None, annotations=None, allow_fallback=True, seed=1))
+    assert {r["eval_mode"] for r in rows(stored.run)} == {"file"}
+    again = generate(world.request(questions=None, annotations=None))
+    assert again.run is not None and named.run is not None
+    assert again.run.files == named.run.files
 
 
 @pytest.mark.parametrize(
@@ -271,9 +287,12 @@ def test_data_that_does_not_fit_is_named(world: World) -> None:
     asked = json.loads(world.questions.read_text())
     generate(world.request())
     _ingest_whole(world, json.loads(world.annotations.read_text()))
-    asked["questions"].reverse()
+    asked["questions"].reverse()  # the same questions, found by their ids
     other.write_text(json.dumps(asked))
-    with pytest.raises(LeverError, match="another question; at query 0 of d/train"):
+    generate(world.request(questions=other))
+    asked["questions"][-1]["question"] = "and what is this?"
+    other.write_text(json.dumps(asked))
+    with pytest.raises(LeverError, match="a question is another one; at query 0 of d/train"):
         generate(world.request(questions=other, seed=2))
     with pytest.raises(LeverError, match="the file holds no questions"):
         generate(world.request(questions=world.annotations))

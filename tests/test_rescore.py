@@ -172,6 +172,128 @@ def test_the_command(store: Store, tmp_path: Path) -> None:
     ]
 
 
+def ingest_split(folder: Path, answers: dict[int, list[str]], first: int = 100) -> Store:
+    """The questions 100 to 103 as examples of ``d``/``train``, from ``first`` on."""
+    write_official(folder, answers)
+    asked = json.loads((folder / "q.json").read_text())
+    asked["questions"] = [q for q in asked["questions"] if q["question_id"] >= first]
+    (folder / "stored.json").write_text(json.dumps(asked))
+    noted = json.loads((folder / "a.json").read_text())
+    noted["annotations"] = [n for n in noted["annotations"] if n["question_id"] >= first]
+    (folder / "noted.json").write_text(json.dumps(noted))
+    store = Store.create(folder / "store")
+    files = [folder / "stored.json", folder / "noted.json"]
+    assert list(ingest(files, store, IngestOptions(dataset="d", split="train")))
+    return store
+
+
+WORDS = {100: ["z"] * 10, 101: ["red"] * 10, 102: ["dog"] * 10, 103: ["cup"] * 10}
+
+
+def test_what_was_ingested_is_official(tmp_path: Path) -> None:
+    store = ingest_split(tmp_path, WORDS)
+    run = commit(store, [old_row(1, 0, "red"), old_row(2, 0, "cat")])
+    done = rescore(store, RescoreRequest(run.run))
+    assert [row["vqa_acc_score"] for row in rows_of(done.run)] == [1.0, 0.0]
+    assert done.run.parents == (run.run, store.runs()[0].run)
+
+
+def test_nothing_to_score_by_is_refused(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    run = commit(store, [old_row(1, 0, "red")])
+    with pytest.raises(UsageError, match="has no annotations of this split"):
+        rescore(store, RescoreRequest(run.run))
+    with pytest.raises(UsageError, match="--questions and --annotations go together"):
+        rescore(store, RescoreRequest(run.run, questions=tmp_path / "q.json"))
+
+
+def test_files_are_matched_by_the_stored_question_ids(tmp_path: Path) -> None:
+    """The store holds questions 101 to 103, the files one more in front of them."""
+    store = ingest_split(tmp_path, WORDS, first=101)
+    run = commit(store, [old_row(n, 0, a) for n, a in enumerate(["red", "dog", "cup"])])
+    done = rescore(store, request(tmp_path, run))
+    assert [row["vqa_acc_score"] for row in rows_of(done.run)] == [1.0, 1.0, 1.0]
+    write_official(tmp_path, {100: ["z"] * 10, 101: ["red"] * 10})
+    with pytest.raises(LeverError, match="no annotation") as caught:
+        rescore(store, request(tmp_path, run))
+    assert caught.value.value == {"query_id": 1, "question_id": 102}
+
+
+def test_a_question_of_its_own_counts_whatever_its_number(tmp_path: Path) -> None:
+    """RL data that names its questions is scored by them: here the other way round."""
+    write_official(tmp_path, WORDS)
+    file = {
+        str(n): {
+            "query": {"question_id": 103 - n, "question": "?"},
+            "pointer_candidates": [{"pointer": [n + 1], "vqa_pred_answer": said}],
+        }
+        for n, said in enumerate(["cup", "dog", "red"])
+    }
+    (tmp_path / "rl.json").write_text(json.dumps(file))
+    store = Store.create(tmp_path / "store")
+    (made,) = ingest([tmp_path / "rl.json"], store, IngestOptions(dataset="d", split="train"))
+    done = rescore(store, request(tmp_path, made.run))
+    assert [row["vqa_acc_score"] for row in rows_of(done.run)] == [1.0, 1.0, 1.0]
+
+
+def test_question_0_is_a_question(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    for name, items in (("questions", [{"question": "?"}]), ("annotations", [{"answers": ["x"]}])):
+        file = {name: [{"question_id": 0, **items[0]}]}
+        (tmp_path / f"{name[0]}.json").write_text(json.dumps(file))
+    done = rescore(store, request(tmp_path, commit(store, [old_row(0, 0, "y")])))
+    assert [row["eval_mode"] for row in rows_of(done.run)] == ["file"]
+
+
+def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
+    """No ids tell, but what the run calls right is nowhere among the annotators' answers."""
+    questions = [{"question_id": i, "question": "?"} for i in range(12)]
+    notes = [{"question_id": i, "answers": [{"answer": chr(97 + i) * 3}] * 10} for i in range(12)]
+    (tmp_path / "q.json").write_text(json.dumps({"questions": questions}))
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": notes}))
+    store = new_store(tmp_path)
+    rows = [old_row(i, 0, chr(108 - i) * 3, eval_mode="file") for i in range(12)]
+    run = commit(store, rows)
+    with pytest.raises(LeverError, match="of 12 answers that the RL data calls right, 0 are") as e:
+        rescore(store, request(tmp_path, run))
+    assert "--order question_id" in str(e.value.hint)
+    assert [r.run for r in store.runs()] == [run.run]
+
+
+def prefix(shot: int, said: str | None, score: float) -> dict[str, Any]:
+    return {
+        "shot": shot,
+        "vqa_correct": 1,
+        "vqa_acc_score": score,
+        "vqa_gt_prob": 0.25,
+        "vqa_pred_answer": said,
+        "eval_mode": "fallback",
+    }
+
+
+def test_every_prefix_is_rescored_or_the_row_stays(store: Store, tmp_path: Path) -> None:
+    shots = [prefix(1, "two", 0.5), prefix(2, "blue", 0.5)]
+    run = commit(
+        store,
+        [
+            old_row(0, 0, "blue", shot_scores=shots),
+            old_row(0, 1, "blue", shot_scores=[prefix(1, None, 0.5), shots[1]]),
+            old_row(1, 0, "two"),
+        ],
+    )
+    done = rescore(store, request(tmp_path, run))
+    new = rows_of(done.run)
+    assert [(one["vqa_acc_score"], one["vqa_correct"]) for one in new[0]["shot_scores"]] == [
+        (0.0, 0),
+        (1.0, 1),
+    ]
+    assert {one["eval_mode"] for one in new[0]["shot_scores"]} == {"file"}
+    assert [one["vqa_gt_prob"] for one in new[0]["shot_scores"]] == [0.25, 0.25]
+    assert new[1] == rows_of(run)[1]  # nothing of it is rescored
+    assert [row["eval_mode"] for row in new] == ["file", "fallback", "file"]
+    assert (done.num_partial, done.num_missing) == (1, 0)
+
+
 @needs_shared
 def test_okvqa(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz.distance import Indel
 
 from lever_data.items.vqa_metric import (
     METRIC_VERSION,
@@ -125,6 +127,22 @@ def test_token_f1_takes_the_nearest_answer() -> None:
     assert token_f1("red", []) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("prediction", "answers"),
+    [
+        ("cream cat", ["cat station", "dog"]),
+        ("ice private", ["hot table"]),
+        ("station train", ["jet cream", "jet"]),
+    ],
+)
+def test_edit_similarity_is_that_of_matching_blocks(prediction: str, answers: list[str]) -> None:
+    """As the legacy code had it; by the longest common subsequence these are higher."""
+    sides = [(normalize_answer(prediction), normalize_answer(a)) for a in answers]
+    expected = max(SequenceMatcher(None, *pair).ratio() for pair in sides)
+    assert edit_similarity(prediction, answers) == expected
+    assert expected < max(Indel.normalized_similarity(*pair) for pair in sides)
+
+
 def test_edit_similarity_takes_the_nearest_answer() -> None:
     assert edit_similarity("the Cat", ["cats", "dog"]) == pytest.approx(6 / 7)
     assert edit_similarity("cat", ["cat"]) == 1.0
@@ -157,4 +175,4 @@ def test_an_empty_answer_is_matched_by_nothing() -> None:
 
 
 def test_the_version_names_the_metric() -> None:
-    assert METRIC_VERSION == "vqa-accuracy-1"
+    assert METRIC_VERSION == "vqa-accuracy-2"

@@ -1,35 +1,62 @@
 """The dataset items of a job: queries and demonstrations, from the store or the official files.
 
 In go a connection, a (dataset, split) and, where given, the official files; out come
-:class:`Item` records by id. An item keeps what an answerer may show; the ground truth that scores
-a query stands apart (``Truth``), because the official files have the last word on it.
+:class:`Item` records by id. What was ingested is official; files named again take its place as the
+ground truth that scores a query (``Truth``), and must be of the same questions.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, overload
 
 import duckdb
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.official import Official
-from lever_data.items.prompts import Item
+from lever_data.items.prompts import Id, Item
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where items come from: a split, and the folder their images lie in."""
+    """Where items come from: a split, and the folder their images lie in.
+
+    ``image_name``: names image files in place of what is stored, as ``{image_id}.jpg``.
+    """
 
     dataset: str
     split: str
     image_root: Path | None = None
+    image_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the official files."""
+
+    question_id: Id
+    question: str
+    image_id: Id | None = None
+    image_path: str | None = None
+
+
+@dataclass(frozen=True)
+class Official:
+    """The official files of one split: questions by query id, annotators' answers by their ids."""
+
+    questions: dict[int, Question]
+    answers: dict[Id, tuple[str, ...]]
+    by_id: dict[Id, Question] = field(init=False)
+
+    def __post_init__(self) -> None:
+        by_id = {asked.question_id: asked for asked in self.questions.values()}
+        object.__setattr__(self, "by_id", by_id)
 
 
 def load_items(
-    con: duckdb.DuckDBPyConnection, place: Place, official: Official | None
+    con: duckdb.DuckDBPyConnection, place: Place, official: Official | None = None
 ) -> dict[int, Item]:
     """The items of a split by id, from the table ``examples``, else from the official files, else
     from the table ``queries`` (which covers only the queries that have candidates).
@@ -38,22 +65,90 @@ def load_items(
         official: the files of this very split; ``None`` where they are of another or not given.
 
     Raises:
-        LeverError: none of the three knows the split, or the files and the table disagree.
+        LeverError: none of the three knows the split, the files are of other questions than the
+            table, or the stored queries are other questions than the examples of their ids.
     """
-    stored = _from_examples(con, place)
-    if stored:
-        if official is not None:
-            _require_same_order(stored, official)
-        return stored
-    found = _from_official(place, official) if official is not None else _from_queries(con, place)
-    if not found:
+    key = [place.dataset, place.split]
+    rows = con.cursor().execute(_EXAMPLES, key).fetchall()
+    if rows:
+        require_same_questions(con, place.dataset, place.split)
+    elif official is None:
+        rows = con.cursor().execute(_QUERIES, key).fetchall()
+    else:
+        rows = [
+            (n, q.question_id, q.image_id, q.image_path, q.question, said, None, True)
+            for n, q in official.questions.items()
+            for said in [official.answers.get(q.question_id, ())]
+        ]
+        official = None
+    if not rows:
         raise LeverError(
             "the store has no examples of this split",
             where=f"{place.dataset}/{place.split}",
             hint="`lever ingest QUESTIONS ANNOTATIONS --store S --dataset D --split S`, or give "
             "--questions and --annotations",
         )
-    return found
+    items = _items(place, rows)
+    if official is not None:
+        _require_known(items, official)
+    return items
+
+
+_EXAMPLES = """
+    select example_id, question_id, image_id, image_path, question, answers, answer, true
+    from examples
+    where dataset = ? and split = ?
+    order by example_id
+"""
+_QUERIES = """
+    select query_id, question_id, image_id, null, question, gt_answers, null, false
+    from queries
+    where dataset = ? and split = ? and question is not null
+    order by query_id
+"""
+
+
+def _items(place: Place, rows: Sequence[tuple[Any, ...]]) -> dict[int, Item]:
+    ids = [official_id(row[2]) for row in rows]
+    images = _images(place, [(row[3], image_id) for row, image_id in zip(rows, ids, strict=True)])
+    return {
+        number: Item(
+            place.dataset,
+            place.split,
+            number,
+            question,
+            tuple(answers or ()),
+            answer or majority(answers or ()),
+            image,
+            official_id(question_id),
+            image_id,
+            is_official,
+        )
+        for (
+            number,
+            question_id,
+            _,
+            _,
+            question,
+            answers,
+            answer,
+            is_official,
+        ), image_id, image in (zip(rows, ids, images, strict=True))
+    }
+
+
+@overload
+def official_id(value: Id) -> Id: ...
+@overload
+def official_id(value: None) -> None: ...
+def official_id(value: Id | None) -> Id | None:
+    """An id as official files write it: an integer where it is one in plain decimal, else text.
+
+    ``305`` and ``"305"`` are one id; ``"004420"`` is another than ``4420``.
+    """
+    if isinstance(value, str) and value.isascii() and value.isdigit() and str(int(value)) == value:
+        return int(value)
+    return value
 
 
 def only_dataset(con: duckdb.DuckDBPyConnection) -> str:
@@ -72,105 +167,125 @@ def only_dataset(con: duckdb.DuckDBPyConnection) -> str:
     )
 
 
-def _from_examples(con: duckdb.DuckDBPyConnection, place: Place) -> dict[int, Item]:
-    rows = con.cursor().execute(
-        "select example_id, question_id, image_id, image_path, question, answers, answer "
-        "from examples where dataset = ? and split = ? order by example_id",
-        [place.dataset, place.split],
-    )
-    found = rows.fetchall()
-    images = _images(place, ((row[3], row[2]) for row in found))
-    return {
-        number: Item(
-            place.dataset,
-            place.split,
-            number,
-            question,
-            tuple(answers or ()),
-            answer or majority(answers or ()),
-            image,
-            question_id,
-            image_id,
-        )
-        for (number, question_id, image_id, _, question, answers, answer), image in zip(
-            found, images, strict=True
-        )
-    }
-
-
-def _from_queries(con: duckdb.DuckDBPyConnection, place: Place) -> dict[int, Item]:
-    rows = con.cursor().execute(
-        "select query_id, question_id, image_id, question, gt_answers from queries "
-        "where dataset = ? and split = ? and question is not null order by query_id",
-        [place.dataset, place.split],
-    )
-    found = rows.fetchall()
-    images = _images(place, ((None, row[2]) for row in found))
-    return {
-        number: Item(
-            place.dataset,
-            place.split,
-            number,
-            question,
-            tuple(answers or ()),
-            majority(answers or ()),
-            image,
-            question_id,
-            image_id,
-        )
-        for (number, question_id, image_id, question, answers), image in zip(
-            found, images, strict=True
-        )
-    }
-
-
-def _from_official(place: Place, official: Official) -> dict[int, Item]:
-    images = _images(place, ((None, asked.image_id) for asked in official.questions))
-    return {
-        number: Item(
-            place.dataset,
-            place.split,
-            number,
-            asked.question,
-            official.answers.get(asked.question_id, ()),
-            majority(official.answers.get(asked.question_id, ())),
-            image,
-            asked.question_id,
-            asked.image_id,
-        )
-        for number, (asked, image) in enumerate(zip(official.questions, images, strict=True))
-    }
-
-
-def majority(answers: tuple[str, ...] | list[str]) -> str | None:
+def majority(answers: Sequence[str]) -> str | None:
     """The answer most annotators gave, the first of equals; ``None`` without answers."""
     return Counter(answers).most_common(1)[0][0] if answers else None
 
 
-def _images(place: Place, known: Iterable[tuple[str | None, int | None]]) -> list[Path | None]:
-    """Image files: as stored, else under the name COCO gives them; below the image root, or in it
-    where it is the split's own folder already (the first image decides for all)."""
+def _images(place: Place, known: Sequence[tuple[str | None, Id | None]]) -> list[Path | None]:
+    """Image files: by the pattern, as stored, or under the name COCO gives them; below the image
+    root, or in it where it is the split's own folder already (the first image decides for all)."""
     root, folder = place.image_root, f"{place.split}2014"
-    paths = [
-        f"{folder}/COCO_{folder}_{number:012d}.jpg" if path is None and number is not None else path
-        for path, number in known
-    ]
     if root is None:
-        return [None] * len(paths)
+        return [None] * len(known)
+    paths = [
+        image_file(place.image_name, image_id)
+        if place.image_name is not None
+        else f"{folder}/COCO_{folder}_{image_id:012d}.jpg"
+        if path is None and isinstance(image_id, int)
+        else path
+        for path, image_id in known
+    ]
     first = next((p for p in paths if p is not None), None)
     flat = first is not None and not (root / first).exists() and (root / Path(first).name).exists()
     return [p if p is None else root / (Path(p).name if flat else p) for p in paths]
 
 
-def _require_same_order(stored: dict[int, Item], official: Official) -> None:
-    """The files must be of the split the store calls so: same questions at the same index."""
-    for number, item in stored.items():
-        known = official.questions[number].question_id if number < len(official.questions) else None
-        if known != item.question_id:
+def image_file(pattern: str, image_id: Id | None) -> str | None:
+    """The file a pattern such as ``{image_id}.jpg`` or ``COCO_{image_id:012d}.jpg`` names.
+
+    Raises:
+        UsageError: the pattern names something else than the image's id, or does not fit it.
+    """
+    if image_id is None:
+        return None
+    try:
+        return pattern.format(image_id=image_id)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"--image-name does not fit the image ids ({error})",
+            value=f"{pattern} for {image_id!r}",
+            hint="--image-name '{image_id}.jpg'",
+        ) from None
+
+
+def require_images(items: Iterable[Item]) -> None:
+    """Refuse items of an image task that have no image, or none of whose images is there.
+
+    Raises:
+        LeverError: it counts them and names the first.
+    """
+    found = list(items)
+    blind = [item for item in found if item.image is None]
+    if blind:
+        raise LeverError(
+            f"{len(blind):,} of {len(found):,} items have no image",
+            where=f"item {blind[0].example_id} of {blind[0].dataset}/{blind[0].split}, "
+            f"question {blind[0].question_id}",
+            hint="--image-root DIR, with --image-name '{image_id}.jpg' where the files are named "
+            "so; --without-images shows the texts alone",
+        )
+    # one that is missing fails alone, in its row; a wrong folder misses all
+    images = [item.image for item in found if item.image is not None][:100]
+    if images and not any(image.exists() for image in images):
+        raise LeverError(
+            "the images are not in this folder",
+            where=str(images[0]),
+            hint="--image-root DIR names the folder, --image-name '{image_id}.jpg' the files",
+        )
+
+
+def require_same_questions(con: duckdb.DuckDBPyConnection, dataset: str, split: str) -> None:
+    """Refuse a split whose queries are other questions than the examples of their ids: every
+    pointer of such data, too, would be read as another example.
+
+    Raises:
+        LeverError: it names both question ids, and what may put them right.
+    """
+    found = con.cursor().execute(_OTHER_QUESTIONS, [dataset, split]).fetchall()
+    if found:
+        query_id, ours, theirs = found[0]
+        raise other_question(query_id, f"{dataset}/{split}", ours, theirs)
+
+
+_OTHER_QUESTIONS = """
+    select queries.query_id, queries.question_id, examples.question_id
+    from queries
+    inner join examples
+        on queries.dataset = examples.dataset
+        and queries.split = examples.split
+        and queries.query_id = examples.example_id
+    where
+        queries.dataset = ? and queries.split = ?
+        and queries.question_id <> examples.question_id
+    order by queries.query_id
+    limit 1
+"""
+
+
+def other_question(query_id: int, place: str, ours: Id, theirs: Id) -> LeverError:
+    """The error that RL data (``ours``) and examples (``theirs``) number other questions."""
+    return LeverError(
+        "the RL data and the examples give a query different questions",
+        where=f"query {query_id} of {place}",
+        value=f"question {ours} in the RL data, {theirs} in the examples",
+        hint="legacy data numbers questions by question_id: ingest questions and annotations with "
+        "--order question_id; or remove the run that is of another split (`lever runs rm`)",
+    )
+
+
+def _require_known(items: Mapping[int, Item], official: Official) -> None:
+    """The files named must be of the questions that are stored: the same ids, the same words."""
+    for number, item in items.items():
+        if item.question_id is None:
+            continue
+        asked = official.by_id.get(item.question_id)
+        if asked is None or asked.question != item.question:
+            found = "it is not in the file" if asked is None else repr(asked.question)
             raise LeverError(
-                "the questions file is not that of the stored split: a query has another question",
-                where=f"query {number} of {item.dataset}/{item.split}",
-                value=f"{known} in the file, {item.question_id} in the store",
+                "the questions file is not that of the stored split: a question is another one",
+                where=f"query {number} of {item.dataset}/{item.split}, question {item.question_id}",
+                value=f"{found}; {item.question!r} in the store",
                 hint="give the files the split was ingested from, or another --split",
             )
 
@@ -189,9 +304,9 @@ class Truth:
 
 
 def load_truth(
-    items: Mapping[int, Item], official: Official | None, *, allow_fallback: bool
+    items: Mapping[int, Item], official: Official | None = None, *, allow_fallback: bool = False
 ) -> dict[int, Truth]:
-    """The ground truth of every query in ``items``.
+    """The ground truth of every query in ``items``: of the files given, else as it was ingested.
 
     Raises:
         LeverError: a query has no official annotation and fallback is not allowed, or has no
@@ -200,7 +315,9 @@ def load_truth(
     truths: dict[int, Truth] = {}
     lacking: list[int] = []
     for number, item in items.items():
-        known = () if official is None else official.answers.get(item.question_id or -1, ())
+        known = item.answers if item.is_official else ()
+        if official is not None:
+            known = () if item.question_id is None else official.answers.get(item.question_id, ())
         if not known and not allow_fallback:
             lacking.append(number)
         answers = known or item.answers
@@ -211,6 +328,8 @@ def load_truth(
         raise LeverError(
             f"{len(lacking):,} of {len(items):,} queries have no annotation",
             where=f"query {lacking[0]}, question {items[lacking[0]].question_id}",
-            hint="give the annotations of the right split, or --allow-fallback",
+            hint="`lever ingest QUESTIONS ANNOTATIONS` stores the official answers of a split, "
+            "--questions and --annotations name them for this command alone; --allow-fallback "
+            "scores by string matching instead, and says so in every row",
         )
     return truths

@@ -15,6 +15,7 @@ SYSTEM_PROMPT = (
     "You answer questions about images. Follow the answer format of the demonstrations: "
     "reply with the short answer only, usually one word or a short phrase."
 )
+Id = int | str  # of a question or an image, as the official files give it
 _CUT = re.compile(r"Question|Answer|Short")
 
 
@@ -24,7 +25,8 @@ class Item:
     shared between the prompts that show them.
 
     ``example_id`` is its row in the split; ``image`` the file, where the model sees images;
-    ``answers`` the annotators' answers; ``answer`` the one a demonstration shows.
+    ``answers`` the annotators' answers; ``answer`` the one a demonstration shows; ``is_official``:
+    the answers came from annotations, and not from RL data.
     """
 
     dataset: str
@@ -34,8 +36,9 @@ class Item:
     answers: tuple[str, ...]
     answer: str | None
     image: Path | None = None
-    question_id: int | None = None
-    image_id: int | None = None
+    question_id: Id | None = None
+    image_id: Id | None = None
+    is_official: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from lever_data.catalog import Relation, body, parse
 from lever_data.errors import LeverError
 from lever_data.relations.db import open_session, require_select
 from lever_data.store.files import sha256_file
-from lever_data.store.schema import TABLES, embeddings
+from lever_data.store.schema import OFFICIAL_IDS, TABLES, embeddings
 from lever_data.store.store import Run, Store
 
 _SHOWN = 5  # failing rows kept as examples
@@ -113,6 +113,8 @@ def _check_schema(path: Path, table: str, where: str) -> list[Problem]:
     for name in present.names:
         if name not in wanted.names:
             found.append(Problem("schema", where, f"lever has no column {name}"))
+        elif name in OFFICIAL_IDS and pa.types.is_string(present.field(name).type):
+            continue
         elif present.field(name).type != wanted.field(name).type:
             types = f"{present.field(name).type}, not {wanted.field(name).type}"
             found.append(Problem("schema", where, f"the column {name} is {types}"))

@@ -1,13 +1,14 @@
 """Score stored answers again by the official VQA metric, without asking any model.
 
-In go a run, the official questions and annotations; out comes a new run of kind ``rescore`` with
-the same rows in the same order and new scores, the old run as its parent. Reads and writes batch
-by batch: memory holds one batch, the annotations and the list of what changed.
+In go a run and the annotations, those of the store or files named instead; out comes a new run of
+kind ``rescore`` with the same rows in the same order and new scores, the old run as its parent.
+A query is the question of its own question id, else of the example of its number. Reads and writes
+batch by batch: memory holds one batch, the annotations and the list of what changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,15 +20,22 @@ import pyarrow.parquet as pq
 
 from lever_data.catalog import RL_KINDS
 from lever_data.errors import LeverError, UsageError
+from lever_data.items.items import Official, official_id
+from lever_data.items.prompts import Id
 from lever_data.items.vqa_metric import METRIC_VERSION, edit_similarity, token_f1, vqa_accuracy
 from lever_data.readers.source import Source
 from lever_data.relations.db import connect
-from lever_data.sources.questions import read_annotations, read_questions, split_of
+from lever_data.sources.belong import Evidence
+from lever_data.sources.official import load_official
 from lever_data.store.integrity import require_intact
 from lever_data.store.store import Run, RunSpec, RunWriter, Store
 
 _BATCH = 65_536
 DECIMALS = 10
+_COUNTS = (
+    *("num_rows", "num_fallback_before", "num_missing"),
+    *("num_unanswered", "num_healed", "num_partial"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,14 +44,13 @@ class RescoreRequest:
 
     Args:
         run: id of a run of candidates, or a prefix only it has.
-        questions: official question file; a question's index is its query id.
-        annotations: official annotation file.
+        questions, annotations: official files in place of what the store holds.
         allow_missing: leave rows without annotations as they are, and count them.
     """
 
     run: str
-    questions: Path
-    annotations: Path
+    questions: Path | None = None
+    annotations: Path | None = None
     allow_missing: bool = False
 
 
@@ -66,8 +73,9 @@ class Rescored:
 
     ``num_unknown_before`` counts rows that did not say how they were scored.
     ``num_missing`` counts rows without annotations, ``num_unanswered`` rows without a prediction;
-    both are left as they were. ``num_healed`` counts failed evaluations that have a prediction and
-    now a score.
+    both are left as they were. ``num_partial`` counts rows left as they were because a prefix of
+    their pointer has a score but no prediction. ``num_healed`` counts failed evaluations that have
+    a prediction and now a score.
     """
 
     run: Run
@@ -80,6 +88,7 @@ class Rescored:
     num_missing: int
     num_unanswered: int
     num_healed: int
+    num_partial: int = 0
 
 
 def rescore(store: Store, request: RescoreRequest) -> Rescored:
@@ -88,7 +97,8 @@ def rescore(store: Store, request: RescoreRequest) -> Rescored:
     New values: ``vqa_acc_score`` (official accuracy), ``vqa_correct`` (accuracy > 0),
     ``eval_mode`` file, ``metric_version``, ``vqa_rel_token_f1`` and ``vqa_rel_edit_sim`` (to the
     nearest ground truth, see :mod:`vqa_metric`) and ``vqa_rel_score``, the larger of the two as in
-    the legacy code. A failed evaluation with a prediction and no error of the answerer failed in
+    the legacy code; the scores of all prefixes in ``shot_scores`` with them, or the row stays as it
+    was. A failed evaluation with a prediction and no error of the answerer failed in
     scoring: it is scored and no longer failed. All else stays.
 
     Raises:
@@ -102,23 +112,28 @@ def rescore(store: Store, request: RescoreRequest) -> Rescored:
             value=run.run,
             hint=f"kinds that do: {', '.join(RL_KINDS)}",
         )
-    sources = Source.open(request.questions), Source.open(request.annotations)
+    official = load_official(request.questions, request.annotations, split=run.split)
+    examples = _examples(store, run)
     spec = RunSpec(
         kind="rescore",
         dataset=run.dataset,
         split=run.split,
-        source={"questions": str(request.questions), "annotations": str(request.annotations)},
-        source_sha256=sources[0].sha256() + sources[1].sha256(),
+        source={"questions": str(request.questions), "annotations": str(request.annotations)}
+        if official is not None
+        else {},
+        source_sha256="" if official is None else _digest(request),
         parameters={"metric_version": METRIC_VERSION, "allow_missing": request.allow_missing},
-        parents=(run.run,),
+        parents=(run.run, *(r.run for r in examples)),
     )
     if (found := store.find(spec)) is not None:
         return _result(store, found, is_new=False)
-    require_intact([run])
-    scorer = _Scorer(run, _Truth(run, *sources), request.allow_missing)
+    require_intact([run, *examples])
+    truth = _Truth(run, examples, official)
+    scorer = _Scorer(truth, request.allow_missing)
     with store.begin(spec) as writer:
         for batch in _batches(run, "candidates"):
             writer.write("candidates", scorer.rescore(batch))
+        truth.require_evidence()
         _copy(run, writer, ("queries", "examples"))
         made = writer.commit({"rescore": scorer.counts})
     return _result(store, made, is_new=True)
@@ -156,49 +171,76 @@ _CHANGES = """
 """
 
 
+def _digest(request: RescoreRequest) -> str:
+    files = (request.questions, request.annotations)
+    return "".join(Source.open(file).sha256() for file in files if file is not None)
+
+
+def _examples(store: Store, run: Run) -> list[Run]:
+    """The newest examples of the run's place; none where the store has none."""
+    place = (run.dataset, run.split)
+    found = [r for r in store.runs() if r.kind == "examples" and (r.dataset, r.split) == place]
+    return found[-1:]
+
+
 class _Truth:
-    """The annotators' answers by query id."""
+    """The annotators' answers by query id.
 
-    def __init__(self, run: Run, questions: Source, annotations: Source) -> None:
-        asked, noted = read_questions(questions), read_annotations(annotations)
-        self.where = f"{questions.path} and {annotations.path}"
-        for file in (asked, noted):
-            found = split_of(str(file.head.get("data_subtype")))
-            if found and run.split in ("train", "val", "test") and found != run.split:
-                raise LeverError(
-                    f"the file is of the split {found}, the run of {run.split}",
-                    where=str(file.source.path),
-                    hint="give the questions and annotations of the run's own split",
-                )
-        answers = noted.columns["answers"].to_pylist()
-        ids = noted.columns["question_id"].to_pylist()
-        self._answers = {i: tuple(a) for i, a in zip(ids, answers, strict=True) if a}
-        self._questions = asked.columns["question_id"].to_pylist()
-        self._own_ids = _question_ids(run)
+    The question of a query is that of its own question id; where the run has none, that of the
+    stored example of its number, else the one at that place of the file, and then the answers
+    the run calls right are the evidence.
+    """
 
-    def question_id(self, query_id: int) -> int | None:
-        """From the run's own queries, else the question at that index of the file."""
-        if (own := self._own_ids.get(query_id)) is not None:
-            return own
-        return self._questions[query_id] if query_id < len(self._questions) else None
+    def __init__(self, run: Run, examples: Sequence[Run], official: Official | None) -> None:
+        self.run, self._official = run, official
+        self._own = _column(run, "queries", "query_id", "question_id")
+        self._stored: dict[int, Id] = {}
+        self._answers: Mapping[Id, tuple[str, ...]] = {}
+        if examples:
+            self._stored = _column(examples[0], "examples", "example_id", "question_id")
+            said = _column(examples[0], "examples", "example_id", "answers")
+            self._answers = {q: tuple(said[n]) for n, q in self._stored.items() if said.get(n)}
+        if official is not None:
+            self._answers = official.answers
+        if not self._answers:
+            raise UsageError(
+                "the store has no annotations of this split to score by",
+                where=f"{run.dataset}/{run.split}",
+                hint="`lever ingest QUESTIONS ANNOTATIONS`, or name them with --questions and "
+                "--annotations",
+            )
+        self.evidence = Evidence()
+
+    def question_id(self, query_id: int) -> Id | None:
+        """The question of a query; ``None`` where nothing tells."""
+        for known in (self._own, self._stored):
+            if (found := known.get(query_id)) is not None:
+                return found
+        asked = None if self._official is None else self._official.questions.get(query_id)
+        return None if asked is None else asked.question_id
 
     def answers(self, query_id: int) -> tuple[str, ...] | None:
         """The answers, or ``None`` where there is no annotation."""
         question_id = self.question_id(query_id)
         return None if question_id is None else self._answers.get(question_id)
 
+    def require_evidence(self) -> None:
+        """Refuse answers that are to other questions, where no question id tells."""
+        numbered = {q: said for q, said in self.evidence.said.items() if q not in self._own}
+        known = {query_id: self.answers(query_id) for query_id in numbered}
+        Evidence(numbered).require(known, self.run.run)
+
 
 class _Scorer:
     """Rescores batches and counts what happened."""
 
-    def __init__(self, run: Run, truth: _Truth, allow_missing: bool) -> None:
-        self.run, self.truth, self.allow_missing = run, truth, allow_missing
-        self.counts = dict.fromkeys(
-            ("num_rows", "num_fallback_before", "num_missing", "num_unanswered", "num_healed"), 0
-        )
+    def __init__(self, truth: _Truth, allow_missing: bool) -> None:
+        self.truth, self.allow_missing = truth, allow_missing
+        self.counts = dict.fromkeys(_COUNTS, 0)
 
     def rescore(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with new scores in the rows that can be scored."""
+        self.truth.evidence.add(batch)
         column = {name: batch.column(name) for name in batch.schema.names}
         predictions = column["vqa_pred_answer"].to_pylist()
         failed = column["eval_failed"].fill_null(False).to_numpy(zero_copy_only=False)
@@ -207,13 +249,16 @@ class _Scorer:
         silent = np.array([not p for p in predictions], bool) & failed
         answered = column["vqa_pred_answer"].is_valid().to_numpy(zero_copy_only=False)
         answered &= ~(broken | silent)
+        prefixes = column["shot_scores"].to_pylist()
+        whole = np.array([_is_answered(shots) for shots in prefixes], bool)
         known = [self._answers(q) for q in column["query_id"].to_pylist()]
-        scored = answered & np.array([a is not None for a in known], bool)
+        scored = answered & whole & np.array([a is not None for a in known], bool)
         rows = np.flatnonzero(scored)
-        texts = [predictions[i] for i in rows]
         truths = [known[i] or () for i in rows]
-        new = _scores(texts, truths)
+        new = _scores([predictions[i] for i in rows], truths)
+        new["shot_scores"] = _shot_scores([prefixes[i] for i in rows], truths)
         self._count(batch, scored, answered, failed)
+        self.counts["num_partial"] += int((answered & ~whole).sum())
         for name, values in new.items():
             field = batch.schema.field(name)
             column[name] = _replace(column[name], scored, rows, pa.array(values, field.type))
@@ -226,7 +271,7 @@ class _Scorer:
         if answers is None and not self.allow_missing:
             raise LeverError(
                 "a query has no annotation",
-                where=self.truth.where,
+                where=self.truth.run.run,
                 value={"query_id": query_id, "question_id": self.truth.question_id(query_id)},
                 hint="give the files of the run's split, or leave such rows as they are with "
                 "--allow-missing",
@@ -240,7 +285,8 @@ class _Scorer:
         self.counts["num_rows"] += batch.num_rows
         self.counts["num_fallback_before"] += pa.compute.sum(fallback).as_py() or 0
         self.counts["num_unanswered"] += int((~answered).sum())
-        self.counts["num_missing"] += int((answered & ~scored).sum())
+        known = np.array([self.truth.answers(q) is not None for q in batch["query_id"].to_pylist()])
+        self.counts["num_missing"] += int((answered & ~known).sum())
         self.counts["num_healed"] += int((scored & failed).sum())
 
 
@@ -259,6 +305,27 @@ def _scores(texts: list[str], truths: list[tuple[str, ...]]) -> dict[str, list[A
     }
 
 
+def _is_answered(prefixes: list[dict[str, Any]] | None) -> bool:
+    """Whether every prefix that has a score has the answer it came from."""
+    return all(one["vqa_pred_answer"] is not None for one in prefixes or ())
+
+
+def _shot_scores(
+    rows: list[list[dict[str, Any]] | None], truths: list[tuple[str, ...]]
+) -> list[list[dict[str, Any]] | None]:
+    """The prefixes of every row with official scores."""
+    found: list[list[dict[str, Any]] | None] = []
+    for prefixes, truth in zip(rows, truths, strict=True):
+        texts = [one["vqa_pred_answer"] for one in prefixes or ()]
+        scores = vqa_accuracy(texts, [truth] * len(texts)).tolist()
+        new = [
+            {**one, "vqa_acc_score": score, "vqa_correct": int(score > 0), "eval_mode": "file"}
+            for one, score in zip(prefixes or (), scores, strict=True)
+        ]
+        found.append(None if prefixes is None else new)
+    return found
+
+
 @lru_cache(maxsize=1 << 16)
 def _similarities(text: str, truth: tuple[str, ...]) -> tuple[float, float]:
     f1 = round(token_f1(text, truth), DECIMALS)
@@ -269,15 +336,25 @@ def _replace(old: pa.Array, scored: np.ndarray, rows: np.ndarray, values: pa.Arr
     """``old`` with ``values`` in the scored rows."""
     if len(rows) == len(old):
         return values
+    if pa.types.is_list(old.type):  # Arrow replaces no lists
+        if values.null_count == len(values):
+            return old
+        rest, new = old.to_pylist(), iter(values.to_pylist())
+        return pa.array(
+            [next(new) if hit else kept for kept, hit in zip(rest, scored, strict=True)], old.type
+        )
     return pa.compute.replace_with_mask(old, pa.array(scored), values)
 
 
-def _question_ids(run: Run) -> dict[int, int]:
-    """Question ids by query id, from the run's queries that have one."""
-    found: dict[int, int] = {}
-    for batch in _batches(run, "queries", ["query_id", "question_id"]):
-        ids, questions = (batch.column(i).to_pylist() for i in range(2))
-        found |= {i: q for i, q in zip(ids, questions, strict=True) if q is not None}
+def _column(run: Run, table: str, key: str, name: str) -> dict[int, Any]:
+    """A column of a run's table by its integer key, without nulls; ids as official files have
+    them."""
+    found: dict[int, Any] = {}
+    for batch in _batches(run, table, [key, name]):
+        keys, values = (batch.column(i).to_pylist() for i in (key, name))
+        found |= {k: v for k, v in zip(keys, values, strict=True) if v is not None}
+    if name == "question_id":
+        return {k: official_id(v) for k, v in found.items()}
     return found
 
 

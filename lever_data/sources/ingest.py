@@ -14,16 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.items.vqa_metric import METRIC_VERSION, few_annotators
 from lever_data.readers.detect import Found, detect
 from lever_data.readers.source import Progress, Source
+from lever_data.sources.belong import require_known_queries
 from lever_data.sources.questions import (
+    ORDERS,
     ItemFile,
+    Order,
+    annotator_counts,
     example_batches,
-    num_unanswered,
+    is_sorted,
+    place_of,
     read_annotations,
     read_questions,
     split_of,
+    stored_items,
 )
+from lever_data.sources.results import ingest_results
 from lever_data.sources.rl_ingest import ingest_legacy
 from lever_data.store.integrity import require_intact
 from lever_data.store.store import Run, RunSpec, Store
@@ -37,8 +45,13 @@ class IngestOptions:
         dataset: name of the data set; ``default`` where it is not given.
         split: split of the rows; where it is not given, questions and annotations say it
             themselves and everything else is ``train``.
-        name: name of embeddings in the store; their file's stem where it is not given.
-        salvage: commit what is whole of a broken RL or beam file and list what is not.
+        name: name of embeddings or results in the store; their file's stem where not given.
+        salvage: commit what is whole of a broken file and list what is not.
+        order: what numbers questions: their place in the file, or that among the sorted question
+            ids, as in all legacy data.
+        image_name: names the image files, such as ``{image_id}.jpg``, in place of what the
+            questions say.
+        shots: demonstrations that the predictions of a results file were made with.
         progress: told (bytes read, bytes in all) of the file being read.
         notice: told what was assumed, one line at a time.
     """
@@ -47,6 +60,9 @@ class IngestOptions:
     split: str | None = None
     name: str | None = None
     salvage: bool = False
+    order: Order = "file"
+    image_name: str | None = None
+    shots: int = 0
     progress: Progress | None = None
     notice: Callable[[str], None] = field(default=lambda _: None)
 
@@ -69,12 +85,16 @@ def ingest(
             yielded before stay committed.
     """
     options = options or IngestOptions()
+    if options.order not in ORDERS:
+        raise UsageError("unknown order", value=options.order, hint=" or ".join(ORDERS))
     for unit in _units(paths):
         if isinstance(unit, LeverError):
             raise unit
         first = unit[0]
-        if first.kind in ("questions", "annotations"):
+        if first.kind in ("questions", "annotations", "items"):
             yield _ingest_examples(unit, store, options)
+        elif first.kind == "results":
+            yield _ingest_results(first, store, options)
         elif first.kind in ("rl_data", "beam"):
             yield _ingest_legacy(first, store, options)
         else:
@@ -133,47 +153,58 @@ def _find_early(store: Store, spec: RunSpec, source: Source) -> Run | None:
 
 def _ingest_examples(unit: list[Found], store: Store, options: IngestOptions) -> Ingested:
     by_kind = {found.kind: found.source for found in unit}
-    kinds = [kind for kind in ("questions", "annotations") if kind in by_kind]
+    kinds = [kind for kind in ("questions", "annotations", "items") if kind in by_kind]
     sources = [by_kind[kind] for kind in kinds]
     digests = [source.sha256() for source in sources]
     subtype = next((found.subtype for found in unit if found.subtype), None)
-    dataset = _assume(options, options.dataset, "dataset", "default", unit[0])
-    split = options.split or split_of(subtype)
     spec = RunSpec(
         kind="examples",
-        dataset=dataset,
-        split=split,
+        dataset=_assume(options, options.dataset, "dataset", "default", unit[0]),
+        split=options.split or split_of(subtype),
         source={
             "path": ", ".join(_describe(s)["path"] for s in sources),
             "bytes": sum(s.size for s in sources),
         },
         source_sha256=digests[0] if len(digests) == 1 else _joint(digests),
-        parameters={"files": kinds},
+        parameters={"files": kinds, **_further(options)},
     )
-    if split is not None and (known := store.find(spec)) is not None:
+    if spec.split is not None and (known := store.find(spec)) is not None:
         return Ingested(known, is_new=False)
-    annotations = (
-        read_annotations(by_kind["annotations"], options.progress)
-        if "annotations" in by_kind
-        else None
-    )
-    if "questions" in by_kind:
-        questions = read_questions(by_kind["questions"], options.progress)
-    else:
-        assert annotations is not None
-        split = split or split_of(annotations.head.get("data_subtype"))
-        questions, parent = _stored_questions(store, dataset, split, sources[0])
-        spec = replace(spec, parents=(parent,))
-    return _commit_examples(store, spec, questions, annotations, options)
+    annotations = None
+    if "annotations" in by_kind:
+        source = by_kind["annotations"]
+        annotations = read_annotations(source, options.progress, salvage=options.salvage)
+    if asked := by_kind.get("questions", by_kind.get("items")):
+        questions = read_questions(asked, options.progress, salvage=options.salvage)
+        return _commit_examples(store, spec, (questions, annotations), options)
+    assert annotations is not None
+    split = spec.split or split_of(annotations.head.get("data_subtype"))
+    questions, parent = _stored_questions(store, str(spec.dataset), split, sources[0])
+    # they are numbered as the questions are
+    parameters = {k: v for k, v in spec.parameters.items() if k != "order"} | _order_of(parent)
+    spec = replace(spec, parameters=parameters, parents=(parent.run,))
+    return _commit_examples(store, spec, (questions, annotations), options)
+
+
+def _further(options: IngestOptions) -> dict[str, Any]:
+    """Parameters that stand in a run's identity where they are not the default."""
+    found: dict[str, Any] = {} if options.order == "file" else {"order": options.order}
+    if options.image_name is not None:
+        found["image_name"] = options.image_name
+    return found | ({"salvage": True} if options.salvage else {})
+
+
+def _order_of(run: Run) -> dict[str, Any]:
+    return {"order": run.parameters["order"]} if "order" in run.parameters else {}
 
 
 def _commit_examples(
     store: Store,
     spec: RunSpec,
-    questions: ItemFile,
-    annotations: ItemFile | None,
+    files: tuple[ItemFile, ItemFile | None],
     options: IngestOptions,
 ) -> Ingested:
+    questions, annotations = files
     split = spec.split or split_of(questions.head.get("data_subtype"))
     if split is None:
         split = "train"
@@ -183,32 +214,57 @@ def _commit_examples(
     spec = replace(spec, split=split)
     if (known := store.find(spec)) is not None:
         return Ingested(known, is_new=False)
-    details: dict[str, Any] = {
+    numbers = place_of(questions, options.order if not spec.parents else "file")
+    place = (str(spec.dataset), split)
+    require_known_queries(store, place, numbers, questions, annotations)
+    counts = annotator_counts(questions, annotations)
+    _tell_examples(files, counts, options, is_ordered=bool(spec.parents))
+    details = {
         "data_subtype": questions.head.get("data_subtype"),
         "data_type": questions.head.get("data_type"),
-        "unanswered": None,
+        "order": spec.parameters.get("order", "file"),
+        "unanswered": counts[0],
+        "few_annotators": sum(counts[1:4]),
+        "skipped": [why for file in files if file is not None for _, why in file.skipped],
     }
-    if annotations is None:
-        options.notice(f"{questions.source.path}: no annotations given: answers null")
-    else:
-        details["unanswered"] = num_unanswered(questions, annotations)
-        if details["unanswered"]:
-            options.notice(f"{details['unanswered']} questions have no annotation: answers null")
     with store.begin(spec) as writer:
-        for table in example_batches(questions, annotations, str(spec.dataset), split):
+        for table in example_batches(questions, annotations, place, numbers, options.image_name):
             writer.write("examples", table)
-        for item in (questions, annotations):
+        for item in files:
             if item is not None:
                 item.source.check_unchanged()
         return Ingested(writer.commit(details), is_new=True)
 
 
+def _tell_examples(
+    files: tuple[ItemFile, ItemFile | None],
+    counts: list[int],
+    options: IngestOptions,
+    *,
+    is_ordered: bool,
+) -> None:
+    """Say what the reader of a figure should know of these questions."""
+    where, total = files[0].source.path, files[0].num_rows
+    for file in files:
+        for _, why in () if file is None else file.skipped:
+            options.notice(f"left out: {why}")
+    if counts[0] == total:
+        options.notice(f"{where}: no annotations given: answers null")
+    elif counts[0]:
+        options.notice(f"{where}: {counts[0]:,} questions have no annotation: answers null")
+    if few := sum(counts[1:4]):
+        options.notice(f"{where}: {few_annotators(few, total)}")
+    if options.order == "file" and not is_ordered and not is_sorted(files[0]):
+        options.notice(
+            f"{where}: questions are numbered as they stand in the file; RL data, pools and "
+            "vectors of the legacy code number them by question_id (--order question_id)"
+        )
+
+
 def _stored_questions(
     store: Store, dataset: str, split: str | None, source: Source
-) -> tuple[ItemFile, str]:
+) -> tuple[ItemFile, Run]:
     """Questions of the newest examples run of this dataset and split, for lone annotations."""
-    import pyarrow.parquet as pq
-
     runs = [r for r in store.runs() if (r.kind, r.dataset, r.split) == ("examples", dataset, split)]
     if not runs:
         raise UsageError(
@@ -217,11 +273,23 @@ def _stored_questions(
             hint="name the question file in the same command, before or after the annotations",
         )
     require_intact([runs[-1]])
-    table = pq.read_table(
-        runs[-1].table_files("examples"), columns=["question_id", "image_id", "question"]
+    return stored_items(source, runs[-1]), runs[-1]
+
+
+def _ingest_results(found: Found, store: Store, options: IngestOptions) -> Ingested:
+    spec = RunSpec(
+        kind="evaluation",
+        dataset=_assume(options, options.dataset, "dataset", "default", found),
+        split=_assume(options, options.split, "split", "val", found),
+        source=_describe(found.source),
+        source_sha256=found.source.sha256(),
+        parameters={
+            "results": options.name or _stem(found.source.path),
+            "shots": options.shots,
+            "metric_version": METRIC_VERSION,
+        },
     )
-    columns = {name: table.column(name) for name in table.column_names}
-    return ItemFile(source, columns, dict(runs[-1].details), table.num_rows), runs[-1].run
+    return Ingested(*ingest_results(found.source, store, spec, options.notice))
 
 
 def _ingest_vectors(found: Found, store: Store, options: IngestOptions) -> Ingested:
@@ -277,6 +345,6 @@ def _joint(digests: list[str]) -> str:
 def _stem(path: Path) -> str:
     """File name without its endings: ``x.pt`` → ``x``."""
     name = path.name.removesuffix(".gz").removesuffix(".zst")
-    for ending in (".pt", ".pth", ".npy", ".safetensors"):
+    for ending in (".pt", ".pth", ".npy", ".safetensors", ".json", ".jsonl", ".zip"):
         name = name.removesuffix(ending)
     return name

@@ -1,23 +1,26 @@
-"""Official VQA question and annotation files into the examples table.
+"""Questions and annotations, in the layouts their publishers use, into the examples table.
 
-In go the two files (format: visualqa.org/download), read item by item; out come Arrow batches of
-:data:`~lever_data.store.schema.EXAMPLES`, one row per question in file order: the index of a
-question in its file is its query id and its example id.
+In go files, read item by item: VQA and OK-VQA (two files: questions, annotations), and TextVQA,
+VizWiz, VQA-X, A-OKVQA, GQA (one file with both); out come Arrow batches of
+:data:`~lever_data.store.schema.EXAMPLES`, one row per question. The place of a question in its
+file, or among the sorted question ids, is its query id and its example id.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lever_data.errors import LeverError
+from lever_data.items.items import image_file, majority, official_id
+from lever_data.items.prompts import Id
 from lever_data.readers import json_exact
 from lever_data.readers.json_exact import Place
 from lever_data.readers.json_object import Scanner
@@ -25,71 +28,86 @@ from lever_data.readers.source import Progress, Source
 from lever_data.sources.rl import decode_typed
 from lever_data.sources.types import Int64
 from lever_data.store import schema
+from lever_data.store.store import Run
+
+Order = Literal["file", "question_id"]
+ORDERS: tuple[Order, ...] = ("file", "question_id")
 
 _ROWS = 50_000
 _SUBTYPE = re.compile(r"(train|val|test)(?:-[a-z]+)?(\d{4})")
-
-
-class _Question(msgspec.Struct, gc=False):
-    question_id: Int64
-    question: str
-    image_id: Int64 | None = None
+_COCO = re.compile(r"COCO_((?:train|val|test)\d{4})_\d+\.jpg")
+_IMAGE_ENDING = re.compile(r".*\.(?:jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
+_LISTS = ("questions", "annotations", "data")  # members that hold the items
 
 
 class _Answer(msgspec.Struct, gc=False):
     answer: str
 
 
-class _Annotation(msgspec.Struct, gc=False):
-    question_id: Int64
-    answers: list[_Answer]
+class _Item(msgspec.Struct, gc=False):
+    """What an item may hold, in any of the layouts; GQA writes ``imageId``."""
+
+    question_id: Int64 | str | None = None
+    question: str | None = None
+    image_id: Int64 | str | None = None
+    imageId: Int64 | str | None = None  # noqa: N815 - the name in the file
+    image_path: str | None = None
+    image: str | None = None
+    file_name: str | None = None
+    image_name: str | None = None
+    answers: list[str | _Answer] | None = None
+    direct_answers: list[str] | None = None
+    answer: str | None = None
     multiple_choice_answer: str | None = None
+    split: str | None = None
 
 
 @dataclass
 class ItemFile:
-    """The list of one official file as columns, and the members beside the list."""
+    """The items of one file as columns, and the members beside the list.
+
+    ``question_ids`` and ``image_ids`` may mix integers and text; the other columns are Arrow's.
+    ``numbers``: the place of every row in the file, which counts what was left out. ``skipped``:
+    with salvage, what was left out and why, by the id it would have (``None``: not readable).
+    """
 
     source: Source
+    question_ids: list[Id] = field(default_factory=list)
+    image_ids: list[Id | None] = field(default_factory=list)
     columns: dict[str, pa.ChunkedArray] = field(default_factory=dict)
+    numbers: list[int] = field(default_factory=list)
     head: dict[str, Any] = field(default_factory=dict)
-    num_rows: int = 0
+    skipped: list[tuple[Id | None, str]] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        """Items read."""
+        return len(self.numbers)
 
 
-def read_questions(source: Source, progress: Progress | None = None) -> ItemFile:
-    """Question file → columns question_id int64, image_id int64, question string.
+def read_questions(
+    source: Source, progress: Progress | None = None, *, salvage: bool = False
+) -> ItemFile:
+    """Questions → ids, and columns question, image_path, answers, answer.
+
+    ``answers`` and ``answer`` are null where the file has none (the two-file layouts).
 
     Raises:
-        LeverError: not valid, of other types, or a question id occurs twice.
+        LeverError: not valid, of other types, or a question id occurs twice; with ``salvage`` a
+            bad item is left out and noted.
     """
-    kinds = {"question_id": pa.int64(), "image_id": pa.int64(), "question": pa.string()}
-
-    def row(item: Any) -> tuple[Any, ...]:
-        return item.question_id, item.image_id, item.question
-
-    return _read(source, ("questions", _Question), kinds, row, progress)
+    return _read(source, "questions", _question_row, progress, salvage)
 
 
-def read_annotations(source: Source, progress: Progress | None = None) -> ItemFile:
-    """Annotation file → columns question_id int64, answers list<string>, answer string.
+def read_annotations(
+    source: Source, progress: Progress | None = None, *, salvage: bool = False
+) -> ItemFile:
+    """Annotations → ids, and columns answers, answer.
 
     ``answer`` is ``multiple_choice_answer`` where the file has it, else the most frequent answer,
     the first of those that are equally frequent.
     """
-    kinds = {
-        "question_id": pa.int64(),
-        "answers": pa.list_(pa.string()),
-        "answer": pa.string(),
-    }
-
-    def row(item: Any) -> tuple[Any, ...]:
-        answers = [answer.answer for answer in item.answers]
-        chosen = item.multiple_choice_answer
-        if chosen is None and answers:
-            chosen = Counter(answers).most_common(1)[0][0]
-        return item.question_id, answers, chosen
-
-    return _read(source, ("annotations", _Annotation), kinds, row, progress)
+    return _read(source, "annotations", _annotation_row, progress, salvage)
 
 
 def split_of(subtype: str | None) -> str | None:
@@ -98,134 +116,309 @@ def split_of(subtype: str | None) -> str | None:
     return match.group(1) if match else None
 
 
+def place_of(questions: ItemFile, order: Order) -> list[int]:
+    """The example id of every row: its place in the file, or among the sorted question ids.
+
+    What was left out keeps its place, so that the ids of the others are those of the whole file.
+
+    Raises:
+        LeverError: by question id, and something left out has none that can be read.
+    """
+    if order == "file":
+        return questions.numbers
+    ids = set(questions.question_ids)
+    for question_id, why in questions.skipped:
+        if question_id is None:
+            raise LeverError(
+                "a broken question has no id that can be read, and the others no number then",
+                where=str(questions.source.path),
+                value=why,
+                hint="mend it in the file, or --order file",
+            )
+        ids.add(question_id)
+    ranks = {number: rank for rank, number in enumerate(sorted(ids, key=_id_key))}
+    return [ranks[number] for number in questions.question_ids]
+
+
+def is_sorted(questions: ItemFile) -> bool:
+    """Whether the file lists its questions by their ids, so that both orders are one."""
+    keys = list(map(_id_key, questions.question_ids))
+    return keys == sorted(keys)
+
+
+def _id_key(value: Id) -> tuple[bool, Id]:
+    """Integers by value, before texts by their letters."""
+    return isinstance(value, str), value
+
+
 def example_batches(
-    questions: ItemFile, annotations: ItemFile | None, dataset: str, split: str
+    questions: ItemFile,
+    annotations: ItemFile | None,
+    place: tuple[str, str],
+    numbers: Sequence[int],
+    image_name: str | None = None,
 ) -> Iterator[pa.Table]:
-    """Rows of the examples table, in the order of the questions.
+    """Rows of the examples table, by their ids.
+
+    Args:
+        place: dataset and split.
+        numbers: the example id of every question, see :func:`place_of`.
+        image_name: names the image files in place of what the file says.
 
     Raises:
         LeverError: an annotation has no question, or no question has an annotation.
     """
-    table = pa.table({name: questions.columns[name] for name in questions.columns})
+    columns = dict(questions.columns)
+    if annotations is not None:
+        rows = pa.array(match(questions, annotations), pa.int64())
+        columns |= {name: annotations.columns[name].take(rows) for name in ("answers", "answer")}
     folder = _image_folder(questions.head)
-    where = None if annotations is None else _match(questions, annotations)
-    for start in range(0, questions.num_rows, _ROWS):
-        part = table.slice(start, _ROWS)
-        rows = part.num_rows
-        columns = {
-            "dataset": pa.repeat(dataset, rows),
-            "split": pa.repeat(split, rows),
-            "example_id": pa.array(np.arange(start, start + rows, dtype=np.int64)),
-            "image_path": _image_paths(part.column("image_id").to_pylist(), folder),
-            **{name: part.column(name) for name in table.column_names},
-        }
-        for name in ("answers", "answer"):
-            kind = schema.EXAMPLES.field(name).type
-            if annotations is None or where is None:
-                columns[name] = pa.nulls(rows, kind)
-            else:
-                columns[name] = annotations.columns[name].take(where.slice(start, rows))
-        yield pa.table([columns[f.name] for f in schema.EXAMPLES], schema=schema.EXAMPLES)
+    paths = [
+        image_file(image_name, image_id) if image_name else path or _coco_path(image_id, folder)
+        for path, image_id in zip(
+            columns["image_path"].to_pylist(), questions.image_ids, strict=True
+        )
+    ]
+    columns |= {
+        "dataset": pa.repeat(place[0], len(numbers)),
+        "split": pa.repeat(place[1], len(numbers)),
+        "example_id": pa.array(numbers, pa.int64()),
+        "question_id": schema.id_array(questions.question_ids),
+        "image_id": schema.id_array(questions.image_ids),
+        "image_path": pa.array(paths, pa.string()),
+    }
+    fields = [f.with_type(columns[f.name].type) for f in schema.EXAMPLES]
+    table = pa.table([columns[f.name] for f in fields], schema=pa.schema(fields))
+    order = np.argsort(np.asarray(numbers), kind="stable")
+    for start in range(0, table.num_rows, _ROWS):
+        yield table.take(order[start : start + _ROWS])
 
 
-def num_unanswered(questions: ItemFile, annotations: ItemFile) -> int:
-    """Questions without an annotation; ids within a file are unique."""
-    return questions.num_rows - annotations.num_rows
+def annotator_counts(questions: ItemFile, annotations: ItemFile | None) -> list[int]:
+    """How many questions have 0, 1, 2, 3, and 4 or more answers.
+
+    Raises:
+        LeverError: an annotation belongs to no question.
+    """
+    answers = questions.columns["answers"]
+    if annotations is not None:
+        rows = pa.array(match(questions, annotations), pa.int64())
+        answers = annotations.columns["answers"].take(rows)
+    lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in answers.chunks])
+    return [int(n) for n in np.bincount(np.minimum(lengths, 4), minlength=5)]
 
 
-def _match(questions: ItemFile, annotations: ItemFile) -> pa.Array:
-    """Per question the row of its annotation, null where it has none."""
-    wanted = questions.columns["question_id"].to_numpy()
-    given = annotations.columns["question_id"].to_numpy()
-    order = np.argsort(given)
-    if len(given) == 0:
-        raise LeverError("the file holds no annotations", where=str(annotations.source.path))
-    at = np.minimum(np.searchsorted(given[order], wanted), len(given) - 1)
-    rows = order[at]
-    found = given[rows] == wanted
-    if int(found.sum()) != len(given):
-        strangers = np.setdiff1d(given, wanted)
+def stored_items(source: Source, run: Run) -> ItemFile:
+    """The questions of an examples run, in the order of their ids there.
+
+    Args:
+        source: the file that is ingested with them.
+    """
+    names = ("example_id", "question_id", "image_id", "image_path", "question", "answers", "answer")
+    table = pq.read_table(run.table_files("examples"), columns=list(names))
+    ids = [official_id(value) for value in table["question_id"].to_pylist()]
+    images = [None if i is None else official_id(i) for i in table["image_id"].to_pylist()]
+    columns = {name: table[name] for name in names[3:]}
+    return ItemFile(
+        source, ids, images, columns, table["example_id"].to_pylist(), dict(run.details)
+    )
+
+
+def match(questions: ItemFile, annotations: ItemFile) -> list[int | None]:
+    """Per question the row of its annotation, ``None`` where it has none.
+
+    Raises:
+        LeverError: an annotation belongs to no question.
+    """
+    rows = {number: row for row, number in enumerate(annotations.question_ids)}
+    wanted = questions.question_ids
+    lost = {number for number, _ in questions.skipped}
+    strangers = rows.keys() - set(wanted) - lost
+    if strangers:
         raise LeverError(
-            f"{len(strangers)} of {len(given)} annotations belong to no question of "
+            f"{len(strangers)} of {len(rows)} annotations belong to no question of "
             f"{questions.source.path}",
             where=str(annotations.source.path),
-            value=f"question_id {int(strangers[0])}",
+            value=f"question_id {min(strangers, key=_id_key)}",
             hint="questions and annotations must be of the same split",
         )
-    return pa.array(rows, pa.int64(), mask=~found)
+    return [rows.get(number) for number in wanted]
+
+
+@dataclass(slots=True)
+class _Row:
+    """What one item says."""
+
+    question_id: Id
+    question: str | None = None
+    image_id: Id | None = None
+    image_path: str | None = None
+    answers: list[str] | None = None
+    answer: str | None = None
 
 
 def _read(
     source: Source,
-    wanted: tuple[str, type[msgspec.Struct]],
-    kinds: dict[str, pa.DataType],
-    row: Callable[[Any], tuple[Any, ...]],
+    what: str,
+    row: Callable[[_Item, str | None, Place], _Row],
     progress: Progress | None,
+    salvage: bool,
 ) -> ItemFile:
+    """Every item of a file as a row; which layout it is, its text tells."""
     result = ItemFile(source)
-    chunks: dict[str, list[pa.Array]] = {name: [] for name in kinds}
-    seen: set[int] = set()
+    decoder = msgspec.json.Decoder(_Item)
+    name, seen = str(source.path), set[Id]()
+    chunks: list[pa.Table] = []
+    rows: list[_Row] = []
     with source.reader(progress) as reader:
-        scanner = Scanner(lambda: reader.read(1 << 18), str(source.path))
-        for rows in _batches(scanner, wanted, result.head, str(source.path), seen):
-            columns = zip(*map(row, rows), strict=True)
-            for (name, kind), values in zip(kinds.items(), columns, strict=True):
-                chunks[name].append(pa.array(values, kind))
-            result.num_rows += len(rows)
+        scanner = Scanner(lambda: reader.read(1 << 18), name)
+        for number, (key, offset, data) in enumerate(_entries(scanner, result.head, name)):
+            place = Place(name, offset)
+            try:
+                made = row(_decode(decoder, data, place), key, place)
+                if made.question_id in seen:
+                    problem = "a question id occurs twice"
+                    raise place.error(problem, path=("question_id",), value=made.question_id)
+            except LeverError as error:
+                if not salvage:
+                    raise
+                result.skipped.append((_readable_id(key, data), error.message()))
+                continue
+            seen.add(made.question_id)
+            rows.append(made)
+            result.numbers.append(number)
+            if len(rows) == _ROWS:
+                chunks.append(_flushed(result, rows))
+                rows = []
+    chunks.append(_flushed(result, rows))
     if not result.num_rows:
-        raise LeverError(f"the file holds no {wanted[0]}", where=str(source.path))
-    result.columns = {name: pa.chunked_array(chunks[name], kind) for name, kind in kinds.items()}
+        first = f"; first fault: {result.skipped[0][1]}" if result.skipped else ""
+        raise LeverError(f"the file holds no {what}{first}", where=name)
+    table = pa.concat_tables(chunks)
+    result.columns = {column: table[column] for column in table.column_names}
     return result
 
 
-def _batches(
-    scanner: Scanner,
-    wanted: tuple[str, type[msgspec.Struct]],
-    head: dict[str, Any],
-    name: str,
-    seen: set[int],
-) -> Iterator[list[Any]]:
-    """The items of the wanted list, some ten thousand at a time; other members go to ``head``."""
-    decoder = msgspec.json.Decoder(wanted[1])
+def _flushed(result: ItemFile, rows: list[_Row]) -> pa.Table:
+    """Rows as Arrow columns, a quarter of their memory; the ids stay apart."""
+    result.question_ids += [row.question_id for row in rows]
+    result.image_ids += [row.image_id for row in rows]
+    fields = [schema.EXAMPLES.field(n) for n in ("question", "image_path", "answers", "answer")]
+    return pa.table(
+        {f.name: pa.array([getattr(row, f.name) for row in rows], f.type) for f in fields}
+    )
+
+
+def _entries(
+    scanner: Scanner, head: dict[str, Any], name: str
+) -> Iterator[tuple[str | None, int, bytes]]:
+    """(key, offset, bytes) of every item: of a list, of a member that is one, of an object whose
+    keys are question ids, or of JSON lines. Other members go to ``head``."""
     scanner.skip_bom()
+    if scanner.peek() == b"[":
+        yield from _list(scanner)
+        scanner.finish()
+        return
     going = scanner.enter(b"{", "an object: { … }")
     while going:
         _, raw = scanner.key()
-        key, _ = json_exact.parse(raw, Place(name, scanner.offset))
-        if key == wanted[0]:
-            rows: list[Any] = []
-            inside = scanner.enter(b"[", "a list: [ … ]")
-            while inside:
-                place = Place(name, *_item(scanner, decoder, rows, name))
-                if rows[-1].question_id in seen:
-                    what = "a question id occurs twice"
-                    raise place.error(what, path=("question_id",), value=rows[-1].question_id)
-                seen.add(rows[-1].question_id)
-                inside = scanner.more(b"]")
-                if len(rows) == _ROWS or not inside:
-                    yield rows
-                    rows = []
+        key = str(json_exact.parse(raw, Place(name, scanner.offset))[0])
+        if key in _LISTS and scanner.peek() == b"[":
+            yield from _list(scanner)
         else:
             offset, data = scanner.value()
-            value, _ = json_exact.parse(data, Place(name, offset))
-            if len(data) < 10_000:
-                head[str(key)] = value
+            if data[:1] == b"{" and b'"question"' in data:
+                yield key, offset, data
+            elif len(data) < 10_000:
+                head[key] = json_exact.parse(data, Place(name, offset))[0]
         going = scanner.more(b"}")
     scanner.finish()
 
 
-def _item(
-    scanner: Scanner, decoder: msgspec.json.Decoder[Any], rows: list[Any], name: str
-) -> tuple[int]:
-    """Read one item of the list into ``rows``; returns its offset."""
-    offset, data = scanner.value()
+def _list(scanner: Scanner) -> Iterator[tuple[None, int, bytes]]:
+    inside = scanner.enter(b"[", "a list: [ … ]")
+    while inside:
+        yield (None, *scanner.value())
+        inside = scanner.more(b"]")
+
+
+def _decode(decoder: msgspec.json.Decoder[_Item], data: bytes, place: Place) -> _Item:
     try:
-        rows.append(decoder.decode(data))
+        return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        place = Place(name, offset)
         value, _ = json_exact.parse(data, place)
-        rows.append(decode_typed(decoder, value, data, place))
-    return (offset,)
+        item: _Item = decode_typed(decoder, value, data, place)
+        return item
+
+
+def _readable_id(key: str | None, data: bytes) -> Id | None:
+    """The question id of a broken item."""
+    found = re.search(rb'"question_id"\s*:\s*(?:(\d+)|"([^"\\]+)")', data)
+    if found is not None:
+        return official_id((found[1] or found[2]).decode(errors="replace"))
+    return None if key is None else official_id(key)
+
+
+def _question_row(item: _Item, key: str | None, place: Place) -> _Row:
+    if item.question is None:
+        raise place.error("Object missing required field `question`")
+    path = _image_path(item)
+    # VizWiz has one question an image, and no ids but the images'
+    question_id = _first(item.question_id, key, path)
+    if question_id is None:
+        raise place.error("Object missing required field `question_id`")
+    return _Row(
+        question_id,
+        item.question,
+        _first(item.image_id, item.imageId),
+        path,
+        answers := _answers(item),
+        _first_text(item.multiple_choice_answer, item.answer, majority(answers or ())),
+    )
+
+
+def _annotation_row(item: _Item, key: str | None, place: Place) -> _Row:
+    answers = _answers(item)
+    if answers is None:
+        raise place.error("Object missing required field `answers`")
+    question_id = _first(item.question_id, key)
+    if question_id is None:
+        raise place.error("Object missing required field `question_id`")
+    chosen = _first_text(item.multiple_choice_answer, majority(answers))
+    return _Row(question_id, answers=answers, answer=chosen)
+
+
+def _first(*ids: Id | None) -> Id | None:
+    """The first id that is there; 0 is one."""
+    found = next((i for i in ids if i is not None), None)
+    return None if found is None else official_id(found)
+
+
+def _first_text(*texts: str | None) -> str | None:
+    return next((text for text in texts if text is not None), None)
+
+
+def _answers(item: _Item) -> list[str] | None:
+    """The annotators' answers; GQA's one answer is one annotator's."""
+    if item.answers is not None:
+        return [a if isinstance(a, str) else a.answer for a in item.answers]
+    if item.direct_answers is not None:
+        return item.direct_answers
+    return None if item.answer is None else [item.answer]
+
+
+def _image_path(item: _Item) -> str | None:
+    """The image file an item names, or that its layout gives its image; ``None`` where neither."""
+    named = _first_text(item.image_path, item.image, item.file_name, item.image_name)
+    if named is not None:
+        coco = _COCO.fullmatch(named)
+        return f"{coco.group(1)}/{named}" if coco else named
+    image_id = item.imageId if item.image_id is None else item.image_id
+    if isinstance(image_id, str):  # TextVQA and GQA leave out the ending, VizWiz does not
+        return image_id if _IMAGE_ENDING.fullmatch(image_id) else f"{image_id}.jpg"
+    if image_id is not None and item.direct_answers is not None and item.split:  # A-OKVQA
+        return f"{item.split}2017/{image_id:012d}.jpg"
+    return None
 
 
 def _image_folder(head: dict[str, Any]) -> str | None:
@@ -236,11 +429,8 @@ def _image_folder(head: dict[str, Any]) -> str | None:
     return match.group(1) + match.group(2)
 
 
-def _image_paths(image_ids: list[int | None], folder: str | None) -> pa.Array:
+def _coco_path(image_id: Id | None, folder: str | None) -> str | None:
     """``train2014/COCO_train2014_000000000042.jpg``, as COCO names its files."""
-    if folder is None:
-        return pa.nulls(len(image_ids), pa.string())
-    prefix = f"{folder}/COCO_{folder}_"
-    return pa.array(
-        [None if i is None else f"{prefix}{i:012d}.jpg" for i in image_ids], pa.string()
-    )
+    if folder is None or not isinstance(image_id, int):
+        return None
+    return f"{folder}/COCO_{folder}_{image_id:012d}.jpg"

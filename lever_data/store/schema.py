@@ -11,9 +11,15 @@ natural logarithms (nats). Null always means "not known", never zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+# Ids of the official files: int64, but text in a run where one of them is no plain integer
+# (TextVQA's images, VizWiz's, A-OKVQA's questions). Views give them as text.
+OFFICIAL_IDS = ("question_id", "image_id")
 
 SHOT_SCORE = pa.struct(
     [
@@ -122,6 +128,21 @@ SWEEPS = pa.schema(
         pa.field("checkpoint", pa.string(), nullable=False),
     ]
 )
+
+
+def with_ids(table: pa.Schema, items: Iterable[Any]) -> pa.Schema:
+    """The schema for rows of these items: ids of the official files as text where one is text."""
+    known = list(items)
+    text = {n for n in OFFICIAL_IDS if any(isinstance(getattr(i, n), str) for i in known)}
+    return pa.schema([f.with_type(pa.string()) if f.name in text else f for f in table])
+
+
+def id_array(values: Iterable[int | str | None]) -> pa.Array:
+    """Ids of the official files as int64, or as text where one of them is text."""
+    known = list(values)
+    if any(isinstance(value, str) for value in known):
+        return pa.array([None if v is None else str(v) for v in known], pa.string())
+    return pa.array(known, pa.int64())
 
 
 def embeddings(width: int) -> pa.Schema:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from lever_data.errors import UsageError
 from lever_data.items.prompts import Item
 from lever_data.relations.db import connect
+from lever_data.store.schema import id_array
 from lever_data.store.store import Run, RunSpec, Store
 from lever_train.evaluate.baselines import greedy
 from lever_train.evaluate.evaluate import Answers, EvalOptions, Outcome, evaluate
@@ -117,11 +118,11 @@ def predict(request: EvalRequest) -> pa.Table:
             "dataset": pa.repeat(held.dataset, len(held)),
             "split": pa.repeat(held.split, len(held)),
             "query_id": pa.array(held.ask.query_ids),
-            "question_id": pa.array([q.question_id for q in held.queries], pa.int64()),
+            "question_id": id_array(q.question_id for q in held.queries),
             "pointer": pa.array(pointers, pa.list_(pa.int32())),
-            "demonstration_question_ids": pa.array(
-                [[held.examples[i].question_id for i in row] for row in pointers],
-                pa.list_(pa.int64()),
+            "demonstration_question_ids": pa.ListArray.from_arrays(
+                np.cumsum([0, *map(len, pointers)], dtype=np.int32),
+                id_array(held.examples[i].question_id for row in pointers for i in row),
             ),
         }
     )

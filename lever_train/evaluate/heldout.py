@@ -14,9 +14,15 @@ import numpy as np
 from torch import Tensor
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.items import Place, Truth, load_items, load_truth, only_dataset
-from lever_data.items.official import Official, load_official
+from lever_data.items.items import (
+    Place,
+    Truth,
+    load_items,
+    load_truth,
+    only_dataset,
+)
 from lever_data.items.prompts import Item
+from lever_data.sources.official import load_official
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
@@ -65,16 +71,16 @@ def open_held_out(
         UsageError: the dataset or embeddings are not named.
     """
     dataset = questions.dataset or only_dataset(con)
-    official = _official(questions)
+    official = load_official(questions.questions, questions.annotations)
     items = load_items(con, Place(dataset, questions.split, questions.image_root), official)
     own_size = split_size(con, dataset, questions.split)
-    size = own_size if official is None else len(official.questions)
+    size = max(official.questions) + 1 if own_size is None and official else own_size
     if limit is not None:
         items = {number: items[number] for number in sorted(items)[:limit]}
     own = questions.candidate_split == questions.split
     source = Place(dataset, questions.candidate_split, questions.image_root)
     examples = load_items(con, source, official if own else None)
-    truths = load_truths(items, official) if is_judged else dict.fromkeys(items, _NO_TRUTH)
+    truths = load_truth(items, official) if is_judged else dict.fromkeys(items, _NO_TRUTH)
     numbers = np.array(sorted(items), dtype=np.int64)
     queries, table = _embeddings(con, questions)
     pool = _open_pools(con, questions, dataset, examples)
@@ -99,33 +105,6 @@ def open_held_out(
         examples,
         queries,
     )
-
-
-def load_truths(items: Mapping[int, Item], official: Official | None) -> dict[int, Truth]:
-    """What the queries' answers are compared with: the official files, else the stored answers.
-
-    Raises:
-        LeverError: a query has no annotators' answers.
-    """
-    if official is not None:
-        return load_truth(items, official, allow_fallback=False)
-    lacking = [number for number, item in items.items() if not item.answers]
-    if lacking:
-        raise LeverError(
-            f"{len(lacking):,} of {len(items):,} queries have no annotators' answers",
-            where=f"query {lacking[0]}",
-            hint="give --questions and --annotations, or ingest both files into the store",
-        )
-    return {
-        number: Truth(item.answers, True, tuple(sorted(set(item.answers))))
-        for number, item in items.items()
-    }
-
-
-def _official(questions: Questions) -> Official | None:
-    if questions.questions is None or questions.annotations is None:
-        return None
-    return load_official(questions.questions, questions.annotations)
 
 
 def _embeddings(con: duckdb.DuckDBPyConnection, questions: Questions) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.store.schema import TABLES as SCHEMAS
+from lever_data.store.schema import with_ids
 from lever_data.store.store import Run
 from lever_train.options.rollout import Request
 from lever_train.rollout.ask import Asker, Tally
@@ -140,7 +141,8 @@ def commit(job: Job, folder: ShardFolder) -> Run:
         report = folder.report()
         with job.store.begin(job.spec) as writer:
             for table in TABLES:
-                for rows in folder.tables(table, SCHEMAS[table]):
+                shape = with_ids(SCHEMAS[table], job.items.values())
+                for rows in folder.tables(table, shape):
                     writer.write(table, rows)
             run = writer.commit({"report": vars(report)})
     except ShardsGoneError:

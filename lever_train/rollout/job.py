@@ -18,11 +18,11 @@ import numpy.typing as npt
 from torch import Tensor
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.items import Place, Truth, load_items, load_truth
-from lever_data.items.official import Official, load_official
+from lever_data.items.items import Official, Place, Truth, load_items, load_truth
 from lever_data.items.prompts import Item
 from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.relations.db import open_session
+from lever_data.sources.official import load_official
 from lever_data.store.files import sha256_file
 from lever_data.store.store import Run, RunSpec, Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
@@ -140,7 +140,8 @@ class _Resolver:
 
     def job(self, kind: str) -> Job:
         which = self.request.which
-        official = _official(self.request)
+        inputs = self.request.inputs
+        official = load_official(inputs.questions, inputs.annotations)
         queries, examples, own = self._items(official)
         query_ids, given = self._queries(queries)
         items = {q: queries[q] for q in query_ids.tolist()}
@@ -273,7 +274,7 @@ class _Resolver:
             Vectors.of(inputs.query_embeddings, left),
             Vectors.of(inputs.candidate_embeddings or inputs.query_embeddings, right),
             split=self._place[1],
-            size=size if official is None else len(official.questions),
+            size=max(official.questions) + 1 if size is None and official else size,
             last_query=last,
             candidate_size=size if own else None,
             pool=pool,
@@ -325,19 +326,6 @@ def _placed(con: duckdb.DuckDBPyConnection, which: Which, runs: Sequence[Run]) -
             hint="--dataset D --split S",
         )
     return replace(which, dataset=fitting[0][0], split=fitting[0][1])
-
-
-def _official(request: Request) -> Official | None:
-    """The official files; without them only string matching is left, if it is allowed."""
-    inputs = request.inputs
-    if inputs.questions is None or inputs.annotations is None:
-        if request.allow_fallback:
-            return None
-        raise LeverError(
-            "the official metric needs --questions and --annotations",
-            hint="--allow-fallback scores by string matching instead, and says so in every row",
-        )
-    return load_official(inputs.questions, inputs.annotations)
 
 
 def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:

@@ -28,7 +28,7 @@ from lever_data.items.vqa_metric import (
     token_f1,
     vqa_accuracy,
 )
-from lever_data.store.schema import CANDIDATES, QUERIES
+from lever_data.store.schema import CANDIDATES, QUERIES, id_array, with_ids
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.propose import METHODS, Proposals
 
@@ -165,21 +165,18 @@ def queries_table(
     pools: Sequence[Sequence[int] | None],
 ) -> pa.Table:
     """The table ``queries``; a pool is ``None`` where all queries share one."""
-    rows = [
-        {
-            "dataset": label.dataset,
-            "split": label.split,
-            "query_id": item.example_id,
-            "question_id": item.question_id,
-            "image_id": item.image_id,
-            "question": item.question,
-            "gt_answers": list(truth.answers),
-            "candidate_pool": pool,
-            "extra": None,
-        }
-        for item, truth, pool in zip(items, truths, pools, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, QUERIES)
+    columns: dict[str, Any] = {
+        "dataset": [label.dataset] * len(items),
+        "split": [label.split] * len(items),
+        "query_id": [item.example_id for item in items],
+        "question_id": id_array(item.question_id for item in items),
+        "image_id": id_array(item.image_id for item in items),
+        "question": [item.question for item in items],
+        "gt_answers": [list(truth.answers) for truth in truths],
+        "candidate_pool": pools,
+        "extra": [None] * len(items),
+    }
+    return pa.table(columns, schema=with_ids(QUERIES, items))
 
 
 def _proposed(proposals: Proposals) -> dict[str, Any]:

@@ -5,8 +5,8 @@
 --   dataset varchar: dataset the query belongs to
 --   split varchar: split the query belongs to
 --   example_id bigint: index of the item in its split
---   question_id bigint: id of the question in the official files
---   image_id bigint: id of its image
+--   question_id varchar: id of the question in the official files
+--   image_id varchar: id of its image
 --   image_path varchar: image file, relative to the image root
 --   question varchar: the question
 --   answers varchar[]: the annotators' answers
@@ -19,8 +19,8 @@ final as (
         dataset::varchar as dataset,
         split::varchar as split,
         example_id::bigint as example_id,
-        question_id::bigint as question_id,
-        image_id::bigint as image_id,
+        question_id::varchar as question_id,
+        image_id::varchar as image_id,
         image_path::varchar as image_path,
         question::varchar as question,
         answers::varchar[] as answers,

@@ -5,8 +5,8 @@
 --   dataset varchar: dataset the query belongs to
 --   split varchar: split the query belongs to
 --   query_id bigint: index of the question in its split
---   question_id bigint: id of the question in the official files
---   image_id bigint: id of its image
+--   question_id varchar: id of the question in the official files
+--   image_id varchar: id of its image
 --   question varchar: the question
 --   gt_answers varchar[]: the annotators' answers
 --   candidate_pool integer[]: example ids the query may be shown; null means the shared pool
@@ -19,8 +19,8 @@ final as (
         dataset::varchar as dataset,
         split::varchar as split,
         query_id::bigint as query_id,
-        question_id::bigint as question_id,
-        image_id::bigint as image_id,
+        question_id::varchar as question_id,
+        image_id::varchar as image_id,
         question::varchar as question,
         gt_answers::varchar[] as gt_answers,
         candidate_pool::integer[] as candidate_pool,

@@ -1,12 +1,12 @@
--- Dataset items; of an item that several runs hold, the newest counts.
+-- Dataset items; of a split that several runs hold, the newest counts, whole.
 -- grain: one row per example
 -- columns:
 --   run varchar: id of the run the row is stored in
 --   dataset varchar: dataset the query belongs to
 --   split varchar: split the query belongs to
 --   example_id bigint: index of the item in its split
---   question_id bigint: id of the question in the official files
---   image_id bigint: id of its image
+--   question_id varchar: id of the question in the official files
+--   image_id varchar: id of its image
 --   image_path varchar: image file, relative to the image root
 --   question varchar: the question
 --   answers varchar[]: the annotators' answers
@@ -17,7 +17,7 @@ compared as (
     select
         stored.*,
         runs.run_order,
-        max(runs.run_order) over (partition by stored.dataset, stored.split, stored.example_id) as newest
+        max(runs.run_order) over (partition by stored.dataset, stored.split) as newest
     from stored
     inner join runs on stored.run = runs.run
 ),

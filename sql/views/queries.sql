@@ -5,8 +5,8 @@
 --   dataset varchar: dataset the query belongs to
 --   split varchar: split the query belongs to
 --   query_id bigint: index of the question in its split
---   question_id bigint: id of the question in the official files
---   image_id bigint: id of its image
+--   question_id varchar: id of the question in the official files
+--   image_id varchar: id of its image
 --   question varchar: the question
 --   gt_answers varchar[]: the annotators' answers
 --   candidate_pool integer[]: example ids the query may be shown; null means the shared pool
