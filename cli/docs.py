@@ -12,6 +12,9 @@ from typing import Any
 
 from typer.main import get_command
 
+from lever_data.catalog import reward_modes
+from lever_data.reward_modes import RewardMode
+
 from .app import command_line
 from .docs_pipeline import render_pipeline
 
@@ -20,6 +23,10 @@ _HEAD = """# Commands
 Made by `python -m lever_cli.docs > docs/cli.md`; do not edit. Results go to stdout, notices and
 progress to stderr. Exit codes: 0 done, 1 a problem with the data (or a gate that failed), 2 a
 malformed request, 130 interrupted.
+"""
+_MODES = """## Reward modes
+
+What `--reward-mode` and `reward.mode` take; each is a file `sql/macros/reward_<mode>.sql`.
 """
 _LISTS = re.compile(r"<list\[(\w+)\]>")  # repeatable options: the type of one value
 _MARKUP = re.compile(r"\[/?(?:bold|dim|italic)\]")
@@ -31,7 +38,12 @@ def render() -> str:
     parts = [_HEAD]
     for name in sorted(root.commands):
         parts += _command(f"lever {name}", root.commands[name])
-    return "\n".join(parts)
+    return "\n".join([*parts, _MODES, *map(_mode, reward_modes().values()), ""])
+
+
+def _mode(mode: RewardMode) -> str:
+    columns = dict.fromkeys(column for read in mode.reads for column, _ in read.columns)
+    return f"- `{mode.name}`: {mode.purpose} It reads {', '.join(f'`{c}`' for c in columns)}."
 
 
 def _command(path: str, command: Any) -> list[str]:

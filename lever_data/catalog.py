@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.reward_modes import RewardMode, comparison_sql, parse_mode
 
 if TYPE_CHECKING:
     import duckdb
@@ -75,6 +76,9 @@ def builtin() -> dict[str, Relation]:
         for entry in (root / folder).iterdir()
         if entry.name.endswith(".sql")
     ]
+    settings = next(r for r in found if r.name == "audit_settings")
+    rewards = comparison_sql(reward_modes(), [column.name for column in settings.columns])
+    found.append(parse("mode_rewards", "diagnostics", rewards))
     return {relation.name: relation for relation in sorted(found, key=lambda r: r.name)}
 
 
@@ -84,6 +88,15 @@ def macros() -> dict[str, str]:
     root = resources.files("lever_sql") / "macros"
     files = sorted((e for e in root.iterdir() if e.name.endswith(".sql")), key=lambda e: e.name)
     return {e.name.removesuffix(".sql"): e.read_text("utf-8") for e in files}
+
+
+@cache
+def reward_modes() -> dict[str, RewardMode]:
+    """Every reward mode by name: the macros ``reward_<mode>``, but the one that clips them all."""
+    named = {
+        m.removeprefix("reward_"): text for m, text in macros().items() if m.startswith("reward_")
+    }
+    return {name: parse_mode(name, text) for name, text in named.items() if name != "clip"}
 
 
 def user_relations(folders: Iterable[Path]) -> tuple[dict[str, Relation], dict[str, str]]:

@@ -13,7 +13,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import open_session
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.report.audit import AuditRequest, audit, audit_views
-from lever_data.report.audit_reward import largest_reward
+from lever_data.report.scored import put_settings
 from lever_data.report.verdict import verdict
 from lever_data.sources.ingest import IngestOptions, ingest
 from lever_data.store.files import write_json
@@ -137,11 +137,13 @@ def test_a_reward_that_weighs_nothing(store: Store, spec: RewardSpec, found: str
         (RewardSpec(mode="hybrid", hybrid_alpha=0.25), 1.75),
         (RewardSpec(mode="multi_shot"), 2.0),
         (RewardSpec(mode="multi_shot", shot_weights=(0.5, 0.3, 0.2)), 2.0),
+        (RewardSpec(mode="multi_shot", shot_weights=(1.5, -0.5)), 3.0),
     ],
 )
 def test_the_largest_reward_of_a_mode(store: Store, spec: RewardSpec, largest: float) -> None:
     con = open_session(store, only=["runs"]).con
-    assert largest_reward(con, spec) == pytest.approx(largest)
+    put_settings(con, spec)
+    assert con.execute("select max_reward from audit_settings").fetchall() == [(largest,)]
 
 
 def test_hybrid_over_several_runs(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import duckdb
 import pytest
 
 from lever_data import connect
+from lever_data.catalog import macros, reward_modes
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.relations.rewards import modes, require_scores, reward_sql
+from lever_data.relations.rewards import require_scores, reward_sql
 from tests.stores import candidate, commit, new_store
 
 CASES = json.loads((Path(__file__).parent / "data" / "rewards.json").read_text())["cases"]
@@ -65,7 +66,7 @@ def _gt_rows() -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("mode", [m for m in modes() if "gtprob" in m])
+@pytest.mark.parametrize("mode", [m for m in reward_modes() if "gtprob" in m])
 def test_gt_prob_modes_against_the_formula(tmp_path: Path, mode: str) -> None:
     rows = _gt_rows()
     spec = RewardSpec(mode=mode, hard_weight=0.7, soft_weight=1.3, rel_weight=0.4)
@@ -136,6 +137,61 @@ def test_an_expression_is_cast_clipped_and_refused_where_it_is_none(tmp_path: Pa
     ):
         with pytest.raises(UsageError, match="not one SQL expression"):
             reward_sql(RewardSpec(expression=bad))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("random()", "random"),
+        ("vqa_correct + (select random())", "random"),
+        ("epoch(now())", "now"),
+        ("epoch(current_timestamp)", "current_timestamp"),
+        ("epoch(ago(interval 1 day))", "ago"),
+        ("nextval('s')", "nextval"),
+        ("(select avg(v2.vqa_correct) from candidates as v2 using sample 10)", "a sample"),
+    ],
+)
+def test_an_expression_of_chance_or_of_the_clock_is_refused(text: str, name: str) -> None:
+    with pytest.raises(UsageError, match=f"the same every time, and {name} is not"):
+        reward_sql(RewardSpec(expression=text))
+
+
+def test_several_columns_in_a_subquery_are_refused() -> None:
+    with pytest.raises(UsageError, match="not one SQL expression"):
+        reward_sql(RewardSpec(expression="(select max(columns('vqa_.*')) from candidates)"))
+
+
+# Every score at its worst and its best: weights may be negative, so any corner may be the largest.
+_CORNERS = """
+    select vqa_correct::tinyint as vqa_correct, vqa_acc_score, vqa_gt_prob, vqa_rel_score
+    from range(2) as a(vqa_correct), range(2) as b(vqa_acc_score),
+        range(2) as c(vqa_gt_prob), range(2) as d(vqa_rel_score)
+"""
+
+
+@pytest.mark.parametrize("mode", sorted(reward_modes()))
+def test_the_largest_reward_of_a_file_is_that_of_its_macro(mode: str) -> None:
+    """At random weights: what the header says is what the formula gives at its best corner."""
+    if reward_modes()[mode].largest is None or {"info", "shot_scores"} & {
+        *reward_modes()[mode].parameters
+    }:
+        return  # unbounded, or over values that no column holds; test_audit.py has their figures
+    con = duckdb.connect()
+    for text in macros().values():
+        con.execute(text)
+    draw = random.Random(mode)
+    for _ in range(20):
+        weights = [draw.choice([-1.5, 0.0, 0.3, 1.0, 2.0]) for _ in range(3)]
+        hard, soft, rel = weights
+        spec = RewardSpec(mode, hard_weight=hard, soft_weight=soft, rel_weight=rel)
+        sql = f"select max({reward_sql(spec)}) from ({_CORNERS}) as v"
+        (best,) = con.execute(sql).fetchall()[0]
+        (said,) = con.execute(
+            f"select reward_clip({reward_modes()[mode].largest}) from (select "
+            "$1::double as hard_weight, $2::double as soft_weight, $3::double as rel_weight)",
+            weights,
+        ).fetchall()[0]
+        assert said == best, weights
 
 
 def test_unknown_modes_and_weights_are_usage_errors() -> None:

@@ -1,30 +1,33 @@
 """Rewards: a mode and weights, or the user's expression, become one SQL expression.
 
-The formulas stand in ``sql/macros/reward_<mode>.sql`` and nowhere else. A macro's parameters are
-named after the columns it reads and the weights of :class:`.RewardSpec`, so the call follows from
-the file. The expression is to be used on a relation with the alias ``v``.
+The formulas stand in ``sql/macros/reward_<mode>.sql`` and nowhere else, and so does what a mode
+reads (:mod:`lever_data.reward_modes`). A macro's parameters are named after the columns it reads
+and the weights of :class:`.RewardSpec`, so the call follows from the file. The expression is to be
+used on a relation with the alias ``v``.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cache
+from typing import Any
 
 import duckdb
 
-from lever_data.catalog import macros, quote_identifier, quote_literal
+from lever_data.catalog import quote_identifier, quote_literal, reward_modes
 from lever_data.errors import LeverError, UsageError
-from lever_data.relations.reward_expression import not_failed, null_columns, require_expression
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.selection import readable_errors
+from lever_data.reward_modes import Read, RewardMode
 
 LIMIT = 5.0  # rewards are clipped to [-LIMIT, LIMIT], as in the legacy trainer
-_WEIGHTS = ("_weight", "_alpha", "_beta")  # how the parameters end that are weights
-_PARAMETERS = re.compile(r"create or replace macro \w+\((.*?)\)\s+as", re.DOTALL)
-# The mode hybrid reads `info`, which lives beside the views: joined by the candidate's key.
+# A clock in SQL is written like a column.
+_CLOCKS = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")
+# `info` lives beside the views: it is joined by the candidate's key.
 _INFO = (
     "(select any_value(i.info) from candidate_info as i where i.run = v.run "
     "and i.dataset = v.dataset and i.split = v.split and i.query_id = v.query_id "
@@ -42,18 +45,12 @@ _HOW_TO_GET = {
 }
 
 
-def modes() -> list[str]:
-    """The reward modes: the stems of ``sql/macros/reward_*.sql`` that are one."""
-    names = [m.removeprefix("reward_") for m in macros() if m.startswith("reward_")]
-    return [name for name in names if name != "clip"]
-
-
 def reward_columns(spec: RewardSpec) -> list[str]:
     """The columns of the view a mode reads; empty for an expression."""
     if spec.expression is not None:
         return []
-    weights = {f.name for f in fields(RewardSpec)}
-    return [p for p in _parameters(spec.mode) if p not in weights and p not in ("info", "pointer")]
+    parameters = _mode(spec.mode).parameters
+    return [p for p in parameters if not _is_weight(p) and p not in ("info", "pointer")]
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def reward_sql(spec: RewardSpec) -> str:
         require_expression(spec.expression)
         return f"reward_clip(cast((\n{spec.expression}\n) as double))"
     _require_weights(spec)
-    arguments = ", ".join(_argument(spec, p) for p in _parameters(spec.mode))
+    arguments = ", ".join(_argument(spec, p) for p in _mode(spec.mode).parameters)
     return f"reward_clip(reward_{spec.mode}({arguments}))"
 
 
@@ -122,43 +119,30 @@ def needs(view: str, spec: RewardSpec, present: Sequence[str]) -> list[Need]:
             value=", ".join(missing),
             hint=_how_to_get(missing),
         )
-    read = _legacy_reads(spec) if spec.mode == "legacy" else _reads(spec)
-    weighed = [columns for columns, weight in read if weight != 0]
+    mode = _mode(spec.mode)
+    weighed = [read for read in mode.reads if _weight(spec, read) != 0]
     if not weighed:
         raise UsageError(
             "the reward weighs nothing: each of its weights is 0",
             value=spec.mode,
-            hint=", ".join(w for w in _parameters(spec.mode) if w.endswith(_WEIGHTS)),
+            hint=", ".join(dict.fromkeys(read.weight for read in mode.reads if read.weight)),
         )
-    return [_need(spec, columns) for columns in weighed]
+    return [_need(spec, read) for read in weighed]
 
 
-def _reads(spec: RewardSpec) -> list[tuple[tuple[str, ...], float]]:
-    """Each value that a mode reads, by the columns it comes from, and its weight."""
-    weights = {
-        "vqa_correct": spec.hard_weight,
-        "vqa_acc_score": spec.soft_weight,
-        "vqa_gt_prob": spec.soft_weight,
-        "vqa_rel_score": spec.rel_weight,
-    }
-    if spec.mode == "hybrid":
-        right = 1 - spec.hybrid_alpha
-        weights = {"info": spec.hybrid_alpha, "vqa_correct": right, "vqa_acc_score": right}
-    columns = [*(["info"] if spec.mode == "hybrid" else []), *reward_columns(spec)]
-    return [((column,), weights.get(column, 1.0)) for column in columns]
+def _weight(spec: RewardSpec, read: Read) -> float:
+    if read.weight is None:
+        return 1.0
+    weight = float(getattr(spec, read.weight))
+    return 1 - weight if read.is_rest else weight
 
 
-def _legacy_reads(spec: RewardSpec) -> list[tuple[tuple[str, ...], float]]:
-    quality = ("logprob_score", "beam_score") if spec.use_logprob else ("beam_score",)
-    return [(quality, spec.reward_alpha), (("vqa_correct", "vqa_acc_score"), spec.reward_beta)]
-
-
-def _need(spec: RewardSpec, columns: tuple[str, ...]) -> Need:
+def _need(spec: RewardSpec, read: Read) -> Need:
+    columns = [c for c, flag in read.columns if flag is None or getattr(spec, flag)]
     values = [_argument(spec, column) for column in columns]
     value = f"coalesce({', '.join(values)})" if len(values) > 1 else values[0]
-    # A right answer earns nothing for being near the truth.
-    only = " and v.vqa_correct is distinct from 1" if columns == ("vqa_rel_score",) else ""
-    return Need(columns, value, f"({value}) is null{only}")
+    only = "" if read.unless is None else f" and v.{read.unless} is distinct from 1"
+    return Need(tuple(columns), value, f"({value}) is null{only}")
 
 
 def refuse_unscored(
@@ -187,23 +171,23 @@ def _how_to_get(columns: Sequence[str]) -> str | None:
     return "; ".join(f"{c}: {_HOW_TO_GET[c]}" for c in columns if c in _HOW_TO_GET) or None
 
 
-def _parameters(mode: str) -> list[str]:
-    if mode not in modes():
-        near = get_close_matches(mode, modes(), n=1)
+def _mode(name: str) -> RewardMode:
+    modes = reward_modes()
+    if name not in modes:
+        near = get_close_matches(name, modes, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(
-            "unknown reward mode", value=mode, hint=f"{hint}modes: {', '.join(modes())}"
-        )
-    match = _PARAMETERS.search(macros()[f"reward_{mode}"])
-    if match is None:
-        raise AssertionError(f"reward_{mode}.sql does not open with create or replace macro")
-    return [p.strip() for p in match.group(1).split(",")]
+        raise UsageError("unknown reward mode", value=name, hint=f"{hint}modes: {', '.join(modes)}")
+    return modes[name]
+
+
+def _is_weight(parameter: str) -> bool:
+    return parameter in {f.name for f in fields(RewardSpec)}
 
 
 def _argument(spec: RewardSpec, parameter: str) -> str:
     if parameter == "info":
         return _INFO
-    if parameter not in {f.name for f in fields(RewardSpec)}:
+    if not _is_weight(parameter):
         return f"v.{quote_identifier(parameter)}"
     value = getattr(spec, parameter)
     if isinstance(value, bool):
@@ -227,7 +211,7 @@ def _require_weights(spec: RewardSpec) -> None:
         raise UsageError("hybrid_alpha lies between 0 and 1", value=spec.hybrid_alpha)
     if spec.shot_weights and abs(sum(spec.shot_weights) - 1) > 1e-6:
         raise UsageError("shot weights must sum to 1", value=spec.shot_weights)
-    if spec.shot_weights and spec.mode != "multi_shot":
+    if spec.shot_weights and "shot_weights" not in _mode(spec.mode).parameters:
         raise UsageError(
             f"the mode {spec.mode} has no shot weights",
             value=spec.shot_weights,
@@ -238,13 +222,123 @@ def _require_weights(spec: RewardSpec) -> None:
 def prepare_reward(con: duckdb.DuckDBPyConnection, spec: RewardSpec) -> None:
     """Make ready what a mode reads besides the view; call it once per connection.
 
-    ``hybrid`` looks up ``candidate_info`` for every row: as a view over several runs that takes
-    minutes for 90,000 rows, as a table half a second.
+    ``info`` is looked up in ``candidate_info`` for every row: as a view over several runs that
+    takes minutes for 90,000 rows, as a table half a second.
     """
-    if spec.expression is not None or spec.mode != "hybrid":
+    if spec.expression is not None or "info" not in _mode(spec.mode).parameters:
         return
     kind = "select 1 from duckdb_views() where view_name = 'candidate_info'"
     if con.execute(kind).fetchall():
         con.execute("create table new_candidate_info as from candidate_info")
         con.execute("drop view candidate_info")
         con.execute("alter table new_candidate_info rename to candidate_info")
+
+
+def require_expression(expression: str) -> None:
+    """One scalar expression and no more.
+
+    Parsed twice: bare it must be the one item of a lone SELECT, so that a list is refused; in
+    parentheses it must be that too, so that a clause after it is.
+
+    Raises:
+        UsageError: the text is anything else.
+    """
+    with duckdb.connect() as con:
+        for text in (f"select {expression}\n", f"select (\n{expression}\n)"):
+            nodes = [statement["node"] for statement in _parsed(con, text).get("statements", [])]
+            if (
+                len(nodes) != 1
+                or len(nodes[0].get("select_list", [])) != 1
+                or nodes[0]["from_table"]["type"] != "EMPTY"
+                or _has_star(nodes[0]["select_list"])
+            ):
+                raise UsageError(
+                    "the reward is not one SQL expression",
+                    value=expression,
+                    hint="for example --reward 'vqa_correct + 0.5 * vqa_gt_prob'",
+                )
+            _require_steady(expression, nodes)
+
+
+def _require_steady(expression: str, tree: object) -> None:
+    """Refuse what may give another value each time it is asked.
+
+    Raises:
+        UsageError: it names the function.
+    """
+    for node in _nodes(tree):
+        names = node.get("column_names") or [node.get("function_name")]
+        unsteady = _CLOCKS if node.get("class") == "COLUMN_REF" else _unsteady_functions()
+        if node.get("sample") is not None or (len(names) == 1 and names[0] in unsteady):
+            raise UsageError(
+                f"a reward is the same every time, and {names[0] or 'a sample'} is not",
+                value=expression,
+                hint="a reward reads stored columns; to choose candidates at random, write a view",
+            )
+
+
+@cache
+def _unsteady_functions() -> frozenset[str]:
+    """Functions of chance and of the clock; ``error`` is one only in name."""
+    sql = (
+        "select function_name from duckdb_functions() "
+        "where stability in ('VOLATILE', 'CONSISTENT_WITHIN_QUERY') "
+        "or macro_definition like '%current_timestamp%' or function_name = 'reservoir_quantile'"
+    )
+    with duckdb.connect() as con:
+        return frozenset(name for (name,) in con.execute(sql).fetchall()) - {"error"}
+
+
+def _nodes(tree: object) -> Iterator[dict[str, Any]]:
+    """Every node of a serialised statement."""
+    if isinstance(tree, dict):
+        yield tree
+    for below in (
+        tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    ):
+        yield from _nodes(below)
+
+
+def _has_star(node: object) -> bool:
+    """Whether ``columns(…)``, or outside of a subquery ``*``, which stand for several, is there."""
+    if isinstance(node, list):
+        return any(map(_has_star, node))
+    if not isinstance(node, dict):
+        return False
+    if node.get("class") == "SUBQUERY":
+        return any(below.get("columns") is True for below in _nodes(node))
+    return node.get("class") == "STAR" or _has_star(list(node.values()))
+
+
+def null_columns(con: duckdb.DuckDBPyConnection, view: str, expression: str) -> list[str]:
+    """The columns of ``view`` that an expression refers to and that are null in every row."""
+    name = quote_identifier(view)
+    present = [row[0] for row in con.cursor().execute(f"describe {name}").fetchall()]
+    parsed = _parsed(con, f"select (\n{expression}\n)")
+    referred = {n.lower() for n in _references(parsed)}
+    columns = [c for c in present if c.lower() in referred]
+    if not columns:
+        return []
+    counts = ", ".join(f"count(v.{quote_identifier(c)})" for c in columns)
+    sql = f"select {counts} from {name} as v{not_failed(present)}"
+    row = con.cursor().execute(sql).fetchall()[0]
+    return [c for c, found in zip(columns, row, strict=True) if not found]
+
+
+def _references(tree: object) -> Iterator[str]:
+    """The column of ``v`` that each reference in a serialised statement may mean."""
+    for node in _nodes(tree):
+        if node.get("class") == "COLUMN_REF":
+            first, *rest = node["column_names"]
+            yield rest[0] if first.lower() == "v" and rest else first
+
+
+def not_failed(present: Container[str]) -> str:
+    """The clause that leaves out failed evaluations, where a view with these columns tells."""
+    return " where v.eval_failed is not true" if "eval_failed" in present else ""
+
+
+def _parsed(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
+    row = con.cursor().execute("select json_serialize_sql(?)", [sql]).fetchall()[0]
+    parsed: dict[str, Any] = json.loads(row[0])
+    return parsed

@@ -203,6 +203,7 @@ def _sql() -> dict[str, str]:
         *_TABLES.values(),
         *SHARED,
         "source_rewards",
+        "mode_rewards",
         "oracle_gap",
         "duplicate_candidates",
     }

@@ -23,13 +23,13 @@ from lever_data.catalog import (
     in_order,
     quote_identifier,
     quote_literal,
+    reward_modes,
 )
 from lever_data.errors import LeverError
 from lever_data.relations.db import Session
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import needs, prepare_reward, refuse_unscored, reward_sql
 from lever_data.relations.selection import TRAINING_COLUMNS
-from lever_data.report.audit_reward import largest_reward
 
 DECIMALS = 10  # sums of doubles differ in the last digits between runs of many threads
 
@@ -134,7 +134,7 @@ def define_diagnostics(session: Session, request: AuditRequest) -> tuple[Survey,
     con.execute(f"create view scored as {scored}")
     con.execute(f"create table scores as {_encoded_scores_sql(con, survey)}")
     _require_finite(con, request)
-    _put_settings(con, request.reward)
+    put_settings(con, request.reward)
     if policy is not None:
         con.execute(f"create view policy_logprobs as {policy}")
     there = {name for (name,) in con.execute(_DEFINED_SQL).fetchall()}
@@ -251,15 +251,32 @@ def _encoded_scores_sql(con: duckdb.DuckDBPyConnection, survey: Survey) -> str:
     return f"select {', '.join(columns)} from scored"
 
 
-def _put_settings(con: duckdb.DuckDBPyConnection, reward: RewardSpec) -> None:
+def put_settings(con: duckdb.DuckDBPyConnection, reward: RewardSpec) -> None:
     """One row of weights for the diagnostics that compare modes, and the mode's maximum."""
     values = {
         "reward_name": reward.name,
         "is_expression": reward.expression is not None,
-        "max_reward": largest_reward(con, reward),
+        "max_reward": None,
     }
     columns = documented_columns(builtin()["audit_settings"])
     given = [values.get(c.name, getattr(reward, c.name, None)) for c in columns]
     listed = ", ".join(f"?::{c.type} as {c.name}" for c in columns)
     given = [list(value) if isinstance(value, tuple) else value for value in given]
     con.execute(f"create table audit_settings as select {listed}", given)
+    con.execute("update audit_settings set max_reward = ?", [_largest_reward(con, reward)])
+
+
+def _largest_reward(con: duckdb.DuckDBPyConnection, reward: RewardSpec) -> float | None:
+    """The largest reward the mode can give at its weights, in [-5, 5].
+
+    An expression of the user's, and a mode without a bound, have no maximum of their own: theirs is
+    the largest reward in the relation ``scores``, and ``None`` where all are equal there: then
+    nothing says whether that is right or just tied.
+    """
+    largest = None if reward.expression is not None else reward_modes()[reward.mode].largest
+    if largest is None:
+        sql = "select max(reward) from scores having min(reward) < max(reward)"
+    else:
+        sql = f"select reward_clip({largest}) from audit_settings"
+    rows = con.execute(sql).fetchall()
+    return float(rows[0][0]) if rows else None

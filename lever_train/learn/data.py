@@ -17,7 +17,12 @@ from lever_data.catalog import quote_literal
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import Session, open_session, quote_identifier
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.relations.rewards import prepare_reward, require_scores, reward_sql
+from lever_data.relations.rewards import (
+    prepare_reward,
+    require_scores,
+    reward_columns,
+    reward_sql,
+)
 from lever_data.relations.selection import Census, Selection, census
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
@@ -182,7 +187,7 @@ def _selection(con: duckdb.DuckDBPyConnection, config: TrainConfig) -> Selection
         reward=reward_sql(spec),
         gen_methods=data.gen_method,
         skip_fallback=data.skip_fallback,
-        merge_shots=spec.mode == "multi_shot" and spec.expression is None,
+        merge_shots="shot_scores" in reward_columns(spec),
         columns=_accuracy_column(con, data.view),
     )
 

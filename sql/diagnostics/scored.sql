@@ -19,7 +19,10 @@
 --   vqa_correct tinyint: 1 where the accuracy is above 0, else 0
 --   vqa_acc_score double: VQA accuracy in [0, 1]
 --   vqa_gt_prob double: expected accuracy under the model in [0, 1]
+--   vqa_rel_token_f1 double: token F1 to the nearest ground truth in [0, 1]
+--   vqa_rel_edit_sim double: edit similarity to the nearest ground truth in [0, 1]
 --   vqa_rel_score double: similarity to the ground truth in [0, 1]
+--   info_score double: InfoScore in nats
 --   shot_scores struct(shot tinyint, vqa_correct tinyint, vqa_acc_score double, vqa_gt_prob double, vqa_pred_answer varchar, eval_mode varchar)[]: scores of every prefix of the pointer
 --   reward double: the reward in [-5, 5]; a missing one is 0
 with source as (select * from all_candidates),
@@ -43,7 +46,10 @@ final as (
         vqa_correct,
         vqa_acc_score,
         vqa_gt_prob,
+        vqa_rel_token_f1,
+        vqa_rel_edit_sim,
         vqa_rel_score,
+        info_score,
         shot_scores,
         reward_clip(reward_hard_plus_soft(vqa_correct, vqa_acc_score, 1.0::double, 1.0::double))
             as reward

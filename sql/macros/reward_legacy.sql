@@ -1,6 +1,10 @@
 -- alpha * quality + beta * correctness, as the first trainer had it.
 -- quality: -logprob_score if use_logprob and present, else beam_score, else 0.
 -- correctness: hard, else soft, else 0 ('01'), or 2x - 1 of the same, 0 where both miss ('pm1').
+-- reads:
+--   logprob_score if use_logprob else beam_score weighed by reward_alpha
+--   vqa_correct else vqa_acc_score weighed by reward_beta
+-- largest: unbounded
 create or replace macro reward_legacy(
     beam_score, logprob_score, vqa_correct, vqa_acc_score,
     reward_alpha, reward_beta, correctness_mode, use_logprob

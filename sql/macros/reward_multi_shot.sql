@@ -1,5 +1,12 @@
 -- Sum over k of w_k * (hard + soft of the first k demonstrations); no weights means equal ones.
 -- A prefix without a score is an error: its reward is unknown, not 0.
+-- reads:
+--   shot_scores
+-- largest: case when len(shot_weights) = 0 then 2
+--   else list_sum([2 * greatest(w, 0) for w in shot_weights]) end
+-- requires: list_sort([x.shot for x in shot_scores if x.vqa_correct is not null])
+--   = range(1, len(pointer) + 1)
+--   and (len(shot_weights) = 0 or len(pointer) <= len(shot_weights))
 create or replace macro reward_multi_shot(shot_scores, pointer, shot_weights) as
     case
         when len(coalesce(shot_scores, [])) <> len(pointer)
