@@ -98,7 +98,7 @@ def synthetic_store(folder: Path, queries: int, examples: int, pool: int | None)
             writer.write("candidates", _candidates(rng, ids, pools, examples))
             writer.write("queries", _queries(ids))
         writer.commit()
-    return {"data__pool": str(folder / "pool.npy")} if pools is not None else {}
+    return {"data.pool": str(folder / "pool.npy")} if pools is not None else {}
 
 
 def _candidates(
@@ -148,10 +148,10 @@ def open_training(
         None,
         flags
         | {
-            "data__query_embeddings": str(folder / "vectors.pt"),
-            "data__split_ratio": 1.0,
-            "run__tied_groups": "keep",
-            "run__batch_size": BATCH,
+            "data.query_embeddings": str(folder / "vectors.pt"),
+            "data.split_ratio": 1.0,
+            "run.tied_groups": "keep",
+            "run.batch_size": BATCH,
         },
     )
     data = open_data(Source(folder / "store"), config)
@@ -225,7 +225,7 @@ def memory(candidates: int) -> Iterator[Figure]:
 
 def inside(folder: Path, queries: int) -> dict[str, float]:
     """The inside of (d): small vectors, so that what is measured is the stream. Megabytes."""
-    flags: dict[str, Any] = {"data__pool": str(folder / "pool.npy"), "model__hidden": 32}
+    flags: dict[str, Any] = {"data.pool": str(folder / "pool.npy"), "model.hidden": 32}
     loader, stepper = open_training(folder, flags, queries, 32)
     started = time.perf_counter()
     epoch(loader, stepper)

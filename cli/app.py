@@ -17,6 +17,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from .help import Group, Help
+
 # Newer versions of typer carry a click of their own, so its base error is found through typer.
 _CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -34,7 +36,8 @@ def command_line(names: Sequence[str] = COMMANDS) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
+        rich_markup_mode=None,
+        cls=Group,
         help="Offline reinforcement learning of an in-context-demonstration selector: "
         "legacy JSON → Parquet → SQL views → one trainer.",
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,7 +48,7 @@ def command_line(names: Sequence[str] = COMMANDS) -> typer.Typer:
         if group := getattr(module, "app", None):
             app.add_typer(group, name=name)
         else:
-            app.command(name)(getattr(module, name))
+            app.command(name, cls=Help)(getattr(module, name))
     return app
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from lever_data.relations.reward_spec import RewardSpec, both_given
-
-from .common import (
+from lever_data.options import words
+from lever_data.relations.reward_spec import RewardSpec
+from lever_data.vocabulary import (
     DEFAULT_STORE,
-    RunsOption,
-    SqlDirOption,
-    StoreOption,
-    emit_table,
-    notice,
-    shown,
+    Gates,
+    HtmlFile,
+    JsonFile,
+    RunNames,
+    Scorer,
+    SqlDir,
+    StorePath,
 )
-from .flags import build, with_flags
+
+from .common import emit, emit_table, notice, shown
+from .flags import with_flags
 
 if TYPE_CHECKING:
     from lever_data.report.audit import Audit
@@ -43,30 +43,29 @@ _COMPARED = {
 }
 
 
+@with_flags
 def audit(
-    store: StoreOption = DEFAULT_STORE,
-    run: RunsOption = [],  # noqa: B006 - typer copies it
+    reward: RewardSpec,
+    store: StorePath = DEFAULT_STORE,
     view: Annotated[
-        str | None, typer.Option(help="The view to audit; all_candidates if none is named.")
+        str | None,
+        words("The view to audit; all_candidates if none is named.", metavar="VIEW", everyday=True),
     ] = None,
     compare: Annotated[
-        list[str], typer.Option(help="Set this view beside the others (repeatable).")
-    ] = [],  # noqa: B006
+        tuple[str, ...], words("Set this view beside the others.", metavar="VIEW")
+    ] = (),
     policy: Annotated[
         str | None,
-        typer.Option(help="Relation (dataset, split, query_id, pointer, logprob) to weigh for."),
+        words(
+            "Relation (dataset, split, query_id, pointer, logprob) to weigh for.", metavar="VIEW"
+        ),
     ] = None,
-    scorer: Annotated[
-        str | None, typer.Option(help="Only candidates that this model answered.")
-    ] = None,
-    sql_dir: SqlDirOption = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write one self-contained page here.")] = None,
-    fail_on: Annotated[
-        list[str],
-        typer.Option(help='Exit 1 where this holds, such as "fallback_share > 0.05".'),
-    ] = [],  # noqa: B006
-    **flags: Any,
+    runs: RunNames = (),
+    scorer: Scorer = None,
+    sql_dir: SqlDir = None,
+    fail_on: Gates = (),
+    json: JsonFile = None,
+    html: HtmlFile = None,
 ) -> None:
     """Audit a view: which queries can teach anything, which rewards are noise.
 
@@ -75,39 +74,22 @@ def audit(
     from lever_data.report.audit import AuditRequest, audit_views
     from lever_data.report.audit_page import audit_page
     from lever_data.report.gate import parse_gate, require_known, require_passed
-    from lever_data.store.files import require_writable, write_json, write_text
+    from lever_data.store.files import write_text
 
     gates = [parse_gate(text) for text in fail_on]
     require_known(gates)
-    require_writable([path for path in (json, html) if path is not None])
-    reward = _reward(flags)
-    request = AuditRequest("", reward, tuple(run), scorer, sql_dir, policy)
+    request = AuditRequest("", reward, runs, scorer, sql_dir, policy)
     views = [*([view] if view else []), *compare] or ["all_candidates"]
     audits = audit_views(store, request, views)
     figures = [found.figures for found in audits]
-    if json is not None:
-        write_json(json, figures if compare else figures[0])
-        notice(f"figures: {json}")
     if html is not None:
         write_text(html, audit_page(audits))
-        notice(f"page: {html}")
+        notice(f"wrote {html}")
     try:
-        _render(audits)
+        if not emit(figures if compare else figures[0], json):
+            _render(audits)
     finally:  # a reader of our output that leaves early lets no gate pass
         require_passed(gates, figures)
-
-
-audit = with_flags(audit, RewardSpec)
-
-
-def _reward(flags: dict[str, Any]) -> RewardSpec:
-    reward = build(RewardSpec, flags)
-    mode = flags.get("rewardspec__mode")
-    if reward.expression is not None and mode is not None:
-        from lever_data.errors import UsageError
-
-        raise UsageError(both_given(mode, reward.expression))
-    return reward
 
 
 def _render(audits: list[Audit]) -> None:

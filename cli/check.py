@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .common import DEFAULT_STORE, JsonFlag, RunsOption, StoreOption, emit_json
+from lever_data.vocabulary import DEFAULT_STORE, JsonFile, RunNames, StorePath
+
+from .common import emit
+from .flags import with_flags
 
 
-def check(
-    store: StoreOption = DEFAULT_STORE,
-    run: RunsOption = [],  # noqa: B006 - typer copies it
-    json: JsonFlag = False,
-) -> None:
+@with_flags
+def check(store: StorePath = DEFAULT_STORE, runs: RunNames = (), json: JsonFile = None) -> None:
     """Verify checksums, schemas and data tests; your own tests in <store>/tests/ too.
 
     A test is a .sql file with one SELECT whose rows are failures. Exit code 1 where anything is
@@ -20,10 +20,8 @@ def check(
     from lever_data.report.check import check, counted, describe, require_sound
     from lever_data.store.store import Store
 
-    report = check(Store.open(store), runs=run)
-    if json:
-        emit_json(asdict(report))
-    else:
+    report = check(Store.open(store), runs=runs)
+    if not emit(asdict(report), json):
         for problem in report.problems:
             print(describe(problem))
         print(

@@ -1,4 +1,4 @@
-"""What every command shares: option types, output to stdout, notices and progress to stderr."""
+"""What every command shares: output to stdout, notices and progress to stderr."""
 
 from __future__ import annotations
 
@@ -7,28 +7,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import typer
+from lever_data.vocabulary import STDOUT
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-StoreOption = Annotated[
-    Path,
-    typer.Option("--store", envvar="LEVER_STORE", help="The store, a directory.", metavar="DIR"),
-]
-RunsOption = Annotated[
-    list[str],
-    typer.Option("--run", help="Only this run (repeatable; an unambiguous prefix will do)."),
-]
-SqlDirOption = Annotated[
-    Path | None,
-    typer.Option("--sql-dir", help="Folder of your own .sql views, besides <store>/views/."),
-]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of a table.")]
-
-DEFAULT_STORE = Path("lever-store")
 
 
 class Advance(Protocol):
@@ -43,9 +27,18 @@ def notice(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def emit_json(value: object) -> None:
-    """The result as JSON on stdout."""
-    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+def emit(value: object, file: Path | None) -> bool:
+    """The result as JSON where ``--json`` says; True where that is stdout, and no table follows."""
+    if file is None:
+        return False
+    if file == STDOUT:
+        print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+        return True
+    from lever_data.store.files import write_json
+
+    write_json(file, value)
+    notice(f"wrote {file}")
+    return False
 
 
 def emit_table(

@@ -5,21 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from lever_data.options import words
+from lever_data.vocabulary import JsonFile
 
-from .common import JsonFlag, emit_json, emit_table, notice, progress_bar
+from .common import emit, emit_table, notice, progress_bar
+from .flags import with_flags
 
 if TYPE_CHECKING:
     from lever_demo.demo import DemoResult
 
 
+@with_flags
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to fill.", metavar="DIR")] = Path("lever-demo"),
+    out: Annotated[Path, words("Folder to fill.", metavar="DIR", everyday=True)] = Path(
+        "lever-demo"
+    ),
     questions: Annotated[
-        int,
-        typer.Option(help="Train questions of the world; a third as many are held out.", min=120),
+        int, words("Train questions of the world; a third as many are held out.", ge=120)
     ] = 2400,
-    json: JsonFlag = False,
+    json: JsonFile = None,
 ) -> None:
     """Run the whole pipeline on a small world made here: legacy JSON in, a trained selector out.
 
@@ -32,8 +36,7 @@ def demo(
     world = WorldSpec(train=questions, held_out=questions // 3)
     with progress_bar("demo") as advance:
         result = run_demo(DemoOptions(out, world, say=notice, advance=advance))
-    if json:
-        emit_json(result.scoreboard.to_json())
+    if emit(result.scoreboard.to_json(), json):
         return
     _show_result(result)
     notice(f"look around: lever views --store {result.config.data.store}")

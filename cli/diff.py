@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-import typer
+from lever_data.options import words
+from lever_data.vocabulary import DEFAULT_STORE, JsonFile, RunNames, Seed, SqlDir, StorePath
 
-from .common import DEFAULT_STORE, RunsOption, SqlDirOption, StoreOption, emit_table, notice
+from .common import emit, emit_table
+from .flags import with_flags
 
 
+@with_flags
 def diff(
-    a: Annotated[str, typer.Argument(help="A run, RUN:SELECTOR of an evaluation, or a view.")],
-    b: Annotated[str, typer.Argument(help="The same kind of thing.")],
-    store: StoreOption = DEFAULT_STORE,
-    run: RunsOption = [],  # noqa: B006 - typer copies it
-    sql_dir: SqlDirOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
-    json: Annotated[Path | None, typer.Option(help="Write the figures here.")] = None,
+    a: Annotated[str, words("A run, RUN:SELECTOR of an evaluation, or a view.", argument=True)],
+    b: Annotated[str, words("The same kind of thing.", argument=True)],
+    store: StorePath = DEFAULT_STORE,
+    runs: RunNames = (),
+    sql_dir: SqlDir = None,
+    seed: Seed = 0,
+    json: JsonFile = None,
 ) -> None:
     """Compare A with B: what only one has, the paired change in accuracy, McNemar's test."""
     from dataclasses import asdict
 
     from lever_data.report.diff import DiffRequest, diff
-    from lever_data.store.files import require_writable, write_json
     from lever_data.store.store import Store
 
-    if json is not None:
-        require_writable([json])
-    found = diff(Store.open(store), DiffRequest(a, b, tuple(run), sql_dir, seed))
+    found = diff(Store.open(store), DiffRequest(a, b, runs, sql_dir, seed))
+    if emit(asdict(found), json):
+        return
     pairs = "query and pointer" if found.kind == "candidates" else "query and shots"
     rows: list[list[object]] = [
         [f"pairs ({pairs})", found.pairs],
@@ -46,6 +47,3 @@ def diff(
         ["McNemar's exact p", found.mcnemar_p],
     ]
     emit_table(["A -> B", "figure"], rows, title=f"A: {a}\nB: {b}")
-    if json is not None:
-        write_json(json, asdict(found))
-        notice(f"figures: {json}")

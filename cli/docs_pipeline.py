@@ -10,7 +10,7 @@ import inspect
 import json
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -169,6 +169,8 @@ def _section(name: str, field: FieldInfo) -> str:
 def _table(name: str, model: type[BaseModel]) -> str:
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key, field in model.model_fields.items():
+        if not field.description and not field.is_required():  # decided inside, no option
+            continue
         cells = (f"`{key}`", kind(field), _default(field), meaning(f"{name}.{key}", field))
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"
@@ -199,6 +201,8 @@ def _kind(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return " or ".join(_kind(one) for one in inner if one is not type(None))
+    if origin is Annotated:
+        return _kind(inner[0])
     if origin is Literal:
         return " or ".join(f'`"{value}"`' for value in inner)
     if origin is tuple:

@@ -2,68 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-import typer
+from lever_data.vocabulary import HtmlFile, JsonFile
+from lever_train.options.evaluate import EvalRequest
 
-from lever_train.options.evaluate import Contest, EvalRequest, Questions
-from lever_train.options.rollout import AnswererSpec
-
-from .common import DEFAULT_STORE, RunsOption, StoreOption, emit_table, notice, progress_bar
-from .flags import build, with_flags
+from .common import emit, emit_table, notice, progress_bar
+from .flags import with_flags
 
 if TYPE_CHECKING:
     from lever_train.evaluate.scoreboard import Paired, Row, Scoreboard
 
 
-def eval(
-    checkpoint: Annotated[
-        list[Path],
-        typer.Option("--checkpoint", help="A selector: v3, v2 or v2format (repeatable)."),
-    ] = [],  # noqa: B006 - typer copies it
-    store: StoreOption = DEFAULT_STORE,
-    run: RunsOption = [],  # noqa: B006 - typer copies it
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the scoreboard as JSON.", metavar="FILE")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write a chart as one page.", metavar="FILE")
-    ] = None,
-    **flags: Any,
-) -> None:
+@with_flags
+def eval(request: EvalRequest, json: JsonFile = None, html: HtmlFile = None) -> None:
     """Evaluate selectors at 1-4 shots: VQA accuracy with intervals and paired differences.
 
     Zero-shot, random and nearest-neighbour are always beside them, and the best of the pool where
     the answerer is cheap (exact at one shot, a lower bound at more).
     """
-    from lever_data.store.files import require_writable, write_json, write_text
+    from lever_data.store.files import write_text
     from lever_train.evaluate.api import run_evaluation
     from lever_train.evaluate.scoreboard_page import scoreboard_page
 
-    require_writable([path for path in (json, html) if path is not None])
-    request = EvalRequest(
-        store=store,
-        checkpoints=tuple(checkpoint),
-        questions=build(Questions, flags),
-        contest=build(Contest, flags),
-        answerer=build(AnswererSpec, flags),
-        runs=tuple(run),
-    )
     with progress_bar("eval", "answers") as advance:
         found = run_evaluation(request, advance)
     board = found.scoreboard
-    show_scoreboard(board)
-    if json is not None:
-        write_json(json, board.to_json())
-        notice(f"wrote {json}")
+    if not emit(board.to_json(), json):
+        show_scoreboard(board)
     if html is not None:
         write_text(html, scoreboard_page(board))
         notice(f"wrote {html}")
     notice(f"{'committed' if found.is_new else 'already evaluated'} as {board.run}")
-
-
-eval = with_flags(eval, Questions, Contest, AnswererSpec)
 
 
 def show_scoreboard(board: Scoreboard) -> None:

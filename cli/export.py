@@ -5,26 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from lever_data.options import words
+from lever_data.vocabulary import DEFAULT_STORE, JsonFile, RunName, StorePath
 
-from .common import DEFAULT_STORE, JsonFlag, StoreOption, emit_json, emit_table, progress_bar
+from .common import emit, emit_table, progress_bar
+from .flags import with_flags
 
 
+@with_flags
 def export(
-    run: Annotated[str, typer.Option("--run", help="The run's id, or a prefix only it has.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write; .gz compresses it.")],
-    store: StoreOption = DEFAULT_STORE,
-    json: JsonFlag = False,
+    run: RunName,
+    out: Annotated[Path, words("File to write; .gz compresses it.", metavar="FILE", output=True)],
+    store: StorePath = DEFAULT_STORE,
+    json: JsonFile = None,
 ) -> None:
     """Write a run back as legacy JSON, equal as JSON to what was ingested.
 
-    [bold]lever export --store S --run RUN --out back.json[/bold]
+    lever export --store S --run RUN --out back.json
     """
     from lever_data.sources.export import export as export_run
-    from lever_data.store.files import require_writable
     from lever_data.store.store import Store
 
-    require_writable([out])
     with progress_bar("export") as advance:
         done = export_run(Store.open(store), run, out, advance)
     row: dict[str, object] = {
@@ -33,7 +34,5 @@ def export(
         "candidates": done.num_candidates,
         "file": str(out),
     }
-    if json:
-        emit_json(row)
-    else:
+    if not emit(row, json):
         emit_table(list(row), [list(row.values())])

@@ -1,104 +1,113 @@
-"""Options from dataclasses: a field with ``help`` in its metadata is a flag, defined once.
+"""A command from its signature: every parameter that is a model becomes the flags of its fields.
 
-In go dataclasses and the values typer parsed; out come commands with those options, and instances.
+In goes a function whose parameters are models (:class:`lever_data.options.Section`) or
+``Annotated`` words of :mod:`lever_data.vocabulary`; out comes the function typer wants, which
+validates what was given and calls the first with the models.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, Field, fields
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel, create_model
 
-Model = TypeVar("Model")
+from lever_data.options import (
+    Option,
+    Section,
+    Tables,
+    TablesOf,
+    flag_of,
+    options,
+    section_of,
+    tables_of,
+)
+from lever_data.toml import validated
+from lever_data.vocabulary import STDOUT
+
+Command = Callable[..., None]
 
 
-def with_flags(command: Any, *models: type, leave_out: Collection[str] = ()) -> Any:
-    """The command, its ``**flags`` replaced by an option for every such field of ``models`` but
-    those named in ``leave_out``."""
+def with_flags(command: Command) -> Command:
+    """The command as typer wants it."""
     own = inspect.signature(command, eval_str=True)
-    fixed = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    added = [
-        _parameter(model, f)
-        for model in models
-        for f in fields(model)
-        if _is_flag(f) and f.name not in leave_out
-    ]
-    command.__signature__ = own.replace(parameters=[*fixed, *added])
-    command.__annotations__ = {p.name: p.annotation for p in (*fixed, *added)}
-    return command
-
-
-def build(model: type[Model], flags: Mapping[str, Any], **fixed: Any) -> Model:
-    """An instance from the flags that were given; ``fixed`` are fields that are no flags.
-
-    Raises:
-        UsageError: a list of numbers is none.
-    """
-    given = {
-        f.name: _value(model, f, flags[_key(model, f)])
-        for f in fields(model)  # type: ignore[arg-type]
-        if _is_flag(f) and flags.get(_key(model, f)) is not None
+    context = [p for p in own.parameters.values() if p.annotation is typer.Context]
+    fields: dict[str, Any] = {
+        f"{p.name}_": (p.annotation, ... if p.default is p.empty else p.default)
+        for p in own.parameters.values()
+        if p not in context
     }
-    return model(**given, **fixed)
+    # the underscore keeps `json` apart from the method of that name
+    model = create_model("Flags", __base__=Section, **fields)
+    choices = list(options(model))
+
+    @wraps(command)
+    def run(**flags: Any) -> None:
+        given = {p.name: flags.pop(p.name) for p in context}
+        tables = tables_of(choices, flags)
+        for name, field in model.model_fields.items():
+            if section_of(field) is not None:  # of which nothing was given: its defaults
+                tables.setdefault(name, {})
+            if any(isinstance(mark, TablesOf) for mark in field.metadata):
+                tables[name] = _by_dotted_name(tables[name])
+        built = validated(model, tables, "the option", flag_of(choices))
+        _require_writable(built)
+        command(**given, **{name[:-1]: getattr(built, name) for name in fields})
+
+    parameters = [*context, *map(_parameter, choices)]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
 
 
-def _is_flag(item: Field[Any]) -> bool:
-    return "help" in item.metadata
+def _by_dotted_name(tables: Tables) -> dict[str, Any]:
+    """Values of sections by dotted names, such as ``rce.lr``."""
+    return {f"{s}.{name}": value for s, inner in tables.items() for name, value in inner.items()}
 
 
-def _key(model: type, item: Field[Any]) -> str:
-    return f"{model.__name__.lower()}__{item.name}"
+def _require_writable(built: BaseModel) -> None:
+    """Refuse files that cannot be written before the work that would fill them."""
+    files = [
+        path
+        for name, field in type(built).model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("output")
+        if isinstance(path := getattr(built, name), Path) and path != STDOUT
+    ]
+    if files:
+        from lever_data.store.files import require_writable
+
+        require_writable(files)
 
 
-def _flag(item: Field[Any]) -> str:
-    return str(item.metadata.get("flag", f"--{item.name.replace('_', '-')}"))
-
-
-def _kind(model: type, item: Field[Any]) -> type:
-    """The type of one value, None left out; a tuple is written as text with commas."""
-    hint = get_type_hints(model)[item.name]
-    inner = [a for a in get_args(hint) if a not in (type(None), Ellipsis)]
-    kind: type = inner[0] if inner else hint
-    return kind
-
-
-def _is_list(item: Field[Any]) -> bool:
-    return isinstance(item.default, tuple)
-
-
-def _parameter(model: type, item: Field[Any]) -> inspect.Parameter:
-    kind = str if _is_list(item) else _kind(model, item)
-    flag = _flag(item)
-    default: Any = item.default
-    shown = ",".join(map(str, default)) if _is_list(item) else default
-    speaks = shown not in (None, "", False, MISSING)
-    text = item.metadata["help"] + (f" Default: {shown}." if speaks and kind is not bool else "")
-    names = (f"{flag}/--no-{flag[2:]}",) if kind is bool and item.default else (flag,)
-    option = typer.Option(
-        *names,
-        help=text.replace("[", "\\["),
-        metavar=item.metadata.get("metavar"),
-        rich_help_panel=(model.__doc__ or "").strip().splitlines()[0].rstrip("."),
-        show_default=False,
-    )
+def _parameter(item: Option) -> inspect.Parameter:
+    """An option as a parameter of the command; ``None`` means not given."""
+    common: dict[str, Any] = {"help": item.help, "metavar": item.said("metavar")}
+    is_required = item.field.is_required()
+    if item.said("argument"):
+        made: Any = typer.Argument(**common, show_default=False)
+    else:
+        made = typer.Option(
+            *item.flag.split(" "),
+            **common,
+            envvar=item.said("env"),
+            rich_help_panel=None if item.said("everyday") or is_required else item.panel,
+            show_default=False,
+        )
+    default: Any = [] if item.is_repeatable else None
     return inspect.Parameter(
-        _key(model, item),
+        item.key,
         inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
+        default=inspect.Parameter.empty if is_required else default,
+        annotation=Annotated[_annotated(item), made],
     )
 
 
-def _value(model: type, item: Field[Any], given: Any) -> Any:
-    if not _is_list(item):
-        return given
-    kind = _kind(model, item)
-    try:
-        return tuple(kind(word) for word in given.split(",") if word.strip())
-    except ValueError:
-        from lever_data.errors import UsageError
-
-        raise UsageError(f"{_flag(item)} is a list of numbers", value=given, hint="1,2,3") from None
+def _annotated(item: Option) -> Any:
+    kind: Any = item.kind
+    if item.is_repeatable:
+        return list[kind]
+    return kind if item.field.is_required() else kind | None

@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
+from lever_data.options import words
+from lever_data.vocabulary import DEFAULT_STORE, Device, Limit, RunNames, StorePath
+from lever_train.options.evaluate import Questions
 
-from lever_train.options.evaluate import EvalRequest, Questions
-
-from .common import DEFAULT_STORE, RunsOption, StoreOption, notice
-from .flags import build, with_flags
+from .common import notice
+from .flags import with_flags
 
 
+@with_flags
 def predict(
     out: Annotated[
-        Path, typer.Option("--out", help="JSON lines, or Parquet by the name's ending.")
+        Path,
+        words("JSON lines, or Parquet by the name's ending.", metavar="FILE", output=True),
     ],
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="The selector.")],
-    store: StoreOption = DEFAULT_STORE,
-    run: RunsOption = [],  # noqa: B006 - typer copies it
-    shot_num: Annotated[int, typer.Option(help="Demonstrations to pick.", min=1)] = 4,
-    limit: Annotated[int | None, typer.Option(help="The first so many questions.", min=1)] = None,
-    device: Annotated[str, typer.Option(help="Where the selector runs.")] = "cpu",
-    **flags: Any,
+    checkpoint: Annotated[Path, words("The selector.", metavar="FILE")],
+    questions: Questions,
+    store: StorePath = DEFAULT_STORE,
+    runs: RunNames = (),
+    shot_num: Annotated[int, words("Demonstrations to pick.", everyday=True, ge=1)] = 4,
+    limit: Limit = None,
+    device: Device = "cpu",
 ) -> None:
     """Write the picked demonstrations of every question: pointer and question ids, in order."""
-    from lever_data.store.files import require_writable
     from lever_train.evaluate.api import predict as library
     from lever_train.evaluate.predictions import write_picks
-    from lever_train.options.evaluate import Contest
+    from lever_train.options.evaluate import Contest, EvalRequest
 
-    require_writable([out])
     contest = Contest(
         shots=(shot_num,), limit=() if limit is None else (limit,), device=device, oracle="no"
     )
-    request = EvalRequest(store, (checkpoint,), build(Questions, flags), contest, runs=tuple(run))
-    picks = library(request)
+    picks = library(
+        EvalRequest(
+            store=store, checkpoints=(checkpoint,), questions=questions, contest=contest, runs=runs
+        )
+    )
     write_picks(picks, out)
     notice(f"wrote {picks.num_rows:,} picks to {out}")
-
-
-predict = with_flags(predict, Questions)

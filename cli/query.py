@@ -8,44 +8,44 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
+from lever_data.options import words
+from lever_data.vocabulary import DEFAULT_STORE, RunNames, SqlDir, StorePath
 
-from .common import (
-    DEFAULT_STORE,
-    RunsOption,
-    SqlDirOption,
-    StoreOption,
-    emit_table,
-    notice,
-)
+from .common import emit_table, notice
+from .flags import with_flags
 
 
+@with_flags
 def query(
-    sql: Annotated[str | None, typer.Argument(help="The SELECT.", show_default=False)] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="Read the SELECT from here.")] = None,
-    store: StoreOption = DEFAULT_STORE,
-    run: RunsOption = [],  # noqa: B006 - typer copies it
-    sql_dir: SqlDirOption = None,
+    sql: Annotated[str | None, words("The SELECT.", argument=True)] = None,
+    file: Annotated[
+        Path | None, words("Read the SELECT from here.", metavar="FILE", everyday=True)
+    ] = None,
+    store: StorePath = DEFAULT_STORE,
+    runs: RunNames = (),
+    sql_dir: SqlDir = None,
     form: Annotated[
-        Literal["table", "csv", "json", "parquet"], typer.Option("--format", help="Form of output.")
+        Literal["table", "csv", "json", "parquet"],
+        words("Form of the output.", "--format", everyday=True),
     ] = "table",
-    out: Annotated[Path | None, typer.Option("--out", help="Write here, not to stdout.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds the query may take.")] = 300.0,
-    memory: Annotated[float, typer.Option(help="Gigabytes the query may use.")] = 4.0,
+    out: Annotated[
+        Path | None,
+        words("Write here, not to stdout.", metavar="FILE", everyday=True, output=True),
+    ] = None,
+    timeout: Annotated[float, words("Seconds the query may take.", gt=0)] = 300.0,
+    memory: Annotated[float, words("Gigabytes the query may use.", gt=0, lt=1e6)] = 4.0,
 ) -> None:
     """Run one reading SELECT over the store's relations (`lever views` lists them).
 
-    [bold]lever query "select gen_method, avg(vqa_correct) from all_candidates group by 1"[/bold]
+    lever query "select gen_method, avg(vqa_correct) from all_candidates group by 1"
     """
     from lever_data.relations.query import QueryOptions, write_query
 
-    if out is not None:
-        from lever_data.store.files import require_writable, writing
-
-        require_writable([out])
-    options = QueryOptions(runs=tuple(run), sql_dir=sql_dir, timeout=timeout, memory=_bytes(memory))
+    options = QueryOptions(runs=runs, sql_dir=sql_dir, timeout=timeout, memory=int(memory * 1e9))
     text = _text(sql, file)
     if out is not None:
+        from lever_data.store.files import writing
+
         chosen = _form_of(out) if form == "table" else form
         with writing(out) as handle:
             rows = write_query(store, text, chosen, handle, options)
@@ -57,14 +57,6 @@ def query(
     else:
         write_query(store, text, form, sys.stdout.buffer, options)
         sys.stdout.buffer.flush()
-
-
-def _bytes(gigabytes: float) -> int:
-    from lever_data.errors import UsageError
-
-    if not 0 < gigabytes < 1e6:
-        raise UsageError("--memory must be a positive number of gigabytes", value=gigabytes)
-    return int(gigabytes * 1e9)
 
 
 def _text(sql: str | None, file: Path | None) -> str:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-import typer
+from lever_data.options import words
+from lever_data.vocabulary import (
+    DEFAULT_STORE,
+    Annotations,
+    JsonFile,
+    Questions,
+    RunName,
+    StorePath,
+)
 
-from .common import DEFAULT_STORE, JsonFlag, StoreOption, emit_json, emit_table, notice
+from .common import emit, emit_table, notice
+from .flags import with_flags
 
 _SHOWN = 20
 
 
+@with_flags
 def rescore(
-    run: Annotated[str, typer.Option("--run", help="The run, or a prefix only it has.")],
-    questions: Annotated[
-        Path | None,
-        typer.Option(help="Official question file of the run's split. Default: what is ingested."),
-    ] = None,
-    annotations: Annotated[Path | None, typer.Option(help="Official annotation file.")] = None,
-    store: StoreOption = DEFAULT_STORE,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Leave rows without annotation as they are.")
-    ] = False,
-    json: JsonFlag = False,
+    run: RunName,
+    questions: Questions = None,
+    annotations: Annotations = None,
+    store: StorePath = DEFAULT_STORE,
+    allow_missing: Annotated[bool, words("Leave rows without annotation as they are.")] = False,
+    json: JsonFile = None,
 ) -> None:
     """Recompute the official accuracy of stored answers, as a new run.
 
@@ -37,9 +41,8 @@ def rescore(
 
     request = RescoreRequest(run, questions, annotations, allow_missing)
     done = rescore(Store.open(store), request)
-    if json:
-        changes = [asdict(change) for change in done.changes]
-        emit_json({**asdict(done), "run": done.run.run, "changes": changes})
+    changes = [asdict(change) for change in done.changes]
+    if emit({**asdict(done), "run": done.run.run, "changes": changes}, json):
         return
     notice(f"{'rescored as' if done.is_new else 'already rescored as'} {done.run.run}")
     counts = {

@@ -5,37 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from lever_data.options import words
+from lever_data.vocabulary import DryRun, JsonFile
 
-from .common import emit_json, emit_table, notice, progress_bar
+from .common import emit, emit_table, notice, progress_bar
+from .flags import with_flags
 
 if TYPE_CHECKING:
     from lever_train.flow.pipeline import Planned
 
 
+@with_flags
 def run(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            help="The legacy form: task dataset gpu lever_lm sampler model.",
+    legacy_words: Annotated[
+        tuple[str, ...],
+        words(
+            "The legacy form: task dataset gpu lever_lm sampler model.",
             metavar="[LEGACY WORDS]",
-            show_default=False,
+            argument=True,
         ),
-    ] = [],  # noqa: B006 - typer copies it
+    ] = (),
     config: Annotated[
-        Path | None, typer.Option(help="The pipeline's config; ./lever.toml if none is named.")
+        Path | None,
+        words(
+            "The pipeline's config; ./lever.toml if none is named.", metavar="FILE", everyday=True
+        ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, and why.")
-    ] = False,
+    dry_run: DryRun = False,
     force: Annotated[
-        list[str], typer.Option(help="Redo this step even if nothing changed (repeatable).")
-    ] = [],  # noqa: B006
-    answerer: Annotated[str | None, typer.Option(help="Who answers; beats the config.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda:N, mps; beats the config.")] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the plan or outputs as JSON.")
-    ] = False,
+        tuple[str, ...], words("Redo this step even if nothing changed.", metavar="STEP")
+    ] = (),
+    answerer: Annotated[str | None, words("Who answers; beats the config.")] = None,
+    device: Annotated[str | None, words("cpu, cuda:N, mps; beats the config.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Run embeddings → SFT → RL data → audit → RCE (+ GRPO) → older format → evaluation.
 
@@ -45,8 +47,8 @@ def run(
 
     from lever_train.flow import run as library
 
-    request = library.RunRequest(tuple(words), config, answerer, device, Path(), dict(os.environ))
-    say = notice if json else print
+    request = library.RunRequest(legacy_words, config, answerer, device, Path(), dict(os.environ))
+    say = print if json is None else notice
     for line in request.opening():
         say(line)
     resolved = request.resolve()
@@ -56,9 +58,7 @@ def run(
         return
     with progress_bar("run") as advance:
         outputs = library.run(resolved, notice, advance, force)
-    if json:
-        emit_json(outputs)
-    else:
+    if not emit(outputs, json):
         _show_result(outputs, library.summary(resolved, outputs))
         print(f"use it: {library.use_it(resolved, outputs)}")  # no table: it must not be wrapped
 
@@ -75,10 +75,8 @@ def _show_result(outputs: dict[str, Any], summary: list[tuple[str, str]]) -> Non
     emit_table(["made", "where"], summary)
 
 
-def _show_plan(plan: list[Planned], json: bool) -> None:
+def _show_plan(plan: list[Planned], json: Path | None) -> None:
     rows = [[item.step.name, item.verdict, item.why] for item in plan]
-    if json:
-        names = ("step", "verdict", "why")
-        emit_json([dict(zip(names, row, strict=True)) for row in rows])
-    else:
+    names = ("step", "verdict", "why")
+    if not emit([dict(zip(names, row, strict=True)) for row in rows], json):
         emit_table(["step", "what", "why"], rows)

@@ -8,14 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import DEFAULT_STORE, JsonFlag, StoreOption, emit_json, emit_table, notice
+from lever_data.options import words
+from lever_data.vocabulary import DEFAULT_STORE, JsonFile, StorePath
 
-app = typer.Typer(help="List, show and remove runs.", invoke_without_command=True)
+from .common import emit, emit_table, notice
+from .flags import with_flags
+from .help import Group, Help
+
+OneRun = Annotated[str, words("The run, or a prefix that only it has.", argument=True)]
+app = typer.Typer(help="List, show and remove runs.", invoke_without_command=True, cls=Group)
 
 
 @app.callback()
+@with_flags
 def list_runs(
-    context: typer.Context, store: StoreOption = DEFAULT_STORE, json: JsonFlag = False
+    context: typer.Context, store: StorePath = DEFAULT_STORE, json: JsonFile = None
 ) -> None:
     """List the runs of a store, oldest first."""
     if context.invoked_subcommand is not None:
@@ -36,8 +43,8 @@ def list_runs(
         }
         for r in found.runs
     ]
-    if json:
-        emit_json(runs)
+    if emit(runs, json):
+        pass
     elif not runs and not found.damaged:
         notice("The store has no runs yet; `lever ingest FILE` makes one.")
     elif runs:
@@ -48,20 +55,20 @@ def list_runs(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Help)
+@with_flags
 def show(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="The run's id, or a prefix only it has.")],
-    store: StoreOption = DEFAULT_STORE,
-    json: JsonFlag = False,
+    run: OneRun,
+    store: StorePath = DEFAULT_STORE,
+    json: JsonFile = None,
 ) -> None:
     """Show one run's manifest: source, parameters, rows, files."""
     from lever_data.store.store import Store
 
     found = asdict(Store.open(_store(context, store)).run(run))
     found["path"] = str(found["path"])
-    if json:
-        emit_json(found)
+    if emit(found, json):
         return
     rows: list[list[Any]] = []
     for key, value in found.items():
@@ -72,11 +79,12 @@ def show(
     emit_table(["field", "value"], rows)
 
 
-@app.command()
+@app.command(cls=Help)
+@with_flags
 def rm(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="The run's id, or a prefix only it has.")],
-    store: StoreOption = DEFAULT_STORE,
+    run: OneRun,
+    store: StorePath = DEFAULT_STORE,
 ) -> None:
     """Remove a run from the store, whole."""
     from lever_data.store.store import Store

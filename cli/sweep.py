@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import JsonFlag, emit_json, emit_table, notice, progress_bar
+from lever_data.options import words
+from lever_data.vocabulary import JsonFile
+
+from .common import emit, emit_table, notice, progress_bar
+from .flags import with_flags
 
 if TYPE_CHECKING:
     from lever_train.flow.sweep import SweepReport
 
 
+@with_flags
 def sweep(
-    config: Annotated[Path, typer.Argument(help="The sweep file.", metavar="SWEEP.toml")],
-    jobs: Annotated[int, typer.Option(help="Cells at a time, each in a process.")] = 1,
-    json: JsonFlag = False,
+    config: Annotated[Path, words("The sweep file.", metavar="SWEEP.toml", argument=True)],
+    jobs: Annotated[
+        int, words("Cells at a time, each in a process.", metavar="N", everyday=True)
+    ] = 1,
+    json: JsonFile = None,
 ) -> None:
     """Sweep over views, rewards and any training option; finished cells are kept.
 
@@ -34,9 +41,7 @@ def sweep(
         resolved = resolved.model_copy(update={"base": str(folder / CONFIG)})
     with progress_bar("sweep", "cells") as advance:
         report = library(resolved, jobs, notice, advance)
-    if json:
-        emit_json(report.to_json())
-    else:
+    if not emit(report.to_json(), json):
         _show(report)
     notice(f"committed as {report.run}: select * from sweeps where sweep = '{report.name}'")
     if report.failed:

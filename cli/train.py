@@ -6,57 +6,44 @@ option has one definition. A TOML file gives the same by section and name.
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from lever_data.options import Tables, TablesOf, words
+from lever_data.vocabulary import DEFAULT_STORE, RunNames, SqlDir, StorePath
+from lever_train.options.resolve import resolve
+from lever_train.options.train import TrainConfig
 
-from lever_train.options.resolve import Option, options, resolve
-
-from .common import (
-    DEFAULT_STORE,
-    RunsOption,
-    SqlDirOption,
-    StoreOption,
-    emit_table,
-    notice,
-    progress_bar,
-)
+from .common import emit_table, notice, progress_bar
+from .flags import with_flags
 
 if TYPE_CHECKING:
     from lever_train.learn.train import TrainResult
 
 
+@with_flags
 def train(
-    store: StoreOption = DEFAULT_STORE,
-    run: RunsOption = [],  # noqa: B006 - typer copies it
-    sql_dir: SqlDirOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for checkpoints and metrics.")] = None,
+    given: Annotated[Tables, TablesOf(TrainConfig)],
+    out: Annotated[Path, words("Folder for checkpoints and metrics.", metavar="DIR")],
+    store: StorePath = DEFAULT_STORE,
+    runs: RunNames = (),
+    sql_dir: SqlDir = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of options; flags beat it.", metavar="FILE")
+        Path | None, words("TOML file of options; flags beat it.", metavar="FILE", everyday=True)
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the training in --out.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the training in --out.")
-    ] = False,
-    **flags: Any,
+    resume: Annotated[bool, words("Continue the training in --out.", everyday=True)] = False,
+    overwrite: Annotated[bool, words("Replace the training in --out.", everyday=True)] = False,
 ) -> None:
     """Train a selector: RCE, then GRPO if asked; or SFT on InfoScore beams."""
-    from lever_data.errors import UsageError
     from lever_train.learn import train as trainer
     from lever_train.learn.data import Source
 
-    if out is None:
-        raise UsageError("no output folder is named", hint="--out DIR")
     with progress_bar("train", "queries") as advance:
         result = trainer.train(
             trainer.TrainRequest(
-                source=Source(store, tuple(run), sql_dir),
+                source=Source(store, runs, sql_dir),
                 out=out,
-                config=resolve(config, flags),
+                config=resolve(config, given),
                 resume=resume,
                 overwrite=overwrite,
                 notify=notice,
@@ -80,35 +67,3 @@ def _show(result: TrainResult) -> None:
         rate = result.groups / result.seconds
         notice(f"{result.groups:,} groups in {result.seconds:.1f} s: {rate:,.0f} queries/s")
     notice(f"last checkpoint {result.last.resolve().name}, best {result.best.name} in {result.out}")
-
-
-def _parameter(item: Option) -> inspect.Parameter:
-    """A field of the config as a parameter of the command; ``None`` means not given."""
-    kind, repeatable = item.base
-    annotation: Any = Literal[item.choices] if item.choices else kind
-    option = typer.Option(
-        *item.declarations,
-        help=item.help.replace("[", "\\["),
-        rich_help_panel=item.panel.replace("[", "\\["),
-        show_default=False,
-    )
-    annotation = list[annotation] if repeatable else annotation | None
-    return inspect.Parameter(
-        item.key,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=[] if repeatable else None,
-        annotation=Annotated[annotation, option],
-    )
-
-
-def _with_options(command: Any) -> Any:
-    """The command with one parameter for every option of the config."""
-    own = inspect.signature(command, eval_str=True)
-    fixed = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    added = [_parameter(item) for item in options()]
-    command.__signature__ = own.replace(parameters=[*fixed, *added])
-    command.__annotations__ = {p.name: p.annotation for p in (*fixed, *added)}
-    return command
-
-
-train = _with_options(train)

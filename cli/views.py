@@ -7,27 +7,24 @@ from typing import Annotated
 
 import typer
 
-from .common import (
-    DEFAULT_STORE,
-    JsonFlag,
-    RunsOption,
-    SqlDirOption,
-    StoreOption,
-    emit_json,
-    emit_table,
-    notice,
-)
+from lever_data.options import words
+from lever_data.vocabulary import DEFAULT_STORE, JsonFile, RunNames, SqlDir, StorePath
 
-app = typer.Typer(help="List the relations of a store, or show one's SQL.")
+from .common import emit, emit_table, notice
+from .flags import with_flags
+from .help import Group, Help
+
+app = typer.Typer(help="List the relations of a store, or show one's SQL.", cls=Group)
 
 
 @app.callback(invoke_without_command=True)
+@with_flags
 def list_views(
     context: typer.Context,
-    store: StoreOption = DEFAULT_STORE,
-    run: RunsOption = [],  # noqa: B006 - typer copies it
-    sql_dir: SqlDirOption = None,
-    json: JsonFlag = False,
+    store: StorePath = DEFAULT_STORE,
+    runs: RunNames = (),
+    sql_dir: SqlDir = None,
+    json: JsonFile = None,
 ) -> None:
     """List every relation with its grain and number of rows."""
     if context.invoked_subcommand is not None:
@@ -35,9 +32,8 @@ def list_views(
         return
     from lever_data.report.views import list_views as library
 
-    views = library(store, runs=run, sql_dir=sql_dir)
-    if json:
-        emit_json([asdict(v) for v in views])
+    views = library(store, runs=runs, sql_dir=sql_dir)
+    if emit([asdict(v) for v in views], json):
         return
     emit_table(
         ["view", "rows", "grain", "what it answers"],
@@ -48,12 +44,13 @@ def list_views(
             notice(f"broken: {view.name}: {view.error}")
 
 
-@app.command()
+@app.command(cls=Help)
+@with_flags
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="The relation.")],
-    store: StoreOption = DEFAULT_STORE,
-    sql_dir: SqlDirOption = None,
+    name: Annotated[str, words("The relation.", argument=True)],
+    store: StorePath = DEFAULT_STORE,
+    sql_dir: SqlDir = None,
 ) -> None:
     """Print the SQL of one relation."""
     from lever_data.report.views import view_sql

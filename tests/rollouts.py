@@ -51,28 +51,20 @@ class World:
 
     def request(self, **changes: Any) -> Request:
         """The plain rollout; ``changes`` are fields of any part of the request."""
-        which = Which(self.store, dataset="d", split="train")
-        inputs = Inputs(
-            query_embeddings=str(self.embeddings),
-            pool=self.pool,
-            questions=self.questions,
-            annotations=self.annotations,
-        )
-        parts: dict[str, Any] = {
-            "which": which,
-            "inputs": inputs,
-            "recipe": Recipe(),
-            "answerer": AnswererSpec(),
+        models = {"which": Which, "inputs": Inputs, "recipe": Recipe, "answerer": AnswererSpec}
+        parts: dict[str, Any] = {name: {} for name in models}
+        parts["which"] = {"store": self.store, "dataset": "d", "split": "train"}
+        parts["inputs"] = {
+            "query_embeddings": str(self.embeddings),
+            "pool": self.pool,
+            "questions": self.questions,
+            "annotations": self.annotations,
         }
         own: dict[str, Any] = {"shard_size": 8}
         for name, value in changes.items():
-            owner = next((p for p in parts if name in parts[p].__dataclass_fields__), None)
-            if owner is None or name == "shot_num":
-                own[name] = value
-            else:
-                fields = {f: getattr(parts[owner], f) for f in parts[owner].__dataclass_fields__}
-                parts[owner] = type(parts[owner])(**(fields | {name: value}))
-        return Request(**parts, **own)
+            owner = next((p for p, m in models.items() if name in m.model_fields), None)
+            (own if owner is None or name == "shot_num" else parts[owner])[name] = value
+        return Request.model_validate(own | {p: models[p](**parts[p]) for p in models})
 
     def argv(self, *more: str | Path) -> list[str]:
         """The plain rollout as a command line."""

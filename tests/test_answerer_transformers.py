@@ -192,7 +192,7 @@ def test_features_that_were_dropped_are_computed_again(
 
 @pytest.fixture
 def answerer(folder: Path) -> Iterator[TransformersAnswerer]:
-    found = make_answerer(AnswererSpec(f"transformers:{folder}", batch_size=4), _around())
+    found = make_answerer(AnswererSpec(spec=f"transformers:{folder}", batch_size=4), _around())
     assert isinstance(found, TransformersAnswerer)
     yield found
 
@@ -296,13 +296,13 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_parameters_change_the_scope(folder: Path) -> None:
     def told(**changes: Any) -> dict[str, Any]:
         return make_answerer(
-            AnswererSpec(f"transformers:{folder}", **changes), _around()
+            AnswererSpec(spec=f"transformers:{folder}", **changes), _around()
         ).generation()
 
     assert told() == told(batch_size=7)  # how it is batched is no part of an answer
     others = [told(max_new_tokens=6), told(num_beams=1), told(length_penalty=1.0)]
     assert all(other != told() for other in others)
-    name = make_answerer(AnswererSpec("qwen2.5_vl_3B"), _around())
+    name = make_answerer(AnswererSpec(spec="qwen2.5_vl_3B"), _around())
     assert name.name == "Qwen2.5-VL-3B-Instruct"
 
 
@@ -312,7 +312,7 @@ def test_another_model_in_a_folder_of_the_same_name_is_another_scorer(
     """A fine-tuned model has the config of the old one; its answers are never the old ones."""
 
     def told(path: Path) -> tuple[str, Any]:
-        answerer = make_answerer(AnswererSpec(f"transformers:{path}"), _around())
+        answerer = make_answerer(AnswererSpec(spec=f"transformers:{path}"), _around())
         return answerer.name, answerer.generation()["model"]
 
     copy = tmp_path / folder.name

@@ -15,7 +15,8 @@ from lever_data.relations.reward_spec import RewardSpec
 from lever_data.report.audit import AuditRequest, audit, audit_views
 from lever_data.report.scored import put_settings
 from lever_data.report.verdict import verdict
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.files import write_json
 from lever_data.store.store import Store
 from tests.audits import KEYS, rows

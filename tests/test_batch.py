@@ -182,13 +182,13 @@ def test_the_shared_pool_is_every_id_of_the_selected_runs(tmp_path: Path) -> Non
 def test_pool_files_that_are_none(tmp_path: Path) -> None:
     con = connect(new_store(tmp_path))
     with pytest.raises(UsageError, match="no such pool file"):
-        open_pools(con, str(tmp_path / "none.npy"), "stg_candidates", ("d", "train"))
+        open_pools(con, tmp_path / "none.npy", "stg_candidates", ("d", "train"))
     np.save(tmp_path / "flat.npy", np.zeros(3))
     with pytest.raises(LeverError, match=r"one array \[n, K\]"):
-        open_pools(con, str(tmp_path / "flat.npy"), "stg_candidates", ("d", "train"))
+        open_pools(con, tmp_path / "flat.npy", "stg_candidates", ("d", "train"))
     (tmp_path / "text.npy").write_text("hello")
     with pytest.raises(LeverError, match="cannot be read"):
-        open_pools(con, str(tmp_path / "text.npy"), "stg_candidates", ("d", "train"))
+        open_pools(con, tmp_path / "text.npy", "stg_candidates", ("d", "train"))
 
 
 def test_embeddings_of_every_format_are_float32(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_the_command(store: Store) -> None:
     done = lever("check", "--store", store.path)
     assert "checked 1 run, 2 files, 10 tests: 0 problems" in done.stdout
     data_file(run).write_bytes(b"PAR1")
-    failed = lever("check", "--store", store.path, "--json", check=False)
+    failed = lever("check", "--store", store.path, "--json", "-", check=False)
     assert failed.returncode == 1
     assert json.loads(failed.stdout)["problems"][0]["kind"] == "file"
     assert "Error: the store has 1 problem" in failed.stderr

@@ -48,7 +48,7 @@ def test_without_training_there_is_no_win(result: DemoResult) -> None:
         dataset="demo",
         query_embeddings=str(files.embeddings("val")),
         candidate_embeddings=str(files.embeddings("train")),
-        pool=str(files.pool("val")),
+        pool=files.pool("val"),
     )
     held = open_held_out(connect(result.config.data.store), questions)
     answerer = NearestAnswerer(

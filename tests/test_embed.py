@@ -105,7 +105,7 @@ def store(tmp_path: Path) -> Store:
 
 def _request(store: Store, encoder: Path, **more: object) -> EmbedRequest:
     images = store.path.parent / "images"
-    return EmbedRequest(store.path, str(encoder), image_root=images, **more)  # type: ignore[arg-type]
+    return EmbedRequest(store=store.path, encoder=str(encoder), image_root=images, **more)
 
 
 def _vectors(store: Store, name: str) -> torch.Tensor:
@@ -224,7 +224,7 @@ def test_a_text_encoder_averages_its_tokens(store: Store, tmp_path: Path) -> Non
     model = BertModel(config).eval()
     model.save_pretrained(folder)
     _tokenizer(folder)
-    embed(EmbedRequest(store.path, str(folder), features="text", name="bert"))
+    embed(EmbedRequest(store=store.path, encoder=str(folder), features="text", name="bert"))
     ids = torch.tensor([[0, *_ids(folder, "who uses this"), 1]])
     with torch.no_grad():
         expected = normalize(model(input_ids=ids).last_hidden_state.mean(1), dim=-1)
@@ -244,7 +244,7 @@ def _ids(folder: Path, text: str) -> list[int]:
 def test_the_command_and_its_errors(store: Store, clip: Path, tmp_path: Path) -> None:
     common = ["embed", "--store", store.path, "--encoder", clip]
     images = ["--image-root", tmp_path / "images"]
-    done = lever(*common, *images, "--json")
+    done = lever(*common, *images, "--json", "-")
     assert json.loads(done.stdout)["names"][0].endswith("-both")
     assert "already embedded: 4 items" in lever(*common, *images).stdout
     refused = lever(*common, check=False)

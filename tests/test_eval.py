@@ -20,7 +20,8 @@ from lever_data import connect
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.prompts import Prompt
 from lever_data.items.vqa_metric import vqa_accuracy
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
 from lever_demo.files import DATASET, WorldFiles, write_world
 from lever_demo.world import World, WorldSpec, make_world
@@ -52,7 +53,9 @@ class Place:
         self.files: WorldFiles = write_world(self.world, folder / "world")
         self.store = Store.create(folder / "store")
         paths = [self.files.rl_data, self.files.questions("train"), self.files.annotations("train")]
-        assert len(list(ingest(paths, self.store, IngestOptions(DATASET, "train")))) == 2
+        assert (
+            len(list(ingest(paths, self.store, IngestOptions(dataset=DATASET, split="train")))) == 2
+        )
         torch.manual_seed(0)
         self.checkpoint = folder / "fresh.pt"
         selector = make_selector(96, ModelConfig(hidden=32))
@@ -64,7 +67,7 @@ class Place:
             dataset=DATASET,
             query_embeddings=str(self.files.embeddings("val")),
             candidate_embeddings=str(self.files.embeddings("train")),
-            pool=str(self.files.pool("val")),
+            pool=self.files.pool("val"),
             questions=self.files.questions("val"),
             annotations=self.files.annotations("val"),
         )
@@ -74,10 +77,10 @@ class Place:
 
     def request(self, **contest: object) -> EvalRequest:
         return EvalRequest(
-            self.store.path,
-            (self.checkpoint,),
-            self.questions,
-            replace(Contest(), **contest),  # type: ignore[arg-type]
+            store=self.store.path,
+            checkpoints=(self.checkpoint,),
+            questions=self.questions,
+            contest=Contest.model_validate(contest),
         )
 
     @property
@@ -220,7 +223,7 @@ def test_limits_are_nested_subsets(place: Place, evaluated: Evaluated) -> None:
 
 def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> None:
     """Under the same names: what was shown counts, and nothing else in the folder."""
-    asked = replace(place.questions, image_root=tmp_path)
+    asked = place.questions.but(image_root=tmp_path)
     held = open_held_out(connect(place.store), asked, 4)
     shown = [item.image for item in (*held.queries, *held.examples.values())]
     for path in shown:
@@ -228,9 +231,9 @@ def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> N
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(path.name.encode())
     with serving() as endpoint:
-        spec = AnswererSpec(f"openai:{endpoint.url}", model="m")
-        request = replace(
-            place.request(shots=(1,), limit=(4,), oracle="no"), questions=asked, answerer=spec
+        spec = AnswererSpec(spec=f"openai:{endpoint.url}", model="m")
+        request = place.request(shots=(1,), limit=(4,), oracle="no").but(
+            questions=asked, answerer=spec
         )
         first = run_evaluation(request)
         (tmp_path / "other.jpg").write_bytes(b"never shown")
@@ -370,12 +373,12 @@ def test_bad_requests_say_what_is_wrong(
 
 
 def test_a_pick_needs_embeddings_of_the_candidates(place: Place) -> None:
-    questions = replace(place.questions, candidate_embeddings=None)
+    questions = place.questions.but(candidate_embeddings=None)
     with pytest.raises(UsageError, match="need embeddings of their own"):
         open_held_out(connect(place.store), questions)
 
 
 def test_embeddings_of_another_split_are_refused(place: Place) -> None:
-    other = replace(place.questions, query_embeddings=place.questions.candidate_embeddings)
+    other = place.questions.but(query_embeddings=place.questions.candidate_embeddings)
     with pytest.raises(LeverError, match=r"embeddings have \d+ rows, the split val has \d+ quest"):
         open_held_out(connect(place.store), other)

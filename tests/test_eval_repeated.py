@@ -38,14 +38,16 @@ def _evaluate(world: World, endpoint: Endpoint) -> Evaluated:
         split="train",
         candidate_split="train",
         query_embeddings=str(world.embeddings),
-        pool=str(world.pool),
+        pool=world.pool,
         questions=world.questions,
         annotations=world.annotations,
         image_root=world.images,
     )
-    spec = AnswererSpec(f"openai:{endpoint.url}", "m", patience=5.0)
+    spec = AnswererSpec(spec=f"openai:{endpoint.url}", model="m", patience=5.0)
     contest = Contest(shots=(1,), oracle="no")
-    return run_evaluation(EvalRequest(world.store, (), questions, contest, spec))
+    return run_evaluation(
+        EvalRequest(store=world.store, questions=questions, contest=contest, answerer=spec)
+    )
 
 
 def _stored(world: World, run: str | None) -> list[tuple[object, ...]]:

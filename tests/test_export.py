@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 
 from lever_data.sources.export import export
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Run, Store
 from tests.commands import lever
 from tests.legacy_strategies import (
@@ -32,7 +33,7 @@ def round_trip(text: bytes, folder: Path) -> Any:
     source, out = folder / "in.json", folder / "out.json"
     source.write_bytes(text)
     store = Store.create(folder / "store")
-    (done,) = ingest([source], store, IngestOptions("d", "train"))
+    (done,) = ingest([source], store, IngestOptions(dataset="d", split="train"))
     export(store, done.run.run, out)
     return json.loads(out.read_bytes())
 
@@ -94,7 +95,7 @@ def test_a_rollout_becomes_a_file_that_comes_back_as_the_same_rows(tmp_path: Pat
     assert first["note"] == 1
     assert second["error"] == "timed out"
     assert second["vqa_acc_score"] is None
-    (back,) = ingest([tmp_path / "r.json"], store, IngestOptions("d", "train"))
+    (back,) = ingest([tmp_path / "r.json"], store, IngestOptions(dataset="d", split="train"))
     found, stored = (
         [pq.read_table(f, partitioning=None).to_pylist() for f in r.table_files("candidates")]
         for r in (back.run, run)

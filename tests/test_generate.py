@@ -16,9 +16,9 @@ from lever_cli.__main__ import main
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.vqa_metric import METRIC_VERSION, vqa_accuracy
 from lever_data.store.store import Store
-from lever_train.options.rollout import Request
+from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.ask import Tally
-from lever_train.rollout.generate import Execution, commit, forecast, generate
+from lever_train.rollout.generate import commit, forecast, generate
 from lever_train.rollout.job import new_asker, resolve, shard_folder
 from lever_train.rollout.work import make_shard
 from tests.rollouts import World, make_world, rows
@@ -100,7 +100,7 @@ def test_shard_size_and_parts_do_not_change_a_byte(world: World) -> None:
     assert whole is not None
     Store.open(world.store).remove(whole.run)
     for part in range(3):
-        outcome = generate(world.request(shard_size=5), Execution(part=(part, 3)))
+        outcome = generate(world.request(shard_size=5), Execution(shard=f"{part}/3"))
         assert (outcome.run is None) == (part < 2)
         assert part == 2 or outcome.missing > 0
     assert outcome.run is not None
@@ -254,13 +254,14 @@ def test_what_was_ingested_is_official(world: World) -> None:
     ("changes", "message"),
     [
         ({"queries": "a", "from_view": "b"}, "only one of --queries, --target-view"),
-        ({"budget": 5}, "--budget is a number of candidates above 0"),
-        ({"shots": (1, 5)}, "shot numbers lie between 1 and 4"),
+        ({"budget": 5}, "--budget goes with --target-view"),
+        ({"shots": (1, 5)}, "less than or equal to 4; at Request.shots"),
         ({"shots": (3,), "shot_num": 2}, "longer prefixes than --shot-num"),
-        ({"temps": (1.0, 0.0)}, "distinct temperatures above 0"),
-        ({"num_beams": -1}, "--num-beams cannot be negative"),
+        ({"temps": (1.0, 0.0)}, "greater than 0; at Recipe.temps"),
+        ({"temps": (1.0, 1.0)}, "distinct temperatures above 0"),
+        ({"num_beams": -1}, "greater than or equal to 0; at Recipe.num_beams"),
         ({"num_beams": 0, "temps": (), "num_random": 0}, "nothing to propose"),
-        ({"limit": 0}, "--limit must be above 0"),
+        ({"limit": 0}, "greater than or equal to 1; at Which.limit"),
         ({"annotations": None}, "--questions and --annotations go together"),
         ({"query_embeddings": None}, "proposals need embeddings"),
         ({"spec": "gpt"}, "unknown answerer"),
@@ -306,13 +307,13 @@ def test_the_command_line_as_written(world: World, capfd: pytest.CaptureFixture[
     assert lever(*world.argv(*more)) == 0
     told = capfd.readouterr().out
     assert "file 100.0%, fallback 0.0%, failed 0.0%" in told
-    assert lever(*world.argv("--json")) == 0  # the values above are the defaults
+    assert lever(*world.argv("--json", "-")) == 0  # the values above are the defaults
     again = json.loads(capfd.readouterr().out)
     assert again["already"] and again["run"] in told
     assert lever(*world.argv("--shots", "1,two")) == 2
-    assert "--shots is a list of numbers" in capfd.readouterr().err
+    assert "unable to parse string as an integer; at --shots; value 'two'" in capfd.readouterr().err
     assert lever(*world.argv("--shard", "3/3", "--seed", "4")) == 2
-    assert "--shard i/n needs 0 <= i < n" in capfd.readouterr().err
+    assert "--shard is i/n with 0 <= i < n" in capfd.readouterr().err
 
 
 def test_view_and_run_names_travel_safely(world: World) -> None:

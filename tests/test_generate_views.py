@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,12 +31,12 @@ def test_from_view_answers_stored_pointers_afresh(world: World) -> None:
     same = ("query_id", "pointer", "gen_method", "logprob_score", "temperature", "vqa_acc_score")
     pairs = zip(rows(first.run), rows(outcome.run), strict=True)
     assert all(a[c] == b[c] for a, b in pairs for c in same)
-    shorter = generate(replace(again, shot_num=1))
+    shorter = generate(again.but(shot_num=1))
     ones = rows(shorter.run)
     assert {len(r["pointer"]) for r in ones} == {1}
     assert len({(r["query_id"], *r["pointer"]) for r in ones}) == len(ones)
     with pytest.raises(LeverError, match="has fewer than 3 demonstrations"):
-        generate(replace(again, shot_num=3))
+        generate(again.but(shot_num=3))
 
 
 def test_target_view_adds_only_what_is_new(world: World) -> None:

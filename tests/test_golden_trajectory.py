@@ -29,16 +29,16 @@ from tests.stores import candidate, commit, new_store
 from tests.training import steps_of
 
 FLAGS = {
-    "data__query_embeddings": str(OKVQA / "train_question_embeddings.pt"),
-    "data__split_ratio": 1.0,
-    "data__order": "file",
-    "run__tied_groups": "keep",
-    "model__dropout": 0.0,
-    "model__attention_dropout": 0.0,
-    "model__sft_checkpoint": str(GOLDEN / "trajectory_init.v3.pt"),
-    "rce__epochs": 3,
-    "grpo__epochs": 2,
-    "grpo__topk_baseline": "subset",
+    "data.query_embeddings": str(OKVQA / "train_question_embeddings.pt"),
+    "data.split_ratio": 1.0,
+    "data.order": "file",
+    "run.tied_groups": "keep",
+    "model.dropout": 0.0,
+    "model.attention_dropout": 0.0,
+    "model.sft_checkpoint": str(GOLDEN / "trajectory_init.v3.pt"),
+    "rce.epochs": 3,
+    "grpo.epochs": 2,
+    "grpo.topk_baseline": "subset",
 }
 
 
@@ -73,7 +73,7 @@ def test_rce_through_the_whole_trainer(
 ) -> None:
     import polars as pl
 
-    config = resolve(None, FLAGS | {"grpo__epochs": 0})
+    config = resolve(None, FLAGS | {"grpo.epochs": 0})
     train(TrainRequest(source, tmp_path / "out", config))
     table = pl.read_parquet(tmp_path / "out" / "metrics.parquet")
     _close(steps_of(table, "rce", "loss"), expected["losses"]["rce"])

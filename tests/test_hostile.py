@@ -22,7 +22,8 @@ from lever_data.relations.rewards import reward_sql
 from lever_data.relations.selection import Selection, census
 from lever_data.report.check import check
 from lever_data.sources.export import export
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.manifest import sealed
 from lever_data.store.store import Store
 from tests.commands import lever
@@ -51,7 +52,7 @@ def test_names_of_data_sets_stay_data(tmp_path: Path, name: str) -> None:
     source.write_text(json.dumps({"0": {"pointer_candidates": [record]}}))
     store = Store.create(tmp_path / "store")
     outside = sorted(p for p in tmp_path.rglob("*") if store.path not in p.parents)
-    run = next(iter(ingest([source], store, IngestOptions(ODD[name], ODD[name])))).run
+    run = next(iter(ingest([source], store, IngestOptions(dataset=ODD[name], split=ODD[name])))).run
     assert run.path.parent == store.path / "runs"
     assert run.run.replace("-", "").replace("_", "").isalnum() and len(run.run) < 200
     rows = connect(store, runs=[run.run]).execute("select dataset, split from candidates")

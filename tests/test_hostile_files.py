@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
 from lever_train.selector.checkpoint import load_selector
 from tests.commands import lever
@@ -80,7 +81,7 @@ def test_a_malicious_pickle_never_runs(tmp_path: Path, name: str) -> None:
             path = _zip(tmp_path / "evil.pt", payload, protocol=protocol)
             for file in (path, plain):
                 with pytest.raises(LeverError):
-                    list(ingest([file], store, IngestOptions("d", "train")))
+                    list(ingest([file], store, IngestOptions(dataset="d", split="train")))
                 with pytest.raises(LeverError):
                     load_selector(file)
         assert not marker.exists(), shape
@@ -137,7 +138,11 @@ def test_a_pickle_bomb_ends_quickly(tmp_path: Path, name: str) -> None:
         archive.writestr("archive/data.pkl", BOMBS[name]())
     started = time.monotonic()
     with pytest.raises(LeverError):
-        list(ingest([path], Store.create(tmp_path / "store"), IngestOptions("d", "train")))
+        list(
+            ingest(
+                [path], Store.create(tmp_path / "store"), IngestOptions(dataset="d", split="train")
+            )
+        )
     with pytest.raises(LeverError):
         load_selector(path)
     assert time.monotonic() - started < 10
@@ -189,6 +194,6 @@ def test_hostile_vectors_are_refused(tmp_path: Path, name: str) -> None:
     path.write_bytes(VECTORS[name]())
     store = Store.create(tmp_path / "store")
     with pytest.raises(LeverError) as caught:
-        list(ingest([path], store, IngestOptions("d", "train")))
+        list(ingest([path], store, IngestOptions(dataset="d", split="train")))
     assert str(path) in caught.value.message()
     assert store.runs() == []

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Run, Store
 from tests.commands import lever
 
@@ -54,7 +55,9 @@ def rows(run: Run, table: str) -> list[dict[str, Any]]:
 
 
 def ingest_one(path: Path, store: Path, **options: Any) -> Run:
-    (done,) = ingest([path], Store.create(store), IngestOptions("d", "train", **options))
+    (done,) = ingest(
+        [path], Store.create(store), IngestOptions(dataset="d", split="train", **options)
+    )
     return done.run
 
 
@@ -72,13 +75,13 @@ def test_rl_data_becomes_rows_in_order_of_query_and_candidate(tmp_path: Path) ->
 
 def test_the_command_prints_a_row_per_run_and_says_what_it_assumed(tmp_path: Path) -> None:
     source = write(tmp_path, "a.json", RL)
-    done = lever("ingest", source, "--store", tmp_path / "s", "--json")
+    done = lever("ingest", source, "--store", tmp_path / "s", "--json", "-")
     (row,) = json.loads(done.stdout)
     assert row["kind"] == "rl_data"
     assert row["rows"] == 3
     assert f"{source}: no --dataset given: assuming default" in done.stderr
     assert f"{source}: no --split given: assuming train" in done.stderr
-    again = lever("ingest", source, "--store", tmp_path / "s", "--json")
+    again = lever("ingest", source, "--store", tmp_path / "s", "--json", "-")
     assert json.loads(again.stdout) == [row]
     assert f"already ingested as {row['run']}; nothing changed" in again.stderr
     assert len(Store.open(tmp_path / "s").runs()) == 1
@@ -144,7 +147,7 @@ def test_beams_leave_off_the_query_and_keep_their_rank(tmp_path: Path) -> None:
 def test_questions_and_annotations_become_examples_in_any_order(tmp_path: Path) -> None:
     questions = write(tmp_path, "q.json", QUESTIONS)
     annotations = write(tmp_path, "a.json", ANNOTATIONS)
-    done = lever("ingest", annotations, questions, "--store", tmp_path / "s", "--json")
+    done = lever("ingest", annotations, questions, "--store", tmp_path / "s", "--json", "-")
     (row,) = json.loads(done.stdout)
     run = Store.open(tmp_path / "s").run(row["run"])
     assert (run.kind, run.split, run.num_rows) == ("examples", "val", 2)

@@ -10,7 +10,8 @@ import pytest
 
 from lever_data.errors import LeverError
 from lever_data.readers.json_object import VALUE_LIMIT
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Run, Store
 
 GOOD = '"0": {"pointer_candidates": [{"pointer": [1, 2], "vqa_correct": 1}]}'
@@ -77,7 +78,7 @@ def run_ingest(text: bytes, folder: Path, salvage: bool = False) -> tuple[Run, l
     path = folder / "f.json"
     path.write_bytes(text)
     said: list[str] = []
-    options = IngestOptions("d", "s", salvage=salvage, notice=said.append)
+    options = IngestOptions(dataset="d", split="s", salvage=salvage, notice=said.append)
     (done,) = ingest([path], Store.create(folder / "store"), options)
     return done.run, said
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from lever_data.sources.export import export
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Run, Store
 from tests.shared_data import OKVQA, needs_shared
 
@@ -42,7 +43,7 @@ FILES = [
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """Every training file, by its name (questions and annotations: by that of the questions)."""
     store = Store.create(tmp_path_factory.mktemp("okvqa") / "store")
-    done = ingest([OKVQA / f for f in FILES], store, IngestOptions("okvqa", "train"))
+    done = ingest([OKVQA / f for f in FILES], store, IngestOptions(dataset="okvqa", split="train"))
     names = [f for f in FILES if "annotations" not in f]
     return {name: d.run for name, d in zip(names, done, strict=True)}
 
@@ -114,5 +115,5 @@ def test_embeddings_are_those_torch_reads(runs: dict[str, Run]) -> None:
 def test_the_validation_files_name_their_split(tmp_path: Path) -> None:
     files = ["OpenEnded_mscoco_val2014_questions.json.gz", "mscoco_val2014_annotations.json.gz"]
     store = Store.create(tmp_path / "store")
-    (done,) = ingest([OKVQA / f for f in files], store, IngestOptions("okvqa"))
+    (done,) = ingest([OKVQA / f for f in files], store, IngestOptions(dataset="okvqa"))
     assert (done.run.split, done.run.num_rows) == ("val", 5_046)

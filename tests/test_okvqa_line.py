@@ -63,7 +63,7 @@ def _count(store: Path, sql: str, *words: object) -> int:
 
 
 def _run_id(store: Path, rows: int) -> str:
-    runs = json.loads(lever("runs", "--store", store, "--json"))
+    runs = json.loads(lever("runs", "--store", store, "--json", "-"))
     (found,) = [r["run"] for r in runs if r["rows"] == rows and r["kind"] in ("rl_data", "beam")]
     return str(found)
 
@@ -113,11 +113,11 @@ def test_candidates_two_runs_hold_are_counted_once(store: Path) -> None:
 
 
 def test_the_same_source_again_changes_nothing(store: Path) -> None:
-    before = lever("runs", "--store", store, "--json")
+    before = lever("runs", "--store", store, "--json", "-")
     where = ("--store", store, "--dataset", "okvqa", "--split", "train")
     said = lever("ingest", BIG, *where, both=True)
     assert "already ingested as " + _run_id(store, 88_827) in said
-    assert lever("runs", "--store", store, "--json") == before
+    assert lever("runs", "--store", store, "--json", "-") == before
 
 
 def test_export_equals_the_source_for_every_kind(store: Path, tmp_path: Path) -> None:

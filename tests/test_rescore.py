@@ -13,7 +13,8 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.relations.db import open_session
 from lever_data.report.rescore import Change, RescoreRequest, rescore
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Run, Store
 from tests.commands import lever
 from tests.shared_data import OKVQA, needs_shared
@@ -164,7 +165,7 @@ def test_the_command(store: Store, tmp_path: Path) -> None:
         line.split() for line in shown.stdout.splitlines()
     ]
     assert "rescored as rescore-d-train-" in shown.stderr
-    found = json.loads(lever(*words, "--json").stdout)
+    found = json.loads(lever(*words, "--json", "-").stdout)
     assert found["num_unknown_before"] == 1
     assert [tuple(change.values()) for change in found["changes"]] == [
         (0, 0, "red", "fallback", 0.5, 0.0),

@@ -70,7 +70,7 @@ def test_it_is_audited_and_compared(tmp_path: Path) -> None:
     rows = {row["reward_mode"]: row for row in audit(store, AuditRequest()).figures["reward_modes"]}
     assert rows["bonus"]["num_queries"] == rows["hard_plus_soft"]["num_queries"]
     assert rows["bonus"]["tied_share"] == 0.0 < rows["hard_only"]["tied_share"]
-    of_bonus = AuditRequest(reward=RewardSpec("bonus", rel_weight=0.1))
+    of_bonus = AuditRequest(reward=RewardSpec(mode="bonus", rel_weight=0.1))
     both = audit_views(store, of_bonus, ["all_candidates", "beam"])
     assert [found.figures["reward"] for found in both] == ["bonus", "bonus"]
     assert all("reward_bonus" in found.sql["mode_rewards"] for found in both)
@@ -78,7 +78,7 @@ def test_it_is_audited_and_compared(tmp_path: Path) -> None:
 
 def test_what_it_reads_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(LeverError, match="reads a column that is null") as caught:
-        audit(Bench(tmp_path).store, AuditRequest(reward=RewardSpec("bonus")))
+        audit(Bench(tmp_path).store, AuditRequest(reward=RewardSpec(mode="bonus")))
     assert caught.value.value == "vqa_rel_token_f1"
 
 

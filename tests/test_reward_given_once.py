@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from lever_data.errors import UsageError
+from lever_data.relations.reward_spec import RewardSpec
 from lever_train.options.pipeline import load_pipeline
 from lever_train.options.resolve import resolve, to_toml
 from lever_train.options.sweep import cell_config, load_sweep
-from lever_train.options.train import RewardConfig, TrainConfig
+from lever_train.options.train import TrainConfig
 from tests.commands import lever
 
 FLAGS = {"mode": "soft_only", "expression": "vqa_correct"}
@@ -43,7 +44,7 @@ def test_both_flags_are_refused(tmp_path: Path, command: str) -> None:
 
 def test_the_mode_that_is_the_default_is_a_mode_given() -> None:
     with pytest.raises(UsageError, match="exclude each other"):
-        resolve(None, {"reward__mode": RewardConfig().mode, "reward__expression": "1"})
+        resolve(None, {"reward.mode": RewardSpec().mode, "reward.expression": "1"})
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,8 @@ def test_both_in_a_file_are_refused(
 @pytest.mark.parametrize(
     ("flags", "found"),
     [
-        ({"reward__mode": "separated"}, ("separated", None)),
-        ({"reward__expression": "1"}, (RewardConfig().mode, "1")),
+        ({"reward.mode": "separated"}, ("separated", None)),
+        ({"reward.expression": "1"}, (RewardSpec().mode, "1")),
     ],
 )
 @pytest.mark.parametrize("name", FLAGS)
@@ -98,10 +99,10 @@ def test_a_flag_replaces_what_the_file_says(
 
 
 def test_a_config_with_an_expression_is_read_back(tmp_path: Path) -> None:
-    config = resolve(None, {"reward__expression": "vqa_correct"})
+    config = resolve(None, {"reward.expression": "vqa_correct"})
     again = resolve(_write(tmp_path, to_toml(config)), {})
     assert again == config
-    assert _reward(resolve(tmp_path / "file.toml", {"reward__mode": "separated"})) == (
+    assert _reward(resolve(tmp_path / "file.toml", {"reward.mode": "separated"})) == (
         "separated",
         None,
     )
@@ -111,8 +112,8 @@ def test_a_config_with_an_expression_is_read_back(tmp_path: Path) -> None:
     ("shared", "found"),
     [
         ("", ("soft_only", None)),
-        ('[train.reward]\nexpression = "1"\n', (RewardConfig().mode, "1")),
-        ('[grid]\n"reward.expression" = ["2"]\n', (RewardConfig().mode, "2")),
+        ('[train.reward]\nexpression = "1"\n', (RewardSpec().mode, "1")),
+        ('[grid]\n"reward.expression" = ["2"]\n', (RewardSpec().mode, "2")),
         (
             '[train.reward]\nexpression = "1"\n[grid]\n"reward.mode" = ["separated"]\n',
             ("separated", None),
@@ -123,7 +124,7 @@ def test_a_cell_replaces_what_the_sweep_says_and_that_what_the_base_says(
     tmp_path: Path, shared: str, found: tuple[str, str | None]
 ) -> None:
     sweep = load_sweep(_write(tmp_path, f'name = "s"\n{shared}'))
-    base = TrainConfig(reward=RewardConfig(mode="soft_only", hard_weight=2.0))
+    base = TrainConfig(reward=RewardSpec(mode="soft_only", hard_weight=2.0))
     config = cell_config(base, sweep, sweep.settings()[0], "x")
     assert _reward(config) == found and config.reward.hard_weight == 2.0
 

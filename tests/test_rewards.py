@@ -183,7 +183,7 @@ def test_the_largest_reward_of_a_file_is_that_of_its_macro(mode: str) -> None:
     for _ in range(20):
         weights = [draw.choice([-1.5, 0.0, 0.3, 1.0, 2.0]) for _ in range(3)]
         hard, soft, rel = weights
-        spec = RewardSpec(mode, hard_weight=hard, soft_weight=soft, rel_weight=rel)
+        spec = RewardSpec(mode=mode, hard_weight=hard, soft_weight=soft, rel_weight=rel)
         sql = f"select max({reward_sql(spec)}) from ({_CORNERS}) as v"
         (best,) = con.execute(sql).fetchall()[0]
         (said,) = con.execute(
@@ -202,8 +202,8 @@ def test_unknown_modes_and_weights_are_usage_errors() -> None:
         reward_sql(RewardSpec(mode="multi_shot", shot_weights=(1.0, 1.0)))
     with pytest.raises(UsageError, match="soft_only has no shot weights"):
         reward_sql(RewardSpec(mode="soft_only", shot_weights=(0.5, 0.5)))
-    with pytest.raises(UsageError, match="01 or pm1"):
-        reward_sql(RewardSpec(mode="legacy", correctness_mode="x"))
+    with pytest.raises(UsageError, match="should be '01' or 'pm1'"):
+        RewardSpec(mode="legacy", correctness_mode="x")
 
 
 def test_a_mode_whose_column_is_all_null_says_which_and_how(tmp_path: Path) -> None:
@@ -246,5 +246,5 @@ def test_a_mode_needs_what_its_weights_weigh(tmp_path: Path) -> None:
     with pytest.raises(LeverError, match="value 'info, vqa_acc_score'") as caught:
         require_scores(con, "candidates", RewardSpec(mode="hybrid", soft_weight=0))
     assert "InfoScore" in str(caught.value.hint)
-    with pytest.raises(UsageError, match="hard_weight is not a finite number"):
-        reward_sql(RewardSpec(hard_weight=float("nan")))
+    with pytest.raises(UsageError, match=r"finite number; at RewardSpec\.hard_weight"):
+        RewardSpec(hard_weight=float("nan"))

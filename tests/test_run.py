@@ -223,7 +223,7 @@ def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPat
     assert "grpo_epoch1.pt" in done.stdout
     assert _use(done.stdout) == 120  # the train split: nothing of another is known
     assert lever(*command).stderr.count("skipped: unchanged") == 5
-    assert json.loads(lever(*command, "--dry-run", "--json").stdout)[0]["verdict"] == "skip"
+    assert json.loads(lever(*command, "--dry-run", "--json", "-").stdout)[0]["verdict"] == "skip"
 
 
 def test_checkpoints_of_another_trainer_are_left_alone(
@@ -290,10 +290,10 @@ def test_from_questions_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         f'query_embeddings = "{files.embeddings("train")}"\n'
         f'eval_embeddings = "{files.embeddings("val")}"\n'
         'sql_dir = "views"\n[train.data]\nview = ["mine"]\n'
-        "[pool]\nsize = 8\n[beam]\nqueries = 20\n[train.sft]\nepochs = 1\n"
+        "[pool]\nsize = 8\n[beam]\nlimit = 20\n[train.sft]\nepochs = 1\n"
         "[train.rce]\nepochs = 1\n[train.run]\nbatch_size = 16\n[eval]\nshots = [1, 2]\n"
     )
-    outputs = json.loads(lever("run", "--config", config, "--json").stdout)
+    outputs = json.loads(lever("run", "--config", config, "--json", "-").stdout)
     assert outputs["beam"]["run"].startswith("beam-demo-train-")
     assert outputs["generate"]["run"].startswith("rollout-demo-train-")
     assert outputs["sft"]["checkpoint"].endswith("sft/sft_epoch1.pt")
@@ -301,7 +301,7 @@ def test_from_questions_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {row["selector"] for row in found["rows"]} == {
         "zero_shot", "random", "nearest", "oracle", "sft", "rce",
     }  # fmt: skip
-    plan = json.loads(lever("run", "--config", config, "--dry-run", "--json").stdout)
+    plan = json.loads(lever("run", "--config", config, "--dry-run", "--json", "-").stdout)
     verdicts = {item["step"]: item["verdict"] for item in plan}
     assert verdicts.pop("embed") == "idle" and set(verdicts.values()) == {"skip"}
     assert _use(lever("run", "--config", config).stdout) == 40

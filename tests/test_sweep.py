@@ -132,7 +132,7 @@ def test_a_sweep_runs_resumes_and_reports(
         'name = "s"\nbase = "d/lever.toml"\n[train.rce]\nepochs = 1\n[train.grpo]\nepochs = 0\n'
         '[train.sft]\nepochs = 1\n[grid]\n"reward.mode" = ["hard_plus_soft", "soft_only"]\n',
     )
-    report = json.loads(lever("sweep", path, "--jobs", jobs, "--json").stdout)
+    report = json.loads(lever("sweep", path, "--jobs", jobs, "--json", "-").stdout)
     cells = report["cells"]
     assert [c["accuracy"] for c in cells] == sorted((c["accuracy"] for c in cells), reverse=True)
     assert {c["settings"]["reward.mode"] for c in cells} == {"hard_plus_soft", "soft_only"}
@@ -162,7 +162,7 @@ def test_a_failed_cell_is_named_and_the_others_stay(
         'name = "s"\nbase = "d/lever.toml"\n[train.rce]\nepochs = 1\n[train.grpo]\nepochs = 0\n'
         '[train.sft]\nepochs = 1\n[grid]\n"data.view" = [["beam"], ["no_such_view"]]\n',
     )
-    done = lever("sweep", path, "--json", check=False)
+    done = lever("sweep", path, "--json", "-", check=False)
     assert done.returncode == 1 and "there is no such view" in done.stderr
     report = json.loads(done.stdout)
     assert len(report["cells"]) == len(report["failed"]) == 1

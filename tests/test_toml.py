@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from lever_data.errors import UsageError
+from lever_data.toml import read_toml
 from lever_train.options.pipeline import load_pipeline
 from lever_train.options.resolve import resolve
 from lever_train.options.sweep import load_sweep
-from lever_train.options.toml import read_toml
 
 HEADS = "num_heads 3 does not divide hidden 256"
 LOW = "Input should be greater than or equal to 0"

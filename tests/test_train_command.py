@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lever_train.options.resolve import options, resolve
+from lever_data.options import options
+from lever_train.options.resolve import resolve
+from lever_train.options.train import TrainConfig
 from lever_train.selector.checkpoint import load_selector
 from tests.commands import Done, lever
 from tests.training import Bench
@@ -75,7 +77,7 @@ def test_help_names_every_option() -> None:
     from lever_cli.train import train
 
     help_text = lever("train", "--help").stdout
-    for item in options():
+    for item in options(TrainConfig):
         assert item.field.description, item.key
         assert item.flag.split("/")[0][:16] in help_text, item.flag
     assert train.__doc__ is not None
@@ -83,7 +85,7 @@ def test_help_names_every_option() -> None:
 
 def test_every_legacy_flag_exists_with_its_default() -> None:
     """Names and defaults of LEGACY.md, "Training" and "Defaults"."""
-    by_flag = {flag: o.field.default for o in options() for flag in o.flag.split("/")}
+    by_flag = {flag: o.field.default for o in options(TrainConfig) for flag in o.flag.split("/")}
     expected = {
         "--rce-epochs": 5,
         "--rce-lr": 1e-4,

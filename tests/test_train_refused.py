@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.options import from_flags
 from lever_data.store.schema import CANDIDATES
 from lever_data.store.store import RunSpec
 from lever_train.learn import validate
@@ -141,7 +142,7 @@ def test_a_good_checkpoint_stays_where_a_later_epoch_ends_in_nan(
         {"gradient_clip": "nan"},
         {"rce_temperature_start": "inf"},
         {"hard_weight": "nan"},
-        {"shot_weights": "0.5,inf"},
+        {"shot_weights": (0.5, float("inf"))},
         {"importance_cap": "inf"},
     ],
 )
@@ -188,7 +189,7 @@ def test_what_no_machine_can_do_is_refused(
 
 @pytest.mark.parametrize("amount", ["32MB", "1.5 gb", "600MiB", "2TB"])
 def test_amounts_of_memory(amount: str) -> None:
-    config = resolve(None, {"run__memory_limit": amount})
+    config = resolve(None, {"run.memory_limit": amount})
     with duckdb.connect() as con:
         con.execute("set memory_limit = ?", [config.run.memory_limit])
 
@@ -211,7 +212,7 @@ def test_missing_vectors_name_the_query(bench: Bench) -> None:
 def test_the_config_file_and_the_flags(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("[rce]\nepochs = 7\nlr = 2e-4\n[grpo]\nkl_target_max = 0.05\n")
-    config = resolve(file, {"rce__epochs": 2, "data__view": ["beam"]})
+    config = resolve(file, {"rce.epochs": 2, "data.view": ["beam"]})
     assert (config.rce.epochs, config.rce.lr, config.grpo.kl_target_max) == (2, 2e-4, 0.05)
     assert config.data.view == ("beam",)
     file.write_text(to_toml(config))
@@ -250,10 +251,10 @@ def test_an_empty_store(tmp_path: Path) -> None:
 
 
 def test_a_list_of_numbers_is_written_with_commas() -> None:
-    config = resolve(None, {"reward__shot_weights": "0.5, 0.3,0.2"})
+    config = from_flags(TrainConfig, {"reward__shot_weights": "0.5, 0.3,0.2"})
     assert config.reward.shot_weights == (0.5, 0.3, 0.2)
     with pytest.raises(UsageError, match="valid number") as caught:
-        resolve(None, {"reward__shot_weights": "0.5,half"})
+        from_flags(TrainConfig, {"reward__shot_weights": "0.5,half"})
     assert "--shot-weights" in str(caught.value.where)
 
 
@@ -268,6 +269,6 @@ def test_a_device_that_is_not_there(bench: Bench, name: str, message: str) -> No
 
 
 def test_sft_takes_the_beams_where_no_view_is_named() -> None:
-    assert resolve(None, {"run__stage": "sft"}).data.view == ("beam_infoscore",)
-    assert resolve(None, {"run__stage": "sft", "data__view": ["mine"]}).data.view == ("mine",)
+    assert resolve(None, {"run.stage": "sft"}).data.view == ("beam_infoscore",)
+    assert resolve(None, {"run.stage": "sft", "data.view": ["mine"]}).data.view == ("mine",)
     assert resolve(None, {}).data.view == ("all_candidates",)

@@ -10,10 +10,12 @@ import numpy as np
 import polars as pl
 import torch
 
+from lever_data.options import options
 from lever_data.store.store import Run, Store
 from lever_train.learn.data import Source
 from lever_train.learn.train import Advance, TrainRequest, TrainResult, train
-from lever_train.options.resolve import options, resolve
+from lever_train.options.resolve import resolve
+from lever_train.options.train import TrainConfig
 from tests.stores import candidate, commit, new_store
 
 QUERIES, POOL, WIDTH = 40, 12, 6
@@ -86,7 +88,7 @@ class Bench:
             self.said.append(line)
             notify(line)
 
-        keys = {o.flag.split("/")[0].lstrip("-").replace("-", "_"): o.key for o in options()}
+        keys = {o.flag[2:].split("/")[0].replace("-", "_"): o.dotted for o in options(TrainConfig)}
         config = resolve(None, {keys[k]: v for k, v in self.flags(**flags).items()})
         request = TrainRequest(
             Source(self.store.path),

@@ -1,18 +1,16 @@
-"""Which reward, as plain data. A field with ``help`` is an option of the commands that reward."""
+"""Which reward: the options of every command that rewards, as a section."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from lever_data.errors import shorten
+from lever_data.options import Section, Share, option
 
 
-def _help(text: str, **more: str) -> dict[str, str]:
-    return {"help": text, **more}
-
-
-@dataclass(frozen=True)
-class RewardSpec:
+class RewardSpec(Section):
     """What a candidate is worth.
 
     A mode of ``lever_data.relations.rewards.modes`` with its weights, or an expression of the
@@ -21,42 +19,38 @@ class RewardSpec:
     to 1.
     """
 
-    mode: str = field(
-        default="hard_plus_soft", metadata=_help("Reward mode.", flag="--reward-mode")
+    mode: str = option("hard_plus_soft", "Reward mode.", "--reward-mode", everyday=True)
+    expression: str | None = option(
+        None,
+        "A SQL expression over the view's columns in place of a mode: give one of the two. "
+        "Either, given as a flag, replaces what a file says.",
+        "--reward",
+        everyday=True,
     )
-    expression: str | None = field(
-        default=None,
-        metadata=_help(
-            "A SQL expression over the view's columns, in place of a mode.", flag="--reward"
-        ),
+    hard_weight: float = option(1.0, "Weight of vqa_correct.")
+    soft_weight: float = option(1.0, "Weight of vqa_acc_score or vqa_gt_prob.")
+    rel_weight: float = option(0.1, "Weight of vqa_rel_score.")
+    hybrid_alpha: Share = option(0.5, "Share of the information term in the mode hybrid.")
+    reward_alpha: float = option(0.0, "Weight of quality in the mode legacy.")
+    reward_beta: float = option(0.0, "Weight of correctness in the mode legacy.")
+    correctness_mode: Literal["01", "pm1"] = option(
+        "01", "Scale of correctness in the mode legacy."
     )
-    hard_weight: float = field(default=1.0, metadata=_help("Weight of vqa_correct."))
-    soft_weight: float = field(
-        default=1.0, metadata=_help("Weight of vqa_acc_score or vqa_gt_prob.")
+    use_logprob: bool = option(False, "Quality is -logprob_score in the mode legacy.")
+    shot_weights: tuple[float, ...] = option(
+        (), "Weights w_k of the mode multi_shot, such as 0.5,0.3,0.2; equal if not given."
     )
-    rel_weight: float = field(default=0.1, metadata=_help("Weight of vqa_rel_score."))
-    hybrid_alpha: float = field(
-        default=0.5, metadata=_help("Share of the information term in the mode hybrid, in [0, 1].")
-    )
-    reward_alpha: float = field(default=0.0, metadata=_help("Weight of quality in legacy."))
-    reward_beta: float = field(default=0.0, metadata=_help("Weight of correctness in legacy."))
-    correctness_mode: str = field(default="01", metadata=_help("01 or pm1, in legacy."))
-    use_logprob: bool = field(
-        default=False, metadata=_help("Quality in legacy is -log-probability.")
-    )
-    shot_weights: tuple[float, ...] = field(
-        default=(), metadata=_help("Weights of the prefixes in multi_shot: 0.5,0.3,0.2.")
-    )
+
+    @model_validator(mode="after")
+    def _given_once(self) -> Self:
+        if self.expression is not None and "mode" in self.model_fields_set:
+            raise ValueError(
+                f"--reward-mode (mode = {shorten(self.mode)}) and --reward (expression = "
+                f"{shorten(self.expression)}) exclude each other: give one of the two"
+            )
+        return self
 
     @property
     def name(self) -> str:
         """How the reward is called in reports: the mode, or the expression itself."""
         return self.expression or self.mode
-
-
-def both_given(mode: str, expression: str) -> str:
-    """What an error says where a reward is given both ways: neither is to win unseen."""
-    return (
-        f"--reward-mode (mode = {shorten(mode)}) and --reward (expression = {shorten(expression)}) "
-        "exclude each other: give one of the two"
-    )

@@ -8,20 +8,19 @@ all; the runs before a bad file stay.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.vqa_metric import METRIC_VERSION, few_annotators
 from lever_data.readers.detect import Found, detect
-from lever_data.readers.source import Progress, Source
+from lever_data.readers.source import Source
 from lever_data.sources.belong import require_known_queries
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.sources.questions import (
-    ORDERS,
     ItemFile,
-    Order,
     annotator_counts,
     example_batches,
     is_sorted,
@@ -36,35 +35,7 @@ from lever_data.sources.rl_ingest import ingest_legacy
 from lever_data.store.integrity import require_intact
 from lever_data.store.store import Run, RunSpec, Store
 
-
-@dataclass(frozen=True)
-class IngestOptions:
-    """How to ingest.
-
-    Attributes:
-        dataset: name of the data set; ``default`` where it is not given.
-        split: split of the rows; where it is not given, questions and annotations say it
-            themselves and everything else is ``train``.
-        name: name of embeddings or results in the store; their file's stem where not given.
-        salvage: commit what is whole of a broken file and list what is not.
-        order: what numbers questions: their place in the file, or that among the sorted question
-            ids, as in all legacy data.
-        image_name: names the image files, such as ``{image_id}.jpg``, in place of what the
-            questions say.
-        shots: demonstrations that the predictions of a results file were made with.
-        progress: told (bytes read, bytes in all) of the file being read.
-        notice: told what was assumed, one line at a time.
-    """
-
-    dataset: str | None = None
-    split: str | None = None
-    name: str | None = None
-    salvage: bool = False
-    order: Order = "file"
-    image_name: str | None = None
-    shots: int = 0
-    progress: Progress | None = None
-    notice: Callable[[str], None] = field(default=lambda _: None)
+__all__ = ["IngestOptions", "Ingested", "ingest"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +56,6 @@ def ingest(
             yielded before stay committed.
     """
     options = options or IngestOptions()
-    if options.order not in ORDERS:
-        raise UsageError("unknown order", value=options.order, hint=" or ".join(ORDERS))
     for unit in _units(paths):
         if isinstance(unit, LeverError):
             raise unit

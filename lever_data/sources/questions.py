@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,13 +25,11 @@ from lever_data.readers import json_exact
 from lever_data.readers.json_exact import Place
 from lever_data.readers.json_object import Scanner
 from lever_data.readers.source import Progress, Source
+from lever_data.sources.ingest_options import Order
 from lever_data.sources.rl import decode_typed
 from lever_data.sources.types import Int64
 from lever_data.store import schema
 from lever_data.store.store import Run
-
-Order = Literal["file", "question_id"]
-ORDERS: tuple[Order, ...] = ("file", "question_id")
 
 _ROWS = 50_000
 _SUBTYPE = re.compile(r"(train|val|test)(?:-[a-z]+)?(\d{4})")

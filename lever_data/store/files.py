@@ -133,7 +133,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 def write_json(path: Path, value: object) -> None:
     """Write a value as JSON for people, whole or not at all; NaN and infinity are refused."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     with writing(path) as file:
         file.write(f"{text}\n".encode())
 

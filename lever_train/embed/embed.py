@@ -58,7 +58,7 @@ def embed(request: EmbedRequest, progress: Progress = lambda done, total, note: 
         UsageError: the request contradicts itself, or the encoder cannot be loaded.
         LeverError: the store lacks the items, or an image cannot be read.
     """
-    request.check()
+    request.require_images()
     store = Store.open(request.store)
     con = connect(store)
     place = Place(request.dataset or only_dataset(con), request.split, request.image_root)

@@ -58,7 +58,6 @@ def run_evaluation(
         UsageError: the request contradicts itself.
         LeverError: something it names is missing or does not fit.
     """
-    request.check()
     store = Store.open(request.store)
     con = connect(store, runs=request.runs)
     policies = load_policies(request.checkpoints, request.contest.device, request.names)
@@ -103,7 +102,6 @@ def predict(request: EvalRequest) -> pa.Table:
     Raises:
         UsageError: not exactly one checkpoint.
     """
-    request.check()
     if len(request.checkpoints) != 1:
         raise UsageError("predict takes one checkpoint", value=len(request.checkpoints))
     con = connect(request.store, runs=request.runs)
@@ -168,7 +166,7 @@ def _answerer(request: EvalRequest, held: HeldOut, con: Any) -> Answerer:
         examples = load_embeddings(contest.answerer_candidate_embeddings, con)
     prior = [item.answers for item in held.examples.values()]
     around = Surroundings(queries.numpy(), examples.numpy(), prior)
-    return make_answerer(replace(request.answerer, device=contest.device), around)
+    return make_answerer(request.answerer.but(device=contest.device), around)
 
 
 def _answers(answerer: Answerer, store: Store) -> Answers:

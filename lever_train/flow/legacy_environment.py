@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lever_data.errors import UsageError
+from lever_data.relations.reward_spec import RewardSpec
 from lever_train.options.train import (
     DataConfig,
     GrpoConfig,
     ModelConfig,
     RceConfig,
-    RewardConfig,
     RunConfig,
     TrainConfig,
 )
@@ -30,7 +30,7 @@ def train_config(environment: Mapping[str, str], device: str) -> TrainConfig:
     env = _Environment(environment)
     return TrainConfig(
         data=DataConfig(skip_fallback=env.truth("SKIP_FALLBACK_REWARD")),
-        reward=RewardConfig(
+        reward=RewardSpec(
             mode=environment.get("REWARD_MODE", "hard_plus_soft"),
             hard_weight=env.number("HARD_WEIGHT", 1),
             soft_weight=env.number("SOFT_WEIGHT", 1),

@@ -21,7 +21,6 @@ from lever_train.flow.training import (
 )
 from lever_train.flow.work import Known, Work, given
 from lever_train.options.evaluate import Contest, EvalRequest, Questions
-from lever_train.options.rollout import AnswererSpec
 
 if TYPE_CHECKING:
     from lever_train.evaluate.api import Evaluated
@@ -57,14 +56,13 @@ def audit(work: Work) -> Step:
     from lever_data.report.audit import AuditRequest, audit_views
     from lever_data.report.audit_page import audit_page
     from lever_data.report.gate import parse_gate, require_passed
-    from lever_train.learn.data import reward_spec
 
     config = work.config
 
     def act(known: Known, begun: bool) -> Outputs:
         request = AuditRequest(
             "",
-            reward_spec(config.train),
+            config.train.reward,
             work.rl_runs(known),
             sql_dir=config.data.sql_dir,
         )
@@ -146,7 +144,7 @@ def evaluate(work: Work) -> Step:
         idle = "no eval_embeddings are given"
     parameters = {
         "eval": table.model_dump(),
-        "answerer": {"spec": answerer.spec, "model": answerer.model},
+        "answerer": answerer.answerer.model_dump(),
         "image_root": _text(data.image_root),
     }
     after = ("ingest", "embed", "pool", "sft", "train")
@@ -160,9 +158,9 @@ def judge(work: Work, known: Known, checkpoints: Mapping[str, Path]) -> Evaluate
     data, answerer = work.config.data, work.config.answerer
     _, candidate, held_out = work.embeddings(known)
     request = EvalRequest(
-        data.store,
-        tuple(checkpoints.values()),
-        Questions(
+        store=data.store,
+        checkpoints=tuple(checkpoints.values()),
+        questions=Questions(
             dataset=data.dataset,
             split=data.eval_split,
             candidate_split=data.train_split,
@@ -173,13 +171,13 @@ def judge(work: Work, known: Known, checkpoints: Mapping[str, Path]) -> Evaluate
             annotations=data.eval_annotations,
             image_root=data.image_root,
         ),
-        Contest(
+        contest=Contest(
             **work.config.eval.model_dump(),
             device=work.config.train.run.device,
             answerer_query_embeddings=_text(answerer.query_embeddings),
             answerer_candidate_embeddings=_text(answerer.candidate_embeddings),
         ),
-        AnswererSpec(spec=answerer.spec, model=answerer.model),
+        answerer=answerer.answerer,
         names=tuple(checkpoints),
     )
     return run_evaluation(request, work.advance)

@@ -5,14 +5,13 @@ Each function takes the :class:`Work` of the pipeline and returns one :class:`St
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lever_data import connect
 from lever_data.errors import UsageError
-from lever_data.sources.ingest import IngestOptions
 from lever_data.sources.ingest import ingest as ingest_library
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
 from lever_train.flow.pipeline import Outputs, Step
 from lever_train.flow.work import Known, Work, given, save_array
@@ -75,13 +74,11 @@ def embed(work: Work) -> Step:
         files: dict[str, str] = {}
         for split in dict.fromkeys((data.train_split, data.eval_split)):
             request = EmbedRequest(
+                **table.model_dump(),
                 store=data.store,
-                encoder=table.encoder,
                 dataset=data.dataset,
                 split=split,
-                features=table.features,
                 image_root=data.image_root,
-                batch_size=table.batch_size,
                 device=work.config.train.run.device,
                 out=work.out / "cache" / split,
             )
@@ -142,8 +139,8 @@ def beam(work: Work) -> Step:
 
     def act(known: Known, begun: bool) -> Outputs:
         table = config.beam
-        request = _request(work, known, Recipe(num_beams=table.width), table.shot_num)
-        request = replace(request, which=replace(request.which, limit=table.queries))
+        recipe = Recipe(num_beams=table.beam_size)
+        request = _request(work, known, recipe, table.shot_num, table.limit)
         return _rolled_out(work, search_beams(request, progress=work.advance))
 
     idle = None
@@ -166,14 +163,11 @@ def generate(work: Work) -> Step:
     data, table = work.config.data, work.config.generate
 
     def act(known: Known, begun: bool) -> Outputs:
-        recipe = Recipe(**table.model_dump(exclude={"also", "queries"}))
-        request = _request(work, known, recipe, table.shot_num)
+        recipe = Recipe(**table.model_dump(include=set(Recipe.model_fields)))
+        request = _request(work, known, recipe, table.shot_num, table.limit)
         checkpoint = known.get("sft", {}).get("checkpoint")
-        inputs = replace(
-            request.inputs, checkpoint=None if checkpoint is None else Path(checkpoint)
-        )
-        which = replace(request.which, limit=table.queries)
-        outcome = library(replace(request, inputs=inputs, which=which), progress=work.advance)
+        inputs = request.inputs.but(checkpoint=checkpoint)
+        outcome = library(request.but(inputs=inputs), progress=work.advance)
         return _rolled_out(work, outcome)
 
     idle = "RL data is given" if data.rl_data and not table.also else None
@@ -182,31 +176,31 @@ def generate(work: Work) -> Step:
     return Step("generate", act, parameters, reads, after, idle=idle)
 
 
-def _request(work: Work, known: Known, recipe: Recipe, shot_num: int) -> Request:
+def _request(work: Work, known: Known, recipe: Recipe, shot_num: int, limit: int | None) -> Request:
     """A rollout over the train split, of queries and demonstrations alike."""
-    from lever_train.options.rollout import AnswererSpec, Inputs, Request, Which
+    from lever_train.options.rollout import Inputs, Request, Which
 
-    data, answerer = work.config.data, work.config.answerer
+    data = work.config.data
     query, candidate, _ = work.embeddings(known)
-    train_pool, device = work.pools(known)[0], work.config.train.run.device
     return Request(
         which=Which(
-            data.store,
+            store=data.store,
             dataset=data.dataset,
             split=data.train_split,
             candidate_split=data.train_split,
+            limit=limit,
         ),
         inputs=Inputs(
             query_embeddings=query,
             candidate_embeddings=None if candidate == query else candidate,
-            pool=None if train_pool is None else Path(train_pool),
+            pool=work.pools(known)[0],
             questions=data.questions,
             annotations=data.annotations,
             image_root=data.image_root,
-            device=device,
+            device=work.config.train.run.device,
         ),
         recipe=recipe,
-        answerer=AnswererSpec(spec=answerer.spec, model=answerer.model, device=device),
+        answerer=work.config.answerer.answerer,
         shot_num=shot_num,
     )
 
@@ -222,7 +216,7 @@ def _rolled_out(work: Work, outcome: Outcome) -> Outputs:
 def _answering(work: Work) -> dict[str, object]:
     """Who answers a rollout, and what may be shown."""
     config, root = work.config, work.config.data.image_root
-    answerer = {"spec": config.answerer.spec, "model": config.answerer.model}
+    answerer = config.answerer.answerer.model_dump()
     return {"answerer": answerer, "image_root": None if root is None else str(root)}
 
 
@@ -230,7 +224,7 @@ def _ingest_split(
     work: Work, store: Store, split: str, files: tuple[Path, ...]
 ) -> list[tuple[str, str]]:
     """(kind, run id) of every file; embeddings and pools are read where they lie."""
-    options = IngestOptions(work.config.data.dataset, split, notice=work.say)
+    options = IngestOptions(dataset=work.config.data.dataset, split=split, notice=work.say)
     return [(done.run.kind, done.run.run) for done in ingest_library(files, store, options)]
 
 

@@ -44,11 +44,11 @@ class Work:
         held_out = data.eval_embeddings or made.get("eval")
         return query, candidate, None if held_out is None else str(held_out)
 
-    def pools(self, known: Known) -> tuple[str | None, str | None]:
+    def pools(self, known: Known) -> tuple[Path | None, Path | None]:
         """Pool files of train and eval queries: given, or made by the step pool."""
         data, made = self.config.data, known.get("pool", {})
         given = (data.pool or made.get("train"), data.eval_pool or made.get("eval"))
-        train, held_out = (None if p is None else str(p) for p in given)
+        train, held_out = (None if p is None else Path(p) for p in given)
         return train, held_out
 
     def training_files(self) -> dict[str, Path]:

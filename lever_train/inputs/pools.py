@@ -131,19 +131,19 @@ PoolSource = SharedPool | FilePool | StoredPool
 
 
 def open_pools(
-    con: duckdb.DuckDBPyConnection, file: str | None, base: str, *places: tuple[str, str]
+    con: duckdb.DuckDBPyConnection, path: Path | None, base: str, *places: tuple[str, str]
 ) -> PoolSource:
     """The pools of the queries of a place.
 
     Args:
         con: from ``lever_data.connect``.
-        file: a ``.npy`` file [n, K] of example ids; ``None``: the store decides.
+        path: a ``.npy`` file [n, K] of example ids; ``None``: the store decides.
         base: relation with dataset, split and a pointer per candidate of the selected runs,
             before any filter.
         places: (dataset, split) of the queries; query ids of another mean other questions.
     """
-    if file is not None:
-        return _from_file(file)
+    if path is not None:
+        return _from_file(path)
     here = " or ".join("(dataset = ? and split = ?)" for _ in places)
     bound = [name for place in places for name in place]
     counts = con.cursor().execute(
@@ -167,20 +167,20 @@ def open_pools(
     return _stored(cast(pa.Table, cursor.sql(sql, params=bound).to_arrow_table()))
 
 
-def _from_file(file: str) -> FilePool:
+def _from_file(path: Path) -> FilePool:
     try:
-        table = map_npy(Path(file))
+        table = map_npy(path)
     except FileNotFoundError:
-        raise UsageError("there is no such pool file", value=file) from None
+        raise UsageError("there is no such pool file", value=str(path)) from None
     except (OSError, ValueError) as error:
-        raise LeverError(f"the pool file cannot be read ({error})", where=file) from None
+        raise LeverError(f"the pool file cannot be read ({error})", where=str(path)) from None
     if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer) or 0 in table.shape:
         raise LeverError(
             "a pool file holds one array [n, K] of candidate ids",
-            where=file,
+            where=str(path),
             value=f"{table.dtype} {list(table.shape)}",
         )
-    return FilePool(Path(file).name, table)
+    return FilePool(path.name, table)
 
 
 def _stored(table: pa.Table) -> StoredPool:

@@ -16,7 +16,6 @@ from torch import Tensor
 from lever_data.catalog import quote_literal
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import Session, open_session, quote_identifier
-from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import (
     prepare_reward,
     require_scores,
@@ -151,24 +150,6 @@ def describe_data(data: TrainingData) -> Iterator[str]:
         yield f"validating on {held_out.queries:,} queries: {held_out.rows:,} candidates"
 
 
-def reward_spec(config: TrainConfig) -> RewardSpec:
-    """The reward the config asks for."""
-    reward = config.reward
-    return RewardSpec(
-        mode=reward.mode,
-        hard_weight=reward.hard_weight,
-        soft_weight=reward.soft_weight,
-        rel_weight=reward.rel_weight,
-        hybrid_alpha=reward.hybrid_alpha,
-        reward_alpha=reward.alpha,
-        reward_beta=reward.beta,
-        correctness_mode=reward.correctness_mode,
-        use_logprob=reward.use_logprob,
-        shot_weights=reward.shot_weights,
-        expression=reward.expression,
-    )
-
-
 def _selection(con: duckdb.DuckDBPyConnection, config: TrainConfig) -> Selection:
     data = config.data
     if config.run.stage == "sft":  # the best beam is the one with the highest InfoScore
@@ -178,7 +159,7 @@ def _selection(con: duckdb.DuckDBPyConnection, config: TrainConfig) -> Selection
             gen_methods=data.gen_method,
             columns=("info_score",),
         )
-    spec = reward_spec(config)
+    spec = config.reward
     prepare_reward(con, spec)
     for view in data.view:
         require_scores(con, view, spec)

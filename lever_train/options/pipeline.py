@@ -7,33 +7,46 @@ to the file. An unknown key is an error that suggests the nearest one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
-from lever_train.options.toml import inside, read_toml, require_fields, validated
-from lever_train.options.train import Section, TrainConfig, option
+from lever_data.options import Section, option
+from lever_data.toml import inside, read_toml, require_fields, validated
+from lever_data.vocabulary import (
+    DEFAULT_STORE,
+    Annotations,
+    Gates,
+    ImageRoot,
+    Limit,
+    Pool,
+    Questions,
+    SqlDir,
+    StorePath,
+)
+from lever_train.options.embed import Encoding
+from lever_train.options.evaluate import Figures
+from lever_train.options.rollout import AnswererSpec, BeamShape, Recipe, ShotNum
+from lever_train.options.train import TrainConfig
 
 
 class DataTable(Section):
     """Files and names. ``train`` items are queries and demonstrations, ``eval`` ones queries."""
 
-    store: Path = option(Path("lever-store"), "The store; made where it is not there.")
+    store: StorePath = DEFAULT_STORE
     out: Path = option(Path("lever-out"), "Folder of checkpoints, pages and `pipeline.json`.")
     checkpoints: Path | None = option(
         None, "Folder of the RL checkpoints; `rl` in `out` if not set."
     )
-    dataset: str = Field(description="Name of the dataset in the store.")
+    dataset: str = option(..., "Name of the dataset in the store.")
     train_split: str = option("train", "Split of the training queries and of all demonstrations.")
     eval_split: str = option("val", "Split of the questions that are evaluated.")
     rl_data: tuple[Path, ...] = option((), "RL data JSON files.")
     beam_data: tuple[Path, ...] = option((), "InfoScore beam JSON files, for SFT.")
-    questions: Path | None = option(None, "Official VQA questions of the train split.")
-    annotations: Path | None = option(None, "Their official annotations; goes with `questions`.")
-    eval_questions: Path | None = option(None, "Official VQA questions of the eval split.")
-    eval_annotations: Path | None = option(
-        None, "Their official annotations; goes with `eval_questions`."
-    )
+    questions: Questions = None
+    annotations: Annotations = None
+    eval_questions: Questions = None
+    eval_annotations: Annotations = None
     query_embeddings: Path | None = option(
         None, "What the selector sees of a train query; row = query id."
     )
@@ -41,27 +54,10 @@ class DataTable(Section):
         None, "What it sees of a demonstration; if not set, as of a query."
     )
     eval_embeddings: Path | None = option(None, "What it sees of an eval query.")
-    pool: Path | None = option(
-        None, "`.npy` [n, K] of the train items each train query may be shown."
-    )
-    eval_pool: Path | None = option(None, "The same for eval queries.")
-    image_root: Path | None = option(
-        None, "Folder of the images, for `embed` and answerers that see."
-    )
-    sql_dir: Path | None = option(None, "Folder of views of your own, beside `<store>/views`.")
-
-
-class EmbedTable(Section):
-    """Used where no embeddings are given."""
-
-    encoder: str = option(
-        "openai/clip-vit-base-patch32",
-        "A CLIP or text encoder: a folder, or a name that transformers knows.",
-    )
-    features: Literal["text", "image", "both"] = option(
-        "both", "What is embedded; `both`: the sum of the two unit vectors."
-    )
-    batch_size: int = option(64, "Items a batch.", ge=1)
+    pool: Pool = None
+    eval_pool: Pool = None
+    image_root: ImageRoot = None
+    sql_dir: SqlDir = None
 
 
 class PoolTable(Section):
@@ -70,12 +66,11 @@ class PoolTable(Section):
     size: int | None = option(None, "Train items in a pool; if not set no pools are made.", ge=1)
 
 
-class BeamTable(Section):
+class BeamTable(BeamShape):
     """InfoScore beams for SFT, searched where neither they nor a checkpoint are given."""
 
-    queries: int = option(800, "The first so many train queries are searched.", ge=1)
-    width: int = option(5, "Beams kept a query.", ge=1)
-    shot_num: int = option(2, "Demonstrations in a beam.", ge=1, le=4)
+    limit: Limit = 800
+    shot_num: ShotNum = 2
 
 
 class SftTable(Section):
@@ -86,30 +81,20 @@ class SftTable(Section):
         None, "RL starts from this file; where it is not there, from SFT."
     )
     enabled: bool = option(True, "Train an SFT checkpoint where none is given.")
-    batch_size: int = option(8, "Queries a step of SFT.", ge=1)
+    batch_size: int = option(8, "Queries per step of SFT.", ge=1)
 
 
-class GenerateTable(Section):
+class GenerateTable(Recipe):
     """RL data by rollout, where none is given; or more of it beside what is given (``also``)."""
 
     also: bool = option(False, "Generate although `rl_data` is given.")
-    queries: int | None = option(None, "Only the first so many train queries.", ge=1)
-    shot_num: int = option(2, "Demonstrations in a candidate.", ge=1, le=4)
-    num_beams: int = option(5, "Beams of the policy, a query.", ge=0)
-    temps: tuple[float, ...] = option((1.0, 1.3), "Sampling temperatures.")
-    num_samples_per_temp: int = option(2, "Samples for each temperature.", ge=0)
-    num_random: int = option(1, "Random candidates, a query.", ge=0)
-    num_retrieval: int = option(0, "Candidates from the ranking by similarity.", ge=0)
-    seed: int = option(0, "Seed of samples and random candidates.")
+    limit: Limit = None
+    shot_num: ShotNum = 2
 
 
-class AnswererTable(Section):
+class AnswererTable(AnswererSpec):
     """Who answers in rollouts and in the evaluation."""
 
-    spec: str = option(
-        "nearest", "`nearest`, `transformers:NAME` or `openai:URL` (key: `OPENAI_API_KEY`)."
-    )
-    model: str | None = option(None, "The endpoint's name of the model.")
     query_embeddings: Path | None = option(
         None, "What `nearest` compares of an eval query, if not what the selector sees."
     )
@@ -117,41 +102,31 @@ class AnswererTable(Section):
         None, "What `nearest` compares of a demonstration, likewise."
     )
 
+    @property
+    def answerer(self) -> AnswererSpec:
+        """Who answers, without the files that only the evaluation gives it."""
+        return AnswererSpec(**self.model_dump(include=set(AnswererSpec.model_fields)))
+
 
 class AuditTable(Section):
     """The gate before training."""
 
-    fail_on: tuple[str, ...] = option(
-        (), 'Gates such as `"fallback_share > 0.1"`: the run stops where one holds.'
-    )
-
-
-class EvalTable(Section):
-    """The last table."""
-
-    shots: tuple[int, ...] = option((1, 2, 3, 4), "Numbers of demonstrations to show.")
-    limit: tuple[int, ...] = option(
-        (), "Score the first so many questions, for each of these numbers; all if empty."
-    )
-    oracle: Literal["auto", "yes", "no"] = option(
-        "auto", "Ask about every demonstration of every pool; `auto`: only with `nearest`."
-    )
-    seed: int = option(0, "Seed of the random picks.")
+    fail_on: Gates = ()
 
 
 class PipelineConfig(Section):
     """Everything ``lever run`` depends on."""
 
     data: DataTable
-    embed: EmbedTable = EmbedTable()
-    pool: PoolTable = PoolTable()
-    beam: BeamTable = BeamTable()
-    sft: SftTable = SftTable()
-    generate: GenerateTable = GenerateTable()
-    answerer: AnswererTable = AnswererTable()
-    audit: AuditTable = AuditTable()
-    train: TrainConfig = TrainConfig()
-    eval: EvalTable = EvalTable()
+    embed: Encoding = Field(default_factory=Encoding)
+    pool: PoolTable = Field(default_factory=PoolTable)
+    beam: BeamTable = Field(default_factory=BeamTable)
+    sft: SftTable = Field(default_factory=SftTable)
+    generate: GenerateTable = Field(default_factory=GenerateTable)
+    answerer: AnswererTable = Field(default_factory=AnswererTable)
+    audit: AuditTable = Field(default_factory=AuditTable)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    eval: Figures = Field(default_factory=Figures)
 
 
 def load_pipeline(path: Path) -> PipelineConfig:

@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import Field
 
-from lever_train.options.resolve import Sections, lay_over, options
-from lever_train.options.toml import inside, read_toml, require_fields, require_known, validated
-from lever_train.options.train import Section, TrainConfig, option
+from lever_data.options import Section, Tables, option, options
+from lever_data.toml import inside, read_toml, require_fields, require_known, validated
+from lever_train.options.resolve import by_section, lay_over
+from lever_train.options.train import TrainConfig
 
 DEMO = "demo"
 Settings = dict[str, Any]
@@ -78,20 +79,16 @@ def cell_config(
     Raises:
         UsageError: a value that is not allowed.
     """
-    tables: Sections = base.model_dump(mode="json", exclude_unset=True)
+    tables: Tables = base.model_dump(mode="json", exclude_unset=True)
     lay_over(tables, sweep.train)
-    chosen: Sections = {}
-    for key, value in settings.items():
-        section, _, name = key.partition(".")
-        chosen.setdefault(section, {})[name] = value
-    lay_over(tables, chosen)
+    lay_over(tables, by_section(settings))
     return validated(TrainConfig, tables, "an option of the sweep", inside(where))
 
 
 def _require_options(sweep: SweepConfig, where: str) -> None:
     """Refuse what is set and is no option of a training."""
     require_fields(TrainConfig, sweep.train, "the sweep", f"{where}: [train]")
-    known = [item.dotted for item in options()]
+    known = [item.dotted for item in options(TrainConfig)]
     require_known(sweep.grid, known, "the sweep", f"{where}: [grid]")
     for cell in sweep.cells:
         require_known(cell, known, "the sweep", f"{where}: [[cells]]")

@@ -8,16 +8,13 @@ command line is made from these fields. Names and defaults are the legacy traine
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lever_data.relations.reward_spec import both_given
-
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # what SQL and torch both take
+from lever_data.options import Positive, Section, Share, option
+from lever_data.relations.reward_spec import RewardSpec
+from lever_data.vocabulary import CandidateEmbeddings, Device, Pool, QueryEmbeddings, Scorer, Seed
 
 # a selector has 0.5 million parameters; what is beyond these is a slip of the pen
 MAX_HIDDEN, MAX_LAYERS, MAX_SHOTS = 1 << 14, 256, 1024
@@ -25,31 +22,6 @@ MAX_PARAMETERS = 10**9
 
 LEAST_MEMORY = 32 * 10**6  # with 16 MB DuckDB cannot sort a small store
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMGT])(i?)B", re.IGNORECASE)
-
-
-class Section(BaseModel):
-    """One table of the TOML file; its numbers are finite, its texts hold no null character."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*")
-    @classmethod
-    def _without_null(cls, value: object) -> object:
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str | Path) and "\0" in str(text):
-                raise ValueError("a text holds a null character, which no name or path can")
-        return value
-
-
-def option(  # like pydantic's Field, it stands for a value of any type
-    default: Any,
-    help: str,
-    flag: str | None = None,
-    **constraints: Any,
-) -> Any:
-    """A field with its help and, where the flag is not the field's name, its flag."""
-    extra: dict[str, Any] = {"flag": flag} if flag else {}
-    return Field(default, description=help, json_schema_extra=extra, **constraints)
 
 
 Kind = Literal["static", "gru", "gated", "decoder", "mmr", "additive", "bilinear", "stop"]
@@ -62,16 +34,10 @@ class DataConfig(Section):
         ("all_candidates",),
         "A view with the training columns; SFT takes beam_infoscore where none is named.",
     )
-    query_embeddings: str | None = option(
-        None, "Vectors of the queries: a .pt, .npy or .safetensors file, or a name in the store."
-    )
-    candidate_embeddings: str | None = option(
-        None, "Vectors of the examples, likewise; without it the query embeddings serve."
-    )
-    pool: str | None = option(
-        None, "A .npy file [n, K] of candidate ids, row = query id; else the store's pools."
-    )
-    scorer: str | None = option(None, "Only candidates scored by this model.")
+    query_embeddings: QueryEmbeddings = None
+    candidate_embeddings: CandidateEmbeddings = None
+    pool: Pool = None
+    scorer: Scorer = None
     gen_method: tuple[str, ...] = option((), "Only candidates of this source.")
     skip_fallback: bool = option(False, "Leave out candidates scored by string matching.")
     shot_num: int | None = option(
@@ -83,37 +49,6 @@ class DataConfig(Section):
     )
     split_by: Literal["id", "hash"] = option("id", "Split by sorted query id (legacy) or its hash.")
     order: Literal["random", "file"] = option("random", "Order of the groups in an epoch.")
-
-
-class RewardConfig(Section):
-    """What a candidate is worth."""
-
-    mode: str = option("hard_plus_soft", "Reward mode.", "--reward-mode")
-    expression: str | None = option(
-        None,
-        "A SQL expression in place of a mode: give one of the two. Either, given as a flag, "
-        "replaces what the file says.",
-        "--reward",
-    )
-    hard_weight: float = option(1.0, "Weight of vqa_correct.")
-    soft_weight: float = option(1.0, "Weight of vqa_acc_score.")
-    rel_weight: float = option(0.1, "Weight of vqa_rel_score.")
-    hybrid_alpha: Share = option(0.5, "Share of InfoScore in the mode hybrid.")
-    alpha: float = option(0.0, "Weight of quality in the mode legacy.", "--reward-alpha")
-    beta: float = option(0.0, "Weight of correctness in the mode legacy.", "--reward-beta")
-    correctness_mode: Literal["01", "pm1"] = option(
-        "01", "Scale of correctness in the mode legacy."
-    )
-    use_logprob: bool = option(False, "Quality from logprob_score in the mode legacy.")
-    shot_weights: tuple[float, ...] = option(
-        (), "Weights w_k of the mode multi_shot, such as 0.5,0.3,0.2; equal if not given."
-    )
-
-    @model_validator(mode="after")
-    def _given_once(self) -> Self:
-        if self.expression is not None and "mode" in self.model_fields_set:
-            raise ValueError(both_given(self.mode, self.expression))
-        return self
 
 
 class ModelConfig(Section):
@@ -228,8 +163,8 @@ class RunConfig(Section):
 
     stage: Literal["rl", "sft"] = option("rl", "rl: RCE, then GRPO if asked; sft: supervised.")
     batch_size: int = option(1, "Groups a step.", ge=1)
-    seed: Seed = option(0, "Seed of the order, the weights and the dropout.")
-    device: str = option("cpu", "cpu, cuda, cuda:N or mps.")
+    seed: Seed = 0
+    device: Device = "cpu"
     precision: Literal["float32", "bf16"] = option("float32", "bf16: autocast of the products.")
     threads: int | None = option(
         None, "Threads of torch, the same for a `--resume`; default: all cores.", ge=1, le=1024
@@ -265,10 +200,10 @@ class RunConfig(Section):
 class TrainConfig(Section):
     """Everything a training depends on, but the store and where its results go."""
 
-    data: DataConfig = DataConfig()
-    reward: RewardConfig = RewardConfig()
-    model: ModelConfig = ModelConfig()
-    rce: RceConfig = RceConfig()
-    grpo: GrpoConfig = GrpoConfig()
-    sft: SftConfig = SftConfig()
-    run: RunConfig = RunConfig()
+    data: DataConfig = Field(default_factory=DataConfig)
+    reward: RewardSpec = Field(default_factory=RewardSpec)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    rce: RceConfig = Field(default_factory=RceConfig)
+    grpo: GrpoConfig = Field(default_factory=GrpoConfig)
+    sft: SftConfig = Field(default_factory=SftConfig)
+    run: RunConfig = Field(default_factory=RunConfig)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lever_data.errors import LeverError, UsageError
+from lever_data.errors import LeverError
 from lever_data.store.schema import TABLES as SCHEMAS
 from lever_data.store.schema import with_ids
 from lever_data.store.store import Run
-from lever_train.options.rollout import Request
+from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.ask import Asker, Tally
 from lever_train.rollout.job import Job, new_asker, resolve, shard_folder
 from lever_train.rollout.ray_engine import make_with_ray
@@ -24,29 +24,6 @@ from lever_train.rollout.work import candidates_of, make_shard, prompts_of
 Progress = Callable[[float, float | None, str], None]
 Maker = Callable[[Job, slice, Asker], ShardRows]
 FALLBACK_LIMIT = 0.1  # a larger share of fallback rows is called out
-
-
-@dataclass(frozen=True)
-class Execution:
-    """Where shards are made. ``part`` (i, n): only every n-th shard, from the i-th of 0…n-1."""
-
-    engine: str = "local"
-    workers: int = 2
-    part: tuple[int, int] = (0, 1)
-
-    def check(self) -> None:
-        """Refuse an unknown engine or an impossible part.
-
-        Raises:
-            UsageError: it says which.
-        """
-        index, count = self.part
-        if self.engine not in ("local", "ray"):
-            raise UsageError("unknown engine", value=self.engine, hint="local or ray")
-        if not 0 <= index < count:
-            raise UsageError("--shard i/n needs 0 <= i < n", value=f"{index}/{count}")
-        if self.workers < 1:
-            raise UsageError("--workers must be above 0", value=self.workers)
 
 
 @dataclass(frozen=True)
@@ -91,7 +68,6 @@ def generate(
 
 def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) -> Outcome:
     """Make what is missing of a job's shards and commit them once they are all there."""
-    execution.check()
     folder = shard_folder(job)
     if (run := job.store.find(job.spec)) is not None:
         folder.remove()  # a crash between the commit and this left it behind

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,9 @@ from lever_data.items.prompts import Item, Prompt
 from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.store.schema import CANDIDATES
 from lever_train.inputs.pools import SharedPool
-from lever_train.options.rollout import Request
+from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.ask import Asker
-from lever_train.rollout.generate import Execution, Outcome, Progress, make_run
+from lever_train.rollout.generate import Outcome, Progress, make_run
 from lever_train.rollout.job import Job, resolve
 from lever_train.rollout.score import expected_accuracy, queries_table
 from lever_train.rollout.shards import Report, ShardRows
@@ -66,9 +66,9 @@ def search_beams(
             hint="--answerer nearest or transformers:NAME",
         )
     # nothing is sampled, and no text is wanted
-    recipe = replace(request.recipe, temps=(), num_samples_per_temp=0, num_random=0, seed=0)
-    answerer = replace(request.answerer, generate=False)
-    request = replace(request, recipe=recipe, answerer=answerer, shots=())
+    recipe = request.recipe.but(temps=(), num_samples_per_temp=0, num_random=0, seed=0)
+    answerer = request.answerer.but(generate=False)
+    request = request.but(recipe=recipe, answerer=answerer, shots=())
     return make_run(resolve(request, "beam"), _make_shard, execution or Execution(), progress)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -109,9 +109,8 @@ def resolve(request: Request, kind: str = "rollout") -> Job:
     Raises:
         LeverError: it says what does not.
     """
-    request.check()
+    request = request.but(answerer=request.answerer.but(device=request.inputs.device))
     open_device(request.inputs.device)
-    open_device(request.answerer.device)
     store = Store.create(request.which.store)
     runs = store.select(list(request.which.runs))
     which = request.which
@@ -125,7 +124,7 @@ def resolve(request: Request, kind: str = "rollout") -> Job:
     ).con
     wide = _with_examples(store, runs, con)
     which = _placed(con, which, runs)
-    return _Resolver(replace(request, which=which), store, runs, con, wide).job(kind)
+    return _Resolver(request.but(which=which), store, runs, con, wide).job(kind)
 
 
 @dataclass
@@ -162,7 +161,7 @@ class _Resolver:
                 policy=f"view {which.from_view}" if policy is None else policy.name,
                 generation=answerer.generation(),
             ),
-            recipe=replace(self.request.recipe, shot_num=self.request.proposed_shots),
+            recipe=self.request.recipe.but(shot_num=self.request.proposed_shots),
             query_ids=query_ids,
             items=items,
             truths=truths,
@@ -284,8 +283,7 @@ class _Resolver:
     def _pool(self, vectors: Tensor | None) -> PoolSource:
         assert vectors is not None
         path = self.request.inputs.pool
-        file = None if path is None else str(path)
-        source = open_pools(self.con, file, "candidates", self._place)
+        source = open_pools(self.con, path, "candidates", self._place)
         if isinstance(source, SharedPool) and not len(source.ids):
             return SharedPool(np.arange(len(vectors), dtype=np.int64))
         return source
@@ -325,7 +323,7 @@ def _placed(con: duckdb.DuckDBPyConnection, which: Which, runs: Sequence[Run]) -
             value=", ".join(f"{d}/{s}" for d, s in fitting) or "none in the store",
             hint="--dataset D --split S",
         )
-    return replace(which, dataset=fitting[0][0], split=fitting[0][1])
+    return which.but(dataset=fitting[0][0], split=fitting[0][1])
 
 
 def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
@@ -343,7 +341,7 @@ def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
         "content": content,
     }
     if job.given is None:
-        parameters["recipe"] = asdict(job.recipe)
+        parameters["recipe"] = job.recipe.model_dump()
     if request.which.target_view is not None:  # a budget is shared out by shard
         parameters |= {"budget": request.budget, "shard_size": request.shard_size}
     source = {"view": request.which.from_view or request.which.target_view or request.which.queries}

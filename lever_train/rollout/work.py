@@ -67,7 +67,7 @@ def candidates_of(job: Job, part: slice) -> Proposals:
         inside = job.given.select((job.given.row >= part.start) & (job.given.row < part.stop))
         return replace(inside, row=inside.row - part.start)
     if job.stock is not None:
-        first = replace(job.recipe, round=1)
+        first = job.recipe.but(round=1)
         ids = job.query_ids[part]
         return _unknown(job, ids, _propose(job, ids, first), {})
     return _propose(job, job.query_ids[part], job.recipe)
@@ -171,7 +171,7 @@ def _target(job: Job, part: slice, asker: Asker) -> Candidates:
     active = np.arange(len(ids))
     parts: list[Candidates] = []
     for round_ in range(1, MAX_ROUNDS + 1):
-        recipe = replace(job.recipe, round=round_)
+        recipe = job.recipe.but(round=round_)
         asked = ids[active]
         proposals = _unknown(job, asked, _propose(job, asked, recipe), state.tried)
         if left is not None:

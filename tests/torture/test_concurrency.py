@@ -19,7 +19,8 @@ from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
 from lever_data.relations.selection import Selection
 from lever_data.relations.stream import scan
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.staging import sweep
 from lever_data.store.store import RunSpec, Store
 from tests.torture.conftest import Report
@@ -47,7 +48,7 @@ def _alone(tmp_path: Path, sources: dict[str, Path]) -> Snapshot:
     """What a store holds whose sources were ingested one after another."""
     store = Store.create(tmp_path / "alone")
     for name, source in sources.items():
-        list(ingest([source], store, IngestOptions(name, "train")))
+        list(ingest([source], store, IngestOptions(dataset=name, split="train")))
     return verify(store.path)
 
 
@@ -84,14 +85,14 @@ def test_readers_see_whole_runs_while_runs_come_and_go(
 ) -> None:
     sources = [write_rl_data(tmp_path / f"{i}.json", QUERIES, seed=i) for i in range(3)]
     store = Store.create(tmp_path / "store")
-    kept = next(iter(ingest(sources[:1], store, IngestOptions("kept", "train")))).run
+    kept = next(iter(ingest(sources[:1], store, IngestOptions(dataset="kept", split="train")))).run
     stop = threading.Event()
     seen: Counter[str] = Counter()
     unexpected: list[str] = []
 
     def write(number: int) -> None:
         while not stop.is_set():
-            options = IngestOptions(f"other{number}", "train")
+            options = IngestOptions(dataset=f"other{number}", split="train")
             run = next(iter(ingest([sources[number]], Store.open(store.path), options))).run
             seen["ingests"] += 1
             Store.open(store.path).remove(run.run)
@@ -145,7 +146,7 @@ def _for_a_while(threads: list[threading.Thread], stop: threading.Event, seconds
 def test_a_reader_that_has_begun_is_not_disturbed(tmp_path: Path, remove: bool) -> None:
     store = Store.create(tmp_path / "store")
     source = write_rl_data(tmp_path / "a.json", 4_000)
-    run = next(iter(ingest([source], store, IngestOptions("d", "train")))).run
+    run = next(iter(ingest([source], store, IngestOptions(dataset="d", split="train")))).run
     selection = Selection(("all_candidates",), reward_sql(RewardSpec()))
     batches = scan(connect(store), selection, batch_rows=512)
     rows = next(batches).num_rows
@@ -153,7 +154,9 @@ def test_a_reader_that_has_begun_is_not_disturbed(tmp_path: Path, remove: bool) 
         store.remove(run.run)
     else:
         other = write_rl_data(tmp_path / "b.json", 100, seed=1)
-        assert [r.is_new for r in ingest([other], store, IngestOptions("d", "train"))] == [True]
+        assert [
+            r.is_new for r in ingest([other], store, IngestOptions(dataset="d", split="train"))
+        ] == [True]
     rows += sum(batch.num_rows for batch in batches)
     assert rows == 20_000
 
@@ -165,5 +168,5 @@ def test_a_lock_of_a_stopped_writer_holds_nobody_up_for_ever(tmp_path: Path) -> 
     with store.begin(RunSpec("rl_data", "slow", "train", source_sha256="x")):
         done = lever("ingest", source, "--store", store.path, "--dataset", "d", "--split", "train")
         assert done.returncode == 0, done.stderr
-        listed = lever("runs", "--store", store.path, "--json")
+        listed = lever("runs", "--store", store.path, "--json", "-")
         assert [r["dataset"] for r in json.loads(listed.stdout)] == ["d"]

@@ -15,7 +15,8 @@ from lever_data import connect
 from lever_data.errors import LeverError
 from lever_data.relations.db import open_session
 from lever_data.sources.export import export
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Run, Store
 from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, Nursery, verify, write_rl_data
@@ -29,7 +30,9 @@ def store(tmp_path: Path) -> Store:
     made = Store.create(tmp_path / "store")
     for name in ("bad", "good"):
         source = write_rl_data(tmp_path / f"{name}.json", 300)
-        assert [r.is_new for r in ingest([source], made, IngestOptions(name, "train"))] == [True]
+        assert [
+            r.is_new for r in ingest([source], made, IngestOptions(dataset=name, split="train"))
+        ] == [True]
     return made
 
 
@@ -115,7 +118,7 @@ def test_damage_is_named_and_the_rest_is_readable(
     checked = nursery.run("check", *where)
     assert checked.code == 1
     assert bad.run in checked.stdout + checked.stderr and "Traceback" not in checked.stderr
-    listed = nursery.run("runs", *where, "--json")
+    listed = nursery.run("runs", *where, "--json", "-")
     assert good.run in {r["run"] for r in json.loads(listed.stdout)}
     assert listed.code == (1 if name == "manifest.json" else 0)
     assert nursery.run("runs", "rm", bad.run, *where).code == 0
@@ -125,7 +128,7 @@ def test_damage_is_named_and_the_rest_is_readable(
 def test_a_vanished_run_is_no_run(store: Store, nursery: Nursery) -> None:
     bad, good = _bad_and_good(store)
     shutil.rmtree(bad.path)
-    listed = nursery.run("runs", "--store", store.path, "--json")
+    listed = nursery.run("runs", "--store", store.path, "--json", "-")
     assert [r["run"] for r in json.loads(listed.stdout)] == [good.run]
     shown = nursery.run("runs", "show", bad.run, "--store", store.path)
     assert (shown.code, "there is no such run" in shown.stderr) == (1, True)

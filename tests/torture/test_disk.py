@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
 from tests.torture.conftest import Report
 from tests.torture.harness import (
@@ -116,7 +117,7 @@ def test_a_read_only_store_is_read_and_not_written(tmp_path: Path) -> None:
     needs_mounts()
     store = Store.create(tmp_path / "s")
     sources = [write_rl_data(tmp_path / f"{i}.json", 50, seed=i) for i in range(2)]
-    run = next(ingest(sources[:1], store, IngestOptions("d", "train"))).run
+    run = next(ingest(sources[:1], store, IngestOptions(dataset="d", split="train"))).run
     before = verify(store.path)
     mount = f"mount --bind {store.path} {store.path} && mount -o remount,ro,bind {store.path}"
     where = ("--store", store.path)

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from lever_data.errors import LeverError
-from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
 from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, command, verify
@@ -90,7 +91,9 @@ def _ingest(folder: Path, path: Path, questions: Path) -> str:
     store = Store.create(folder)
     files = [path] if "annotations" not in path.name else [questions, path]
     try:
-        made = [done.run.run for done in ingest(files, store, IngestOptions("d", "train"))]
+        made = [
+            done.run.run for done in ingest(files, store, IngestOptions(dataset="d", split="train"))
+        ]
     except LeverError as error:
         assert error.message()
         made, outcome = [], "refused"

@@ -71,7 +71,7 @@ def test_killed_before_every_change_of_the_file_system(
 def test_nothing_is_paid_twice_after_a_kill(warm: Nursery, tmp_path: Path) -> None:
     """Answers of finished shards are in the store: a resumed run asks for the others alone."""
     world = make_world(tmp_path, queries=160)
-    whole = warm.run(*world.argv("--json"))
+    whole = warm.run(*world.argv("--json", "-"))
     asked = json.loads(whole.stdout)["asked"]
     shutil.rmtree(world.store)
     for tenth in range(1, 40):
@@ -79,7 +79,7 @@ def test_nothing_is_paid_twice_after_a_kill(warm: Nursery, tmp_path: Path) -> No
         if len(_done(world)) > 3:
             break
     done = len(_done(world))
-    outcome = json.loads(warm.run(*world.argv("--json")).stdout)
+    outcome = json.loads(warm.run(*world.argv("--json", "-")).stdout)
     if not outcome["already"]:
         assert 0 < done < 20
         assert outcome["asked"] < asked * (20 - done + 1) / 20

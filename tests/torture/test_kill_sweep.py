@@ -42,7 +42,7 @@ def test_sweep_killed_at_random_moments(
     prepare_demo(DemoOptions(Path("d"), WorldSpec(60, 20, 6)))
     Path("sweep.toml").write_text(SWEEP)
     shutil.copytree("d", "saved")
-    words = ("sweep", "sweep.toml", "--json")
+    words = ("sweep", "sweep.toml", "--json", "-")
     undisturbed = warm.run(*words, cwd=tmp_path)
     assert undisturbed.code == 0, undisturbed.stderr
     expected, committed = _report_of(undisturbed.stdout), verify(tmp_path / "d" / "store")

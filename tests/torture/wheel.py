@@ -72,7 +72,7 @@ def use(bin_: Path, folder: Path) -> None:
     assert str(bin_.parent) in found, f"not from the wheel: {found}"
     assert "ingest" in lever("--help")
     assert (bin_ / "lever").exists()
-    scores = json.loads(lever("demo", "--questions", "240", "--json"))
+    scores = json.loads(lever("demo", "--questions", "240", "--json", "-"))
     print(f"demo from the wheel: {len(scores['rows'])} rows of its table")
     (store,) = [p.parent for p in away.rglob("lever.json")]
     assert "all_candidates" in lever("views", "--store", str(store))

@@ -67,11 +67,14 @@ def require_fields(
     Raises:
         UsageError: the first key that the model has no field for.
     """
-    require_known(tables, model.model_fields, what, where)
+    kinds = {name: field.annotation for name, field in model.model_fields.items()}
+    sections = {n: k for n, k in kinds.items() if isinstance(k, type) and issubclass(k, BaseModel)}
+    # a field without a description is decided inside and no option
+    known = [n for n, f in model.model_fields.items() if f.description or n in sections]
+    require_known(tables, known, what, where)
     for key, value in tables.items():
-        inner = model.model_fields[key].annotation
-        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
-            require_fields(inner, value, what, f"{where}: [{key}]")
+        if isinstance(value, dict) and key in sections:
+            require_fields(sections[key], value, what, f"{where}: [{key}]")
 
 
 def validated(
@@ -91,12 +94,17 @@ def validated(
     try:
         return model.model_validate(tables)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            f"{what} is not allowed: {first['msg'].removeprefix('Value error, ')}",
-            where=where(first["loc"]),
-            value=first["input"] if not isinstance(first["input"], dict) else None,
-        ) from None
+        raise refusal(error, what, where) from None
+
+
+def refusal(error: ValidationError, what: str, where: Callable[[Keys], str]) -> UsageError:
+    """The first thing pydantic found wrong, as :func:`validated` says it."""
+    first = error.errors()[0]
+    return UsageError(
+        f"{what} is not allowed: {first['msg'].removeprefix('Value error, ')}",
+        where=where(first["loc"]),
+        value=first["input"] if not isinstance(first["input"], dict) else None,
+    )
 
 
 def inside(file: str) -> Callable[[Keys], str]:

@@ -1,0 +1,44 @@
+"""How to ingest: the options of ``lever ingest``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from lever_data.options import Section, option
+from lever_data.vocabulary import Dataset, Split
+
+Order = Literal["file", "question_id"]
+
+
+class IngestOptions(Section):
+    """How to ingest.
+
+    Without ``dataset`` it is called ``default``; without ``split`` questions and annotations say it
+    themselves and everything else is ``train``.
+    """
+
+    dataset: Dataset = None
+    split: Split = None
+    name: str | None = option(
+        None,
+        "Name of embeddings or results in the store. Default: the file's stem.",
+        metavar="NAME",
+    )
+    order: Order = option(
+        "file",
+        "What numbers questions: their place in the file, or that among the sorted question ids, "
+        "as in all legacy data.",
+    )
+    image_name: str | None = option(
+        None,
+        "Names the image files in place of what the questions say: '{image_id}.jpg'.",
+        metavar="PATTERN",
+    )
+    shots: int = option(
+        0, "Demonstrations shown for the predictions of a results file.", metavar="N", ge=0
+    )
+    salvage: bool = option(False, "Commit what is whole of a broken file, list what is not.")
+    # no options: told (bytes read, bytes in all) of a file, and what was assumed, a line at a time
+    progress: Callable[[int, int], None] | None = None
+    notice: Callable[[str], None] = lambda _: None
