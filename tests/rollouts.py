@@ -64,7 +64,7 @@ class World:
         for name, value in changes.items():
             owner = next((p for p, m in models.items() if name in m.model_fields), None)
             (own if owner is None or name == "shot_num" else parts[owner])[name] = value
-        return Request.model_validate(own | {p: models[p](**parts[p]) for p in models})
+        return Request(**own, **{p: models[p](**parts[p]) for p in models})
 
     def argv(self, *more: str | Path) -> list[str]:
         """The plain rollout as a command line."""

@@ -356,8 +356,9 @@ def test_the_command(place: Place, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        (["--shots", "0"], 2, "--shots are distinct numbers from 1 on"),
-        (["--oracle", "maybe"], 2, "--oracle is auto, yes or no"),
+        (["--shots", "0"], 2, "greater than or equal to 1; at --shots"),
+        (["--shots", "1,1"], 2, "--shots are distinct numbers from 1 on"),
+        (["--oracle", "maybe"], 2, "'maybe' is not one of 'auto', 'yes', 'no'"),
         (["--pool", "none.npy"], 2, "there is no such pool file"),
         (["--answerer", "oracle", "--image-root", "."], 2, "unknown answerer"),
         (["--split", "train"], 1, "the questions file is not that of the stored split"),

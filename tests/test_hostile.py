@@ -15,7 +15,7 @@ import duckdb
 import pytest
 
 from lever_data import connect
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import open_session, require_select
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
@@ -45,7 +45,12 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("name", ODD)
+def test_no_name_of_a_data_set_holds_a_null_character() -> None:
+    with pytest.raises(UsageError, match="null character"):
+        IngestOptions(dataset=ODD["nul"])
+
+
+@pytest.mark.parametrize("name", ODD.keys() - {"nul"})
 def test_names_of_data_sets_stay_data(tmp_path: Path, name: str) -> None:
     source = tmp_path / "a.json"
     record = {"pointer": [1, 2], "gen_method": ODD[name], "vqa_correct": 1}
