@@ -1,4 +1,5 @@
--- How the candidates of the selected runs were scored, failures included, and how often string
+-- How the candidates of the selected runs were scored, failures and what the view leaves out
+-- included, of the datasets and splits that the view holds, and how often string
 -- match would have judged otherwise than the official metric, where both can be computed (official
 -- rows of scored_sample whose annotators' answers are in the store).
 -- grain: one row per run and generation method
@@ -14,7 +15,11 @@
 --   num_compared bigint: sampled official rows for which string match can be computed
 --   verdict_differs_share double: share of those where one says right and the other wrong
 --   accuracy_differs_share double: share of those where the accuracies differ
-with source as (select * from candidates),
+with source as (
+    select candidates.*
+    from candidates
+    semi join (select distinct dataset, split from scored) using (dataset, split)
+),
 
 counts as (
     select
