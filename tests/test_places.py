@@ -92,7 +92,7 @@ class World:
         self.whole, self.alone = folder / "whole", folder / "alone"
         for place in self.places:
             place.write()
-            words = ("--dataset", place.dataset, "--split", place.split)
+            words: tuple[object, ...] = ("--dataset", place.dataset, "--split", place.split)
             own = [place.file("q.json"), place.file("a.json")]
             for store in (self.whole, self.alone) if place.dataset == "a" else (self.whole,):
                 lever("ingest", *own, "--store", store, *words)
@@ -144,7 +144,17 @@ def test_training(world: World, tmp_path: Path) -> None:
     found = []
     for store in world.stores:
         out = tmp_path / store.name
-        words = ("train", "--store", store, "--view", "mine", "--scorer", "m1", "--out", out)
+        words: tuple[object, ...] = (
+            "train",
+            "--store",
+            store,
+            "--view",
+            "mine",
+            "--scorer",
+            "m1",
+            "--out",
+            out,
+        )
         words += ("--query-embeddings", world.places[0].file("vectors.npy"), "--hidden-dim", 8)
         lever(*words, "--rce-epochs", 2, "--batch-size", 4)
         found.append(pl.read_parquet(out / "metrics.parquet").drop("run", strict=False))
@@ -152,7 +162,15 @@ def test_training(world: World, tmp_path: Path) -> None:
 
 
 def test_a_training_that_mixes_names_what_it_mixes(world: World, tmp_path: Path) -> None:
-    base = ("train", "--store", world.whole, "--rce-epochs", 1, "--hidden-dim", 8)
+    base: tuple[object, ...] = (
+        "train",
+        "--store",
+        world.whole,
+        "--rce-epochs",
+        1,
+        "--hidden-dim",
+        8,
+    )
     base += ("--query-embeddings", world.places[0].file("vectors.npy"), "--out", tmp_path / "o")
     mixed = lever(*base, "--scorer", "m1", check=False)
     assert mixed.returncode == 2 and "a/train" in mixed.stderr and "b/val" in mixed.stderr
@@ -164,7 +182,17 @@ def test_audit(world: World, tmp_path: Path) -> None:
     found = []
     for store in world.stores:
         out = tmp_path / f"{store.name}.json"
-        words = ("audit", "--store", store, "--view", "mine", "--scorer", "m1", "--json", out)
+        words: tuple[object, ...] = (
+            "audit",
+            "--store",
+            store,
+            "--view",
+            "mine",
+            "--scorer",
+            "m1",
+            "--json",
+            out,
+        )
         lever(*words, check=False)
         found.append(_without_names(json.loads(out.read_text())))
     assert found[0] == found[1]
@@ -180,7 +208,7 @@ def test_generate(world: World, pool: bool) -> None:
     )
     for store in world.stores:
         before = world.runs(store)
-        words = ("generate", "--store", store, *PLACE, "--num-random", 2)
+        words: tuple[object, ...] = ("generate", "--store", store, *PLACE, "--num-random", 2)
         words += ("--query-embeddings", place.file("vectors.npy"))
         lever(*words, *(("--pool", place.file("pool.npy")) if pool else ()))
         made = world.made(store, before)
@@ -196,9 +224,26 @@ def test_eval_and_predict(world: World, tmp_path: Path) -> None:
         _pools(1, 5, 7, 9, 11),
     )
     out = tmp_path / "o"
-    words = ("train", "--store", world.alone, "--view", "mine", "--out", out, "--hidden-dim", 8)
+    words: tuple[object, ...] = (
+        "train",
+        "--store",
+        world.alone,
+        "--view",
+        "mine",
+        "--out",
+        out,
+        "--hidden-dim",
+        8,
+    )
     lever(*words, "--query-embeddings", train.file("vectors.npy"), "--rce-epochs", 1)
-    shared = ("--dataset", "a", "--split", "val", "--checkpoint", out / "best.pt")
+    shared: tuple[object, ...] = (
+        "--dataset",
+        "a",
+        "--split",
+        "val",
+        "--checkpoint",
+        out / "best.pt",
+    )
     shared += ("--query-embeddings", val.file("vectors.npy"), "--pool", val.file("pool.npy"))
     shared += ("--candidate-embeddings", train.file("vectors.npy"))
     figures, picks = [], []
