@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lever_train.rollout.answerers.base import AnswererDownError
+from lever_data.errors import LeverError
 from lever_train.rollout.answerers.openai_reply import Reply, retry_after
 from tests.endpoint import Endpoint, Handler, answerer, prompts, serving, texts
 
@@ -154,7 +154,7 @@ def test_a_refusal_that_repeats_the_prompt_teaches_nothing(endpoint: Endpoint) -
 )
 def test_a_quota_that_is_used_up_stops_at_once(endpoint: Endpoint, status: int, body: str) -> None:
     endpoint.fault = lambda handler, question, attempt: handler.send(status, body)
-    with pytest.raises(AnswererDownError, match="quota of the key in OPENAI_API_KEY is used up"):
+    with pytest.raises(LeverError, match="quota of the key in OPENAI_API_KEY is used up"):
         answerer(endpoint, concurrency=1).answer(prompts(4))
     assert len(endpoint.seen) == 1
 

@@ -121,6 +121,7 @@ def test_answers_are_flushed_after_a_while(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(module, "FLUSH_SECONDS", 0.0)
     cache = AnswerCache(tmp_path / "c")
     cache.put(key(1), answer(1))
+    cache.flush_if_due()
     assert AnswerCache(tmp_path / "c").get([key(1)]) == [answer(1)]
 
 

@@ -189,6 +189,12 @@ class Request(Section):
         ge=1,
     )
     shard_size: int = option(256, "Queries per shard.", ge=1)
+    max_failed: float = option(
+        0.05,
+        "Share of failed answers at which to stop, from 32 answers on; 1: never.",
+        ge=0,
+        le=1,
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -16,9 +16,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,33 +30,66 @@ import pyarrow.compute as pc
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Prompt
 from lever_data.store.files import write_atomic
-from lever_train.rollout.answerers.base import Answer, Answerer, AnswererDownError, canonical
+from lever_train.rollout.answerers.base import (
+    Answer,
+    Answerer,
+    BatchFlight,
+    Endpoint,
+    canonical,
+)
+
+T = TypeVar("T")
+Reply = tuple[bytes | None, Answer]  # with the key it is cached under, where it has one
+Talk = Generator[Sequence[Prompt], list[Reply], T]  # asks, is answered, asks again; ends with a T
+_TICK = 1.0  # seconds between two looks at the clock while nothing arrives
+ENOUGH = 32  # answers after which a share of failures says something
 
 
 @dataclass
 class Tally:
-    """What a job has done so far, in answers."""
+    """What a job has done so far, in answers; ``reasons`` counts failures by what was said."""
 
     wanted: int = 0
     asked: int = 0
-    hits: int = 0  # from the cache, or equal to another prompt of the same shard
+    hits: int = 0  # from the cache, or equal to another prompt that is asked
     failed: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def commonest(self) -> str:
+        """The commonest reasons of failures with their counts, for a message."""
+        return "; ".join(f"{count:,} x {reason}" for reason, count in self.reasons.most_common(3))
 
 
-@dataclass
+@dataclass(eq=False)
+class _Turn(Generic[T]):
+    """A talk that waits for the answers to its last prompts."""
+
+    talk: Talk[T]
+    keys: list[bytes | Answer]
+    answers: dict[bytes, Answer]
+    open: int
+
+
 class Asker:
     """An answerer behind a cache.
 
-    ``on_progress`` is called with the tally after every batch.
+    Args:
+        on_progress: called with the tally as answers come.
+        max_failed: the share of failed answers at which asking stops, from :data:`ENOUGH` on.
     """
 
-    answerer: Answerer
-    cache: AnswerCache
-    on_progress: Callable[[Tally], None] = lambda tally: None
-    tally: Tally = field(default_factory=Tally)
-
-    def __post_init__(self) -> None:
-        self._scope = scope(self.answerer)
+    def __init__(
+        self,
+        answerer: Answerer,
+        cache: AnswerCache,
+        on_progress: Callable[[Tally], None] = lambda tally: None,
+        max_failed: float = 1.0,
+    ) -> None:
+        self.answerer, self.cache = answerer, cache
+        self.on_progress, self.max_failed = on_progress, max_failed
+        self.tally = Tally()
+        self._unreadable = 0
+        self._scope = scope(answerer)
 
     def key(self, prompt: Prompt) -> bytes:
         """sha256 of the scope, the query, the answers whose probability is wanted, and the
@@ -75,42 +110,118 @@ class Asker:
         keys = {key for p in prompts if isinstance(key := self._key_or_failure(p), bytes)}
         return sum(answer is None for answer in self.cache.get(list(keys)))
 
-    def ask(self, prompts: Sequence[Prompt]) -> list[tuple[bytes | None, Answer]]:
-        """Answer prompts: (key, answer) each, in order. An item whose image cannot be read makes
-        a failed answer without a key."""
-        keys = [self._key_or_failure(p) for p in prompts]
-        wanted = {k: p for k, p in zip(keys, prompts, strict=True) if isinstance(k, bytes)}
-        known = dict(zip(wanted, self.cache.get(list(wanted)), strict=True))
-        todo = [k for k, answer in known.items() if answer is None]
-        self.tally.wanted += len(prompts)
-        self.tally.hits += len(prompts) - len(todo) - sum(isinstance(k, Answer) for k in keys)
-        self.on_progress(self.tally)
+    def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:
+        """Answer prompts, in order. An item whose image cannot be read makes a failed answer
+        without a key."""
+
+        def talk() -> Talk[list[Reply]]:
+            return (yield prompts)
+
+        (found,) = self.serve([talk()])
+        return found
+
+    def serve(self, talks: Iterable[Talk[T]]) -> Iterator[T]:
+        """Hold talks side by side and yield what each ends with, in the order they end.
+
+        A talk is begun when the answerer would otherwise idle, so prompts of one talk never wait
+        for the slowest of another.
+
+        Raises:
+            LeverError: the answerer can do no more, or more answers fail than ``max_failed``.
+                What was paid for is in the cache.
+        """
+        coming = iter(talks)
+        line: deque[tuple[bytes, Prompt]] = deque()
+        waiting: dict[bytes, list[_Turn[T]]] = {}
+        flight = (
+            self.answerer.flight()
+            if isinstance(self.answerer, Endpoint)
+            else BatchFlight(self.answerer)
+        )
         try:
-            for start in range(0, len(todo), self.answerer.batch_size):
-                batch = todo[start : start + self.answerer.batch_size]
-                known.update(self._pay(batch, [wanted[k] for k in batch]))
+            while True:
+                # at most a batch in line: what is not sent costs memory and saves no time
+                while len(line) < flight.room and (talk := next(coming, None)) is not None:
+                    yield from self._go_on(talk, line, waiting)
+                while line and flight.room:
+                    flight.send(*line.popleft())
+                if not waiting:
+                    return
+                arrived = flight.receive(_TICK)
+                for key, answer in arrived:
+                    self.tally.asked += 1
+                    self.cache.put(key, answer)
+                    self._note(answer)
+                self.cache.flush_if_due()
+                self.on_progress(self.tally)
+                self._require_success()
+                # only now, since what a talk ends with is scored and written before we go on
+                for key, answer in arrived:
+                    for turn in waiting.pop(key):
+                        turn.answers[key] = answer
+                        turn.open -= 1
+                        if not turn.open:
+                            yield from self._go_on(turn.talk, line, waiting, turn)
         finally:
+            for key, answer in flight.land():
+                self.cache.put(key, answer)
             self.cache.flush()
-        found: list[tuple[bytes | None, Answer]] = []
-        for key in keys:
-            answer = key if isinstance(key, Answer) else known[key]
-            assert answer is not None
-            self.tally.failed += answer.text is None
+            for turn in (turn for turns in waiting.values() for turn in turns):
+                turn.talk.close()  # it may hold a lock, which must not live as long as an error
+
+    def _go_on(
+        self,
+        talk: Talk[T],
+        line: deque[tuple[bytes, Prompt]],
+        waiting: dict[bytes, list[_Turn[T]]],
+        turn: _Turn[T] | None = None,
+    ) -> Iterator[T]:
+        """Take a talk to where it must wait for the answerer, or to its end, which is yielded."""
+        while True:
+            try:
+                prompts = next(talk) if turn is None else talk.send(self._replies(turn))
+            except StopIteration as end:
+                yield end.value
+                return
+            keys = [self._key_or_failure(p) for p in prompts]
+            wanted = {k: p for k, p in zip(keys, prompts, strict=True) if isinstance(k, bytes)}
+            found = zip(wanted, self.cache.get(list(wanted)), strict=True)
+            answers = {k: answer for k, answer in found if answer is not None}
+            todo = [k for k in wanted if k not in answers]
+            turn = _Turn(talk, keys, answers, len(todo))
+            line.extend((k, wanted[k]) for k in todo if k not in waiting)
+            fresh = sum(k not in waiting for k in todo)
+            for k in todo:
+                waiting.setdefault(k, []).append(turn)
+            self.tally.wanted += len(prompts)
+            self.tally.hits += len(prompts) - fresh - sum(isinstance(k, Answer) for k in keys)
+            if todo:
+                return
+
+    def _replies(self, turn: _Turn[T]) -> list[Reply]:
+        found: list[Reply] = []
+        for key in turn.keys:
+            answer = key if isinstance(key, Answer) else turn.answers[key]
+            if isinstance(key, Answer):
+                self._unreadable += 1
+                self._note(answer)
             found.append((key if isinstance(key, bytes) else None, answer))
         return found
 
-    def _pay(self, keys: list[bytes], prompts: list[Prompt]) -> dict[bytes, Answer]:
-        try:
-            answers = self.answerer.answer(prompts)
-        except AnswererDownError as error:
-            for index, answer in error.done.items():
-                self.cache.put(keys[index], answer)
-            raise
-        for key, answer in zip(keys, answers, strict=True):
-            self.cache.put(key, answer)
-        self.tally.asked += len(keys)
-        self.on_progress(self.tally)
-        return dict(zip(keys, answers, strict=True))
+    def _note(self, answer: Answer) -> None:
+        if answer.text is None:
+            self.tally.failed += 1
+            self.tally.reasons[answer.error or "no reason given"] += 1
+
+    def _require_success(self) -> None:
+        tried = self.tally.asked + self.tally.hits + self._unreadable
+        if tried >= ENOUGH and self.tally.failed > self.max_failed * tried:
+            raise LeverError(
+                f"{self.tally.failed:,} of {tried:,} answers failed",
+                value=self.tally.commonest(),
+                hint="mend the cause and run the same command again: what was paid is kept; "
+                "--max-failed SHARE lets more fail",
+            )
 
     def _key_or_failure(self, prompt: Prompt) -> bytes | Answer:
         try:
@@ -178,7 +289,7 @@ class AnswerCache:
         self.folder = folder
         self._segments: dict[str, _Segment] = {}
         self._pending: dict[bytes, Answer] = {}
-        self._flushed_at = time.monotonic()
+        self._flushed_at = self._looked_at = time.monotonic()
 
     def get(self, keys: Sequence[bytes]) -> list[Answer | None]:
         """The answer of each key, ``None`` where it is not known."""
@@ -201,8 +312,13 @@ class AnswerCache:
         if answer.text is None:
             return
         self._pending[key] = answer
-        waited = time.monotonic() - self._flushed_at
-        if len(self._pending) >= FLUSH_ROWS or waited > FLUSH_SECONDS:
+
+    def flush_if_due(self) -> None:
+        """Write what would else be older than :data:`FLUSH_SECONDS` when this is called next, which
+        may be as far off as the last call is."""
+        now = time.monotonic()
+        since, self._looked_at = now - self._looked_at, now
+        if now - self._flushed_at + since >= FLUSH_SECONDS or len(self._pending) >= FLUSH_ROWS:
             self.flush()
 
     def flush(self) -> None:

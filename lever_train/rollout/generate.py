@@ -15,14 +15,14 @@ from lever_data.store.schema import TABLES as SCHEMAS
 from lever_data.store.schema import with_ids
 from lever_data.store.store import Run
 from lever_train.options.rollout import Execution, Request
-from lever_train.rollout.ask import Asker, Tally
+from lever_train.rollout.ask import Talk, Tally
 from lever_train.rollout.job import Job, new_asker, resolve, shard_folder
 from lever_train.rollout.ray_engine import make_with_ray
 from lever_train.rollout.shards import TABLES, Report, ShardFolder, ShardRows, ShardsGoneError
 from lever_train.rollout.work import candidates_of, make_shard, prompts_of
 
 Progress = Callable[[float, float | None, str], None]
-Maker = Callable[[Job, slice, Asker], ShardRows]
+Maker = Callable[[Job, slice], Talk[ShardRows]]
 FALLBACK_LIMIT = 0.1  # a larger share of fallback rows is called out
 
 
@@ -73,6 +73,7 @@ def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) ->
         folder.remove()  # a crash between the commit and this left it behind
         return Outcome(run, Report(**run.details["report"]), Tally(), already=True)
     indices = list(range(execution.part[0], folder.count, execution.part[1]))
+    folder.reopen(indices)
     if execution.engine == "ray":
         tally = make_with_ray(job, folder.missing(indices), execution.workers, progress)
     else:
@@ -83,9 +84,29 @@ def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) ->
     elif missing:
         return Outcome(None, folder.report(), tally, missing=len(missing))
     else:
-        run = commit(job, folder)
+        run = _close(job, folder, tally)
     report = Report(**run.details["report"])
-    return Outcome(run, report, tally, notices=_notices(report))
+    return Outcome(run, report, tally, already=run == job.before, notices=_notices(report))
+
+
+def _close(job: Job, folder: ShardFolder, tally: Tally) -> Run:
+    """Commit a complete set of shards, unless it holds nothing or nothing new.
+
+    Raises:
+        LeverError: no answer succeeded.
+    """
+    report = folder.report()
+    if report.failed and report.failed >= report.candidates:
+        folder.remove()
+        raise LeverError(
+            f"all {report.failed:,} answers failed; nothing is committed",
+            value=tally.commonest() or None,
+            hint="mend the cause and run the same command again",
+        )
+    if job.before is not None and report.failed >= job.before.details["report"]["failed"]:
+        folder.remove()  # asked again, and failed again
+        return job.before
+    return commit(job, folder)
 
 
 def forecast(request: Request) -> Forecast:
@@ -141,13 +162,9 @@ def _make_here(
     done = total - sum(shards[i].stop - shards[i].start for i in todo)
     asker = new_asker(job, lambda tally: progress(done, total, describe(job, tally)))
     progress(done, total, "")
-
-    def finished(index: int) -> None:
-        nonlocal done
+    for index in folder.make_all(todo, lambda i: make(job, shards[i]), asker):
         done += shards[index].stop - shards[index].start
         progress(done, total, describe(job, asker.tally))
-
-    folder.make_all(indices, lambda i: make(job, shards[i], asker), finished)
     return asker.tally
 
 
@@ -172,6 +189,6 @@ def _notices(report: Report) -> list[str]:
     if report.failed:
         found.append(
             f"{report.failed:,} answers failed; their rows say why (eval_failed, error) and stay "
-            "out of the training views"
+            "out of the training views. The same command again asks them anew"
         )
     return found

@@ -29,7 +29,7 @@ from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.store.schema import CANDIDATES
 from lever_train.inputs.pools import SharedPool
 from lever_train.options.rollout import Execution, Request
-from lever_train.rollout.ask import Asker
+from lever_train.rollout.ask import Talk
 from lever_train.rollout.generate import Outcome, Progress, make_run
 from lever_train.rollout.job import Job, resolve
 from lever_train.rollout.score import expected_accuracy, queries_table
@@ -72,10 +72,10 @@ def search_beams(
     return make_run(resolve(request, "beam"), _make_shard, execution or Execution(), progress)
 
 
-def _make_shard(job: Job, part: slice, asker: Asker) -> ShardRows:
+def _make_shard(job: Job, part: slice) -> Talk[ShardRows]:
     ids = job.query_ids[part].tolist()
-    search = _Search(job, asker, ids)
-    found = search.run()
+    search = _Search(job, ids)
+    found = yield from search.run()
     kept = [q for q in ids if found[q]]
     rows = [(q, rank, beam) for q in kept for rank, beam in enumerate(found[q])]
     tables = {
@@ -93,14 +93,14 @@ def _make_shard(job: Job, part: slice, asker: Asker) -> ShardRows:
 class _Search:
     """The beams of a shard's queries, all grown together so that prompts make large batches."""
 
-    def __init__(self, job: Job, asker: Asker, ids: list[int]) -> None:
-        self.job, self.asker = job, asker
+    def __init__(self, job: Job, ids: list[int]) -> None:
+        self.job = job
         self.pools = {q: self._pool(q) for q in ids}
         self.failed = 0
 
-    def run(self) -> dict[int, list[Beam]]:
+    def run(self) -> Talk[dict[int, list[Beam]]]:
         """The beams of every query, best first; none where its own prompt cannot be scored."""
-        base = self._info([(q, ()) for q in self.pools])
+        base = yield from self._info([(q, ()) for q in self.pools])
         nothing = {q: info for (q, _), info in base.items()}
         beams = {q: [Beam((), 0.0)] if q in nothing else [] for q in self.pools}
         for _ in range(self.job.recipe.shot_num):
@@ -111,7 +111,7 @@ class _Search:
                 for k in range(len(self.pools[q]))
                 if k not in beam.positions
             ]
-            known = self._info(grown)
+            known = yield from self._info(grown)
             beams = {q: self._best(q, grown, known, nothing) for q in self.pools}
         return beams
 
@@ -132,11 +132,12 @@ class _Search:
 
     def _info(
         self, wanted: list[tuple[int, tuple[int, ...]]]
-    ) -> dict[tuple[int, tuple[int, ...]], float]:
+    ) -> Talk[dict[tuple[int, tuple[int, ...]], float]]:
         """log P(truth) of each (query, positions) that could be scored."""
         prompts = [self._prompt(q, positions) for q, positions in wanted]
         found: dict[tuple[int, tuple[int, ...]], float] = {}
-        for key, (_, answer) in zip(wanted, self.asker.ask(prompts), strict=True):
+        answered = yield prompts
+        for key, (_, answer) in zip(wanted, answered, strict=True):
             probability = expected_accuracy(answer, self._truth(key[0]))
             if probability is None:
                 self.failed += 1

@@ -50,7 +50,8 @@ class Job:
 
     ``query_ids`` [n] int64 ascending; ``items`` and ``truths`` by query id; ``examples`` by
     example id; ``pool`` ``None`` where pointers come from a view; ``given`` those pointers, their
-    ``row`` indexing ``query_ids``; ``stock`` what is stored of targeted queries.
+    ``row`` indexing ``query_ids``; ``stock`` what is stored of targeted queries;
+    ``before`` the run of the same job whose failed answers are asked anew.
     """
 
     request: Request
@@ -70,6 +71,7 @@ class Job:
     pool: PoolSource | None
     given: Proposals | None
     stock: views.Stock | None
+    before: Run | None = None
 
     @property
     def shards(self) -> list[slice]:
@@ -85,6 +87,15 @@ class Job:
         return sorted({k for k in self.request.shots if k < length} | {length})
 
 
+def _after_failures(job: Job) -> Job:
+    """The job itself, or where its run holds failed answers the one that asks them anew: a run
+    whose parent is the old one, all else of it in the answer cache."""
+    while (run := job.store.find(job.spec)) is not None and run.details["report"]["failed"]:
+        spec = replace(job.spec, parents=(*job.spec.parents, run.run))
+        job = replace(job, spec=spec, before=run)
+    return job
+
+
 def shard_folder(job: Job) -> ShardFolder:
     """Where the job's shards lie: named after the run and the size of a shard."""
     key = f"{job.spec.run_id()}-s{job.request.shard_size}"
@@ -97,7 +108,8 @@ def shard_folder(job: Job) -> ShardFolder:
 
 def new_asker(job: Job, on_progress: Callable[[Tally], None] = lambda tally: None) -> Asker:
     """The job's answerer behind the store's cache."""
-    return Asker(job.answerer, open_cache(job.store.path, scope(job.answerer)), on_progress)
+    cache = open_cache(job.store.path, scope(job.answerer))
+    return Asker(job.answerer, cache, on_progress, job.request.max_failed)
 
 
 def resolve(request: Request, kind: str = "rollout") -> Job:
@@ -179,7 +191,7 @@ class _Resolver:
                 else views.stock(self.con, *self._place, query_ids)
             ),
         )
-        return replace(job, spec=run_spec(job, self._parents()))
+        return _after_failures(replace(job, spec=run_spec(job, self._parents())))
 
     @property
     def _place(self) -> tuple[str, str]:

@@ -32,14 +32,18 @@ class ShardWorker:
         self.folder = shard_folder(self.job)
         self.asker = new_asker(self.job)
 
+    def _counts(self) -> dict[str, int]:
+        tally = self.asker.tally
+        return {"wanted": tally.wanted, "asked": tally.asked, "hits": tally.hits}
+
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Make one shard; the row comes back with what it took."""
         from lever_train.rollout.work import make_shard
 
-        index, before = int(row["shard"]), vars(self.asker.tally).copy()
+        index, before = int(row["shard"]), self._counts()
         part = self.job.shards[index]
-        self.folder.make_all([index], lambda i: make_shard(self.job, part, self.asker))
-        spent = {k: v - before[k] for k, v in vars(self.asker.tally).items()}
+        list(self.folder.make_all([index], lambda i: make_shard(self.job, part), self.asker))
+        spent = {k: v - before[k] for k, v in self._counts().items()}
         return {"shard": index, "queries": part.stop - part.start, **spent}
 
 
@@ -74,7 +78,8 @@ def make_with_ray(job: Job, missing: list[int], workers: int, progress: Progress
     try:
         for row in made.iter_rows():
             done += row["queries"]
-            tally = Tally(*(getattr(tally, k) + row[k] for k in vars(tally)))
+            for name in ("wanted", "asked", "hits"):
+                setattr(tally, name, getattr(tally, name) + row[name])
             progress(done, total, f"{tally.asked:,} asked, {tally.hits:,} cached")
     except ray.exceptions.RayError as error:
         raise _worker_error(error) from error

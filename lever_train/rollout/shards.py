@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from lever_data.errors import LeverError
 from lever_data.store.files import fsync_dir, fsync_tree
+from lever_train.rollout.ask import Asker, Talk
 
 TABLES = ("candidates", "queries")
 _REMOVED = ".removed-"
@@ -81,19 +82,32 @@ class ShardFolder:
         return [i for i in wanted if not self.path(i).is_dir()]
 
     def make_all(
-        self,
-        indices: Sequence[int],
-        make: Callable[[int], ShardRows],
-        on_done: Callable[[int], None] = lambda index: None,
-    ) -> None:
-        """Make the missing shards of ``indices``; those another process is making are waited for
-        at the end."""
-        for wait in (False, True):
-            for index in self.missing(indices):
-                with self._claimed(index, wait=wait) as mine:
-                    if mine and not self.path(index).is_dir() and not self._is_over():
-                        self._write(index, make(index))
-                        on_done(index)
+        self, indices: Sequence[int], talk: Callable[[int], Talk[ShardRows]], asker: Asker
+    ) -> Iterator[int]:
+        """Make the missing shards of ``indices`` side by side, and yield each once it is on disk.
+
+        Those another process is making are waited for at the end, one by one: who waits holds no
+        shard that others may wait for.
+        """
+        for index in asker.serve(self._talk(i, talk, wait=False) for i in self.missing(indices)):
+            if self.path(index).is_dir():
+                yield index
+        for index in self.missing(indices):
+            yield from asker.serve([self._talk(index, talk, wait=True)])
+
+    def _talk(self, index: int, talk: Callable[[int], Talk[ShardRows]], *, wait: bool) -> Talk[int]:
+        """Make one shard, unless another process does or did."""
+        with self._claimed(index, wait=wait) as mine:
+            if mine and not self.path(index).is_dir() and not self._is_over():
+                self._write(index, (yield from talk(index)))
+        return index
+
+    def reopen(self, indices: Sequence[int]) -> None:
+        """Forget those of ``indices`` that hold failed answers: they are asked anew."""
+        for path in self.folder.glob("shard-*/report.json"):
+            mine = int(path.parent.name.removeprefix("shard-")) in indices
+            if mine and json.loads(path.read_bytes())["failed"]:
+                self._bury(path.parent)
 
     def report(self) -> Report:
         """The sum over the shards that are done.
@@ -135,9 +149,11 @@ class ShardFolder:
         It is renamed first, so that a crash leaves no shard that only looks finished; what a crash
         left of an earlier removal goes too.
         """
-        grave = self.folder.with_name(f"{_REMOVED}{uuid.uuid4().hex}")
         with suppress(FileNotFoundError):  # never made, or another process was first
-            self.folder.rename(grave)
+            self._bury(self.folder)
+
+    def _bury(self, folder: Path) -> None:
+        folder.rename(self.folder.with_name(f"{_REMOVED}{uuid.uuid4().hex}"))
         for left in self.folder.parent.glob(f"{_REMOVED}*"):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """One shard's work: propose, ask, score, and make rows.
 
-In go a :class:`Job`, a range of its queries and an :class:`Asker`; out come the shard's tables.
+In go a :class:`Job` and a range of its queries; out comes a talk that asks prompts, is given their
+answers and ends with the shard's tables.
 Targeted queries are helped in rounds: propose what is not stored yet, score it, and go on with
 those queries whose rewards are still all equal, until the shard's share of the budget is spent.
 """
@@ -18,7 +19,7 @@ from lever_data.items.items import Truth
 from lever_data.items.prompts import Item, Prompt
 from lever_train.inputs.pools import SharedPool
 from lever_train.options.rollout import Recipe
-from lever_train.rollout.ask import Asker
+from lever_train.rollout.ask import Talk
 from lever_train.rollout.job import Job
 from lever_train.rollout.propose import Ask, Proposals, propose, unpadded
 from lever_train.rollout.score import CandidateScore, candidates_table, queries_table, score
@@ -37,14 +38,15 @@ class Candidates:
     scored: list[CandidateScore]
 
 
-def make_shard(job: Job, part: slice, asker: Asker) -> ShardRows:
-    """The tables of one shard."""
+def make_shard(job: Job, part: slice) -> Talk[ShardRows]:
+    """The tables of one shard, once its prompts are answered."""
     ids = job.query_ids[part]
     if job.stock is not None:
-        found = _target(job, part, asker)
+        found = yield from _target(job, part)
     else:
         proposals = candidates_of(job, part)
-        found = Candidates(ids, proposals, scores_of(job, ids, proposals, asker))
+        scored = yield from scores_of(job, ids, proposals)
+        found = Candidates(ids, proposals, scored)
     with_rows = np.unique(found.proposals.row).tolist()
     shown = ids[with_rows]
     tables = {
@@ -89,10 +91,10 @@ def prompts_of(job: Job, ids: Ids, proposals: Proposals) -> list[Prompt]:
     return prompts
 
 
-def scores_of(job: Job, ids: Ids, proposals: Proposals, asker: Asker) -> list[CandidateScore]:
+def scores_of(job: Job, ids: Ids, proposals: Proposals) -> Talk[list[CandidateScore]]:
     """Ask and score; one per proposal."""
     prompts = prompts_of(job, ids, proposals)
-    answered = asker.ask(prompts)
+    answered = yield prompts
     truths: list[Truth] = [job.truths[p.query.example_id] for p in prompts]
     scores = iter(zip(score([a for _, a in answered], truths), answered, strict=True))
     found = []
@@ -163,7 +165,7 @@ class _Targets:
         return low == high
 
 
-def _target(job: Job, part: slice, asker: Asker) -> Candidates:
+def _target(job: Job, part: slice) -> Talk[Candidates]:
     assert job.stock is not None
     ids = job.query_ids[part]
     left = _share(job, part)
@@ -177,7 +179,7 @@ def _target(job: Job, part: slice, asker: Asker) -> Candidates:
         if left is not None:
             proposals = proposals.select(np.arange(min(left, len(proposals.row))))
             left -= len(proposals.row)
-        scored = scores_of(job, asked, proposals, asker)
+        scored = yield from scores_of(job, asked, proposals)
         state.note(asked, proposals, scored)
         parts.append(Candidates(ids, replace(proposals, row=active[proposals.row]), scored))
         active = np.array([i for i in active.tolist() if state.tied(int(ids[i]))], dtype=np.int64)

@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from lever_data.errors import LeverError
 from lever_data.items.prompts import Item, Prompt
 from lever_train.inputs.images import shown_bytes
 
@@ -51,19 +50,6 @@ def answer_of(generation: str, *, cut: bool) -> Answer:
     if cut and not text.strip():
         return Answer(None, error=f"the answer is empty{limit}")
     return Answer(text)
-
-
-class AnswererDownError(LeverError):
-    """The answerer can do no more. ``done`` holds the answers of the batch that did come, by the
-    index of their prompt: they are paid for and worth keeping."""
-
-    def __init__(self, cause: LeverError, done: dict[int, Answer]) -> None:
-        super().__init__(cause.what, where=cause.where, value=cause.value, hint=cause.hint)
-        self.done = done
-
-    def __reduce__(self) -> tuple[object, ...]:
-        plain = LeverError(self.what, where=self.where, value=self.value, hint=self.hint)
-        return (AnswererDownError, (plain, self.done))
 
 
 @dataclass
@@ -113,6 +99,63 @@ class Answerer(Protocol):
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer prompts, one answer each, in order."""
         ...
+
+
+class Flight(Protocol):
+    """Prompts on their way: handed over with a ticket, answered in any order."""
+
+    @property
+    def room(self) -> int:
+        """How many more prompts are wanted."""
+        ...
+
+    def send(self, ticket: bytes, prompt: Prompt) -> None:
+        """Hand a prompt over."""
+        ...
+
+    def receive(self, wait: float) -> list[tuple[bytes, Answer]]:
+        """What has arrived; waits at most ``wait`` seconds for the first."""
+        ...
+
+    def land(self) -> list[tuple[bytes, Answer]]:
+        """The end: nothing more is asked. What has arrived is paid for, so it is given back."""
+        ...
+
+
+@runtime_checkable
+class Endpoint(Protocol):
+    """An answerer whose prompts overtake each other, such as an endpoint."""
+
+    def flight(self) -> Flight:
+        """A way for prompts, open until it lands."""
+        ...
+
+
+class BatchFlight:
+    """Prompts on their way to an answerer that takes them in batches."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        self._answerer = answerer
+        self._line: list[tuple[bytes, Prompt]] = []
+
+    @property
+    def room(self) -> int:
+        """What a full batch lacks."""
+        return max(0, self._answerer.batch_size - len(self._line))
+
+    def send(self, ticket: bytes, prompt: Prompt) -> None:
+        """Put a prompt in line."""
+        self._line.append((ticket, prompt))
+
+    def receive(self, wait: float) -> list[tuple[bytes, Answer]]:
+        """The answers of the batch in line."""
+        batch, self._line = self._line, []
+        answers = self._answerer.answer([prompt for _, prompt in batch])
+        return [(ticket, a) for (ticket, _), a in zip(batch, answers, strict=True)]
+
+    def land(self) -> list[tuple[bytes, Answer]]:
+        """Nothing: a batch is received as soon as it is answered."""
+        return []
 
 
 _READERS = 4  # threads that read and hash image files

@@ -1,0 +1,182 @@
+"""Answers flow: no prompt waits for another talk's, what is paid is kept, failures have an end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lever_data.errors import LeverError
+from lever_data.items.prompts import Prompt
+from lever_data.store.store import Store
+from lever_train.options.rollout import Request
+from lever_train.rollout import ask as module
+from lever_train.rollout.ask import AnswerCache, Asker, Talk, Tally
+from lever_train.rollout.generate import forecast, generate
+from tests.endpoint import EXPECTED, Endpoint, Handler, answerer, prompts, serving
+from tests.rollouts import World, add_images, make_world, rows
+
+WAIT = 60.0  # seconds until a test that would hang fails
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    found = make_world(tmp_path, queries=10)
+    add_images(found)
+    return found
+
+
+def request(world: World, endpoint: Endpoint, **more: Any) -> Request:
+    spec = f"openai:{endpoint.url}"
+    return world.request(spec=spec, model="m", image_root=world.images, **more)
+
+
+def talk(asked: list[Prompt], rounds: int = 1) -> Talk[list[str | None]]:
+    found = []
+    for _ in range(rounds):
+        found = [answer.text for _, answer in (yield asked)]
+    return found
+
+
+def test_a_slow_answer_holds_up_nothing_but_its_own_talk(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    """The slow one is answered when all the others are: with a barrier that would be never."""
+    others = threading.Event()
+
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
+        if len(endpoint.tries) == len(EXPECTED):
+            others.set()
+        if "is 3 " in question:
+            assert others.wait(WAIT)
+        return False
+
+    endpoint.fault = fault
+    asker = Asker(answerer(endpoint, concurrency=2, timeout=WAIT), AnswerCache(tmp_path))
+    asked = prompts(40)
+    ended = list(asker.serve(talk(asked[n : n + 8], rounds=2) for n in range(0, 40, 8)))
+    assert sorted(ended, key=lambda texts: EXPECTED.index(str(texts[0]))) == [
+        EXPECTED[n : n + 8] for n in range(0, 40, 8)
+    ]
+    assert [texts[0] for texts in ended].index(
+        EXPECTED[0]
+    ) >= 3  # the last talk may still be on its way
+    assert (asker.tally.asked, asker.tally.hits) == (40, 40)  # the second rounds are known
+
+
+def test_talks_that_ask_the_same_pay_once(endpoint: Endpoint, tmp_path: Path) -> None:
+    asker = Asker(answerer(endpoint), AnswerCache(tmp_path))
+    assert list(asker.serve(talk(prompts(5)) for _ in range(3))) == [EXPECTED[:5]] * 3
+    assert (asker.tally.asked, asker.tally.hits, len(endpoint.seen)) == (5, 10, 5)
+
+
+def test_an_answer_is_on_disk_while_others_of_its_talk_are_out(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill at any time costs is what is in flight and what is younger than the flush."""
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.0)
+    asker = Asker(answerer(endpoint, timeout=WAIT), AnswerCache(tmp_path))
+    keys = [asker.key(p) for p in prompts(8)]
+    enough = threading.Event()
+
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
+        if "is 3 " in question:
+            while sum(a is not None for a in AnswerCache(tmp_path).get(keys)) < 7:
+                assert not enough.wait(0.05)
+        return False
+
+    endpoint.fault = fault
+    assert [a.text for _, a in asker.ask(prompts(8))] == EXPECTED[:8]
+
+
+def test_an_interrupted_job_keeps_what_arrived(endpoint: Endpoint, tmp_path: Path) -> None:
+    def interrupt(tally: Tally) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Asker(answerer(endpoint, concurrency=4), AnswerCache(tmp_path), interrupt).ask(prompts(40))
+    paid = len(endpoint.tries)
+    asker = Asker(answerer(endpoint), AnswerCache(tmp_path))
+    assert 40 - paid <= asker.missing(prompts(40)) <= 40 - paid + 4  # but for those in flight
+
+
+def test_a_talk_that_is_given_up_lets_go_of_what_it_holds(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    held = []
+
+    def holding() -> Talk[None]:
+        try:
+            yield prompts(4)
+        finally:
+            held.append("let go")
+
+    endpoint.fault = lambda handler, question, attempt: handler.send(401, "no")
+    asker = Asker(answerer(endpoint), AnswerCache(tmp_path))
+    with pytest.raises(LeverError, match="401"):
+        list(asker.serve([holding()]))
+    assert held == ["let go"]
+
+
+def test_too_many_failures_stop_with_their_reasons(world: World, endpoint: Endpoint) -> None:
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
+        odd = int(question.split("?")[0].split()[-1]) % 2 == 1
+        return odd and handler.send(422, "no such image")
+
+    endpoint.fault = fault
+    with pytest.raises(LeverError, match=r"of \d+ answers failed") as error:
+        generate(request(world, endpoint))
+    assert "x HTTP 422: no such image" in str(error.value)
+    assert "--max-failed" in str(error.value.hint)
+    assert not Store.open(world.store).runs()
+    asked = len(endpoint.seen)
+    endpoint.fault = None
+    outcome = generate(request(world, endpoint))
+    assert outcome.report.failed == 0
+    distinct = len({(r["query_id"], *r["pointer"]) for r in rows(outcome.run)})
+    assert len(endpoint.seen) < asked + distinct  # what was paid was kept
+
+
+def test_a_job_of_failures_alone_is_no_run(world: World, endpoint: Endpoint) -> None:
+    endpoint.fault = lambda handler, question, attempt: handler.send(400, "not that word")
+    for limit in ({"limit": 2}, {"max_failed": 1.0}):  # too few to stop early, or told not to
+        with pytest.raises(LeverError, match=r"all \d+ answers failed.*not that word"):
+            generate(request(world, endpoint, **limit))
+    assert not Store.open(world.store).runs()
+    assert not list((world.store / "jobs").iterdir())
+
+
+def test_failed_answers_are_asked_anew_by_the_same_command(
+    world: World, endpoint: Endpoint
+) -> None:
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
+        return "number 4?" in question and handler.send(422, "no such image")
+
+    endpoint.fault = fault
+    job = request(world, endpoint, max_failed=0.5)
+    first = generate(job)
+    assert first.run is not None and first.report.failed > 0
+    assert "asks them anew" in first.notices[0]
+    still = generate(job)  # nothing is mended
+    assert (still.already, still.run) == (True, first.run)
+    assert still.tally.asked == forecast(job).asked > 0
+    endpoint.fault = None
+    second = generate(job)
+    assert second.run is not None and second.run.parents == (first.run.run,)
+    assert (second.report.failed, second.report.candidates) == (0, first.report.candidates)
+    before = {(r["query_id"], r["candidate"]): r for r in rows(first.run) if not r["eval_failed"]}
+    after = {(r["query_id"], r["candidate"]): r for r in rows(second.run)}
+    assert before.items() <= {k: v for k, v in after.items() if k in before}.items()
+    assert second.tally.asked == forecast(job).asked + still.tally.asked
+    third = generate(job)
+    assert (third.already, third.run, third.tally.asked) == (True, second.run, 0)
+    assert not list((world.store / "jobs").iterdir())
