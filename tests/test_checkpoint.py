@@ -65,6 +65,7 @@ def _edited(path: Path, **changes: object) -> Path:
         {"dim": 8},
         {"num_heads": 2},
         {"selector": "gru", "max_shots": 3},
+        {"selector": "features", "can_stop": True},
         *({"selector": kind, "max_shots": 3} for kind in LEGACY),
         {"selector": "mmr", "decoder_gru": False, "step_embedding": False},
     ],
@@ -76,8 +77,8 @@ def test_v3_and_v2format_round_trip(tmp_path: Path, config: dict[str, Any]) -> N
     assert _same(found, selector) and found.config == selector.config
     assert (checkpoint.epoch, checkpoint.phase, checkpoint.kl_beta) == (2, "rce", 0.1)
     assert checkpoint.metrics == {"loss": 1.5}
-    if selector.config.selector == "gru":
-        with pytest.raises(LeverError, match="v2format cannot hold a gru selector"):
+    if selector.config.selector in ("gru", "features"):
+        with pytest.raises(LeverError, match="v2format cannot hold a"):
             convert(v3)
         return
     v2, _ = convert(v3)

@@ -20,12 +20,12 @@ from lever_train.selector import attention as kernels
 from lever_train.selector.attention import dropout, picked_scores
 from lever_train.selector.kinds import make_selector
 from lever_train.selector.log_prob import static_steps
-from lever_train.selector.model import Pool, Selector
+from lever_train.selector.model import AttentionSelector, Pool, Selector
 from tests.picks import greedy, picks
 
 DIM = 12
 KINDS: tuple[str, ...] = get_args(Kind)
-REMEMBERING = tuple(kind for kind in KINDS if kind != "static")
+LEGACY = ("gated", "decoder", "mmr", "additive", "bilinear", "stop")
 
 
 def _selector(kind: str = "static", dim: int = DIM, **options: object) -> Selector:
@@ -278,6 +278,7 @@ def _legacy_logits(
     state = dict(selector.state_dict())
     kind = selector.config.selector
     weight = state["input_proj.weight"]
+    assert isinstance(selector, AttentionSelector)
     q = selector.attend(query[None], Pool(candidates))[0]
     u = functional.normalize(state["query_proj.weight"] @ q, dim=-1)
     c = functional.normalize(candidates @ weight.T @ state["cand_proj.weight"].T, dim=-1)
@@ -311,7 +312,7 @@ def _legacy_logits(
     return found
 
 
-@pytest.mark.parametrize("kind", [k for k in REMEMBERING if k != "gru"])
+@pytest.mark.parametrize("kind", LEGACY)
 def test_the_legacy_kinds_are_their_formulas(kind: str) -> None:
     selector = _selector(kind)
     query, candidates = torch.randn(12), torch.randn(6, 12)
@@ -362,9 +363,10 @@ def test_diversity_alone_avoids_a_copy_of_what_was_chosen() -> None:
     assert set(greedy(selector, query, twins, 2).positions[0].tolist()) != {first, 6}
 
 
-def test_pointers_of_every_length_share_one_distribution() -> None:
+@pytest.mark.parametrize("kind", ["stop", "features"])
+def test_pointers_of_every_length_share_one_distribution(kind: str) -> None:
     """A selector that can stop: the empty pointer, all singles, all pairs and no more sum to 1."""
-    selector = _selector("stop", max_shots=2)
+    selector = _selector(kind, max_shots=2, can_stop=True)
     query, candidates = torch.randn(1, 12), torch.randn(1, 5, 12)
     pointers = [p for n in range(3) for p in itertools.permutations(range(5), n)]
     positions = torch.tensor([[[*p, 0, 0][:2] for p in pointers]])
@@ -373,9 +375,65 @@ def test_pointers_of_every_length_share_one_distribution() -> None:
     assert float(log_prob.detach().exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
+def _features(count: int, **options: object) -> Selector:
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate({"selector": "features", "hidden": 8} | options)
+    return make_selector(DIM, config, count).eval()
+
+
+def test_a_feature_selector_is_its_formula() -> None:
+    """First and second pick of one query, written down from the top of ``features.py``."""
+    selector, state = _features(2), _features(2).state_dict()
+    query, candidates = torch.randn(DIM), torch.randn(6, DIM)
+    features, chosen = torch.randn(1, 6, 2), 3
+    q, c = functional.normalize(query, dim=-1), functional.normalize(candidates, dim=-1)
+    cosine = c @ q
+    rank = torch.tensor([float((cosine > value).sum()) for value in cosine])
+    x = torch.cat(
+        [torch.stack([cosine, cosine - cosine.max(), (1 + rank).log()], 1), features[0]], 1
+    )
+    low = (c @ state["low_cand.weight"].T) @ (state["low_query.weight"] @ q) * DIM / 8
+    hidden = x @ state["pair.weight"].T + state["pair.bias"]
+    first = functional.gelu(hidden) @ state["score.weight"][0] + low
+    past = state["past.weight"] @ torch.cat([x[chosen], torch.tensor([1 / 4])])
+    near = torch.stack([c @ c[chosen], c @ c[chosen]], 1) @ state["near.weight"].T
+    second = functional.gelu(hidden + past + near) @ state["score.weight"][0] + low
+    history = selector.begin(query[None], Pool(candidates, features=features))
+    torch.testing.assert_close(history.scores()[0, 0], first)
+    later = history.advance(torch.tensor([[0]]), torch.tensor([[chosen]]))
+    torch.testing.assert_close(later.scores()[0, 0], second)
+
+
+def test_features_that_are_not_there_are_refused() -> None:
+    with pytest.raises(LeverError, match="reads 2 features of every candidate"):
+        _features(2).scores(torch.randn(1, DIM), torch.randn(1, 6, DIM))
+
+
+def test_a_selector_that_can_stop_learns_to_show_nothing() -> None:
+    """Where the first feature says so, an empty pointer is best; elsewhere the marked candidate."""
+    selector = _features(2, max_shots=1, can_stop=True).train()
+    optimizer = torch.optim.Adam(selector.parameters(), lr=0.02)
+    positions = torch.tensor([[[k] for k in [*range(5), 0]]]).expand(32, -1, -1)
+    mask = torch.arange(6)[None, :, None].expand(32, 6, 1) < 5  # the sixth candidate is empty
+    for _ in range(150):
+        is_idle, marked = torch.rand(32) < 0.5, torch.randint(5, (32,))
+        features = torch.zeros(32, 5, 2)
+        features[..., 0] = is_idle.float()[:, None]
+        features[torch.arange(32), marked, 1] = 1.0
+        pool = Pool.of(torch.randn(32, 5, DIM))
+        pool = Pool(pool.vectors, pool.index, features=features)
+        log_prob = selector.steps(torch.randn(32, DIM), pool, positions, mask).sequence_log_prob()
+        best = torch.where(is_idle, torch.tensor(5), marked)
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(log_prob, best)
+        torch.autograd.backward(loss)
+        optimizer.step()
+    assert float((log_prob.argmax(-1) == best).float().mean()) > 0.9
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_learns(kind: str) -> None:
-    selector = _selector(kind).train()
+    selector = _selector(kind, can_stop=True).train()
     query, candidates = torch.randn(4, 12), torch.randn(4, 9, 12)
     positions = torch.stack([torch.randperm(9)[:3] for _ in range(8)]).view(4, 2, 3)
     mask = torch.ones_like(positions, dtype=torch.bool)

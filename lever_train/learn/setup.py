@@ -23,7 +23,7 @@ TRAINED_WHEN_FROZEN = ("cross_attn_layers.", "attn_norms.")
 
 SHAPE = (  # options that a checkpoint decides
     *("selector", "hidden", "num_layers", "num_heads", "max_shots"),
-    *("decoder_gru", "step_embedding"),
+    *("decoder_gru", "step_embedding", "can_stop"),
 )
 
 _SHOWN = {  # of an epoch's figures, and how the row of the epoch calls them

@@ -24,7 +24,9 @@ LEAST_MEMORY = 32 * 10**6  # with 16 MB DuckDB cannot sort a small store
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([KMGT])(i?)B", re.IGNORECASE)
 
 
-Kind = Literal["static", "gru", "gated", "decoder", "mmr", "additive", "bilinear", "stop"]
+Kind = Literal[
+    "static", "gru", "gated", "decoder", "mmr", "additive", "bilinear", "stop", "features"
+]
 
 
 class DataConfig(Section):
@@ -65,6 +67,7 @@ class ModelConfig(Section):
         True, "decoder, mmr, additive, bilinear, stop: carry what was chosen in a GRU."
     )
     step_embedding: bool = option(True, "The same kinds: add an embedding of the step.")
+    can_stop: bool = option(False, "features: may end a pointer early, or show nothing.")
     dropout: float = option(0.1, "Dropout of the projections.", ge=0, lt=1)
     attention_dropout: float = option(0.1, "Dropout of the attention weights.", ge=0, lt=1)
     label_smoothing: float = option(0.1, "Label smoothing of the cross-entropy losses.", ge=0, lt=1)

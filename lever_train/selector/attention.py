@@ -47,6 +47,18 @@ def unit_rows(
     return found
 
 
+def picked_dots(
+    query: Float[Tensor, "B n d"], rows: Float[Tensor, "U d"], index: Int[Tensor, "B K"]
+) -> Float[Tensor, "B n K"]:
+    """Dot products of queries with the rows at ``index``, a few queries at a time."""
+    query = query.to(rows.dtype)  # under autocast either may be in half precision
+    parts = [
+        query[at] @ functional.embedding(index[at], rows).transpose(1, 2)
+        for at in _slices(index, rows)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def picked_scores(
     query: Float[Tensor, "B h"], units: Float[Tensor, "U h"], index: Int[Tensor, "B K"]
 ) -> Float[Tensor, "B K"]:
@@ -122,7 +134,7 @@ class _Dot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(query, rows, index)
-        return _dot(query, rows, index)
+        return picked_dots(query, rows, index)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
@@ -144,16 +156,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         rows, index = ctx.saved_tensors
-        return _dot(gradient, rows, index), None, None
-
-
-def _dot(query: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    query = query.to(rows.dtype)  # under autocast either may be in half precision
-    parts = [
-        query[at] @ functional.embedding(index[at], rows).transpose(1, 2)
-        for at in _slices(index, rows)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return picked_dots(gradient, rows, index), None, None
 
 
 def _sum(weights: Tensor, rows: Tensor, index: Tensor) -> Tensor:

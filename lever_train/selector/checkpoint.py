@@ -28,6 +28,7 @@ from lever_data.errors import LeverError
 from lever_data.readers.torch_file import read_torch
 from lever_data.store.store import write_atomic
 from lever_train.options.train import ModelConfig
+from lever_train.selector.features import OWN_FEATURES
 from lever_train.selector.kinds import make_selector
 from lever_train.selector.model import Selector
 
@@ -37,6 +38,7 @@ _OWN = re.compile(
     rf"|cross_attn_layers\.[0-9]{{1,9}}\.{_LAYER}"
     r"|attn_norms\.[0-9]{1,9}\.(weight|bias)|(history|decoder_gru)\.(weight|bias)_(ih|hh)"
     r"|(query_update_gate|attn_Wq)\.(weight|bias)|div_lambda|stop_token"
+    r"|(past|near|score|low_query|low_cand)\.weight|(pair|end|end_score)\.(weight|bias)"
 )
 _ONE_LAYER = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
 # what wrappers put in front: Lightning, the legacy adapter, DistributedDataParallel, torch.compile
@@ -46,6 +48,7 @@ _FOREIGN = re.compile(r"(sen|sentence|img|image|text|clip|vision)_?\w*\.")
 _HYPER_PARAMETERS = {"lr": 1e-4, "weight_decay": 0.001, "warm_steps": 0.05}
 
 _KIND_OF = {  # a tensor's name begins with this: the kind of selector; the first that fits
+    "low_query.": "features",
     "query_update_gate.": "gated",
     "history.": "gru",
     "step_embedding.": "gru",
@@ -82,13 +85,15 @@ _PROBLEMS = 10  # named in one error; the others are counted
 class Checkpoint:
     """What a checkpoint file holds.
 
-    ``layout``: v3 or v2. ``dim``: width d of the embeddings. ``tensors``: the selector's, float32,
+    ``layout``: v3 or v2. ``dim``: width d of the embeddings. ``num_features``: of every pair, that
+    the selector reads beside them. ``tensors``: the selector's, float32,
     under v3 names. ``foreign``: names of tensors that belong to other modules. ``epoch``,
     ``phase``, ``kl_beta``, ``metrics``: as v3 stores them.
     """
 
     layout: str
     dim: int
+    num_features: int
     config: ModelConfig
     tensors: dict[str, Tensor]
     foreign: tuple[str, ...]
@@ -99,7 +104,7 @@ class Checkpoint:
 
     def entry(self) -> dict[str, object]:
         """The kind and shape of the selector, as checkpoints state it."""
-        return _entry(self.dim, self.config)
+        return _entry(self.dim, self.config, self.num_features)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -121,12 +126,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             value=sorted(key for key in content if isinstance(key, str)),
         )
     tensors, foreign = _selector_tensors(state, path)
-    dim, config = _shape_of(tensors, content.get("selector"), path)
-    _require_match(dim, config, tensors, path)
+    dim, num_features, config = _shape_of(tensors, content.get("selector"), path)
+    with torch.device("meta"):  # shapes alone
+        expected = make_selector(dim, config, num_features)
+    _require_match(expected, tensors, path)
     metrics = content.get("metrics")
     return Checkpoint(
         layout="v3" if layout == "model_state_dict" else "v2",
         dim=dim,
+        num_features=num_features,
         config=config,
         tensors=tensors,
         foreign=foreign,
@@ -143,7 +151,7 @@ def load_selector(path: str | Path, **changes: object) -> tuple[Selector, Checkp
     ``changes`` replace options that no tensor shows (dropout).
     """
     found = read_checkpoint(path)
-    selector = make_selector(found.dim, found.config.model_copy(update=changes))
+    selector = make_selector(found.dim, found.config.model_copy(update=changes), found.num_features)
     selector.load_state_dict(found.tensors, strict=True)
     return selector.eval(), found
 
@@ -169,7 +177,7 @@ def save_v3(path: Path, selector: Selector, progress: Progress) -> None:
             "model_state_dict": _plain(selector.state_dict()),
             "kl_beta": progress.kl_beta,
             "metrics": dict(progress.metrics),
-            "selector": _entry(selector.dim, selector.config),
+            "selector": _entry(selector.dim, selector.config, selector.num_features),
         },
     )
 
@@ -208,7 +216,7 @@ def convert(path: str | Path, out: Path | None = None) -> tuple[Path, Checkpoint
 
 def not_in_v2format(kind: str) -> str | None:
     """Why v2format cannot hold a kind of selector; ``None``: it can."""
-    if kind != "gru":
+    if kind not in ("gru", "features"):
         return None
     return f"v2format cannot hold a {kind} selector: no legacy code has it"
 
@@ -307,8 +315,10 @@ def _as_tensor(value: object, key: str, path: Path) -> Tensor:
     return torch.from_numpy(cast)
 
 
-def _shape_of(tensors: Mapping[str, Tensor], stated: object, path: Path) -> tuple[int, ModelConfig]:
-    """The selector's d and options, stated or read off its tensors.
+def _shape_of(
+    tensors: Mapping[str, Tensor], stated: object, path: Path
+) -> tuple[int, int, ModelConfig]:
+    """The selector's d, its number of features and its options, stated or read off its tensors.
 
     It has no more layers than the file has tensors, so that building one to compare with takes no
     longer than reading the file.
@@ -331,6 +341,9 @@ def _shape_of(tensors: Mapping[str, Tensor], stated: object, path: Path) -> tupl
     dim = shape.pop("dim", None)
     if not isinstance(dim, int) or not 1 <= dim <= _MAX_DIM:
         raise refusal("dim", f"d is at least 1 and less than or equal to {_MAX_DIM:,}", dim)
+    features = shape.pop("features", 0)
+    if not isinstance(features, int) or not 0 <= features <= _MAX_DIM:
+        raise refusal("features", f"at least 0 and less than or equal to {_MAX_DIM:,}", features)
     option_of = {entry: option for option, entry in _ENTRY.items()}
     try:
         config = ModelConfig.model_validate({option_of.get(k, k): v for k, v in shape.items()})
@@ -340,12 +353,12 @@ def _shape_of(tensors: Mapping[str, Tensor], stated: object, path: Path) -> tupl
         raise refusal(at, first["msg"], first["input"]) from None
     if isinstance(stated, Mapping):
         _require_tensors(config.num_layers, tensors, f"{path}: selector.layers")
-    return dim, config
+    return dim, features, config
 
 
 def _shown_shape(tensors: Mapping[str, Tensor], path: Path) -> dict[Any, object]:
     """What the tensors of a legacy file show of the shape, under the names of the entry."""
-    widths = ("query_proj.weight", "cand_proj.weight", "input_proj.weight")
+    widths = ("query_proj.weight", "cand_proj.weight", "input_proj.weight", "pair.weight")
     known = next((name for name in widths if name in tensors), None)
     if known is None:
         raise LeverError(
@@ -353,8 +366,12 @@ def _shown_shape(tensors: Mapping[str, Tensor], path: Path) -> dict[Any, object]
             where=str(path),
             value=", ".join(sorted(tensors)) or "no tensor with a selector's name",
         )
-    hidden, _ = _rows_and_columns(tensors, known, path)
+    hidden, read = _rows_and_columns(tensors, known, path)
     shape: dict[Any, object] = {"hidden": hidden, "dim": hidden}
+    if known == "pair.weight":
+        shape |= {"features": read - OWN_FEATURES, "can_stop": "end.weight" in tensors}
+        if "low_query.weight" in tensors:
+            shape["dim"] = _rows_and_columns(tensors, "low_query.weight", path)[1]
     if "input_proj.weight" in tensors:
         shape["dim"] = _rows_and_columns(tensors, "input_proj.weight", path)[1]
     for start, kind in _KIND_OF.items():
@@ -392,16 +409,13 @@ def _rows_and_columns(tensors: Mapping[str, Tensor], name: str, path: Path) -> t
     return shape[0], shape[1]
 
 
-def _require_match(
-    dim: int, config: ModelConfig, tensors: Mapping[str, Tensor], path: Path
-) -> None:
-    """Refuse tensors that are not exactly those of a selector of this shape.
+def _require_match(selector: Selector, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not exactly those of the selector.
 
     Raises:
         LeverError: it names what is missing, too much or of another shape, with both sides.
     """
-    with torch.device("meta"):
-        selector = make_selector(dim, config)
+    config = selector.config
     expected = {name: tuple(t.shape) for name, t in selector.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     problems = [
@@ -424,7 +438,7 @@ def _require_match(
         more = f"; and {left:,} more" if left > 0 else ""
         raise LeverError(
             f"the checkpoint is not a {config.selector} selector of {config.num_layers} layers, "
-            f"{dim} → {config.hidden}: {'; '.join(problems[:_PROBLEMS])}{more}",
+            f"{selector.dim} → {config.hidden}: {'; '.join(problems[:_PROBLEMS])}{more}",
             where=str(path),
         )
 
@@ -436,12 +450,13 @@ def _plainly(value: object) -> object:
     return value if isinstance(value, str | int | float) else type(value).__name__
 
 
-def _entry(dim: int, config: ModelConfig) -> dict[str, object]:
+def _entry(dim: int, config: ModelConfig, num_features: int) -> dict[str, object]:
     names = ["selector", "hidden", "num_layers", "num_heads", "max_shots"]
     names += ["dropout", "attention_dropout"]
     if config.selector not in ("static", "gru"):  # older levers read these two, and no other entry
-        names += ["decoder_gru", "step_embedding"]
-    return {"dim": dim} | {_ENTRY.get(n, n): getattr(config, n) for n in names}
+        names += ["decoder_gru", "step_embedding", "can_stop"]
+    shape = {"dim": dim} | ({"features": num_features} if num_features else {})
+    return shape | {_ENTRY.get(n, n): getattr(config, n) for n in names}
 
 
 def _finite(content: Mapping[Any, object], name: str, path: Path) -> int | float | None:

@@ -1,12 +1,13 @@
-"""The selectors that remember what they chose, and :func:`make_selector` for any kind.
+"""The selectors that carry a state of what they chose, and :func:`make_selector` for any kind.
 
 In go the options of a selector; out comes one that answers to the interface of ``model.Selector``.
 Step scores depend on the prefix, so log-probabilities are computed step by step for every
-candidate: a dense [B, N, K] softmax per step, which is the price of a memory.
+candidate, which is the price of a memory.
 
-``gru`` is lever's own. The others are the legacy ones, with the tensor names of their checkpoints.
-All start from the unit query u and the unit candidates c of the static selector; step t scores
-with u_t = unit(u + e_t), e_t a step embedding, and after choosing c:
+``gru`` is lever's own, and ``features`` has a file of its own. The others are the legacy ones, with
+the tensor names of their checkpoints. All start from the unit query u and the unit candidates c of
+the static selector; step t scores with u_t = unit(u + e_t), e_t a step embedding, and after
+choosing c:
 
 - ``gated`` (V4-1): u ← unit(g u + (1 - g) c), g = σ(W_g [u; c] + b_g); no step embedding.
 - ``decoder`` (V4-2): u ← unit(GRU(c, u)).
@@ -25,69 +26,41 @@ from V4-2 on drop out before the projections, these after, as V2 does.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lever_data.errors import LeverError
 from lever_train.options.train import ModelConfig
-from lever_train.selector.log_prob import CHOSEN, Steps, step_terms
-from lever_train.selector.model import SCORE_TEMPERATURE, History, Pool, Selector
+from lever_train.selector.features import FeatureSelector
+from lever_train.selector.model import (
+    SCORE_TEMPERATURE,
+    AttentionSelector,
+    History,
+    Pool,
+    Selector,
+    StaticSelector,
+)
 
 STEP_NOISE = 0.02  # std of step embeddings and the stop token at initialisation (legacy)
 DIVERSITY = 0.1  # λ at initialisation (legacy), a weight of softplus(0.1) = 0.74
 KEPT = 0.6  # share of the query that a stop selector without GRU keeps (legacy)
 
 
-def make_selector(dim: int, config: ModelConfig) -> Selector:
-    """A freshly initialised selector for embeddings of width ``dim``, from torch's global
-    generator."""
+def make_selector(dim: int, config: ModelConfig, num_features: int = 0) -> Selector:
+    """A freshly initialised selector, from torch's global generator.
+
+    ``dim``: width of the embeddings. ``num_features``: of every pair, for the kind ``features``.
+    """
+    if config.selector == "features":
+        return FeatureSelector(dim, config, num_features)
     if config.selector == "static":
-        return Selector(dim, config)
+        return StaticSelector(dim, config)
     return GruSelector(dim, config) if config.selector == "gru" else LegacyDecoder(dim, config)
 
 
-class Remembering(Selector):
+class Remembering(AttentionSelector):
     """A selector with a state [B, W, h] per partial sequence; subclasses say how it moves."""
-
-    def scores(
-        self,
-        query: Float[Tensor, "B d"],
-        candidates: Tensor | Pool,
-        pool_mask: Bool[Tensor, "B K"] | None = None,
-    ) -> Float[Tensor, "B K"]:
-        """Scores of the first step, those of the pool alone; see :meth:`Selector.scores`."""
-        pool = Pool.of(candidates, pool_mask)
-        return self.begin(query, pool).scores()[:, 0, : pool.size]
-
-    def steps(
-        self,
-        query: Float[Tensor, "B d"],
-        pool: Pool,
-        positions: Int[Tensor, "B N S"],
-        step_mask: Bool[Tensor, "B N S"],
-    ) -> Steps:
-        """Terms of every step, teacher-forced; see :meth:`Selector.steps`."""
-        history = self.begin(query, pool)
-        real = pool.mask
-        if history.stops:
-            positions, step_mask = self._with_stop(positions, step_mask, pool.size)
-            real = None if real is None else functional.pad(real, (0, 1), value=True)
-        B, N, S = positions.shape
-        chosen = torch.zeros(B, N, pool.size + history.stops, dtype=torch.bool, device=query.device)
-        parent = torch.zeros(B, N, dtype=torch.long, device=query.device)
-        terms: list[tuple[Tensor, Tensor]] = []
-        for t in range(S):
-            logits = history.scores().float().expand(-1, N, -1).masked_fill(chosen, CHOSEN)
-            terms.append(step_terms(logits, positions[:, :, t], real))
-            if t + 1 < S:
-                chosen = chosen.scatter(2, positions[:, :, t : t + 1], True)
-                history = history.advance(parent, positions[:, :, t])
-                parent = torch.arange(N, device=query.device).expand(B, N)
-        log_prob, mean_nll = (torch.stack(part, dim=-1) for part in zip(*terms, strict=True))
-        return Steps(
-            torch.where(step_mask, log_prob, 0.0), torch.where(step_mask, mean_nll, 0.0), step_mask
-        )
 
     def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
         """Start choosing; see :meth:`Selector.begin`."""
@@ -115,17 +88,6 @@ class Remembering(Selector):
                 value=step + 1,
                 hint="ask for fewer shots, or train one with a larger --max-shots",
             )
-
-    def _with_stop(
-        self, positions: Int[Tensor, "B N S"], step_mask: Bool[Tensor, "B N S"], stop: int
-    ) -> tuple[Tensor, Tensor]:
-        """A step more that stops, for every candidate shorter than ``max_shots``."""
-        length = step_mask.sum(-1, keepdim=True)
-        if positions.shape[-1] < self.config.max_shots:
-            positions = functional.pad(positions, (0, 1))
-            step_mask = functional.pad(step_mask, (0, 1))
-        at = torch.arange(positions.shape[-1], device=positions.device)
-        return positions.masked_fill(at >= length, stop), at <= length
 
 
 class Memory(History):

@@ -76,18 +76,34 @@ def static_steps(
 
 
 def step_terms(
-    logits: Float[Tensor, "B N K"],
+    logits: Float[Tensor, "B W K"],
     target: Int[Tensor, "B N"],
     pool_mask: Bool[Tensor, "B K"] | None,
 ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
-    """Of one step: the log-probability of ``target`` and the mean -log p of the pool."""
+    """Of one step: the log-probability of ``target`` and the mean -log p of the pool.
+
+    W is N, or 1 where all candidates share the logits.
+    """
     if pool_mask is None:
         log_p = functional.log_softmax(logits, dim=-1)
-        return log_p.gather(2, target[..., None]).squeeze(2), -log_p.mean(-1)
-    real = pool_mask[:, None, :]
-    log_p = functional.log_softmax(logits.masked_fill(~real, float("-inf")), dim=-1)
-    total = log_p.masked_fill(~real, 0.0).sum(-1)
-    return log_p.gather(2, target[..., None]).squeeze(2), -total / real.sum(-1)
+        mean_nll = -log_p.mean(-1)
+    else:
+        real = pool_mask[:, None, :]
+        log_p = functional.log_softmax(logits.masked_fill(~real, float("-inf")), dim=-1)
+        mean_nll = -log_p.masked_fill(~real, 0.0).sum(-1) / real.sum(-1)
+    each = log_p.expand(-1, target.shape[1], -1)
+    return each.gather(2, target[..., None]).squeeze(2), mean_nll.expand_as(target)
+
+
+def with_stop(
+    positions: Int[Tensor, "B N S"], step_mask: Bool[Tensor, "B N S"], stop: int, limit: int
+) -> tuple[Int[Tensor, "B N T"], Bool[Tensor, "B N T"]]:
+    """A step more that stops, at position ``stop``, for every pointer shorter than ``limit``."""
+    length = step_mask.sum(-1, keepdim=True)
+    if positions.shape[-1] < limit:
+        positions, step_mask = functional.pad(positions, (0, 1)), functional.pad(step_mask, (0, 1))
+    at = torch.arange(positions.shape[-1], device=positions.device)
+    return positions.masked_fill(at >= length, stop), at <= length
 
 
 def _total(

@@ -32,7 +32,7 @@ from lever_train.selector.attention import (
     picked_scores,
     unit_rows,
 )
-from lever_train.selector.log_prob import Steps, static_steps
+from lever_train.selector.log_prob import CHOSEN, Steps, static_steps, step_terms, with_stop
 
 SCORE_TEMPERATURE = 0.1  # scores are cosines divided by this
 PROJECTION_NOISE = 0.01  # std of what is added to the identity in W_q and W_c
@@ -44,12 +44,14 @@ class Pool:
 
     ``vectors``: distinct examples, each once. ``index`` into them; ``None``: every query's pool is
     all of ``vectors`` in order, and nothing of size [B, K, d] is ever made. ``mask`` is False where
-    a pool is padded; ``None``: nothing is padded.
+    a pool is padded; ``None``: nothing is padded. ``features``: of every pair of query and
+    candidate, for selectors that read some.
     """
 
     vectors: Float[Tensor, "U d"]
     index: Int[Tensor, "B K"] | None = None
     mask: Bool[Tensor, "B K"] | None = None
+    features: Float[Tensor, "B K F"] | None = None
 
     @classmethod
     def of(cls, candidates: Tensor | Pool, mask: Bool[Tensor, "B K"] | None = None) -> Pool:
@@ -92,25 +94,38 @@ class Pool:
         return functional.embedding(rows, self.vectors)
 
 
-class Selector(nn.Module):
-    """The static selector of LEGACY.md, and the base of those that remember what they chose."""
+class History(ABC):
+    """Partial sequences being extended: W of them for each of B queries.
 
-    def __init__(self, dim: int, config: ModelConfig) -> None:
+    ``stops``: the scores have one more column, the last: to end the sequence here.
+    """
+
+    stops = False
+
+    @abstractmethod
+    def scores(self) -> Float[Tensor, "B W K"]:
+        """Scores of the next step; chosen positions are the caller's to mask."""
+
+    @abstractmethod
+    def advance(self, parent: Int[Tensor, "B V"], chosen: Int[Tensor, "B V"]) -> History:
+        """Extend sequence ``parent`` of each query by pool position ``chosen``: V sequences."""
+
+
+class Selector(nn.Module):
+    """Anything that picks demonstrations step by step.
+
+    ``dim``: width d of the embeddings; ``num_features``: F, the features it reads of every pair.
+    A kind says how it begins; scores and log-probabilities follow step by step, at the price of a
+    dense [B, N, K] softmax per step, where it knows no shorter way.
+    """
+
+    def __init__(self, dim: int, config: ModelConfig, num_features: int = 0) -> None:
         super().__init__()
-        self.dim, self.config = dim, config
-        h = config.hidden
-        self.input_proj = nn.Identity() if dim == h else nn.Linear(dim, h, bias=False)
-        self.cross_attn_layers = nn.ModuleList(
-            FoldedAttention(config) for _ in range(config.num_layers)
-        )
-        self.attn_norms = nn.ModuleList(nn.LayerNorm(h) for _ in range(config.num_layers))
-        self.query_proj = nn.Linear(h, h, bias=False)
-        self.cand_proj = nn.Linear(h, h, bias=False)
-        if isinstance(self.input_proj, nn.Linear):
-            nn.init.xavier_uniform_(self.input_proj.weight)
-        for projection in (self.query_proj, self.cand_proj):
-            noise = torch.randn(h, h) * PROJECTION_NOISE
-            projection.weight.data.copy_(torch.eye(h) + noise)
+        self.dim, self.config, self.num_features = dim, config, num_features
+
+    def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
+        """Start choosing: nothing chosen yet, one partial sequence per query."""
+        raise NotImplementedError
 
     def scores(
         self,
@@ -118,13 +133,13 @@ class Selector(nn.Module):
         candidates: Tensor | Pool,
         pool_mask: Bool[Tensor, "B K"] | None = None,
     ) -> Float[Tensor, "B K"]:
-        """Scores of the first step: cosine of the projected query and candidate, divided by 0.1.
+        """Scores of the pool at the first step, in natural units of the softmax.
 
         ``candidates``: [B, K, d], [K, d] (one pool for all) or a :class:`Pool`. Scores of padded
         positions mean nothing; whoever reads them applies the mask.
         """
         pool = Pool.of(candidates, pool_mask)
-        return cosine_scores(self.head(self.attend(query, pool)), self.units(pool), pool)
+        return self.begin(query, pool).scores()[:, 0, : pool.size]
 
     def steps(
         self,
@@ -134,8 +149,28 @@ class Selector(nn.Module):
         step_mask: Bool[Tensor, "B N S"],
     ) -> Steps:
         """Terms of every step of the candidates at pool ``positions``, teacher-forced."""
-        scores = self.scores(query, pool)
-        return static_steps(scores.float(), positions, step_mask, pool.mask)
+        history, real = self.begin(query, pool), pool.mask
+        if history.stops:
+            limit = self.config.max_shots
+            positions, step_mask = with_stop(positions, step_mask, pool.size, limit)
+            real = None if real is None else functional.pad(real, (0, 1), value=True)
+        B, N, S = positions.shape
+        chosen = torch.zeros(B, N, pool.size + history.stops, dtype=torch.bool, device=query.device)
+        parent = torch.zeros(B, N, dtype=torch.long, device=query.device)
+        terms: list[tuple[Tensor, Tensor]] = []
+        for t in range(S):
+            logits = history.scores().float()
+            if t > 0:  # before the first choice the N candidates share one softmax
+                logits = logits.expand(-1, N, -1).masked_fill(chosen, CHOSEN)
+            terms.append(step_terms(logits, positions[:, :, t], real))
+            if t + 1 < S:
+                chosen = chosen.scatter(2, positions[:, :, t : t + 1], True)
+                history = history.advance(parent, positions[:, :, t])
+                parent = torch.arange(N, device=query.device).expand(B, N)
+        log_prob, mean_nll = (torch.stack(part, dim=-1) for part in zip(*terms, strict=True))
+        return Steps(
+            torch.where(step_mask, log_prob, 0.0), torch.where(step_mask, mean_nll, 0.0), step_mask
+        )
 
     def sequence_log_prob(
         self,
@@ -151,9 +186,25 @@ class Selector(nn.Module):
             step_mask = torch.ones_like(positions, dtype=torch.bool)
         return self.steps(query, pool, positions, step_mask).sequence_log_prob()
 
-    def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
-        """Start choosing: nothing chosen yet, one partial sequence per query."""
-        return StaticHistory(self.scores(query, pool)[:, None, :])
+
+class AttentionSelector(Selector):
+    """The parts that the legacy selectors share: attention, projections, unit vectors."""
+
+    def __init__(self, dim: int, config: ModelConfig) -> None:
+        super().__init__(dim, config)
+        h = config.hidden
+        self.input_proj = nn.Identity() if dim == h else nn.Linear(dim, h, bias=False)
+        self.cross_attn_layers = nn.ModuleList(
+            FoldedAttention(config) for _ in range(config.num_layers)
+        )
+        self.attn_norms = nn.ModuleList(nn.LayerNorm(h) for _ in range(config.num_layers))
+        self.query_proj = nn.Linear(h, h, bias=False)
+        self.cand_proj = nn.Linear(h, h, bias=False)
+        if isinstance(self.input_proj, nn.Linear):
+            nn.init.xavier_uniform_(self.input_proj.weight)
+        for projection in (self.query_proj, self.cand_proj):
+            noise = torch.randn(h, h) * PROJECTION_NOISE
+            projection.weight.data.copy_(torch.eye(h) + noise)
 
     def attend(self, query: Float[Tensor, "B d"], pool: Pool) -> Float[Tensor, "B h"]:
         """The query after the attention layers."""
@@ -185,6 +236,35 @@ class Selector(nn.Module):
 
     def _input_weight(self) -> Float[Tensor, "h d"] | None:
         return self.input_proj.weight if isinstance(self.input_proj, nn.Linear) else None
+
+
+class StaticSelector(AttentionSelector):
+    """The selector of LEGACY.md: its scores do not depend on what was chosen."""
+
+    def scores(
+        self,
+        query: Float[Tensor, "B d"],
+        candidates: Tensor | Pool,
+        pool_mask: Bool[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B K"]:
+        """Cosines of the projected query and candidates, divided by 0.1."""
+        pool = Pool.of(candidates, pool_mask)
+        return cosine_scores(self.head(self.attend(query, pool)), self.units(pool), pool)
+
+    def steps(
+        self,
+        query: Float[Tensor, "B d"],
+        pool: Pool,
+        positions: Int[Tensor, "B N S"],
+        step_mask: Bool[Tensor, "B N S"],
+    ) -> Steps:
+        """Terms of every step in closed form; see :meth:`Selector.steps`."""
+        scores = self.scores(query, pool)
+        return static_steps(scores.float(), positions, step_mask, pool.mask)
+
+    def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
+        """Start choosing; see :meth:`Selector.begin`."""
+        return StaticHistory(self.scores(query, pool)[:, None, :])
 
 
 class FoldedAttention(nn.Module):
@@ -250,23 +330,6 @@ def cosine_scores(
     if pool.index is None:
         return query @ units.T / SCORE_TEMPERATURE
     return picked_scores(query, units, pool.index) / SCORE_TEMPERATURE
-
-
-class History(ABC):
-    """Partial sequences being extended: W of them for each of B queries.
-
-    ``stops``: the scores have one more column, the last: to end the sequence here.
-    """
-
-    stops = False
-
-    @abstractmethod
-    def scores(self) -> Float[Tensor, "B W K"]:
-        """Scores of the next step; chosen positions are the caller's to mask."""
-
-    @abstractmethod
-    def advance(self, parent: Int[Tensor, "B V"], chosen: Int[Tensor, "B V"]) -> History:
-        """Extend sequence ``parent`` of each query by pool position ``chosen``: V sequences."""
 
 
 class StaticHistory(History):

@@ -1,0 +1,153 @@
+"""The selector that reads features of every pair of query and candidate.
+
+In go vectors and, beside the pool, features [B, K, F]; out come scores by a small network:
+
+    x_k = [cosine, cosine less the best, log(1 + rank), features]        of query and candidate k
+    score_k = v · gelu(W_x x_k + W_p [mean x of the chosen; step] + W_n [max, mean cos(k, chosen)])
+              + (A q) · (B c_k) / √r
+
+The second sum is a bilinear term of rank r = 64 of the unit vectors, scaled to length √d. What
+depends on the chosen is 0 at the first step. With ``can_stop`` the pointer may end before any step,
+the first included: the end has a score of its own from the mean and the highest x of the pool.
+Dropout falls on the hidden layer and on the vectors of the bilinear term. Source: the prototype of
+the feature selector on OK-VQA; the formula is ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lever_data.errors import LeverError
+from lever_train.options.train import ModelConfig
+from lever_train.selector.attention import dropout, picked_dots, picked_scores
+from lever_train.selector.model import History, Pool, Selector
+
+OWN_FEATURES = 3  # what the selector computes from the vectors itself
+RANK = 64  # of the bilinear term
+
+
+class FeatureSelector(Selector):
+    """See the top of the file."""
+
+    def __init__(self, dim: int, config: ModelConfig, num_features: int = 0) -> None:
+        super().__init__(dim, config, num_features)
+        h, size = config.hidden, OWN_FEATURES + num_features
+        self.pair = nn.Linear(size, h)
+        self.past = nn.Linear(size + 1, h, bias=False)
+        self.near = nn.Linear(2, h, bias=False)
+        self.score = nn.Linear(h, 1, bias=False)  # the softmax does not see a constant
+        self.low_query = nn.Linear(dim, RANK, bias=False)
+        self.low_cand = nn.Linear(dim, RANK, bias=False)
+        if config.can_stop:
+            self.end = nn.Linear(2 * size, h)
+            self.end_score = nn.Linear(h, 1)
+
+    def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
+        """Start choosing; see :meth:`Selector.begin`.
+
+        Raises:
+            LeverError: the pool brings another number of features.
+        """
+        given = 0 if pool.features is None else pool.features.shape[-1]
+        if given != self.num_features:
+            raise LeverError(
+                f"the selector reads {self.num_features} features of every candidate", value=given
+            )
+        return PairHistory(self, query, pool)
+
+    def bilinear(
+        self, query: Float[Tensor, "B d"], units: Float[Tensor, "U d"], pool: Pool
+    ) -> Float[Tensor, "B K"]:
+        """The low-rank term of unit vectors."""
+        scale = self.dim / math.sqrt(RANK)  # of two vectors of length √d
+        a = self.low_query(dropout(query, self.config.dropout, self.training)).float()
+        b = self.low_cand(dropout(units, self.config.dropout, self.training)).float()
+        a, b = a.to(query.dtype), b.to(query.dtype)
+        found = a @ b.T if pool.index is None else picked_scores(a, b, pool.index)
+        return scale * found
+
+
+class PairHistory(History):
+    """W partial sequences of each query, all at the same step.
+
+    ``total`` [B, W, P]: sum of the x of the chosen; ``near``, ``nears`` [B, W, K]: highest and
+    summed cosine of each candidate with the chosen. All three are ``None`` before the first choice.
+    """
+
+    total: Tensor | None = None
+    near: Tensor | None = None
+    nears: Tensor | None = None
+
+    def __init__(self, selector: FeatureSelector, query: Float[Tensor, "B d"], pool: Pool) -> None:
+        self.selector, self.pool, self.step = selector, pool, 0
+        self.stops = selector.config.can_stop
+        self.units = functional.normalize(pool.vectors, dim=-1)
+        query = functional.normalize(query, dim=-1)
+        self.x = _with_own(self._cosines(query[:, None])[:, 0], pool)
+        self.hidden = selector.pair(self.x)
+        self.bilinear = selector.bilinear(query, self.units, pool)
+
+    def scores(self) -> Float[Tensor, "B W K"]:
+        """Scores of the next step; with ``can_stop`` those of the end behind them."""
+        net, extra = self.selector, None
+        hidden = self.hidden[:, None]
+        if self.total is not None and self.near is not None and self.nears is not None:
+            share = torch.full_like(self.total[..., :1], self.step / net.config.max_shots)
+            extra = net.past(torch.cat([self.total / self.step, share], dim=-1))
+            near = torch.stack([self.near, self.nears / self.step], dim=-1)
+            hidden = hidden + extra[:, :, None] + net.near(near)
+        found: Tensor = net.score(self._active(hidden)).squeeze(-1)
+        found = found.to(self.bilinear.dtype) + self.bilinear[:, None]
+        if not self.stops:
+            return found
+        real = self.pool.mask
+        x = self.x if real is None else self.x.masked_fill(~real[..., None], 0.0)
+        count = self.pool.size if real is None else real.sum(-1, keepdim=True)
+        low = self.x if real is None else self.x.masked_fill(~real[..., None], float("-inf"))
+        end = net.end(torch.cat([x.sum(1) / count, low.amax(1)], dim=-1))[:, None]
+        end = net.end_score(self._active(end if extra is None else end + extra))
+        return torch.cat([found, end.to(found.dtype).expand(-1, found.shape[1], -1)], dim=-1)
+
+    def advance(self, parent: Int[Tensor, "B V"], chosen: Int[Tensor, "B V"]) -> History:
+        """Extend sequence ``parent`` by position ``chosen``; behind the end nothing matters."""
+        chosen = chosen.clamp(max=self.pool.size - 1)
+        later = copy.copy(self)
+        later.step = self.step + 1
+        later.total = self.x.gather(1, chosen[..., None].expand(-1, -1, self.x.shape[-1]))
+        later.near = later.nears = self._cosines(functional.normalize(self.pool.at(chosen), dim=-1))
+        if self.total is not None and self.near is not None and self.nears is not None:
+            later.total = later.total + _of(self.total, parent)
+            later.nears = later.nears + _of(self.nears, parent)
+            later.near = torch.maximum(later.near, _of(self.near, parent))
+        return later
+
+    def _active(self, hidden: Tensor) -> Tensor:
+        return dropout(
+            functional.gelu(hidden), self.selector.config.dropout, self.selector.training
+        )
+
+    def _cosines(self, unit: Float[Tensor, "B n d"]) -> Float[Tensor, "B n K"]:
+        if self.pool.index is None:
+            return unit @ self.units.T
+        return picked_dots(unit, self.units, self.pool.index)
+
+
+def _with_own(cosine: Float[Tensor, "B K"], pool: Pool) -> Float[Tensor, "B K P"]:
+    """The features that the selector computes itself, and those given."""
+    open_ = cosine if pool.mask is None else cosine.masked_fill(~pool.mask, float("-inf"))
+    rank = open_.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    gap = cosine - open_.amax(-1, keepdim=True)
+    own = torch.stack([cosine, gap, rank.to(cosine.dtype).log1p()], dim=-1)
+    if pool.features is None:
+        return own
+    return torch.cat([own, pool.features.to(own.dtype)], dim=-1)
+
+
+def _of(values: Float[Tensor, "B W c"], parent: Int[Tensor, "B V"]) -> Float[Tensor, "B V c"]:
+    return values.gather(1, parent[..., None].expand(-1, -1, values.shape[-1]))
