@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from lever_data.options import words
 from lever_data.vocabulary import DEFAULT_STORE, JsonFile, RunName, StorePath
@@ -17,9 +17,17 @@ def export(
     run: RunName,
     out: Annotated[Path, words("File to write; .gz compresses it.", metavar="FILE", output=True)],
     store: StorePath = DEFAULT_STORE,
+    reader: Annotated[
+        Literal["notes", "newest"] | None,
+        words(
+            "Write what this state of the legacy code reads: that of the notes, or the newest "
+            "(since 2025-12-29). Pointers are ids in both.",
+            "--for",
+        ),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Write a run back as legacy JSON, equal as JSON to what was ingested.
+    """Write a run back as legacy JSON, equal as JSON to what was ingested unless --for is given.
 
     lever export --store S --run RUN --out back.json
     """
@@ -27,7 +35,7 @@ def export(
     from lever_data.store.store import Store
 
     with progress_bar("export") as advance:
-        done = export_run(Store.open(store), run, out, advance)
+        done = export_run(Store.open(store), run, out, advance, reader)
     row: dict[str, object] = {
         "run": done.run.run,
         "queries": done.num_queries,

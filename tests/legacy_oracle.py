@@ -12,19 +12,20 @@ from typing import Any
 
 Json = dict[str, Any]
 
-FLOATS = [
-    "beam_score",
-    "logprob_score",
-    "temperature",
+FRACTIONS = [
     "vqa_acc_score",
     "vqa_gt_prob",
     "vqa_rel_token_f1",
     "vqa_rel_edit_sim",
     "vqa_rel_score",
-    "info_score",
 ]
+FLOATS = ["beam_score", "logprob_score", "temperature", "info_score", *FRACTIONS]
+INTEGERS = ["pointer", "pointer_pos", "beam_rank", "vqa_correct"]
 TEXTS = ["gen_method", "vqa_pred_answer", "vqa_raw_generation", "eval_split_used", "error"]
 TEXTS += ["scorer", "metric_version", "policy"]
+
+
+MODES = ["file", "vqaEval", "fallback", "simple_match", "error"]
 
 
 class RefuseError(Exception):
@@ -74,13 +75,18 @@ def _query(query_id: int, value: Any) -> Json:
         _demand(info.get("question") is None or isinstance(info["question"], str))
         answers = info.get("gt_answers_raw")
         _demand(answers is None or isinstance(answers, list))
-        _demand(all(isinstance(a, str) for a in answers or []))
+        for answer in answers or []:
+            text = answer.get("answer") if isinstance(answer, dict) else answer
+            _demand(isinstance(text, str))
     _demand(isinstance(value["pointer_candidates"], list))
     return {**value, "pointer_candidates": [_candidate(c) for c in value["pointer_candidates"]]}
 
 
 def _candidate(record: Any) -> Json:
     _demand(isinstance(record, dict) and "pointer" in record and "_lever" not in record)
+    record = {**record, **{key: _whole(record[key]) for key in INTEGERS if key in record}}
+    if isinstance(record.get("vqa_correct"), bool):
+        record["vqa_correct"] = int(record["vqa_correct"])
     pointer, position = record["pointer"], record.get("pointer_pos")
     _demand(isinstance(pointer, list) and 1 <= len(pointer) <= 127)
     _demand(all(_is_int(p, 0, 2**31 - 1) for p in pointer) and len(set(pointer)) == len(pointer))
@@ -96,14 +102,32 @@ def _candidate(record: Any) -> Json:
         if isinstance(number, int):
             _demand(abs(number) < 1 << 1024 and math.isfinite(_float(number)))
             found[key] = _float(number)
+    _demand(all(found.get(key) is None or 0 <= found[key] <= 1 for key in FRACTIONS))
     for key in TEXTS:
         _demand(record.get(key) is None or isinstance(record[key], str))
     _demand(record.get("beam_rank") is None or _is_int(record["beam_rank"], -(2**31), 2**31 - 1))
     _demand(record.get("vqa_correct") is None or _is_int(record["vqa_correct"], 0, 1))
-    _demand(record.get("vqa_eval_mode") in (None, "file", "vqaEval", "fallback"))
+    _demand(record.get("vqa_eval_mode") in (None, *MODES))
     _demand(record.get("eval_failed") is None or isinstance(record["eval_failed"], bool))
     _demand(record.get("shot_scores") is None)  # the corpus has none
+    _demand(_makes_sense(found))
     return found
+
+
+def _makes_sense(record: Json) -> bool:
+    correct: Any = record.get("vqa_correct")
+    accuracy: Any = record.get("vqa_acc_score")
+    if record.get("eval_failed") or record.get("vqa_eval_mode") == "error":
+        return correct != 1 and not accuracy
+    if record.get("vqa_eval_mode") not in ("file", "vqaEval") or None in (correct, accuracy):
+        return True
+    return bool((correct == 1) == (accuracy > 0))
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value == int(value) else value
 
 
 def _float(number: int) -> float:

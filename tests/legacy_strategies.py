@@ -26,6 +26,8 @@ ANYTHING = st.recursive(
     max_leaves=6,
 )
 UNKNOWN = st.dictionaries(ODD_NAMES, ANYTHING, max_size=2)
+FRACTIONS = st.one_of(st.floats(0, 1), st.sampled_from([float("nan"), float("inf")]))
+MODES = ["fallback", "file", "simple_match", "error"]
 POINTER = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4, unique=True)
 
 
@@ -41,12 +43,13 @@ def candidates(draw: st.DrawFn, generation: int, mode: str) -> Json:
     record: Json = {"pointer": draw(POINTER)}
     optional(draw, record, "gen_method", st.sampled_from(["beam", "sample", "random", "odd"]))
     optional(draw, record, "beam_rank", st.integers(-(2**31), 2**31 - 1))
-    for key in ("beam_score", "logprob_score", "temperature", "vqa_acc_score"):
+    for key in ("beam_score", "logprob_score", "temperature"):
         optional(draw, record, key, FLOATS)
+    optional(draw, record, "vqa_acc_score", FRACTIONS)
     optional(draw, record, "vqa_pred_answer", st.one_of(TEXT, TRICKY))
     optional(draw, record, "vqa_correct", st.integers(0, 1))
     if generation >= 2:
-        optional(draw, record, "vqa_eval_mode", st.sampled_from([mode, mode, "fallback", "file"]))
+        optional(draw, record, "vqa_eval_mode", st.sampled_from([mode, mode, *MODES]))
     if generation == 3:
         if draw(st.booleans()):
             positions = st.integers(0, 2**15 - 1)
@@ -54,11 +57,37 @@ def candidates(draw: st.DrawFn, generation: int, mode: str) -> Json:
             record["pointer_pos"] = draw(st.lists(positions, min_size=size, max_size=size))
         optional(draw, record, "vqa_raw_generation", TEXT)
         for key in ("vqa_gt_prob", "vqa_rel_token_f1", "vqa_rel_edit_sim", "vqa_rel_score"):
-            optional(draw, record, key, FLOATS)
+            optional(draw, record, key, FRACTIONS)
         optional(draw, record, "eval_split_used", TEXT)
         optional(draw, record, "eval_failed", st.booleans())
         optional(draw, record, "vqa_prompt_text", TEXT)
+    make_sense(record)
     return record | (draw(UNKNOWN) if draw(st.integers(0, 3)) == 0 else {})
+
+
+def make_sense(record: Json) -> None:
+    """Let scores not contradict each other: failed rows earn nothing, official ones are right
+    exactly where their accuracy is above 0."""
+    if record.get("eval_failed") or record.get("vqa_eval_mode") == "error":
+        record |= {key: 0 for key in ("vqa_correct", "vqa_acc_score") if key in record}
+    accuracy = record.get("vqa_acc_score")
+    if record.get("vqa_correct") is not None and accuracy is not None and math.isfinite(accuracy):
+        record["vqa_correct"] = int(accuracy > 0)
+
+
+@st.composite
+def k64_values(draw: st.DrawFn) -> Json:
+    """A query of K64-fixed data: pointers are positions in the query's own pool."""
+    ids = st.integers(0, 2**31 - 1)
+    pool = draw(st.lists(ids, min_size=4, max_size=9, unique=True))
+    candidates = []
+    for positions in draw(
+        st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True), max_size=3)
+    ):
+        record: Json = {"pointer": positions, "pointer_global": [pool[p] for p in positions]}
+        optional(draw, record, "vqa_correct", st.integers(0, 1))
+        candidates.append(record)
+    return {"candidate_pool_ids": pool, "pointer_candidates": candidates}
 
 
 @st.composite
@@ -71,7 +100,10 @@ def values(draw: st.DrawFn, query_id: int, generation: int, mode: str) -> Json:
         optional(draw, info, "question_id", st.integers(-(2**63), 2**63 - 1))
         optional(draw, info, "image_id", st.integers(0, 10**7))
         optional(draw, info, "question", TEXT)
-        optional(draw, info, "gt_answers_raw", st.lists(TEXT, max_size=3))
+        answer = st.one_of(
+            TEXT, st.fixed_dictionaries({"answer": TEXT, "answer_id": st.integers(1, 10)})
+        )
+        optional(draw, info, "gt_answers_raw", st.lists(answer, max_size=3))
         optional(draw, info, "gt_answers_norm", st.lists(TEXT, max_size=3))
         unknown = draw(UNKNOWN)
         unknown.pop("query_id", None)
@@ -99,8 +131,10 @@ def rl_files(draw: st.DrawFn) -> Json:
     file: Json = {}
     if generation == 3 and draw(st.booleans()):
         file["_meta"] = {"vqa_model": draw(TEXT), "args": draw(ANYTHING)}
+    is_k64 = draw(st.integers(0, 5)) == 0
     for query_id in ids:
-        file[str(query_id)] = draw(values(query_id, generation, mode))
+        one = k64_values() if is_k64 else values(query_id, generation, mode)
+        file[str(query_id)] = draw(one)
     if draw(st.integers(0, 4)) == 0:
         file["_note"] = draw(ANYTHING)
     return file

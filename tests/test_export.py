@@ -6,9 +6,10 @@ import gzip
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from lever_data.sources.export import export
@@ -103,6 +104,32 @@ def test_a_rollout_becomes_a_file_that_comes_back_as_the_same_rows(tmp_path: Pat
     for row in (*found[0], *stored[0]):
         row["extra"] = {k: v for k, v in json.loads(row["extra"] or "{}").items() if k[0] != "_"}
     assert found == stored
+
+
+@pytest.mark.parametrize("reader", ["notes", "newest"])
+def test_a_file_for_a_state_of_the_legacy_code_is_as_that_state_reads_it(
+    tmp_path: Path, reader: Literal["notes", "newest"]
+) -> None:
+    failed = {"pointer": [1], "pointer_global": [8], "vqa_eval_mode": "error", "vqa_correct": 0}
+    scored = {"pointer": [1, 0], "pointer_global": [8, 9], "vqa_eval_mode": "vqaEval"}
+    query = {"candidate_pool_ids": [9, 8], "pointer_candidates": [scored, failed]}
+    (tmp_path / "in.json").write_text(json.dumps({"_meta": {"a": 1}, "4": query}))
+    store = Store.create(tmp_path / "store")
+    (done,) = ingest([tmp_path / "in.json"], store, IngestOptions(dataset="d", split="train"))
+    lever(
+        *("export", "--store", store.path, "--run", done.run.run),
+        *("--for", reader, "--out", tmp_path / "out.json"),
+    )
+    file = json.loads((tmp_path / "out.json").read_bytes())
+    assert ("_meta" in file) == (reader == "newest")
+    first, second = file["4"]["pointer_candidates"]
+    assert (first["pointer"], first["vqa_eval_mode"]) == ([8, 9], "file")
+    assert second["pointer"] == [8]
+    assert second["vqa_eval_mode"] == ("error" if reader == "newest" else "fallback")
+    if reader == "notes":
+        assert (second["vqa_pred_answer"], second["vqa_acc_score"]) == ("", 0.0)
+    for record in (first, second):  # either key would give `pointer` another meaning
+        assert record.keys().isdisjoint({"pointer_pos", "pointer_global", "candidate_pool_ids"})
 
 
 def test_several_scorers_stand_with_their_rows(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from lever_data.errors import LeverError
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Run, Store
@@ -98,6 +99,64 @@ def test_compression_is_told_by_content_not_by_name(tmp_path: Path, form: str) -
     }
     run = ingest_one(write(tmp_path, "plain.json", forms[form]()), tmp_path / "s")
     assert run.rows == {"candidates": 3, "queries": 3}
+
+
+def k64(**pool: Any) -> dict[str, Any]:
+    record = {"pointer": [2, 0], "pointer_global": [107, 44], "vqa_correct": 0}
+    return {"3": {**pool, "pointer_candidates": [record | {} for _ in range(2)]}}
+
+
+@pytest.mark.parametrize("key", ["candidate_pool_ids", "candidate_pool_indices"])
+def test_a_pointer_beside_its_ids_holds_positions(tmp_path: Path, key: str) -> None:
+    file = k64(**{key: [44, 12, 107]})
+    run = ingest_one(write(tmp_path, "a.json", file), tmp_path / "s")
+    first, _ = rows(run, "candidates")
+    assert (first["pointer"], first["pointer_pos"]) == ([107, 44], [2, 0])
+    assert rows(run, "queries")[0]["candidate_pool"] == [44, 12, 107]
+    assert first["extra"] is None
+
+
+def test_a_pointer_beside_the_pool_of_its_candidate_holds_positions(tmp_path: Path) -> None:
+    file = {"3": {"pointer_candidates": [{"pointer": [1], "candidate_pool_ids": [8, 9]}]}}
+    run = ingest_one(write(tmp_path, "a.json", file), tmp_path / "s")
+    (row,) = rows(run, "candidates")
+    assert (row["pointer"], row["pointer_pos"]) == ([9], [1])
+    assert rows(run, "queries")[0]["candidate_pool"] == [8, 9]
+
+
+def test_pools_that_differ_are_refused_and_name_the_query(tmp_path: Path) -> None:
+    file = k64(candidate_pool_ids=[44, 12, 107], candidate_pool_indices=[44])
+    with pytest.raises(LeverError, match="the query has two pools that differ") as found:
+        ingest_one(write(tmp_path, "a.json", file), tmp_path / "s")
+    assert "query '3'" in str(found.value.where)
+
+
+def test_eval_modes_are_read_as_their_writers_meant(tmp_path: Path) -> None:
+    modes = ["file", "vqaEval", "fallback", "simple_match", "error", None]
+    candidates = [
+        {"pointer": [i], "vqa_correct": 0, "vqa_eval_mode": m} for i, m in enumerate(modes)
+    ]
+    file = {"1": {"pointer_candidates": candidates}}
+    run = ingest_one(write(tmp_path, "a.json", file), tmp_path / "s")
+    found = rows(run, "candidates")
+    assert [r["eval_mode"] for r in found] == ["file", "file", "fallback", "fallback", None, None]
+    assert [r["eval_failed"] for r in found] == [None, None, None, None, True, None]
+
+
+def test_answers_may_be_objects(tmp_path: Path) -> None:
+    answers = [{"answer": "up", "answer_id": 1}, "down"]
+    file = {"1": {"query": {"gt_answers_raw": answers}, "pointer_candidates": []}}
+    run = ingest_one(write(tmp_path, "a.json", file), tmp_path / "s")
+    assert rows(run, "queries")[0]["gt_answers"] == ["up", "down"]
+
+
+@pytest.mark.parametrize("text", ['"beam_rank": 0.0', '"vqa_correct": true', '"vqa_correct": 1.0'])
+def test_whole_numbers_as_pandas_writes_them_are_integers(tmp_path: Path, text: str) -> None:
+    file = f'{{"0": {{"pointer_candidates": [{{"pointer": [1.0, 2], {text}}}]}}}}'
+    run = ingest_one(write(tmp_path, "a.json", file.encode()), tmp_path / "s")
+    (row,) = rows(run, "candidates")
+    assert row["pointer"] == [1, 2]
+    assert (row["beam_rank"], row["vqa_correct"]) in ((0, None), (None, 1))
 
 
 def test_nan_and_infinity_are_null_and_counted(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lever_data.errors import LeverError
 from lever_data.sources.beam import BeamFormat
 from lever_data.sources.decode import LegacyReader, RestartError
-from lever_data.sources.layout import Context
-from lever_data.sources.records import BeamRecords, RlRecords
+from lever_data.sources.export import BeamRecords, RlRecords
+from lever_data.sources.fields import Context
 from lever_data.sources.rl import RlFormat
 from lever_data.store.schema import CANDIDATES, QUERIES
 from tests.legacy_strategies import (

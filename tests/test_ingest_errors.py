@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,44 @@ FAULTS = {
     "correct": candidate('"pointer": [9], "vqa_correct": 2', "2", "<= 1", ".vqa_correct"),
     "mode": candidate(
         '"pointer": [9], "vqa_eval_mode": "odd"', '"odd"', "enum value 'odd'", ".vqa_eval_mode"
+    ),
+    "accuracy": candidate('"pointer": [9], "vqa_acc_score": 7', "7", "<= 1", ".vqa_acc_score"),
+    "negative accuracy": candidate(
+        '"pointer": [9], "vqa_acc_score": -0.1', "-0.1", ">= 0", ".vqa_acc_score"
+    ),
+    "probability": candidate('"pointer": [9], "vqa_gt_prob": 1.5', "1.5", "<= 1", ".vqa_gt_prob"),
+    "right without accuracy": candidate(
+        '"pointer": [9], "vqa_eval_mode": "vqaEval", "vqa_correct": 1, "vqa_acc_score": 0.0',
+        "1, ",
+        "vqa_correct is 1 where the official accuracy is 0.0",
+        ".vqa_correct",
+    ),
+    "wrong with accuracy": candidate(
+        '"pointer": [9], "vqa_eval_mode": "file", "vqa_correct": 0, "vqa_acc_score": 0.3',
+        "0, ",
+        "vqa_correct is 0 where the official accuracy is 0.3",
+        ".vqa_correct",
+    ),
+    "failed but right": candidate(
+        '"pointer": [9], "vqa_eval_mode": "error", "vqa_correct": 1',
+        "1}",
+        "a failed evaluation that counts as right",
+        ".vqa_correct",
+    ),
+    "position and id": candidate(
+        '"pointer": [1], "pointer_global": [7], "candidate_pool_ids": [5, 6]',
+        "[7]",
+        "pointer_global is not what the positions [1] name in the pool: [6]",
+        ".pointer_global",
+    ),
+    "position": candidate(
+        '"pointer": [2], "candidate_pool_ids": [5, 6]', "[2]", "beyond the query's pool", ".pointer"
+    ),
+    "answer": Fault(
+        '"1": {"query": {"gt_answers_raw": [{"text": 5}]}, "pointer_candidates": []}',
+        '{"text',
+        "an answer without a text",
+        "field query.gt_answers_raw[0]",
     ),
     "key twice": candidate(
         '"pointer": [9], "beam_score": 8, "beam_score": 99', "99", "occurs twice", ".beam_score"
@@ -110,12 +149,33 @@ def test_a_fault_is_named_to_the_byte_and_nothing_is_committed(
 def test_salvage_keeps_what_is_whole_and_lists_the_rest(fault: Fault, tmp_path: Path) -> None:
     text = encode("{" + GOOD + ", " + fault.text + ", " + MORE + "}")
     run, said = run_ingest(text, tmp_path, salvage=True)
-    assert run.rows == {"candidates": 2, "queries": 2}
+    is_one_row = "field pointer_candidates[1]" in fault.where and "twice" not in fault.what
+    whole = 3 if is_one_row else 2  # an odd candidate costs that candidate, not its query
+    assert run.rows == {"candidates": whole, "queries": whole}
     assert run.details["skipped"]["count"] == 1
     (reason,) = run.details["skipped"]["first"]
     assert fault.what in reason
     assert any(reason in line for line in said)
     assert run.parameters == {"salvage": True}
+
+
+def test_of_a_query_with_odd_rows_salvage_keeps_the_others(tmp_path: Path) -> None:
+    odd: dict[int, dict[str, object]] = {
+        0: {"vqa_acc_score": 7},
+        70: {"pointer": [1, 1]},
+        71: {"vqa_correct": "x"},
+    }
+    rows = [{"pointer": [i], **odd.get(i, {})} for i in range(138)]
+    text = json.dumps({"5": {"pointer_candidates": rows}}).encode()
+    run, _ = run_ingest(text, tmp_path, salvage=True)
+    assert run.rows == {"candidates": 135, "queries": 1}
+    assert run.details["skipped"]["count"] == 3
+    for reason, field in zip(
+        run.details["skipped"]["first"],
+        ("[0].vqa_acc_score", "[70].pointer", "[71].vqa_correct"),
+        strict=True,
+    ):
+        assert f"query '5', field pointer_candidates{field}" in reason
 
 
 @pytest.mark.parametrize("cut", range(1, len(GOOD) + len(MORE) + 4))

@@ -11,7 +11,7 @@ from typing import cast
 import pyarrow as pa
 import pytest
 
-from lever_data.sources.layout import Built
+from lever_data.sources.fields import Built
 from lever_data.sources.rl_ingest import _write_all
 from lever_data.store.store import RunWriter
 from tests.torture.harness import write_rl_data

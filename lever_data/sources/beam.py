@@ -15,10 +15,21 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from lever_data.readers import json_exact
+from lever_data.readers.json_blocks import count_tokens
 from lever_data.readers.json_exact import Place
-from lever_data.sources.layout import Built, Context, Record, RefusedError, repeat, to_json
-from lever_data.sources.rl import decode_object, decode_typed
-from lever_data.sources.types import RESERVED, BeamValue
+from lever_data.sources.fields import (
+    RESERVED,
+    BeamValue,
+    Built,
+    Context,
+    FaultError,
+    Record,
+    RefusedError,
+    repeat,
+    to_json,
+)
+from lever_data.sources.rl import OnFault, decode_object, decode_text
 from lever_data.store import schema
 
 _KNOWN = ("id_list", "score_list")
@@ -33,16 +44,27 @@ class BeamFormat:
         self._values = msgspec.json.Decoder(BeamValue)
         self._extra: dict[int, dict[str, Any]] = {}  # unknown keys by query, until they are built
 
-    def decode_block(self, text: bytes) -> list[Record]:
+    def read_block(self, text: bytes) -> Built:
         """The queries of an object's text; RefusedError where something is unusual or wrong."""
         records = decode_object(self._blocks, text)
-        for query_id, value in records:
-            if _problems(query_id, value):
-                raise RefusedError("a beam")
-        return records
+        try:
+            for record in records:
+                _check(record)
+        except FaultError as fault:
+            raise RefusedError(fault.what) from None
+        if count_tokens(text) != 3 * len(records):  # of each query its id and the two keys
+            raise RefusedError("a key occurs twice in one object")
+        return self.build(records)
 
-    def decode_value(self, query_id: int, value: object, data: bytes, place: Place) -> BeamValue:
-        """One query's beams.
+    def read_value(
+        self,
+        query_id: int,
+        value: object,
+        data: bytes,
+        place: Place,
+        on_fault: OnFault | None = None,
+    ) -> Record:
+        """One query's beams; a query with a fault is left out whole, so ``on_fault`` is not told.
 
         Raises:
             LeverError: wrong types, lists of different lengths, a list that does not end with
@@ -56,17 +78,21 @@ class BeamFormat:
                 raise place.error(f"the key {RESERVED} is reserved")
             if unknown:
                 self._extra[query_id] = unknown
-        record: BeamValue = decode_typed(self._values, known, data, place)
-        for what, path in _problems(query_id, record):
-            raise place.field_error(what, data, path)
+        try:
+            text = json_exact.encode(known, data, place)
+            record = Record(query_id, decode_text(self._values, text, data, place))
+            _check(record)
+        except FaultError as fault:
+            raise place.field_error(fault.what, data, fault.path) from None
         return record
 
-    def build(self, records: Sequence[Record], *, careful: bool = False, tokens: int = -1) -> Built:
+    def build(self, records: Sequence[Record]) -> Built:
         """Record batches: a row per beam, and a row per query for what belongs to the query."""
-        counts = np.array([len(value.id_list) for _, value in records], dtype=np.int64)
+        values = [record.value for record in records]
+        counts = np.array([len(value.id_list) for value in values], dtype=np.int64)
         total = int(counts.sum())
-        ids = np.array([query_id for query_id, _ in records], dtype=np.int64)
-        lists = [beam[:-1] for _, value in records for beam in value.id_list]
+        ids = np.array([record.query_id for record in records], dtype=np.int64)
+        lists = [beam[:-1] for value in values for beam in value.id_list]
         ranks = (np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)).astype(np.int32)
         arrays = {
             "query_id": pa.array(np.repeat(ids, counts)),
@@ -76,16 +102,15 @@ class BeamFormat:
             "pointer": pa.array(lists, pa.list_(pa.int32())),
             "gen_method": repeat("beam", total),
             "info_score": pa.array(
-                list(chain.from_iterable(value.score_list for _, value in records)), pa.float64()
+                list(chain.from_iterable(value.score_list for value in values)), pa.float64()
             ),
         }
-        extras = [to_json(self._extra.pop(query_id, None)) for query_id, _ in records]
+        extras = [to_json(self._extra.pop(record.query_id, None)) for record in records]
         queries = {"query_id": pa.array(ids), "extra": pa.array(extras, pa.string())}
-        tokens = 3 * len(records)  # the query's id and the two keys
         return Built(
             _batch(arrays, schema.CANDIDATES, total, self.context),
             _batch(queries, schema.QUERIES, len(records), self.context),
-            tokens,
+            3 * len(records),
         )
 
 
@@ -100,17 +125,21 @@ def _batch(
     return pa.RecordBatch.from_arrays(columns, schema=table)
 
 
-def _problems(query_id: int, value: BeamValue) -> list[tuple[str, tuple[str | int, ...]]]:
-    """What is wrong with a query's beams, and in which field."""
+def _check(record: Record) -> None:
+    """Rules between the fields of a query's beams.
+
+    Raises:
+        FaultError: one is broken.
+    """
+    value: BeamValue = record.value
     if len(value.id_list) != len(value.score_list):
         what = f"id_list has {len(value.id_list)} entries, score_list {len(value.score_list)}"
-        return [(what, ("score_list",))]
+        raise FaultError(what, "score_list")
     for index, beam in enumerate(value.id_list):
-        path = ("id_list", index)
-        if not beam or beam[-1] != query_id:
-            return [("a beam must end with the id of its query", path)]
+        here = ("id_list", index)
+        if not beam or beam[-1] != record.query_id:
+            raise FaultError("a beam must end with the id of its query", *here)
         if not 2 <= len(beam) <= 128:
-            return [("a beam must hold 1 to 127 demonstrations", path)]
+            raise FaultError("a beam must hold 1 to 127 demonstrations", *here)
         if len(set(beam[:-1])) != len(beam) - 1:
-            return [("a beam repeats an id", path)]
-    return []
+            raise FaultError("a beam repeats an id", *here)

@@ -1,7 +1,7 @@
 """Decode legacy RL and beam data into Arrow batches of the store's tables.
 
 In goes the text of one giant JSON object (query id → value), out come
-:class:`~lever_data.sources.rows.Built` batches in file order. A block of text is first decoded at
+:class:`~lever_data.sources.fields.Built` batches in file order. A block of text is first decoded at
 once by the typed decoder of its format; only where that refuses are its members taken one by one
 by the careful path, which reads what is unusual (NaN, new keys) and says exactly what is wrong.
 """
@@ -18,12 +18,11 @@ import numpy as np
 
 from lever_data.errors import LeverError
 from lever_data.readers import json_exact
-from lever_data.readers.json_blocks import BLOCK, Block, count_tokens, split_blocks
+from lever_data.readers.json_blocks import BLOCK, Block, split_blocks
 from lever_data.readers.json_exact import NotJsonError, Place
 from lever_data.readers.json_object import Member, Scanner
 from lever_data.readers.seen_ids import SeenIds
-from lever_data.sources.layout import Built, Context, Record, RefusedError
-from lever_data.sources.types import Made
+from lever_data.sources.fields import Built, Context, Record, RefusedError
 
 TOP_LIMIT = 4 << 20  # bytes of `_…` members, which are kept in the manifest
 BATCH_BYTES = 4 << 20  # of text, per batch of the careful path
@@ -37,17 +36,21 @@ class Format(Protocol):
 
     context: Context
 
-    def decode_block(self, text: bytes) -> list[Record]:
-        """Decode the members of an object's text at once, or raise RefusedError."""
+    def read_block(self, text: bytes) -> Built:
+        """The batches of an object's text, all of it proven to be there, or RefusedError."""
 
-    def decode_value(self, query_id: int, value: object, data: bytes, place: Place) -> Made:
-        """Decode one member's value, or raise a LeverError that says what is wrong with it."""
+    def read_value(
+        self,
+        query_id: int,
+        value: object,
+        data: bytes,
+        place: Place,
+        on_fault: Callable[[LeverError], None] | None = None,
+    ) -> Record:
+        """One member's value, or a LeverError; ``on_fault`` is told of a part left out instead."""
 
-    def build(self, records: Sequence[Record], *, careful: bool = False, tokens: int = -1) -> Built:
-        """Make Arrow batches of records; careful: as ``decode_value`` gave them.
-
-        ``tokens`` is what the batches should account for.
-        """
+    def build(self, records: Sequence[Record]) -> Built:
+        """The batches of records that were read one by one."""
 
 
 @dataclass
@@ -140,8 +143,8 @@ class LegacyReader:
         """Decode a whole block, and prove that nothing of it was dropped.
 
         Raises:
-            RefusedError: it is not cut at a boundary, is not valid, holds keys that the types have
-                not learned yet, or two equal keys in one object.
+            RefusedError: it is not cut at a boundary, is not valid or not as its types want it, or
+                holds a query that was there before.
         """
         parts = block.as_object()
         if parts is None:
@@ -149,16 +152,12 @@ class LegacyReader:
         text = b"".join(parts)
         non_finite: Counter[str] = Counter()
         try:
-            records = self._format.decode_block(text)
+            built = self._format.read_block(text)
         except RefusedError:
             if b"NaN" not in text and b"Infinity" not in text:
                 raise
             clean, non_finite = json_exact.null_non_finite(text)
-            records = self._format.decode_block(clean)
-        tokens = count_tokens(text)
-        built = self._format.build(records, tokens=tokens)
-        if built.tokens != tokens:
-            raise RefusedError("a key occurs twice in one object")
+            built = self._format.read_block(clean)
         if not self._seen.add(built.queries["query_id"].to_numpy()):
             raise RefusedError("a query occurs twice")
         self.num_queries += built.queries.num_rows
@@ -185,10 +184,10 @@ class LegacyReader:
                 records.append(record)
                 size += len(member.value)
             if size > BATCH_BYTES:
-                yield self._format.build(records, careful=True)
+                yield self._format.build(records)
                 records, size = [], 0
         if records:
-            yield self._format.build(records, careful=True)
+            yield self._format.build(records)
 
     def _members(self, scanner: Scanner, feed: _Feed) -> Iterator[Member]:
         if feed.block.first:
@@ -229,12 +228,13 @@ class LegacyReader:
             raise at_key.error("a query key must be a plain decimal integer", value=key)
         place = Place(self._name, member.value_offset, key)
         value, non_finite = json_exact.parse(member.value, place)
-        record = self._format.decode_value(int(key), value, member.value, place)
+        on_fault = self.found.skip if self._salvage else None
+        record = self._format.read_value(int(key), value, member.value, place, on_fault)
         if not self._seen.add(np.array([int(key)])):
             raise Place(self._name, member.key_offset, key).error("a query occurs twice")
         self.found.non_finite += non_finite
         self.num_queries += 1
-        return int(key), record
+        return record
 
     def _keep_top(self, key: str, member: Member) -> None:
         place = Place(self._name, member.value_offset)

@@ -22,7 +22,7 @@ from lever_data.readers.source import BackgroundHash, Progress, Source
 from lever_data.sources.beam import BeamFormat
 from lever_data.sources.belong import Guard
 from lever_data.sources.decode import Format, LegacyReader, RestartError
-from lever_data.sources.layout import Context
+from lever_data.sources.fields import Context
 from lever_data.sources.rl import RlFormat
 from lever_data.store.store import Run, RunSpec, RunWriter, Store
 

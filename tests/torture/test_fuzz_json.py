@@ -15,7 +15,7 @@ from collections import Counter
 import pytest
 
 from lever_data.errors import LeverError
-from lever_data.sources.layout import Context
+from lever_data.sources.fields import Context
 from lever_data.sources.rl import RlFormat
 from tests.legacy_oracle import RefuseError, expect
 from tests.legacy_strategies import Json, difference

@@ -1,0 +1,244 @@
+"""The records of legacy RL and beam data: their keys, the columns these map to, and their types.
+
+One table says what a candidate may hold (:data:`CANDIDATE_FIELDS`); from it comes the msgspec type
+that decodes a block of text at once. Keys that it does not know are a record's :class:`Rest` and
+end in the column ``extra``, so that nothing is lost.
+
+Columns cannot say whether a key was absent or null, nor how an eval mode was spelled. What most
+records of a file have in common stands once in its :class:`Layout`; a row that deviates says so
+under ``extra._lever``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+import pyarrow as pa
+from msgspec import UNSET, Meta, UnsetType
+
+Struct = Any  # of a type made below from a table of fields
+RESERVED = "_lever"  # member of `extra` that holds what export needs and columns cannot say
+
+Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+ExampleId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+PoolPosition = Annotated[int, Meta(ge=0, le=2**15 - 1)]
+Bit = Annotated[int, Meta(ge=0, le=1)]
+Shot = Annotated[int, Meta(ge=0, le=127)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Ids = Annotated[list[ExampleId], Meta(min_length=1, max_length=127)]
+EvalMode = Literal["file", "vqaEval", "fallback", "simple_match", "error"]
+
+# How the store names a mode; a row of mode `error` is a failed one (`eval_failed`).
+EVAL_MODES = {"vqaEval": "file", "simple_match": "fallback", "error": None}
+
+
+class ShotScore(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The score of the prompt that holds the first ``shot`` demonstrations."""
+
+    shot: Shot
+    vqa_correct: Bit | None
+    vqa_acc_score: Fraction | None
+    vqa_gt_prob: Fraction | None
+    vqa_pred_answer: str | None
+    eval_mode: str | None
+
+
+# legacy key → (column of schema.CANDIDATES, type in JSON)
+CANDIDATE_FIELDS: dict[str, tuple[str, Any]] = {
+    "pointer": ("pointer", Ids),
+    "gen_method": ("gen_method", str),
+    "beam_rank": ("beam_rank", Int32),
+    "beam_score": ("beam_score", float),
+    "logprob_score": ("logprob_score", float),
+    "temperature": ("temperature", float),
+    "vqa_pred_answer": ("vqa_pred_answer", str),
+    "vqa_correct": ("vqa_correct", Bit),
+    "vqa_acc_score": ("vqa_acc_score", Fraction),
+    "vqa_eval_mode": ("eval_mode", EvalMode),
+    "pointer_pos": ("pointer_pos", list[PoolPosition]),
+    # Where it stands, or candidate_pool_ids, `pointer` holds positions in the pool.
+    "pointer_global": ("pointer", Ids),
+    "vqa_raw_generation": ("vqa_raw_generation", str),
+    "vqa_gt_prob": ("vqa_gt_prob", Fraction),
+    "vqa_rel_token_f1": ("vqa_rel_token_f1", Fraction),
+    "vqa_rel_edit_sim": ("vqa_rel_edit_sim", Fraction),
+    "vqa_rel_score": ("vqa_rel_score", Fraction),
+    "eval_split_used": ("eval_split", str),
+    "eval_failed": ("eval_failed", bool),
+    # Not legacy: what lever's own rollouts add, so that their export comes back whole.
+    "error": ("error", str),
+    "info_score": ("info_score", float),
+    "shot_scores": ("shot_scores", list[ShotScore]),
+    "scorer": ("scorer", str),
+    "metric_version": ("metric_version", str),
+    "policy": ("policy", str),
+}
+
+INFO_FIELDS: dict[str, Any] = {
+    "query_id": Int64,
+    "question_id": Int64,
+    "image_id": Int64,
+    "question": str,
+    "gt_answers_raw": list[str | dict[str, Any]],
+}
+
+POOL_FIELDS = ("candidate_pool_indices", "candidate_pool_ids")
+VALUE_FIELDS = ("pointer_candidates", "query", *POOL_FIELDS)
+
+
+class BeamValue(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One query of InfoScore beam data: id lists that end with the query's id, best first."""
+
+    id_list: list[list[ExampleId]]
+    score_list: list[float | None]
+
+
+def _struct(name: str, fields: dict[str, Any], required: str | None = None) -> type[msgspec.Struct]:
+    """A struct whose fields are UNSET where a key is absent; unknown keys are passed over."""
+    found: list[Any] = [
+        (key, kind) if key == required else (key, kind | None | UnsetType, UNSET)
+        for key, kind in fields.items()
+    ]
+    return msgspec.defstruct(name, found, gc=False)
+
+
+Candidate = _struct(
+    "Candidate", {key: kind for key, (_, kind) in CANDIDATE_FIELDS.items()}, "pointer"
+)
+Info = _struct("Info", INFO_FIELDS)
+Value = _struct(
+    "Value",
+    {
+        "pointer_candidates": list[Candidate],  # type: ignore[valid-type]
+        "query": Info,
+        **dict.fromkeys(POOL_FIELDS, list[ExampleId]),
+    },
+    "pointer_candidates",
+)
+
+
+class Rest(NamedTuple):
+    """The keys of one query that lever does not know."""
+
+    candidates: list[dict[str, Any]]
+    info: dict[str, Any]
+    value: dict[str, Any]
+
+    @classmethod
+    def of(cls, value: dict[str, Any]) -> Rest:
+        """The unknown keys of a parsed query."""
+        return cls(
+            [_without(record, CANDIDATE_FIELDS) for record in value["pointer_candidates"]],
+            _without(value.get("query") or {}, INFO_FIELDS),
+            _without(value, VALUE_FIELDS),
+        )
+
+    def has_reserved(self) -> bool:
+        """Whether a record has the key that lever keeps for itself."""
+        return any(RESERVED in record for record in (*self.candidates, self.info, self.value))
+
+
+def _without(record: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in known}
+
+
+class Record(NamedTuple):
+    """One query; ``rest`` is ``None`` where it has no unknown key, or none was looked for."""
+
+    query_id: int
+    value: Struct
+    rest: Rest | None = None
+
+
+class RefusedError(Exception):
+    """The fast path does not take this text; the careful path says whether it is wrong."""
+
+
+class FaultError(Exception):
+    """What is wrong with a query's value, and in which field."""
+
+    def __init__(self, what: str, *path: str | int) -> None:
+        super().__init__(what)
+        self.what = what
+        self.path = path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the records of one file have in common; stands in the manifest's details.
+
+    Attributes:
+        candidate_keys: known keys of a candidate.
+        value_keys: known keys of a query's value.
+        query_keys: all keys of its ``query`` object; ``None`` where it has none.
+        file_mode: how eval mode ``file`` is written: ``file`` or ``vqaEval``.
+    """
+
+    candidate_keys: tuple[str, ...]
+    value_keys: tuple[str, ...]
+    query_keys: tuple[str, ...] | None
+    file_mode: str
+
+    def spelled(self, mode: str | None) -> str | None:
+        """How the file writes a mode, where a row does not say otherwise."""
+        return self.file_mode if mode == "file" else mode
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every row of a file shares; ``scorer`` is ``_meta.vqa_model`` where there is one."""
+
+    dataset: str
+    split: str
+    scorer: str | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """Two record batches of one block, and the string tokens of the text they account for.
+
+    The count is a proof: where it equals the number of string tokens in the text, no member of any
+    object was dropped (a decoder keeps only the last of two equal keys, silently).
+    """
+
+    candidates: pa.RecordBatch
+    queries: pa.RecordBatch
+    tokens: int
+
+
+def present(struct: Struct, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the named fields that a struct has."""
+    return tuple(name for name in names if getattr(struct, name) is not UNSET)
+
+
+def info_keys(record: Record) -> tuple[str, ...] | None:
+    """All keys of a query's ``query`` object; ``None`` where it has none."""
+    if not record.value.query:
+        return None
+    rest = record.rest.info if record.rest else {}
+    return (*present(record.value.query, INFO_FIELDS), *sorted(rest))
+
+
+def count_strings(value: object) -> int:
+    """Strings in a JSON value, keys included."""
+    if isinstance(value, str):
+        return 1
+    if isinstance(value, list | tuple):
+        return sum(map(count_strings, value))
+    if isinstance(value, dict):
+        return len(value) + sum(map(count_strings, value.values()))
+    return 0
+
+
+def repeat(text: str | None, rows: int) -> pa.Array:
+    """A column of one text. Arrow looks for a module on disk whenever it has to guess a type."""
+    return pa.repeat(pa.scalar(text, pa.string()), rows)
+
+
+def to_json(value: object) -> str | None:
+    """Compact JSON text; ``None`` for nothing."""
+    return None if value is None else msgspec.json.encode(value).decode()
