@@ -183,6 +183,20 @@ def test_the_selector_picks_what_its_scores_say(place: Place, evaluated: Evaluat
     assert (found.pointer == expected).all()
 
 
+def test_a_selector_that_ends_at_once_is_judged_as_zero_shot(
+    place: Place, evaluated: Evaluated, tmp_path: Path
+) -> None:
+    selector = make_selector(96, ModelConfig(selector="stop", hidden=32))
+    token = selector.state_dict()["stop_token"]
+    selector.state_dict()["step_emb.weight"].copy_(1e4 * token.expand(4, -1))  # it wins every step
+    save_v3(tmp_path / "stop.pt", selector, Progress(1, "rce", 0.1, {}))
+    request = place.request(shots=(1, 3)).but(checkpoints=(tmp_path / "stop.pt",))
+    by_name = {(o.selector, o.shots): o.predictions for o in run_evaluation(request).outcomes}
+    nothing = by_name["zero_shot", 0]
+    assert by_name["stop", 1] == by_name["stop", 3] == nothing != by_name["nearest", 1]
+    assert predict(request)["pointer"].to_pylist() == [[]] * 50
+
+
 def test_rows_and_pairs(evaluated: Evaluated) -> None:
     board = evaluated.scoreboard
     by_name = {(o.selector, o.shots): o.accuracy for o in evaluated.outcomes}

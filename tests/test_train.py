@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import connect
 from lever_train.learn.outputs import Outputs
 from lever_train.options.resolve import resolve
+from lever_train.options.train import Kind
 from lever_train.selector.checkpoint import load_selector
 from tests.stores import candidate, commit
 from tests.training import POOL, Bench, equal, random_rows, steps_of
@@ -161,6 +162,17 @@ def test_every_variant_trains(bench: Bench, flags: dict[str, Any], kind: str) ->
     result = bench.train(selector=kind, **flags)
     assert all(np.isfinite(row["train_loss"]) for row in result.epochs)
     assert load_selector(result.last)[0].config.selector == kind
+
+
+@pytest.mark.parametrize("kind", [kind for kind in get_args(Kind) if kind not in ("static", "gru")])
+def test_every_kind_trains(bench: Bench, kind: str) -> None:
+    result = bench.train(selector=kind, rce_epochs=2, grpo_epochs=1, rce_lr=1e-2, num_layers=2)
+    losses = [row["train_loss"] for row in result.epochs]
+    assert np.isfinite(losses).all() and losses[1] < losses[0]
+    found, _ = load_selector(result.last)
+    assert found.config.selector == kind
+    again = bench.train("again", selector=kind, sft_checkpoint=str(result.last), rce_epochs=1)
+    assert np.isfinite(again.epochs[0]["train_loss"])
 
 
 def test_grpo_keeps_the_rce_checkpoints_and_logs_its_parts(bench: Bench) -> None:
