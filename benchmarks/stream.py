@@ -35,15 +35,15 @@ def lever(store: Path, source: Path) -> Iterator[Tensors]:
     from lever_data.relations.rewards import reward_sql
     from lever_data.relations.stream import Selection, scan
     from lever_train.inputs.pools import SharedPool
-    from lever_train.learn.batch import CollateOptions, collate
+    from lever_train.learn.batch import collate
 
     con = open_session(store, only=["all_candidates"]).con
     ids = con.execute(
         "select distinct unnest(pointer) as id from all_candidates order by id"
     ).fetchnumpy()["id"]
     selection = Selection(("all_candidates",), reward_sql(RewardSpec()))
-    options = CollateOptions(SharedPool(ids.astype(np.int64)), BATCH)
-    for batch in collate(scan(con, selection), options):
+    pool = SharedPool(ids.astype(np.int64))
+    for batch in collate(scan(con, selection), pool, BATCH):
         yield batch.positions, batch.mask, batch.reward
 
 

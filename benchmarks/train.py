@@ -30,13 +30,10 @@ from benchmarks import PER_QUERY
 from benchmarks.measure import Figure, against, in_turns, print_figures, python, run
 from lever_data.store.schema import CANDIDATES, QUERIES
 from lever_data.store.store import RunSpec, Store
-from lever_train.learn.batch import Batch
+from lever_train.learn.batch import Batch, Loader
 from lever_train.learn.data import Source, open_data
-from lever_train.learn.distributed import World
-from lever_train.learn.loader import Loader, Position
-from lever_train.learn.objectives import Settings
-from lever_train.learn.setup import new_selector
-from lever_train.learn.step import Stepper
+from lever_train.learn.step import Learner, Phase
+from lever_train.learn.train import new_selector
 from lever_train.options.resolve import resolve
 
 SHOTS, DIM = 2, 512
@@ -140,8 +137,8 @@ def _queries(ids: np.ndarray) -> pa.Table:
 
 def open_training(
     folder: Path, flags: dict[str, Any], rows: int, dim: int
-) -> tuple[Loader, Stepper]:
-    """A loader and a stepper on the synthetic store, as ``lever train`` makes them."""
+) -> tuple[Loader, Learner]:
+    """A loader and a learner on the synthetic store, as ``lever train`` makes them."""
     torch.manual_seed(1)
     torch.save(torch.randn(rows, dim), folder / "vectors.pt")
     config = resolve(
@@ -157,29 +154,30 @@ def open_training(
     data = open_data(Source(folder / "store"), config)
     selector, config = new_selector(config, dim, lambda line: None)
     loader = Loader(data, torch.device("cpu"), batch_size=BATCH)
-    return loader, Stepper("rce", 0, selector, loader, config, World())
+    steps = -(-data.census.groups // BATCH)
+    return loader, Learner(Phase("rce", 0, 1), selector, loader, config, steps=steps)
 
 
-def epoch(loader: Loader, stepper: Stepper) -> None:
+def epoch(loader: Loader, learner: Learner) -> None:
     """One epoch as the trainer runs it, loading included."""
-    for step, batch in enumerate(loader.batches(loader.data.train, Position("random"))):
-        stepper.step(batch, Settings(), step)
+    for step, batch in enumerate(loader.batches(loader.data.train)):
+        learner.step(batch, step)
 
 
 def load(loader: Loader) -> None:
     """The loading of an epoch alone."""
-    for _ in loader.batches(loader.data.train, Position("random")):
+    for _ in loader.batches(loader.data.train):
         pass
 
 
 def legacy(loop: LegacyLoop, loader: Loader, batch: Batch, steps: int) -> None:
     """So many steps of the legacy loop on the queries of a batch."""
-    feed = loader.feed(batch)
+    query, pools = loader.vectors(batch)
     for row in range(steps):
-        pool = feed.pool.vectors
-        if feed.pool.index is not None:
-            pool = pool[feed.pool.index[row]]
-        loop.step(feed.query[row], pool, batch.positions[row], batch.reward[row].float())
+        pool = pools.vectors
+        if pools.index is not None:
+            pool = pool[pools.index[row]]
+        loop.step(query[row], pool, batch.positions[row], batch.reward[row].float())
 
 
 def compare(case: str, queries: int, examples: int, pool: int | None, goal: str) -> list[Figure]:
@@ -189,15 +187,15 @@ def compare(case: str, queries: int, examples: int, pool: int | None, goal: str)
         for folder, count in ((large, queries), (small, queries // 10)):
             flags = synthetic_store(Path(folder), count, examples, pool)
             opened.append(open_training(Path(folder), flags, max(queries, examples), DIM))
-        (loader, stepper), tenth = opened
+        (loader, learner), tenth = opened
         loop = LegacyLoop(loader.queries.shape[1])
-        batch = next(iter(loader.batches(loader.data.train, Position("random"))))
+        batch = next(iter(loader.batches(loader.data.train)))
         steps = min(STEPS if pool else 2, queries // 100)
         ours, old, smaller, loading = in_turns(
             "training",
             "queries",
             [
-                (case, queries, lambda: epoch(loader, stepper)),
+                (case, queries, lambda: epoch(loader, learner)),
                 (f"{case}: legacy loop", steps, lambda: legacy(loop, loader, batch, steps)),
                 (case, queries // 10, lambda: epoch(*tenth)),
                 (f"{case}: loading alone", queries, lambda: load(loader)),
@@ -226,12 +224,12 @@ def memory(candidates: int) -> Iterator[Figure]:
 def inside(folder: Path, queries: int) -> dict[str, float]:
     """The inside of (d): small vectors, so that what is measured is the stream. Megabytes."""
     flags: dict[str, Any] = {"data.pool": str(folder / "pool.npy"), "model.hidden": 32}
-    loader, stepper = open_training(folder, flags, queries, 32)
+    loader, learner = open_training(folder, flags, queries, 32)
     started = time.perf_counter()
-    epoch(loader, stepper)
+    epoch(loader, learner)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    batch = next(iter(loader.batches(loader.data.train, Position("random"))))
+    batch = next(iter(loader.batches(loader.data.train)))
     loop = LegacyLoop(32, hidden=32)
     started = time.perf_counter()
     legacy(loop, loader, batch, STEPS)

@@ -40,15 +40,13 @@ def train(
 
     with progress_bar("train", "queries") as advance:
         result = trainer.train(
-            trainer.TrainRequest(
-                source=Source(store, runs, sql_dir),
-                out=out,
-                config=resolve(config, given),
-                resume=resume,
-                overwrite=overwrite,
-                notify=notice,
-                advance=advance,
-            )
+            Source(store, runs, sql_dir),
+            out,
+            resolve(config, given),
+            resume=resume,
+            overwrite=overwrite,
+            notify=notice,
+            advance=advance,
         )
     if result.is_main:
         _show(result)

@@ -18,7 +18,7 @@ from lever_data.relations.db import connect
 from lever_data.store.store import RunSpec
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import FilePool, PoolSource, SharedPool, StoredPool, open_pools
-from lever_train.learn.batch import Batch, CollateOptions, Share, collate
+from lever_train.learn.batch import Batch, collate
 from lever_train.selector.model import Pool
 from tests.stores import candidate, commit, new_store, table
 
@@ -61,7 +61,7 @@ def _record_batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
 def _collate(
     groups: list[Group], size: int, pools: PoolSource = IDS, **options: Any
 ) -> list[Batch]:
-    return list(collate(_stream(groups), CollateOptions(pools, size, **options)))
+    return list(collate(_stream(groups), pools, size, **options))
 
 
 def test_groups_are_padded_and_masked() -> None:
@@ -95,7 +95,10 @@ def test_every_group_comes_once_in_order(
         list(
             collate(
                 _stream(groups, batch_rows),
-                CollateOptions(IDS, batch_size, share=Share(rank, world)),
+                IDS,
+                batch_size,
+                rank=rank,
+                world=world,
             )
         )
         for rank in range(world)

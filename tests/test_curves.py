@@ -9,7 +9,7 @@ from html import unescape
 from typing import Any
 
 from lever_train.learn.curves import BINS, _meaning, curves_page
-from lever_train.learn.metrics import Log
+from lever_train.learn.log import Log
 
 
 def _page(figures: Mapping[str, float] | None = None, steps: int = 3, epochs: int = 2) -> str:

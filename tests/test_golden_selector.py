@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lever_train.learn import losses
-from lever_train.options.train import ModelConfig
+from lever_train.options.train import GrpoConfig, ModelConfig
 from lever_train.selector.kinds import make_selector
 from lever_train.selector.log_prob import Steps, static_steps
 from lever_train.selector.model import Selector
@@ -97,22 +97,22 @@ def test_grpo(golden: Golden, name: str, k: int | None) -> None:
     if k is not None:  # the legacy pick among ties is torch.topk's own
         chosen = torch.zeros_like(mask).scatter(1, rewards.topk(k).indices, True)
     advantage = losses.advantages(rewards, chosen, floor=losses.SUBSET_STD_FLOOR)
-    groups = losses.GrpoGroups(
+    terms = losses.grpo_terms(
         log_prob=golden["log_probs"],
         reference=golden["old_log_probs"],
         advantage=advantage,
         chosen=chosen,
         importance=torch.ones_like(rewards),
+        options=GrpoConfig(),
     )
-    terms = losses.grpo_terms(groups, losses.GrpoOptions())
-    ppo, kl = terms.ppo.mean(), terms.kl.mean()
+    ppo, kl = terms["ppo"].mean(), terms["kl"].mean()
     kept = advantage[chosen]
     found = {
         "loss": ppo + 0.1 * kl,
         "ppo_loss": ppo,
         "kl_loss": 0.1 * kl,
         "kl": kl,
-        "mean_ratio": terms.ratio[chosen].mean(),
+        "mean_ratio": terms["ratio"][chosen].mean(),
         "mean_advantage": kept.mean(),
         "std_advantage": kept.std(),
         "max_advantage": kept.abs().max(),

@@ -12,14 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lever_train.learn import losses
+from lever_train.learn.batch import Loader
 from lever_train.learn.data import Source, TrainingData, open_data
 from lever_train.learn.distributed import World
-from lever_train.learn.loader import Loader, Position
-from lever_train.learn.objectives import Settings
-from lever_train.learn.schedule import adapt_beta
-from lever_train.learn.setup import frozen_copy, new_selector
-from lever_train.learn.step import Stepper
-from lever_train.learn.train import TrainRequest, train
+from lever_train.learn.step import Learner, Phase, adapt_beta
+from lever_train.learn.train import frozen_copy, new_selector, train
 from lever_train.learn.validate import validate
 from lever_train.options.resolve import resolve
 from lever_train.options.train import TrainConfig
@@ -74,15 +72,18 @@ def test_rce_through_the_whole_trainer(
     import polars as pl
 
     config = resolve(None, FLAGS | {"grpo.epochs": 0})
-    train(TrainRequest(source, tmp_path / "out", config))
+    train(source, tmp_path / "out", config)
     table = pl.read_parquet(tmp_path / "out" / "metrics.parquet")
     _close(steps_of(table, "rce", "loss"), expected["losses"]["rce"])
 
 
 @needs_shared
-def test_every_step_of_both_stages_and_beta(source: Source, expected: dict[str, Any]) -> None:
+def test_every_step_of_both_stages_and_beta(
+    source: Source, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Among candidates of equal reward the legacy top-k takes whatever torch.topk gives for the
     unpadded group, and so does this test; ours takes the lower ordinal."""
+    monkeypatch.setattr(losses, "top_k_mask", _legacy_pick)
     config = resolve(None, FLAGS)
     data = open_data(source, config)
     selector, config = new_selector(config, 384, lambda line: None)
@@ -90,21 +91,18 @@ def test_every_step_of_both_stages_and_beta(source: Source, expected: dict[str, 
     sft = frozen_copy(selector)
     walk = _Walk(config, data, loader, selector)
     wanted = expected["losses"]
-    total = 3 * 24
-    rce = Stepper("rce", 0, selector, loader, config, World())
+    rce = Learner(Phase("rce", 0, 3), selector, loader, config, steps=3 * 24)
     for epoch in range(3):
         for batch in walk.batches():
-            step = len(walk.losses)
-            tau = 2.0 - 1.5 * step / (total - 1)
-            walk.note(rce.step(batch, Settings(temperature=tau), step))
+            walk.note(rce.step(batch, len(walk.losses)))
         _close([walk.validation()], wanted["val"][epoch : epoch + 1])
     _close(walk.losses, wanted["rce"])
     walk.losses, beta = [], 0.1
-    grpo = Stepper("grpo", 1, selector, loader, config, World())
+    phase = Phase("grpo", 1, 2, 3)
+    grpo = Learner(phase, selector, loader, config, steps=2 * 24, reference=sft)
     for epoch in range(2):
         for batch in walk.batches():
-            settings = Settings(beta=beta, top_k=(3, 5)[epoch], pick=_legacy_pick, reference=sft)
-            figures = grpo.step(batch, settings, len(walk.losses))
+            figures = grpo.step(batch, len(walk.losses), epoch=epoch, beta=beta)
             walk.note(figures)
             walk.betas.append(beta)
             beta = adapt_beta(figures["kl"], beta)
@@ -120,9 +118,8 @@ def test_reference_log_probabilities(source: Source, expected: dict[str, Any]) -
     data = open_data(source, config)
     selector, _ = new_selector(config, 384, lambda line: None)
     loader = Loader(data, torch.device("cpu"), batch_size=24)
-    [batch] = loader.batches(data.train, Position("file"))
-    feed = loader.feed(batch)
-    steps = selector.steps(feed.query, feed.pool, batch.positions, batch.step_mask)
+    [batch] = loader.batches(data.train, order="file")
+    steps = selector.steps(*loader.vectors(batch), batch.positions, batch.step_mask)
     for row, query in enumerate(batch.query.tolist()):
         wanted = expected["old_log_probs"][str(query)]
         _close(steps.sequence_log_prob()[row][batch.mask[row]].tolist(), wanted)
@@ -145,7 +142,7 @@ class _Walk:
         self.betas: list[float] = []
 
     def batches(self) -> Any:
-        return self.loader.batches(self.data.train, Position("file"))
+        return self.loader.batches(self.data.train, order="file")
 
     def note(self, figures: dict[str, float]) -> None:
         self.losses.append(figures["loss"])

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lever_train.learn import losses
-from lever_train.learn.schedule import adapt_beta, noise_seed, rce_temperature, warm_up
+from lever_train.learn.batch import Batch
+from lever_train.learn.step import adapt_beta, noise_seed, rce_temperature, warm_up
+from lever_train.options.train import GrpoConfig, TrainConfig
+from lever_train.selector.log_prob import Steps
 from tests.shared_data import GOLDEN, needs_shared
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0, 9.0], [0.5, 0.5, 9.0, 9.0], [2.0, 9.0, 9.0, 9.0]])
@@ -26,7 +29,7 @@ def test_tied_groups() -> None:
 
 
 @pytest.mark.parametrize("kind", ["zscore", "center", "loo", "rank"])
-def test_a_tied_group_and_a_group_of_one_have_no_advantage(kind: losses.AdvantageKind) -> None:
+def test_a_tied_group_and_a_group_of_one_have_no_advantage(kind: str) -> None:
     found = losses.advantages(REWARDS, MASK, kind)
     assert found.isfinite().all()
     assert (found[1:] == 0).all() and (found[~MASK] == 0).all()
@@ -43,7 +46,7 @@ def test_advantages_by_hand() -> None:
         "rank": [1.0, -0.5, -0.5],  # the tied two share ranks 0 and 1
     }
     for kind, values in expected.items():
-        found = losses.advantages(group, mask, kind)  # type: ignore[arg-type]
+        found = losses.advantages(group, mask, kind)
         torch.testing.assert_close(found, torch.tensor([values]))
 
 
@@ -74,7 +77,7 @@ def test_rce_weights_ignore_padding() -> None:
 
 
 @pytest.mark.parametrize("direction", ["reference_policy", "policy_reference"])
-def test_kl_estimates_are_unbiased_or_positive(direction: losses.KlDirection) -> None:
+def test_kl_estimates_are_unbiased_or_positive(direction: str) -> None:
     """On all outcomes of two categorical policies, weighted by the policy the draws come from."""
     new = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
     reference = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64).log()
@@ -84,34 +87,36 @@ def test_kl_estimates_are_unbiased_or_positive(direction: losses.KlDirection) ->
         values = losses.kl_estimate(new - reference, estimator, direction)
         assert float((first.exp() * values).sum()) == pytest.approx(exact)
     for estimator in ("k2", "k3"):
-        values = losses.kl_estimate(new - reference, estimator, direction)  # type: ignore[arg-type]
+        values = losses.kl_estimate(new - reference, estimator, direction)
         assert (values >= 0).all()
 
 
-def _terms(log_ratio: list[float], advantage: list[float], **options: float) -> losses.GrpoTerms:
+def _terms(
+    log_ratio: list[float], advantage: list[float], **options: float
+) -> dict[str, torch.Tensor]:
     shape = torch.tensor([log_ratio])
-    groups = losses.GrpoGroups(
+    return losses.grpo_terms(
         log_prob=shape,
         reference=torch.zeros_like(shape),
         advantage=torch.tensor([advantage]),
         chosen=torch.ones_like(shape, dtype=torch.bool),
         importance=torch.ones_like(shape),
+        options=GrpoConfig(**options),
     )
-    return losses.grpo_terms(groups, losses.GrpoOptions(**options))  # type: ignore[arg-type]
 
 
 def test_low_and_high_clips_are_apart() -> None:
     up, down = math.log(1.5), math.log(0.5)
-    terms = _terms([up, down], [1.0, -1.0], clip_low=0.1, clip_high=0.3)
-    torch.testing.assert_close(terms.ppo, torch.tensor([-(1.3 - 0.9) / 2]))
-    torch.testing.assert_close(terms.clipped_high, torch.tensor([0.5]))
-    torch.testing.assert_close(terms.clipped_low, torch.tensor([0.5]))
+    terms = _terms([up, down], [1.0, -1.0], clip_epsilon=0.1, clip_epsilon_high=0.3)
+    torch.testing.assert_close(terms["ppo"], torch.tensor([-(1.3 - 0.9) / 2]))
+    torch.testing.assert_close(terms["clipped_high"], torch.tensor([0.5]))
+    torch.testing.assert_close(terms["clipped_low"], torch.tensor([0.5]))
 
 
 def test_dual_clip_bounds_the_loss_of_bad_candidates() -> None:
     far = math.log(50.0)
-    assert float(_terms([far], [-1.0]).ppo) == pytest.approx(50.0, rel=1e-5)
-    assert float(_terms([far], [-1.0], dual_clip=3.0).ppo) == pytest.approx(3.0)
+    assert float(_terms([far], [-1.0])["ppo"]) == pytest.approx(50.0, rel=1e-5)
+    assert float(_terms([far], [-1.0], dual_clip=3.0)["ppo"]) == pytest.approx(3.0)
 
 
 def test_importance_weights() -> None:
@@ -164,3 +169,33 @@ def test_weighted_groups_with_nan_free_gradients() -> None:
     weights = losses.rce_weights(REWARDS, MASK, 1.0)
     losses.rce_groups(scores[..., None], weights).sum().backward()  # type: ignore[no-untyped-call]
     assert scores.grad is not None and scores.grad.isfinite().all()
+
+
+def test_z_scores_are_clamped_where_the_config_says_so() -> None:
+    """The newest legacy trainer bounds them at 3; without the option nothing is bounded."""
+    rewards = torch.tensor([[2.0] + [0.0] * 15])
+    mask = torch.ones_like(rewards, dtype=torch.bool)
+    free = losses.z_score(rewards, mask)
+    assert free.max() > 3.5
+    torch.testing.assert_close(losses.z_score(rewards, mask, clamp=3.0), free.clamp(-3.0, 3.0))
+
+
+def test_supervised_loss_of_the_best_beam_and_of_all() -> None:
+    """Two beams, of two steps and of one, and a padded one: means over steps, then over beams."""
+    log_prob = -torch.tensor([[[1.0, 3.0], [4.0, 0.0], [0.0, 0.0]]])
+    batch = Batch(
+        query=torch.tensor([0]),
+        pool=None,
+        positions=torch.zeros(1, 3, 2, dtype=torch.int64),
+        step_mask=torch.tensor([[[True, True], [True, False], [False, False]]]),
+        mask=torch.tensor([[True, True, False]]),
+        reward=torch.tensor([[0.1, 0.2, 0.0]]),
+        behaviour=torch.full((1, 3), torch.nan),
+        accuracy=torch.full((1, 3), torch.nan),
+    )
+    steps = Steps(log_prob, torch.zeros_like(log_prob), batch.step_mask)
+    unsmoothed = {"model": {"label_smoothing": 0.0}}
+    best, _ = losses.sft(steps, batch, TrainConfig.model_validate(unsmoothed))
+    every = TrainConfig.model_validate(unsmoothed | {"sft": {"all_beams": True}})
+    assert best.tolist() == [4.0]
+    assert losses.sft(steps, batch, every)[0].tolist() == [3.0]

@@ -83,6 +83,7 @@ BY_ROW: dict[str, Callable[[dict[str, Any]], bool]] = {
 }
 BY_QUERY: dict[str, Callable[[Candidates], bool]] = {
     "balanced": lambda group: _right(group) == {0, 1},
+    "positive": lambda group: 1 in _right(group),
     "learnable": lambda group: len(_rewards(group)) > 1,
 }
 

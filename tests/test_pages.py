@@ -22,7 +22,7 @@ from lever_data.report.page import Chart, Figure, Line, Section, Table, render, 
 from lever_train.evaluate.scoreboard import Paired, Row, Scoreboard
 from lever_train.evaluate.scoreboard_page import scoreboard_page
 from lever_train.learn.curves import curves_page
-from lever_train.learn.metrics import Log
+from lever_train.learn.log import Log
 from tests.stores import candidate, commit, new_store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -14,12 +14,12 @@ import torch
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import connect
-from lever_train.learn.outputs import Outputs
+from lever_train.learn.folder import TrainingFolder
 from lever_train.options.resolve import resolve
 from lever_train.options.train import Kind
 from lever_train.selector.checkpoint import load_selector
 from tests.stores import candidate, commit
-from tests.training import POOL, Bench, equal, random_rows, steps_of
+from tests.training import POOL, QUERIES, Bench, equal, random_rows, steps_of
 
 TIED = [
     candidate(query, ordinal, [ordinal, ordinal + 1], vqa_correct=0, vqa_acc_score=0.0)
@@ -333,9 +333,9 @@ def test_a_file_named_best_is_not_replaced_by_accident(bench: Bench) -> None:
 
 def test_only_checkpoints_the_described_training_made_are_its_own(bench: Bench) -> None:
     bench.train()
-    outputs = Outputs(bench.folder / "out")
+    outputs = TrainingFolder(bench.folder / "out")
     outputs.require_own()
-    Outputs(bench.folder / "nowhere").require_own()
+    TrainingFolder(bench.folder / "nowhere").require_own()
     extra = outputs.out / "rce_epoch3.pt"  # it trained two epochs
     extra.touch()
     with pytest.raises(LeverError, match=r"did not make: rce_epoch3\.pt"):
@@ -366,3 +366,27 @@ def test_bfloat16_is_close(bench: Bench) -> None:
         for precision in ("float32", "bf16")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+
+
+def test_only_queries_with_a_right_candidate(bench: Bench) -> None:
+    """The split stays what it is; the queries that go are counted and said."""
+    rows = random_rows()
+    right = {row["query_id"] for row in rows if row["vqa_correct"]}
+    bench.train(rce_epochs=1, require_positive_query=True)
+    told = "\n".join(bench.said)
+    trained = {q for q in right if q < 0.8 * QUERIES}
+    assert f"training on {len(trained)} queries" in told
+    assert f"{QUERIES - len(right)} queries have no right candidate: left out" in told
+    bench.train("view", rce_epochs=1, view=["positive"])
+    assert equal(bench.tensors("out"), bench.tensors("view"))
+    with pytest.raises(UsageError, match="no query is left to train on") as error:
+        Bench(bench.folder / "wrong", TIED).train(require_positive_query=True)
+    assert "3 queries without a right candidate" in str(error.value.value)
+
+
+def test_a_clamp_without_z_scores_is_refused(bench: Bench) -> None:
+    with pytest.raises(UsageError, match="nothing is z-scored"):
+        bench.train(normalize_clamp=3)
+    bench.train(rce_epochs=1, normalize_clamp=0.5, rce_use_normalized_reward=True)
+    bench.train("free", rce_epochs=1, rce_use_normalized_reward=True)
+    assert not equal(bench.tensors("out"), bench.tensors("free"))

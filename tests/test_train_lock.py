@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from lever_data.errors import LeverError, UsageError
-from lever_train.learn.folder_lock import FolderLock
-from lever_train.learn.outputs import Outputs
+from lever_train.learn.folder import TrainingFolder
 from tests.training import Bench, equal
 
 REFUSED = "another training writes --out at this moment"
@@ -54,7 +53,7 @@ def test_the_next_training_begins_where_one_ended_or_failed(tmp_path: Path) -> N
 def test_two_that_begin_with_no_folder_do_not_mix(tmp_path: Path) -> None:
     """Both looked before either wrote: whoever makes the folder second finds a training there."""
     bench = Bench(tmp_path)
-    late = Outputs(tmp_path / "out")
+    late = TrainingFolder(tmp_path / "out")
     late.check(resume=False, overwrite=False)
 
     def meanwhile(done: float, total: float | None, note: str = "") -> None:
@@ -64,7 +63,7 @@ def test_two_that_begin_with_no_folder_do_not_mix(tmp_path: Path) -> None:
     bench.train(advance=meanwhile)
     with pytest.raises(UsageError, match="holds another training"):
         late.prepare()
-    late.lock.release()
+    late.release()
 
 
 def test_a_killed_training_is_resumed(tmp_path: Path) -> None:
@@ -78,7 +77,7 @@ def test_a_killed_training_is_resumed(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.05)
     with pytest.raises(LeverError, match=REFUSED):
-        FolderLock(tmp_path / "out").take()
+        TrainingFolder(tmp_path / "out").check(resume=True, overwrite=False)
     process.send_signal(signal.SIGKILL)
     process.wait()
     stopped = False
@@ -94,22 +93,24 @@ def test_a_killed_training_is_resumed(tmp_path: Path) -> None:
     assert stopped
 
 
-def test_a_lock_deleted_as_it_is_taken_is_taken_anew(tmp_path: Path) -> None:
+def test_a_lock_deleted_as_it_is_taken_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One waits at the file that the other deletes: it must not hold a file nobody sees."""
-    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
-    first.take()
+    first, second, third = (TrainingFolder(tmp_path) for _ in range(3))
+    first.check(resume=False, overwrite=False)
     flock = fcntl.flock
 
     def late(handle: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
         first.release()
         flock(handle, operation)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fcntl, "flock", late)
-        second.take()
+    monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(LeverError, match=REFUSED):
-        FolderLock(tmp_path).take()
-    second.release()
+        second.check(resume=False, overwrite=False)
+    third.check(resume=False, overwrite=False)
+    third.release()
     assert not list(tmp_path.iterdir())
 
 

@@ -14,9 +14,8 @@ import torch
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.selection import Selection
-from lever_train.learn.batch import Batch
-from lever_train.learn.loader import Loader, Position
-from lever_train.learn.outputs import Outputs
+from lever_train.learn.batch import Batch, Loader
+from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.state import STATE
 from tests.torture.harness import SIZES, Nursery, Outcome
 from tests.training import POOL, QUERIES, WIDTH, Bench
@@ -68,19 +67,19 @@ def test_the_data_is_read_in_the_order_of_the_first_epoch(
     bench = Bench(tmp_path)
     bench.train(**OLD)
     before = _contents(tmp_path / "out")
-    orders: list[tuple[str, int, int]] = []
+    orders: list[dict[str, Any]] = []
     batches = Loader.batches
 
-    def noted(loader: Loader, selection: Selection, position: Position) -> Iterator[Batch]:
-        orders.append((position.order, position.seed, position.epoch))
-        if position.seed == 2**63 - 1:
+    def noted(loader: Loader, selection: Selection, **position: Any) -> Iterator[Batch]:
+        orders.append(position)
+        if position.get("seed") == 2**63 - 1:
             raise LeverError("no order")
-        return batches(loader, selection, position)
+        return batches(loader, selection, **position)
 
     monkeypatch.setattr(Loader, "batches", noted)
     with pytest.raises(LeverError, match="no order"):
         bench.train(overwrite=True, seed=2**63 - 1)
-    assert orders == [("random", 2**63 - 1, 0)]
+    assert orders == [{"order": "random", "seed": 2**63 - 1}]
     assert _contents(tmp_path / "out") == before
 
 
@@ -167,7 +166,7 @@ def test_a_state_that_names_other_files_deletes_none_of_them(tmp_path: Path) -> 
     others = [tmp_path / "precious.pt", tmp_path / "out" / "notes.txt"]
     for path in others:
         path.write_text("mine")
-    outputs = Outputs(tmp_path / "out")
+    outputs = TrainingFolder(tmp_path / "out")
     outputs.delete(["../precious.pt", str(others[0]), "notes.txt", done.last.name])
     assert all(path.exists() for path in others)
     assert not done.last.exists()

@@ -102,7 +102,24 @@ def test_a_loss_that_is_not_finite_names_step_and_queries(bench: Bench) -> None:
     with pytest.raises(LeverError, match=r"is not finite at step 0 of rce") as error:
         bench.train("bad", sft_checkpoint=str(bench.folder / "huge.pt"))
     assert str(error.value.where).startswith("queries [")
-    assert not (bench.folder / "bad" / "rce_epoch1.pt").exists()
+    assert not (bench.folder / "bad").exists()
+    bench.train("bad", rce_epochs=1)  # the corrected command is not barred
+
+
+def test_a_training_that_fails_later_leaves_what_it_finished(bench: Bench) -> None:
+    """Its checkpoint is worth something: whoever replaces it says so."""
+    with pytest.raises(LeverError, match="not finite"):
+        bench.train(rce_epochs=1, grpo_epochs=1, grpo_lr=1e38)
+    assert (bench.folder / "out" / "rce_epoch1.pt").exists()
+    bench.train(overwrite=True)
+
+
+def test_what_fails_in_a_folder_with_other_files_takes_back_its_own_alone(bench: Bench) -> None:
+    (bench.folder / "out").mkdir()
+    (bench.folder / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(LeverError, match="every group is tied"):
+        bench.train(reward="1")
+    assert [path.name for path in (bench.folder / "out").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,8 @@ def test_another_config_is_refused(tmp_path: Path, flags: dict[str, Any], messag
 def test_another_number_of_threads_is_refused(tmp_path: Path) -> None:
     """They sum in another order: the ending would be close, not the same."""
     bench = Bench(tmp_path)
-    bench.train()  # without the option: what counts is the number in effect
+    # without the option: what counts is the number in effect
+    _train_and_die(bench, "out", 4)
     before = torch.get_num_threads()
     try:
         with pytest.raises(LeverError, match=r"\[run\] threads was '1', now it is '2'") as error:
@@ -137,6 +138,34 @@ def test_another_number_of_threads_is_refused(tmp_path: Path) -> None:
         torch.set_num_threads(before)
     assert str(error.value.hint).startswith("--threads 1 goes on")
     bench.train(resume=True, threads=1)
+
+
+def test_another_number_of_processes_is_refused_with_the_way_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    _train_and_die(bench, "out", 4)
+    state = torch.load(tmp_path / "out" / STATE, weights_only=True)
+    state["fingerprint"]["processes"] = "4"
+    torch.save(state, tmp_path / "out" / STATE)
+    with pytest.raises(LeverError, match="processes was '4', now it is '1'") as error:
+        bench.train(resume=True)
+    assert "torchrun --nproc-per-node 4" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_where_nothing_is_left_to_sum_or_nothing_was_any_number_will_do(
+    tmp_path: Path, begun: bool
+) -> None:
+    bench = Bench(tmp_path)
+    bench.train("whole")
+    if begun:
+        bench.train()
+    else:
+        _train_and_die(bench, "out", 0)
+    state = torch.load(tmp_path / "out" / STATE, weights_only=True)
+    state["fingerprint"] |= {"processes": "4", "[run] threads": "8"}
+    torch.save(state, tmp_path / "out" / STATE)
+    bench.train(resume=True)
+    assert equal(bench.tensors("whole"), bench.tensors("out"))
 
 
 def test_other_vectors_are_refused(tmp_path: Path) -> None:

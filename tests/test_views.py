@@ -64,6 +64,8 @@ def test_training_views_row_by_row(tmp_path: Path) -> None:
     assert _keys(con, "beam_sample_file_only") == [(0, 0), (0, 2), (1, 0), (3, 0)]
     assert (0, 1) not in _keys(con, "all_candidates_file_only")
     assert _keys(con, "balanced") == [(0, 0), (0, 1), (0, 2)]
+    right = con.execute("select query_id from all_candidates where vqa_correct = 1").fetchall()
+    assert {query for query, _ in _keys(con, "positive")} == {query for (query,) in right}
     assert _keys(con, "learnable") == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
 
 

@@ -13,7 +13,7 @@ import torch
 from lever_data.options import options
 from lever_data.store.store import Run, Store
 from lever_train.learn.data import Source
-from lever_train.learn.train import Advance, TrainRequest, TrainResult, train
+from lever_train.learn.train import Advance, TrainResult, train
 from lever_train.options.resolve import resolve
 from lever_train.options.train import TrainConfig
 from tests.stores import candidate, commit, new_store
@@ -90,7 +90,7 @@ class Bench:
 
         keys = {o.flag[2:].split("/")[0].replace("-", "_"): o.dotted for o in options(TrainConfig)}
         config = resolve(None, {keys[k]: v for k, v in self.flags(**flags).items()})
-        request = TrainRequest(
+        return train(
             Source(self.store.path),
             self.folder / out,
             config,
@@ -99,7 +99,6 @@ class Bench:
             notify=say,
             advance=advance,
         )
-        return train(request)
 
     def metrics(self, out: str = "out") -> pl.DataFrame:
         """The table a training left."""

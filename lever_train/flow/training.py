@@ -5,15 +5,14 @@ In go the pipeline's config and what earlier steps made; out come checkpoints in
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lever_train.flow.work import Known, Work
 from lever_train.learn.data import Source
-from lever_train.learn.outputs import Outputs as TrainingFolder
+from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.state import STATE, StateError
-from lever_train.learn.train import TrainRequest, TrainResult, train
+from lever_train.learn.train import TrainResult, train
 from lever_train.options.pipeline import PipelineConfig
 from lever_train.options.train import RunConfig, TrainConfig
 
@@ -29,6 +28,7 @@ def sft_config(config: PipelineConfig) -> TrainConfig:
     neither redoes SFT nor bars the state of one that was killed."""
     train = config.train
     best_beams = {"view": ("beam_infoscore",), "gen_method": (), "skip_fallback": False}
+    best_beams |= {"require_positive_query": False}
     run = train.run.model_dump(include=_RUN_OF_SFT)
     return TrainConfig(
         data=train.data.model_copy(update=best_beams),
@@ -67,19 +67,24 @@ def run_training(
     One that was ``begun`` goes on from its state. Where that no longer fits, because what it was
     begun with changed, it starts anew and says so.
     """
-    request = TrainRequest(
-        source=Source(work.config.data.store, runs, work.config.data.sql_dir),
-        out=out,
-        config=config,
-        notify=lambda line: None if "\n" in line else work.say(line),  # the config is saved
-        advance=work.advance,
-    )
-    resume = begun and (out / STATE).exists()
+    source = Source(work.config.data.store, runs, work.config.data.sql_dir)
+
+    def start(resume: bool) -> TrainResult:
+        return train(
+            source,
+            out,
+            config,
+            resume=resume,
+            overwrite=not resume,
+            notify=lambda line: None if "\n" in line else work.say(line),  # the config is saved
+            advance=work.advance,
+        )
+
     try:
-        return train(replace(request, resume=resume, overwrite=not resume))
+        return start(resume=begun and (out / STATE).exists())
     except StateError as error:
         work.say(f"{error.message()}: the training starts anew")
-        return train(replace(request, overwrite=True))
+        return start(resume=False)
 
 
 def last_checkpoints(result: TrainResult) -> dict[str, Path]:

@@ -180,6 +180,12 @@ def _from_file(path: Path) -> FilePool:
             where=str(path),
             value=f"{table.dtype} {list(table.shape)}",
         )
+    if (least := int(table.min())) < -1:
+        raise LeverError(
+            "a pool file holds ids from 0 on, and -1 where a pool is shorter",
+            where=str(path),
+            value=least,
+        )
     return FilePool(path.name, table)
 
 

@@ -1,58 +1,59 @@
-"""Arrow record batches → padded tensors: ``batch_size`` groups of any size a batch.
+"""Arrow record batches → padded tensors, and the vectors they name.
 
 In go the record batches of ``lever_data.relations.stream.scan`` (whole groups, rows of a group
-together) and the pools; out come :class:`Batch` objects. Pointers become pool
-positions strictly: an id outside the pool, a repeated id or a wrong length is an error that names
-the query.
+together) and the pools; out come :class:`Batch` objects of ``batch_size`` groups of any size.
+Pointers become pool positions strictly: an id outside the pool, a repeated id or a wrong length is
+an error that names the query. :class:`Loader` collates ahead of the training and holds the vectors.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lever_data.errors import LeverError
-from lever_data.relations.stream import group_starts
+from lever_data.relations.selection import Selection
+from lever_data.relations.stream import group_starts, scan
 from lever_train.inputs.pools import Ids, PoolSource, SharedPool
+from lever_train.learn.data import TrainingData
+from lever_train.selector.model import Pool
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
+AHEAD = 3  # batches collated before they are needed
+
+
 @dataclass(frozen=True)
 class Batch:
-    """B groups of at most N candidates of at most S steps over pools of at most K examples.
+    """B groups of at most N candidates of at most S steps over pools of at most K examples."""
 
-    ``query`` [B] int64: query ids, rows of the query embeddings.
-    ``pool`` [B, K] int64: candidate ids, -1 where padded; ``None``: the shared pool.
-    ``positions`` [B, N, S] int64: pool positions, 0 where padded; ``step_mask`` likewise, bool.
-    ``mask`` [B, N] bool: real candidates. ``reward`` [B, N] float64, 0 where padded.
-    ``behaviour`` [B, N] float64: stored log-probabilities in nats, NaN where not known.
-    ``accuracy`` [B, N] float64: stored VQA accuracy, NaN where not known.
-    """
-
-    query: Tensor
-    pool: Tensor | None
-    positions: Tensor
-    step_mask: Tensor
-    mask: Tensor
-    reward: Tensor
-    behaviour: Tensor
-    accuracy: Tensor
+    query: Int[Tensor, " B"]  # query ids, rows of the query embeddings
+    pool: Int[Tensor, "B K"] | None  # candidate ids, -1 where padded; None: the shared pool
+    positions: Int[Tensor, "B N S"]  # pool positions, 0 where padded
+    step_mask: Bool[Tensor, "B N S"]
+    mask: Bool[Tensor, "B N"]  # real candidates
+    reward: Float[Tensor, "B N"]  # float64, 0 where padded
+    behaviour: Float[Tensor, "B N"]  # stored log-probabilities, nats; NaN where not known
+    accuracy: Float[Tensor, "B N"]  # stored VQA accuracy; NaN where not known
 
     def __len__(self) -> int:
         return len(self.query)
 
-    def select(self, groups: Tensor) -> Batch:
-        """Only the groups at these rows, int64."""
+    def select(self, groups: Int[Tensor, " G"]) -> Batch:
+        """Only the groups at these rows."""
         parts: dict[str, Any] = {
             name: value if value is None else value[groups] for name, value in vars(self).items()
         }
@@ -73,48 +74,96 @@ class Batch:
         return Batch(**{name: move(value) for name, value in vars(self).items()})  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which of a batch's groups this process takes: every ``world``-th, from ``rank``."""
+class Loader:
+    """Reads selections of one :class:`TrainingData`, with its vectors on one device.
 
-    rank: int = 0
-    world: int = 1
-
-
-@dataclass(frozen=True)
-class CollateOptions:
-    """How groups become batches.
-
-    ``pools``: what pointers are looked up in. ``shot_num``: refuse pointers of another length;
-    ``None``: any length of at least 1. ``share``: of several processes, what this one takes.
+    Of several processes each takes every ``world``-th group of every batch, from ``rank``.
     """
 
-    pools: PoolSource
-    batch_size: int
-    shot_num: int | None = None
-    share: Share = Share()
+    def __init__(
+        self,
+        data: TrainingData,
+        device: torch.device,
+        *,
+        batch_size: int,
+        shot_num: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.data, self.device = data, device
+        self.batch_size, self.shot_num = batch_size, shot_num
+        self.rank, self.world = rank, world
+        self.queries: Float[Tensor, "n d"] = data.queries.to(device)
+        self.candidates: Float[Tensor, "m d"] = (
+            self.queries if data.candidates is data.queries else data.candidates.to(device)
+        )
+        self.shared: Pool | None = None
+        if isinstance(data.pools, SharedPool):
+            ids = torch.from_numpy(data.pools.ids).to(device)
+            self.shared = Pool(self.candidates[ids])
+
+    def batches(self, selection: Selection, **position: Any) -> Iterator[Batch]:
+        """This process's share of every batch of one pass, on the CPU.
+
+        ``position`` as :func:`scan` takes it: order, seed, epoch, skip_groups. A thread reads and
+        collates the next batches while the current one trains.
+        """
+        stream = scan(self.data.con, selection, **position)
+        ready = collate(
+            stream,
+            self.data.pools,
+            self.batch_size,
+            shot_num=self.shot_num,
+            rank=self.rank,
+            world=self.world,
+        )
+        with ThreadPoolExecutor(1, thread_name_prefix="collate") as worker:
+            waiting = deque(worker.submit(next, ready, None) for _ in range(AHEAD))
+            while (batch := waiting.popleft().result()) is not None:
+                waiting.append(worker.submit(next, ready, None))
+                yield batch
+
+    def vectors(self, batch: Batch) -> tuple[Float[Tensor, "B d"], Pool]:
+        """What the selector reads for a batch on the device: its queries and their pools."""
+        query = self.queries[batch.query]
+        if self.shared is not None:
+            return query, self.shared
+        assert batch.pool is not None
+        return query, Pool.distinct(self.candidates, batch.pool)
 
 
-def collate(stream: Iterable[pa.RecordBatch], options: CollateOptions) -> Iterator[Batch]:
+def collate(
+    stream: Iterable[pa.RecordBatch],
+    pools: PoolSource,
+    batch_size: int,
+    *,
+    shot_num: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
     """Cut the stream of ``stream.scan`` into batches of ``batch_size`` groups; the last may be
     smaller.
+
+    Args:
+        pools: what pointers are looked up in.
+        shot_num: refuse pointers of another length; ``None``: any length of at least 1.
+        rank: of ``world`` processes, the one whose share of every batch this is.
 
     Raises:
         LeverError: a pointer does not fit its pool; it names query, candidate and pointer.
     """
     held: pa.Table | None = None
-    batch_size, share = options.batch_size, options.share
     for batch in stream:
         table = pa.Table.from_batches([batch])
         held = table if held is None else pa.concat_tables([held, table])
         rows = _Rows.of(held.combine_chunks())
         whole = len(rows) // batch_size * batch_size
         for first in range(0, whole, batch_size):
-            yield _batch(rows.groups(first + share.rank, first + batch_size, share.world), options)
+            yield _batch(rows.groups(first + rank, first + batch_size, world), pools, shot_num)
         held = held.slice(int(rows.starts[whole]))
     if held is not None and held.num_rows:
         rows = _Rows.of(held.combine_chunks())
-        yield _batch(rows.groups(share.rank, len(rows), share.world), options)
+        yield _batch(rows.groups(rank, len(rows), world), pools, shot_num)
 
 
 @dataclass(frozen=True)
@@ -170,19 +219,19 @@ class _Rows:
         )
 
 
-def _batch(rows: _Rows, options: CollateOptions) -> Batch:
+def _batch(rows: _Rows, pools: PoolSource, shot_num: int | None) -> Batch:
     """Pad the groups of ``rows`` to [B, N, S] and look their pointers up."""
     sizes = np.diff(rows.starts)
     B, N = len(sizes), int(sizes.max(initial=1))
     group = np.repeat(np.arange(B), sizes)
     ordinal = np.arange(len(group)) - rows.starts[:-1][group]
-    pointer, steps = _padded(rows, options.shot_num)
+    pointer, steps = _padded(rows, shot_num)
     query = rows.query[rows.starts[:-1]]
     pool: Ids | None = None
-    if isinstance(options.pools, SharedPool):
-        found = _shared_positions(pointer, steps, options.pools.ids)
+    if isinstance(pools, SharedPool):
+        found = _shared_positions(pointer, steps, pools.ids)
     else:
-        pool = options.pools.of(query)
+        pool = pools.of(query)
         found = _positions(pointer, steps, group, query, pool)
     _require_valid(rows, pointer, steps, found)
 

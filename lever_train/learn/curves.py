@@ -15,7 +15,7 @@ import polars as pl
 
 from lever_data.report.page import Chart, Figure, Line, Section, render
 from lever_data.report.verdict import Finding
-from lever_train.learn.metrics import Log
+from lever_train.learn.log import Log
 
 BINS = 240
 

@@ -1,7 +1,8 @@
 """What is trained on: the selection, its split into training and validation, pools, embeddings.
 
 In go a store and a config; out comes :class:`TrainingData`. The split and the shared pool come
-from the selected runs before view and filters, so that ablations compare on the same queries.
+from every stored candidate of the runs and places the views read, before view and filters, so that
+ablations compare on the same questions.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
+from jaxtyping import Float
 from torch import Tensor
 
 from lever_data.catalog import quote_literal
@@ -22,20 +25,14 @@ from lever_data.relations.rewards import (
     reward_columns,
     reward_sql,
 )
-from lever_data.relations.selection import Census, Selection, census
+from lever_data.relations.selection import Census, Selection, census, readable_errors, run_sql
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import PoolSource, open_pools
-from lever_train.learn.split import (
-    TRAIN,
-    VALIDATION,
-    base_relation,
-    require_whole_rows,
-    runs_read,
-    split_queries,
-)
 from lever_train.options.train import TrainConfig
 
+TRAIN, VALIDATION = "training_queries", "validation_queries"
+_KEY = "dataset, split, query_id"
 _READ = ("runs", "queries", "stg_candidates", "stg_beams", "candidate_info")
 
 
@@ -50,22 +47,18 @@ class Source:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Everything the loop reads.
-
-    ``queries`` [n, d] and ``candidates`` [m, d] float32 on the CPU. ``validation`` is ``None``
-    where there is none. ``provenance`` says where all of it came from, for the reader and for a
-    resumed training to compare.
-    """
+    """Everything the loop reads. ``provenance`` says where all of it came from, for the reader and
+    for a resumed training to compare."""
 
     con: duckdb.DuckDBPyConnection
     train: Selection
     census: Census
-    validation: Selection | None
+    validation: Selection | None  # None: there is no validation
     validation_census: Census | None
     pools: PoolSource
-    queries: Tensor
-    candidates: Tensor
-    provenance: dict[str, object]
+    queries: Float[Tensor, "n d"]  # float32 on the CPU, as are the candidates
+    candidates: Float[Tensor, "m d"]
+    provenance: dict[str, Any]
 
 
 def open_data(source: Source, config: TrainConfig) -> TrainingData:
@@ -85,6 +78,11 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     for view in data.view:
         if session.relations[view].folder == "user":
             require_whole_rows(con, view)
+    if not split[0]:
+        value = f"--split-ratio {data.split_ratio}"
+        if split[2]:
+            value = f"--require-positive-query: {split[2]:,} queries without a right candidate"
+        raise UsageError("no query is left to train on", value=value)
     train = replace(selection, queries=TRAIN)
     counted = census(con, train)
     validation = replace(selection, queries=VALIDATION) if split[1] else None
@@ -95,14 +93,15 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     pools = open_pools(con, data.pool, base, *places)
     queries, candidates = _embeddings(source, config, places, pools, counted, held_out)
     provenance = {
-        "places": ["/".join(place) for place in counted.datasets],
         "runs": runs_read(con, data.view),
         "views": _views_read(session, data.view),
         "reward": selection.reward,
+        "places": ["/".join(place) for place in places],
         "rows": counted.rows,
         "groups": counted.groups,
         "queries": {"training": split[0], "validation": split[1]},
-        "dropped": counted.dropped | {"queries_emptied": counted.emptied},
+        "dropped": counted.dropped
+        | {"queries_emptied": counted.emptied, "queries_without_right": split[2]},
         "pool": pools.describe(),
         "pool_sha256": pools.sha256(),
         "embeddings": [list(queries.shape), list(candidates.shape)],
@@ -131,6 +130,110 @@ def _open_views(source: Source, config: TrainConfig) -> Session:
     return session
 
 
+def runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[str]:
+    """The runs the views' rows come from, by id."""
+    union = " union ".join(f"select run from {quote_identifier(v)}" for v in views)
+    rows = con.cursor().execute(f"select distinct run from ({union}) order by run").fetchall()
+    return [row[0] for row in rows]
+
+
+def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> str:
+    """A relation with every stored pointer of the kind of runs the views read, unfiltered, of the
+    datasets and splits that the views hold.
+
+    Raises:
+        LeverError: the views hold no rows.
+    """
+    rows = (
+        con.cursor()
+        .execute(
+            "select distinct kind = 'beam' from runs where run in (select unnest(?))",
+            [runs_read(con, views)],
+        )
+        .fetchall()
+    )
+    if not rows:
+        raise LeverError(
+            "the view holds no rows", where=", ".join(views), hint="`lever runs` lists the runs"
+        )
+    parts = ["stg_beams" if is_beam else "stg_candidates" for (is_beam,) in sorted(rows)]
+    union = " union all ".join(f"select {_KEY}, pointer from {part}" for part in parts)
+    # another dataset or split of the same runs is no part of this training: its queries would
+    # take places in the split, and its pointers in the shared pool
+    own = " union ".join(f"select dataset, split from {quote_identifier(v)}" for v in views)
+    con.execute(
+        f"create view training_base as select * from ({union}) "
+        f"semi join (select distinct dataset, split from ({own})) using (dataset, split)"
+    )
+    return "training_base"
+
+
+def split_queries(
+    con: duckdb.DuckDBPyConnection, base: str, config: TrainConfig
+) -> tuple[int, int, int]:
+    """Make the relations of training and validation queries; returns how many each holds, and how
+    many are left out because no candidate of theirs is right."""
+    data = config.data
+    if data.split_by == "id":  # legacy: sorted ids, the first int(ratio · n) train
+        own = "partition by dataset, split"  # of a mix, this share of each
+        place = f"row_number() over ({own} order by query_id) - 1"
+        trains = f"{place} < floor(count(*) over ({own}) * $ratio::double)"
+    else:
+        key = "concat_ws('/', dataset, split, query_id)"
+        place = f"md5_number_lower({key}) / 18446744073709551616.0"  # uniform in [0, 1)
+        trains = f"$ratio::double >= 1 or {place} < $ratio::double"
+    con.execute(
+        f"create table split_queries as select {_KEY}, {trains} as is_training "
+        f"from (select distinct {_KEY} from {base})",
+        {"ratio": data.split_ratio},
+    )
+    # after the split, as every filter is, so that ablations split the same queries
+    positive = f" semi join ({_positive_sql(data.view)}) using ({_KEY})"
+    kept = positive if data.require_positive_query else ""
+    counts = []
+    for name, condition in ((TRAIN, "is_training"), (VALIDATION, "not is_training")):
+        chosen = f"select {_KEY} from split_queries{kept} where {condition}"
+        with readable_errors():
+            con.execute(f"create view {name} as {chosen}")
+        counts.append(int(con.cursor().execute(f"select count(*) from {name}").fetchall()[0][0]))
+    whole = int(con.cursor().execute("select count(*) from split_queries").fetchall()[0][0])
+    return counts[0], counts[1], whole - sum(counts)
+
+
+def _positive_sql(views: Sequence[str]) -> str:
+    """The queries with at least one right candidate in any of the views."""
+    right = "where vqa_correct > 0 and not coalesce(eval_failed, false)"
+    return " union ".join(f"select {_KEY} from {quote_identifier(v)} {right}" for v in views)
+
+
+_LACKING_SQL = """
+    select
+        count(*) filter (s.query_id is null) as "a query of the runs it reads",
+        count(*) filter (v.candidate is null) as "a candidate",
+        count(*) filter (v.pointer is null) as "a pointer"
+    from {view} as v
+    left join split_queries as s
+        on v.dataset = s.dataset and v.split = s.split and v.query_id::bigint = s.query_id
+"""
+
+
+def require_whole_rows(con: duckdb.DuckDBPyConnection, view: str) -> None:
+    """Refuse a view of the user's whose rows would be left out without a word.
+
+    Raises:
+        LeverError: rows lack a key that the runs hold, a candidate or a pointer; it counts them.
+    """
+    found = run_sql(con.cursor(), _LACKING_SQL.format(view=quote_identifier(view)), {})
+    for (what, *_), count in zip(found.description, found.fetchall()[0], strict=True):
+        if count:
+            raise LeverError(
+                f"{count:,} rows of the view lack {what}",
+                where=view,
+                hint="leave them out in its SQL: dataset, split, query_id, candidate and pointer "
+                "are those of a stored candidate",
+            )
+
+
 def describe_data(data: TrainingData) -> Iterator[str]:
     """Lines that say what is trained on and what was left out."""
     counted = data.census
@@ -141,6 +244,8 @@ def describe_data(data: TrainingData) -> Iterator[str]:
     left_out = [f"{n:,} {why}" for why, n in counted.dropped.items() if n]
     if left_out:
         yield f"left out: {', '.join(left_out)} candidates; {counted.emptied:,} queries emptied"
+    if without := data.provenance["dropped"]["queries_without_right"]:
+        yield f"{without:,} queries have no right candidate: left out, of training and validation"
     if counted.null_rewards:
         yield f"{counted.null_rewards:,} candidates have no score: it counts as 0"
     held_out = data.validation_census

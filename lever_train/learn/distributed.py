@@ -2,19 +2,26 @@
 
 In go the variables torchrun sets; out comes a :class:`World`. Every process streams the same
 batches and takes every ``size``-th group of each, so a batch, and thereby the result, is that of
-one process. Gradients are summed in one flat all-reduce.
+one process. Gradients are summed in one flat all-reduce. They
+also stop together: Ctrl-C and SIGTERM ask, the loop answers when the state is whole.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, distributed, nn
 
 from lever_train.inputs.devices import open_device
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -87,3 +94,37 @@ def leave(world: World) -> None:
     """Undo :func:`join`."""
     if world.size > 1 and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+class Interrupt:
+    """While entered, the first signal is noted; a second one of Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        # signal handlers belong to the main thread; elsewhere the caller stops the training
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def agreed(self, world: World) -> bool:
+        """Whether any process was asked to stop; all of them stop at the same step."""
+        if world.size == 1:
+            return self.asked
+        return bool(world.sum(torch.tensor([float(self.asked)]))[0])
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

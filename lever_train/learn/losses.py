@@ -1,37 +1,135 @@
-"""Every loss of the trainer: SFT, RCE, GRPO with its advantages and KL estimates.
+"""Every loss of the trainer: SFT, RCE, GRPO, from a selector's step terms to one number per group.
 
-In go step terms or log-probabilities of B groups of N candidates with their rewards, all padded to
-[B, N] with a mask; out come scalars to descend on and figures to log. Formulas are those of
-LEGACY.md; what differs is said where it differs. A padded candidate never counts.
+In go the terms of every step (:class:`Steps`) and a :class:`Batch` of B groups of at most N
+candidates, padded with a mask; out come a loss per group to average and descend on, and figures to
+log, also per group. Formulas are those of LEGACY.md; what differs is said where it differs. A
+padded candidate never counts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-AdvantageKind = Literal["zscore", "center", "loo", "rank"]
-KlEstimator = Literal["k1", "k2", "k3"]
-KlDirection = Literal["reference_policy", "policy_reference"]
+from lever_train.learn.batch import Batch
+from lever_train.options.train import GrpoConfig, TrainConfig
+from lever_train.selector.log_prob import Steps
 
 REWARD_STD_FLOOR = 1e-12  # legacy: a group whose std is at most this keeps its raw rewards
 SUBSET_STD_FLOOR = 0.1  # legacy: floor of the std when advantages are taken over a subset
 
+PerGroup = Float[Tensor, " B"]
+PerCandidate = Float[Tensor, "B N"]
+Candidates = Bool[Tensor, "B N"]
+Loss = tuple[PerGroup, dict[str, PerGroup]]  # to descend on; figures, detached
 
-def tied_groups(rewards: Tensor, mask: Tensor) -> Tensor:
-    """[B] bool: all rewards of the group are exactly equal (a group of one is tied)."""
+
+def sft(steps: Steps, batch: Batch, config: TrainConfig) -> Loss:
+    """Cross-entropy of the best candidate (highest InfoScore, ties by ordinal), mean over its
+    steps; with ``all_beams``, the legacy definition, the mean of that over all candidates."""
+    cross_entropy = steps.cross_entropy(config.model.label_smoothing)
+    if config.sft.all_beams:
+        length = steps.mask.sum(-1).clamp(min=1)
+        count = batch.mask.sum(-1).clamp(min=1)
+        return (cross_entropy.sum(-1) / length).sum(-1) / count, {}
+    best = top_k_mask(batch.reward, batch.mask, 1).int().argmax(-1)
+    return one_candidate_groups(cross_entropy, steps.mask, best), {}
+
+
+def rce(steps: Steps, batch: Batch, temperature: float, config: TrainConfig) -> Loss:
+    """Reward-weighted cross-entropy at temperature τ, in the variant the config names."""
+    cross_entropy = steps.cross_entropy(config.model.label_smoothing)
+    if config.rce.top1_only:
+        first = torch.zeros_like(batch.query)
+        return one_candidate_groups(cross_entropy, steps.mask, first), {}
+    worth = batch.reward
+    if config.rce.rank:
+        worth = ranks(worth, batch.mask)
+    elif config.rce.use_normalized_reward:
+        worth = z_score(worth, batch.mask, clamp=config.run.normalize_clamp)
+    weights = rce_weights(worth, batch.mask, temperature)
+    figures = {"weighted_reward": (weights * batch.reward).sum(-1)}
+    return rce_groups(cross_entropy, weights), figures
+
+
+def grpo(
+    steps: Steps,
+    reference: PerCandidate,
+    batch: Batch,
+    top_k: int | None,
+    beta: float,
+    config: TrainConfig,
+) -> Loss:
+    """Clipped policy gradient on group advantages plus β KL to the reference policy, whose
+    log-probabilities of the candidates are ``reference``."""
+    options = config.grpo
+    chosen = top_k_mask(batch.reward, batch.mask, top_k)
+    advantage = grpo_advantages(batch, chosen, config)
+    importance = torch.ones_like(reference)
+    if options.importance_cap is not None:
+        importance = importance_weights(reference, batch.behaviour, options.importance_cap)
+    log_prob = steps.sequence_log_prob()
+    terms = grpo_terms(log_prob, reference, advantage, chosen, importance, options)
+    ratio = terms.pop("ratio")
+    figures = terms | _spread(ratio, advantage, chosen)
+    if options.importance_cap is not None:
+        figures["effective_sample_size"] = effective_sample_size(importance, chosen)
+    loss = terms["ppo"] + beta * terms["kl"]
+    return loss, {name: value.detach() for name, value in figures.items()}
+
+
+def grpo_advantages(batch: Batch, chosen: Candidates, config: TrainConfig) -> PerCandidate:
+    """Advantages, 0 outside ``chosen``.
+
+    ``full``: over the whole group. ``subset``, the legacy way: z-scored rewards of the whole
+    group, then once more over the chosen with a floor of 0.1 under the std.
+    """
+    options, clamp = config.grpo, config.run.normalize_clamp
+    if options.topk_baseline == "subset":
+        scored = z_score(batch.reward, batch.mask, clamp=clamp)
+        return advantages(
+            scored, chosen, options.advantage, floor=SUBSET_STD_FLOOR, clip=options.advantage_clip
+        )
+    bound = options.advantage_clip
+    if options.advantage == "zscore" and clamp is not None:
+        bound = min(bound, clamp)
+    full = advantages(batch.reward, batch.mask, options.advantage, clip=bound)
+    return full.masked_fill(~chosen, 0.0)
+
+
+def group_weights(batch: Batch, stage: str, config: TrainConfig) -> PerGroup:
+    """Weight of each group in the loss: what becomes of tied groups.
+
+    RCE: as ``tied_groups`` says. GRPO: a tied group has no advantage, and keeps its KL gradient
+    only with ``tied_kl`` (or ``tied_groups = keep``, the legacy behaviour). SFT: ties do not
+    matter, the best candidate is what it is.
+    """
+    weight = torch.ones(len(batch), dtype=torch.float32)
+    policy = config.run.tied_groups
+    if stage == "sft" or policy == "keep" or (stage == "grpo" and config.grpo.tied_kl):
+        return weight
+    share = config.run.tied_weight if policy == "downweight" and stage == "rce" else 0.0
+    return weight.masked_fill(tied_groups(batch.reward, batch.mask), share)
+
+
+def tied_groups(rewards: PerCandidate, mask: Candidates) -> Bool[Tensor, " B"]:
+    """All rewards of the group are exactly equal (a group of one is tied)."""
     low = rewards.masked_fill(~mask, float("inf")).amin(-1)
     high = rewards.masked_fill(~mask, float("-inf")).amax(-1)
     return low >= high
 
 
-def z_score(rewards: Tensor, mask: Tensor, floor: float = REWARD_STD_FLOOR) -> Tensor:
-    """(r - mean) / max(std, floor) within each group, unbiased std; 0 for a tied group.
+def z_score(
+    rewards: PerCandidate,
+    mask: Candidates,
+    floor: float = REWARD_STD_FLOOR,
+    clamp: float | None = None,
+) -> PerCandidate:
+    """(r - mean) / max(std, floor) within each group, unbiased std; 0 for a tied group and where
+    padded; with ``clamp`` not beyond ± that, as the newest legacy code has it.
 
-    [B, N] → [B, N], 0 where padded. Legacy leaves the rewards of a tied group unchanged here and
+    Legacy leaves the rewards of a tied group unchanged here and
     centres them in a second z-score inside the loss; for untied groups without top-k the second
     changes nothing (mean 0, std 1, floor 0.1), so one is enough, and a tied group is 0 in both.
     """
@@ -39,17 +137,19 @@ def z_score(rewards: Tensor, mask: Tensor, floor: float = REWARD_STD_FLOOR) -> T
     count = mask.sum(-1, keepdim=True)
     variance = centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
     scaled = centred / variance.sqrt().clamp(min=floor)
+    if clamp is not None:
+        scaled = scaled.clamp(-clamp, clamp)
     return scaled.masked_fill(tied_groups(rewards, mask)[:, None], 0.0)
 
 
-def center(rewards: Tensor, mask: Tensor) -> Tensor:
+def center(rewards: PerCandidate, mask: Candidates) -> PerCandidate:
     """r - mean within each group (Dr. GRPO, arXiv 2503.20783), 0 where padded."""
     kept = rewards.masked_fill(~mask, 0.0)
     mean = kept.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     return (rewards - mean).masked_fill(~mask, 0.0)
 
 
-def ranks(rewards: Tensor, mask: Tensor) -> Tensor:
+def ranks(rewards: PerCandidate, mask: Candidates) -> PerCandidate:
     """Rank of each reward in its group scaled to [0, 1], ties averaged; 0.5 in a group of one.
 
     The legacy code breaks ties by sort order, which rewards position in the file.
@@ -64,14 +164,14 @@ def ranks(rewards: Tensor, mask: Tensor) -> Tensor:
 
 
 def advantages(
-    rewards: Tensor,
-    mask: Tensor,
-    kind: AdvantageKind = "zscore",
+    rewards: PerCandidate,
+    mask: Candidates,
+    kind: str = "zscore",
     *,
     floor: float = REWARD_STD_FLOOR,
     clip: float = 5.0,
-) -> Tensor:
-    """Group advantages [B, N]: ``zscore``, ``center``, ``loo`` (reward minus the mean of the
+) -> PerCandidate:
+    """Group advantages: ``zscore``, ``center``, ``loo`` (reward minus the mean of the
     others, arXiv 2402.14740) or ``rank`` (ranks scaled to [-1, 1]); clipped to ± ``clip``.
 
     A tied group, and a group of one, has advantage 0 throughout.
@@ -89,8 +189,8 @@ def advantages(
     return values.masked_fill(dead, 0.0).clamp(-clip, clip)
 
 
-def top_k_mask(rewards: Tensor, mask: Tensor, k: int | None) -> Tensor:
-    """[B, N] bool: the ``k`` candidates with the highest reward, ties by the lower ordinal."""
+def top_k_mask(rewards: PerCandidate, mask: Candidates, k: int | None) -> Candidates:
+    """The ``k`` candidates with the highest reward, ties by the lower ordinal."""
     if k is None or k >= mask.shape[-1]:
         return mask
     order = rewards.masked_fill(~mask, float("-inf")).sort(dim=-1, descending=True, stable=True)
@@ -98,32 +198,34 @@ def top_k_mask(rewards: Tensor, mask: Tensor, k: int | None) -> Tensor:
     return chosen & mask
 
 
-def rce_weights(rewards: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """softmax(r / τ) within each group, [B, N], 0 where padded."""
+def rce_weights(rewards: PerCandidate, mask: Candidates, temperature: float) -> PerCandidate:
+    """softmax(r / τ) within each group, 0 where padded."""
     return (rewards / temperature).masked_fill(~mask, float("-inf")).softmax(-1)
 
 
-def rce_groups(cross_entropy: Tensor, weights: Tensor) -> Tensor:
-    """Reward-weighted cross-entropy of each group, [B]: Σ_i w_i Σ_steps CE.
+def rce_groups(cross_entropy: Float[Tensor, "B N S"], weights: PerCandidate) -> PerGroup:
+    """Reward-weighted cross-entropy of each group: Σ_i w_i Σ_steps CE.
 
-    Args:
-        cross_entropy: [B, N, S], 0 where padded.
-        weights: [B, N], summing to 1 in each group.
+    ``cross_entropy`` is 0 where padded; ``weights`` sum to 1 in each group.
     """
     return (weights.to(cross_entropy.dtype) * cross_entropy.sum(-1)).sum(-1)
 
 
-def one_candidate_groups(cross_entropy: Tensor, step_mask: Tensor, chosen: Tensor) -> Tensor:
-    """Cross-entropy of one candidate of each group, mean over its steps, [B].
+def one_candidate_groups(
+    cross_entropy: Float[Tensor, "B N S"],
+    step_mask: Bool[Tensor, "B N S"],
+    chosen: Int[Tensor, " B"],
+) -> PerGroup:
+    """Cross-entropy of one candidate of each group, mean over its steps.
 
-    ``chosen`` [B] int64 is its ordinal: 0 is the legacy ``top1_only``; the best beam is SFT.
+    ``chosen`` is its ordinal: 0 is the legacy ``top1_only``; the best beam is SFT.
     """
     rows = torch.arange(len(chosen), device=chosen.device)
     steps = step_mask[rows, chosen].sum(-1).clamp(min=1)
     return cross_entropy[rows, chosen].sum(-1) / steps
 
 
-def kl_estimate(log_ratio: Tensor, estimator: KlEstimator, direction: KlDirection) -> Tensor:
+def kl_estimate(log_ratio: PerCandidate, estimator: str, direction: str) -> PerCandidate:
     """Per-candidate estimate of a KL divergence from log ρ = log π_new - log π_ref.
 
     ``reference_policy`` is KL(π_ref ‖ π_new), ``policy_reference`` is KL(π_new ‖ π_ref); the
@@ -139,75 +241,49 @@ def kl_estimate(log_ratio: Tensor, estimator: KlEstimator, direction: KlDirectio
     return toward.exp() - 1.0 - toward
 
 
-@dataclass(frozen=True)
-class GrpoOptions:
-    """What the GRPO loss may do; the defaults are the legacy ones."""
+def grpo_terms(
+    log_prob: PerCandidate,
+    reference: PerCandidate,
+    advantage: PerCandidate,
+    chosen: Candidates,
+    importance: PerCandidate,
+    options: GrpoConfig,
+) -> dict[str, Tensor]:
+    """Means over a group's ``chosen`` candidates: ``ppo``, which is
+    -mean(min(ρ A, clip(ρ, 1 - low, 1 + high) A)), and ``kl``; the loss is ``ppo + β kl``.
 
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None  # arXiv 1912.09729: bounds the loss where A < 0; above 1
-    kl_estimator: KlEstimator = "k3"
-    kl_direction: KlDirection = "reference_policy"
-
-
-@dataclass(frozen=True)
-class GrpoGroups:
-    """What the GRPO loss reads of B groups, each [B, N].
-
-    ``chosen``: the candidates that count; ``importance``: weights that multiply each candidate's
-    PPO term (1 where there is no correction).
+    ρ = exp(log π_new - log π_ref) of the whole sequence, returned [B, N] as ``ratio``;
+    ``importance`` multiplies each candidate's PPO term. ``clipped_low`` and ``clipped_high`` are
+    the shares of candidates whose gradient the clip stops.
     """
-
-    log_prob: Tensor
-    reference: Tensor
-    advantage: Tensor
-    chosen: Tensor
-    importance: Tensor
-
-
-@dataclass(frozen=True)
-class GrpoTerms:
-    """Parts of the loss and what is logged, [B] each; ``ratio`` [B, N] is detached.
-
-    The loss of a group is ``ppo + β kl``. The clip figures are shares of the chosen candidates.
-    """
-
-    ppo: Tensor
-    kl: Tensor
-    ratio: Tensor
-    clipped_low: Tensor
-    clipped_high: Tensor
-
-
-def grpo_terms(groups: GrpoGroups, options: GrpoOptions) -> GrpoTerms:
-    """-mean(min(ρ A, clip(ρ, 1 - low, 1 + high) A)) and the KL, means over a group's candidates.
-
-    ρ = exp(log π_new - log π_ref) of the whole sequence.
-    """
-    log_ratio = (groups.log_prob - groups.reference).masked_fill(~groups.chosen, 0.0)
+    low = options.clip_epsilon
+    high = low if options.clip_epsilon_high is None else options.clip_epsilon_high
+    log_ratio = (log_prob - reference).masked_fill(~chosen, 0.0)
     ratio = log_ratio.exp()
-    advantage = groups.advantage.to(ratio.dtype)
-    bounded = ratio.clamp(1.0 - options.clip_low, 1.0 + options.clip_high)
+    advantage = advantage.to(ratio.dtype)
+    bounded = ratio.clamp(1.0 - low, 1.0 + high)
     gain = torch.minimum(ratio * advantage, bounded * advantage)
-    if options.dual_clip is not None:
+    if options.dual_clip is not None:  # arXiv 1912.09729: bounds the loss where A < 0
         floor = options.dual_clip * advantage
         gain = torch.where(advantage < 0, torch.maximum(gain, floor), gain)
 
-    def mean(values: Tensor) -> Tensor:
-        inside = values.to(ratio.dtype).masked_fill(~groups.chosen, 0.0).sum(-1)
-        return inside / groups.chosen.sum(-1).clamp(min=1)
+    def mean(values: Tensor) -> PerGroup:
+        inside = values.to(ratio.dtype).masked_fill(~chosen, 0.0).sum(-1)
+        return inside / chosen.sum(-1).clamp(min=1)
 
-    return GrpoTerms(
-        ppo=-mean(gain * groups.importance.to(ratio.dtype)),
-        kl=mean(kl_estimate(log_ratio, options.kl_estimator, options.kl_direction)),
-        ratio=ratio.detach(),
-        clipped_low=mean((ratio < 1.0 - options.clip_low) & (advantage < 0)),
-        clipped_high=mean((ratio > 1.0 + options.clip_high) & (advantage > 0)),
-    )
+    return {
+        "ppo": -mean(gain * importance.to(ratio.dtype)),
+        "kl": mean(kl_estimate(log_ratio, options.kl_estimator, options.kl_direction)),
+        "clipped_low": mean((ratio < 1.0 - low) & (advantage < 0)),
+        "clipped_high": mean((ratio > 1.0 + high) & (advantage > 0)),
+        "ratio": ratio.detach(),
+    }
 
 
-def importance_weights(reference: Tensor, behaviour: Tensor, truncate: float) -> Tensor:
-    """min(π_ref / π_behaviour, truncate) from stored log-probabilities, [B, N].
+def importance_weights(
+    reference: PerCandidate, behaviour: PerCandidate, truncate: float
+) -> PerCandidate:
+    """min(π_ref / π_behaviour, truncate) from stored log-probabilities.
 
     1 where the behaviour log-probability is not known (NaN).
     """
@@ -215,7 +291,19 @@ def importance_weights(reference: Tensor, behaviour: Tensor, truncate: float) ->
     return torch.where(torch.isnan(behaviour), torch.ones_like(weight), weight).detach()
 
 
-def effective_sample_size(weights: Tensor, mask: Tensor) -> Tensor:
-    """(Σ w)² / Σ w² per group, [B]; between 1 and the group's size."""
+def effective_sample_size(weights: PerCandidate, mask: Candidates) -> PerGroup:
+    """(Σ w)² / Σ w² per group; between 1 and the group's size."""
     kept = weights.masked_fill(~mask, 0.0)
     return kept.sum(-1).square() / kept.square().sum(-1).clamp(min=torch.finfo(kept.dtype).tiny)
+
+
+def _spread(
+    ratio: PerCandidate, advantage: PerCandidate, chosen: Candidates
+) -> dict[str, PerGroup]:
+    """Quantiles of the ratio and spread of the advantages over the chosen, per group."""
+    shown = ratio.masked_fill(~chosen, float("nan"))
+    quantiles = shown.nanquantile(torch.tensor([0.05, 0.5, 0.95], device=ratio.device), dim=-1)
+    count = chosen.sum(-1).clamp(min=1)
+    spread = (advantage.masked_fill(~chosen, 0.0).square().sum(-1) / count).sqrt()
+    names = ("ratio_p05", "ratio_p50", "ratio_p95")
+    return dict(zip(names, quantiles, strict=True)) | {"advantage_rms": spread}

@@ -23,12 +23,12 @@ from torch import Tensor
 from lever_data.errors import LeverError, shorten
 from lever_data.store.store import write_atomic
 from lever_train.learn.data import TrainingData
-from lever_train.learn.metrics import Log
+from lever_train.learn.log import Log
 from lever_train.options.train import TrainConfig
 
 VERSION = 2
 STATE = "state.pt"
-THREADS = "[run] threads"
+PROCESSES, THREADS = "processes", "[run] threads"
 # They change no result. Threads do: more of them sum in another order. Their number in effect is
 # compared, not the option, whose default is what the machine has.
 _FREE = {"threads", "save_every", "tensorboard", "memory_limit"}
@@ -75,8 +75,11 @@ def save_state(folder: Path, state: State) -> None:
         ) from error
 
 
-def load_state(folder: Path, fingerprint: Mapping[str, str]) -> State:
-    """Read ``state.pt`` and check that it continues this very training.
+def load_state(folder: Path, fingerprint: Mapping[str, str], phases: int) -> State:
+    """Read ``state.pt`` and check that it continues this very training, of ``phases`` phases.
+
+    Before the first step and after the last one other numbers of threads and processes are exact
+    too: nothing was summed yet, or nothing will be.
 
     Raises:
         LeverError: there is none.
@@ -103,7 +106,11 @@ def load_state(folder: Path, fingerprint: Mapping[str, str]) -> State:
         raise StateError(
             f"the state is of version {version}, this lever reads {VERSION}", where=str(path)
         )
-    _require_same(content["fingerprint"], fingerprint, path)
+    saved = content["fingerprint"]
+    if content["phase"] in (0, phases) and not content["step"]:
+        saved = saved | {name: fingerprint[name] for name in (PROCESSES, THREADS)}
+    _require_same(saved, fingerprint, path)
+    content["fingerprint"] = dict(fingerprint)
     content["log"] = Log.of(content["log"])
     return State(**content)
 
@@ -115,7 +122,7 @@ def fingerprint(config: TrainConfig, data: TrainingData, threads: Sequence[int])
         threads: torch's threads in every process, by rank.
     """
     counts = threads[:1] if len(set(threads)) == 1 else threads
-    found = {"processes": str(len(threads)), THREADS: ", ".join(map(str, counts))}
+    found = {PROCESSES: str(len(threads)), THREADS: ", ".join(map(str, counts))}
     for section, values in config.model_dump(mode="json").items():
         for name, value in values.items():
             if name not in _FREE:
@@ -147,4 +154,11 @@ def _way_on(name: str, saved: Mapping[str, str]) -> str:
     """What to do where ``name`` is not what was saved."""
     if name == THREADS and saved[name].isdecimal():
         return f"--threads {saved[name]} goes on; another number of threads rounds differently"
+    if name == PROCESSES:
+        count = saved[name]
+        start = "lever train" if count == "1" else f"torchrun --nproc-per-node {count} -m lever_cli"
+        return (
+            f"`{start} … --resume` with {count} in all goes on; another number of processes sums "
+            "in another order and draws other noise"
+        )
     return "resume with what it was started with, or start anew in another --out"

@@ -1,12 +1,14 @@
 """The training: one loop for every stage, resumable at any step.
 
 In go a store, a config and an output folder; out come checkpoints the legacy code can load,
-metrics, the resolved config and the provenance. A stage is a function in ``objectives.py``; this
-file only walks over phases, epochs and batches, and keeps the state.
+metrics, the resolved config and the provenance. One step, forward to optimizer, is
+:meth:`lever_train.learn.step.Learner.step`; this file walks over phases, epochs and batches, and
+keeps the state.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -16,25 +18,37 @@ from typing import Any, Protocol
 
 import torch
 
+from lever_data.errors import LeverError, UsageError
 from lever_train.learn import distributed
-from lever_train.learn.batch import Share
+from lever_train.learn.batch import Loader
 from lever_train.learn.data import Source, describe_data, open_data
-from lever_train.learn.finite import require_finite
-from lever_train.learn.interrupt import Interrupt
-from lever_train.learn.loader import Loader, Position
-from lever_train.learn.objectives import Settings
-from lever_train.learn.outputs import Outputs
-from lever_train.learn.rehearse import nothing_to_learn, rehearse
-from lever_train.learn.schedule import adapt_beta, rce_temperature, warm_up
-from lever_train.learn.setup import Phase, frozen_copy, new_selector, phases_of, set_trained
+from lever_train.learn.folder import TrainingFolder
+from lever_train.learn.log import require_tensorboard
+from lever_train.learn.losses import group_weights, tied_groups
 from lever_train.learn.state import State, fingerprint, load_state, save_state
-from lever_train.learn.step import Figures, Stepper
-from lever_train.learn.tensorboard import require_tensorboard
-from lever_train.learn.validate import figure_names, is_better, judged, validate
+from lever_train.learn.step import Figures, Learner, Phase, adapt_beta
+from lever_train.learn.validate import figure_names, is_better, judged, require_finite, validate
 from lever_train.options.resolve import to_toml
 from lever_train.options.train import TrainConfig
-from lever_train.selector.checkpoint import Progress
+from lever_train.selector.checkpoint import Progress, load_selector
+from lever_train.selector.kinds import make_selector
 from lever_train.selector.model import Selector
+
+# LEGACY: freezing the backbone trains the attention; its norms train with it, our choice
+TRAINED_WHEN_FROZEN = ("cross_attn_layers.", "attn_norms.")
+SHAPE = (  # options that a checkpoint decides
+    *("selector", "hidden", "num_layers", "num_heads", "max_shots"),
+    *("decoder_gru", "step_embedding", "can_stop"),
+)
+_SHOWN = {  # of an epoch's figures, and how the row of the epoch calls them
+    "train_loss": "loss",
+    "train_kl": "kl",
+    "train_beta": "beta",
+    "val_loss": "val_loss",
+    "val_pick_accuracy": "val_pick_accuracy",
+    "val_expected_reward": "val_expected_reward",
+    "val_ess": "ess",
+}
 
 
 class Advance(Protocol):
@@ -42,19 +56,6 @@ class Advance(Protocol):
 
     def __call__(self, done: float, total: float | None, note: str = "") -> None:
         """Report ``done`` of ``total`` groups."""
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """One training. ``notify`` gets one line for people, ``advance`` the groups done."""
-
-    source: Source
-    out: Path
-    config: TrainConfig
-    resume: bool = False
-    overwrite: bool = False
-    notify: Callable[[str], None] = lambda line: None
-    advance: Advance = lambda done, total, note="": None
 
 
 @dataclass(frozen=True)
@@ -72,81 +73,128 @@ class TrainResult:
     is_main: bool
 
 
-def train(request: TrainRequest) -> TrainResult:
+def train(
+    source: Source,
+    out: Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    notify: Callable[[str], None] = lambda line: None,
+    advance: Advance = lambda done, total, note="": None,
+) -> TrainResult:
     """Run a training, or the rest of one, to its end.
+
+    Args:
+        resume: go on with the training in ``out``.
+        overwrite: replace it.
+        notify: gets one line for people.
+        advance: gets the groups done.
 
     Raises:
         LeverError: the data, the checkpoint or the state does not fit, a loss is not finite, or
             another training writes the folder at this moment.
         KeyboardInterrupt: it was asked to stop; the state is saved.
     """
-    if request.config.run.threads is not None:
-        torch.set_num_threads(request.config.run.threads)
-    world = distributed.join(request.config.run.device)
-    outputs = Outputs(request.out)
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    world = distributed.join(config.run.device)
+    folder = TrainingFolder(out)
     try:
-        with Interrupt() as interrupt:
-            return _Training(request, outputs, world, interrupt).run()
+        with distributed.Interrupt() as interrupt:
+            training = _Training(folder, config, world, interrupt, notify, advance)
+            training.open(source, resume=resume, overwrite=overwrite)
+            return training.run()
     finally:
-        outputs.lock.release()
+        folder.release()
         distributed.leave(world)
 
 
 class _Training:
     def __init__(
         self,
-        request: TrainRequest,
-        outputs: Outputs,
+        folder: TrainingFolder,
+        config: TrainConfig,
         world: distributed.World,
-        interrupt: Interrupt,
+        interrupt: distributed.Interrupt,
+        notify: Callable[[str], None],
+        advance: Advance,
     ) -> None:
-        self.request, self.outputs = request, outputs
-        self.world, self.interrupt = world, interrupt
-        self.phases = phases_of(request.config)
-        if request.config.run.tensorboard:
+        self.folder, self.config, self.world = folder, config, world
+        self.interrupt, self.notify, self.advance = interrupt, notify, advance
+        self.groups, self.seconds = 0, 0.0
+
+    def open(self, source: Source, *, resume: bool, overwrite: bool) -> None:
+        """Read everything, and refuse what does not fit before anything is written."""
+        self.source, config = source, self.config
+        self.phases = phases_of(config)
+        if config.run.tensorboard:
             require_tensorboard()
-        if world.is_main:
-            start = request.config.model.sft_checkpoint
-            self.outputs.check(resume=request.resume, overwrite=request.overwrite, start=start)
-        self.replaces = self.outputs.earlier() if request.overwrite else []
-        world.wait()  # every process has looked before one writes
-        self.data = open_data(request.source, request.config)
+        if self.world.is_main:
+            start = config.model.sft_checkpoint
+            self.folder.check(resume=resume, overwrite=overwrite, start=start)
+        self.replaces = self.folder.earlier() if overwrite else []
+        self.world.wait()  # every process has looked before one writes
+        self.data = open_data(source, config)
         for line in describe_data(self.data):
             self._say(line)
-        width = self.data.queries.shape[1]
-        self.selector, self.config = new_selector(request.config, width, self._say)
-        device = torch.device(self.config.run.device)
+        self.selector, self.config = new_selector(config, self.data.queries.shape[1], self._say)
+        device = torch.device(config.run.device)
         self.selector.to(device)
         self.loader = Loader(
             self.data,
             device,
-            batch_size=self.config.run.batch_size,
-            shot_num=self.config.data.shot_num,
-            share=Share(world.rank, world.size),
+            batch_size=config.run.batch_size,
+            shot_num=config.data.shot_num,
+            rank=self.world.rank,
+            world=self.world.size,
         )
-        self._require_valid()
-        self.state = self._first_state()
-        self.groups, self.seconds = 0, 0.0
+        for phase in self.phases:
+            set_trained(self.selector, phase, self.config)
+        if self.data.validation is not None:  # that there is a figure to judge by
+            judged(dict.fromkeys(figure_names(self.config, self.data.validation), 0.0), self.config)
+        self.state = self._first_state(resume)
 
     def run(self) -> TrainResult:
         config = self.config
         if self.replaces:
-            self._say(f"reading all data once before the training in {self.outputs.out} goes")
-            rehearse(self.loader, self.data, self.phases[0].name, config, self.world)
+            self._say(f"reading all data once before the training in {self.folder.out} goes")
+            self._rehearse()
             if self.interrupt.agreed(self.world):
                 self._say("stopped: it stays")
                 raise KeyboardInterrupt
         self._settle()
         self._say(to_toml(config).rstrip())
-        optimizer = self.state.optimizer
-        for number in range(self.state.phase, len(self.phases)):
-            self._run_phase(number, optimizer)
-            optimizer = {}
+        try:
+            self._run_phases()
+        except LeverError as error:
+            # a full disk is not the training's fault: what it saved can be resumed
+            if self.world.is_main and not isinstance(error.__cause__, OSError):
+                self.folder.clear()
+            raise
         if config.run.stage == "rl" and config.grpo.epochs == 0:
-            self._say(f"{Phase('grpo', 0, 0).describe(config)}: the RCE model is the result")
+            self._say(f"{_title(Phase('grpo', 1, 0), config)}: the RCE model is the result")
         if self.world.is_main:
-            self._say(self.outputs.commit(self.request.source, config, self.data, self.state.log))
+            self._say(self.folder.commit(self.source, config, self.data, self.state.log))
         return self._result()
+
+    def _rehearse(self) -> None:
+        """Read every batch of the first epoch and of validation, in their order, so that what
+        would stop the training stops it before an earlier one goes: a reward that is not finite, a
+        pointer outside its pool, nothing but ties. Of several processes each reads its share."""
+        config, stage = self.config, self.phases[0].name
+        counts = torch.zeros(3, dtype=torch.float64)  # weight, tied groups, groups
+        first = {"order": config.data.order, "seed": config.run.seed}
+        for batch in self.loader.batches(self.data.train, **first):
+            weight = group_weights(batch, stage, config).sum()
+            tied = tied_groups(batch.reward, batch.mask).sum()
+            counts += torch.stack([weight, tied, torch.tensor(len(batch))])
+        total, all_tied, groups = self.world.sum(counts).tolist()
+        if not total:
+            raise nothing_to_learn(config, all_tied, groups)
+        if self.data.validation is not None:
+            for _ in self.loader.batches(self.data.validation, order="file"):
+                pass
 
     def _settle(self) -> None:
         """Make the folder this training's own.
@@ -155,74 +203,80 @@ class _Training:
         is there to resume, whatever happens, and deletes what is left of the earlier one.
         """
         if self.world.is_main:
-            self.outputs.prepare()
+            self.folder.prepare()
         if not self.state.selector:
             self.state.replaces = self.replaces
             self._save({})
         if self.world.is_main:
-            self.outputs.delete(self.state.replaces)
-            self.outputs.describe(self.config, self.data.provenance)
+            self.folder.delete(self.state.replaces)
+            self.folder.describe(self.config, self.data.provenance)
         self.state.replaces = []
 
-    def _run_phase(self, number: int, optimizer: dict[str, Any]) -> None:
-        phase, state = self.phases[number], self.state
-        self._say(phase.describe(self.config))
-        for line in set_trained(self.selector, phase, self.config):
-            self._say(line)
-        stepper = Stepper(phase.name, number, self.selector, self.loader, self.config, self.world)
-        if optimizer:
-            stepper.optimizer.load_state_dict(optimizer)
-        reference = self._reference() if phase.name == "grpo" else None
-        while state.epoch < phase.epochs:
-            self._run_epoch(phase, stepper, reference)
-            self._end_epoch(phase, stepper)
-        state.phase, state.epoch, state.step = number + 1, 0, 0
-        self._save({})
+    def _run_phases(self) -> None:
+        state, optimizer = self.state, self.state.optimizer
+        for phase in self.phases[state.phase :]:
+            self._say(_title(phase, self.config))
+            for line in set_trained(self.selector, phase, self.config):
+                self._say(line)
+            learner = Learner(
+                phase,
+                self.selector,
+                self.loader,
+                self.config,
+                steps=phase.epochs * math.ceil(self.data.census.groups / self.loader.batch_size),
+                reference=self._reference() if phase.name == "grpo" else None,
+                world=self.world,
+            )
+            if optimizer:
+                learner.optimizer.load_state_dict(optimizer)
+            while state.epoch < phase.epochs:
+                self._run_epoch(learner)
+                self._end_epoch(learner)
+            state.phase, state.epoch, state.step = phase.number + 1, 0, 0
+            self._save({})
+            optimizer = {}
 
-    def _run_epoch(self, phase: Phase, stepper: Stepper, reference: Selector | None) -> None:
-        state, run = self.state, self.config.run
-        per_epoch = math.ceil(self.data.census.groups / run.batch_size)
-        place = phase.first_epoch + state.epoch
-        position = Position(self.config.data.order, run.seed, place, state.groups)
-        started, begun = time.perf_counter(), self.groups
-        before = self.seconds
-        for batch in self.loader.batches(self.data.train, position):
-            settings = self._settings(phase, per_epoch * phase.epochs, reference)
-            figures = stepper.step(batch, settings, state.step)
-            logged = figures | phase.settings(settings)
-            state.log.step(phase.name, state.epoch + 1, state.step, logged)
-            self._after_step(phase, figures)
-            self.seconds = before + time.perf_counter() - started
-            self._report(phase, figures, self.groups - begun, time.perf_counter() - started)
-            self._save_now_and_then(stepper)
-
-    def _after_step(self, phase: Phase, figures: Figures) -> None:
-        state, grpo = self.state, self.config.grpo
-        state.step += 1
-        state.groups += int(figures["groups"])
-        self.groups += int(figures["groups"])
-        if phase.name == "grpo" and grpo.kl_adaptive and not math.isnan(figures["kl"]):
-            low, high = grpo.kl_target_min, grpo.kl_target_max
-            state.beta = adapt_beta(figures["kl"], state.beta, low, high)
-
-    def _report(self, phase: Phase, figures: Figures, groups: int, seconds: float) -> None:
-        self.request.advance(
-            self.state.groups,
-            self.data.census.groups,
-            f"{phase.name} {self.state.epoch + 1}/{phase.epochs}  "
-            f"{groups / seconds:,.0f} queries/s  loss {figures['loss']:.4f}",
+    def _run_epoch(self, learner: Learner) -> None:
+        state, config, phase = self.state, self.config, learner.phase
+        batches = self.loader.batches(
+            self.data.train,
+            order=config.data.order,
+            seed=config.run.seed,
+            epoch=phase.first_epoch + state.epoch,
+            skip_groups=state.groups,
         )
+        started, begun, before = time.perf_counter(), self.groups, self.seconds
+        for batch in batches:
+            figures = learner.step(batch, state.step, epoch=state.epoch, beta=state.beta)
+            state.log.step(phase.name, state.epoch + 1, state.step, figures)
+            state.step += 1
+            state.groups += int(figures["groups"])
+            self.groups += int(figures["groups"])
+            state.beta = self._next_beta(figures)
+            self.seconds = before + time.perf_counter() - started
+            rate = (self.groups - begun) / (self.seconds - before)
+            self.advance(
+                state.groups,
+                self.data.census.groups,
+                f"{phase.name} {state.epoch + 1}/{phase.epochs}  {rate:,.0f} queries/s  "
+                f"loss {figures['loss']:.4f}",
+            )
+            stop = self.interrupt.agreed(self.world)
+            if stop or state.step % config.run.save_every == 0:
+                self._save(learner.optimizer.state_dict())
+            if stop:
+                self._say(f"stopped after step {state.step}; --resume goes on from there")
+                raise KeyboardInterrupt
 
-    def _save_now_and_then(self, stepper: Stepper) -> None:
-        stop = self.interrupt.agreed(self.world)
-        if stop or self.state.step % self.config.run.save_every == 0:
-            self._save(stepper.optimizer.state_dict())
-        if stop:
-            self._say(f"stopped after step {self.state.step}; --resume goes on from there")
-            raise KeyboardInterrupt
+    def _next_beta(self, figures: Figures) -> float:
+        """β after a step; it stays where nothing adapts it."""
+        grpo, kl = self.config.grpo, figures.get("kl", math.nan)
+        if not grpo.kl_adaptive or math.isnan(kl):
+            return self.state.beta
+        return adapt_beta(kl, self.state.beta, grpo.kl_target_min, grpo.kl_target_max)
 
-    def _end_epoch(self, phase: Phase, stepper: Stepper) -> None:
-        state, config = self.state, self.config
+    def _end_epoch(self, learner: Learner) -> None:
+        state, config, phase = self.state, self.config, learner.phase
         epoch = state.epoch + 1
         figures = state.log.epoch_figures(phase.name, epoch)
         if "train_loss" not in figures:
@@ -233,27 +287,17 @@ class _Training:
             )
         require_finite(self.selector, figures, f"epoch {epoch} of {phase.name}, step {state.step}")
         state.log.epoch(phase.name, epoch, figures)
-        self._say(phase.row(epoch, figures))
+        self._say(_row(phase, epoch, figures))
         value = judged(figures, config)
         best = state.best is None or is_better(value, state.best[1], config)
         if best:
             state.best = (f"{phase.name}_epoch{epoch}.pt", value)
         if self.world.is_main:
             progress = Progress(epoch, phase.name, state.beta, figures)
-            self._say(f"wrote {self.outputs.checkpoint(self.selector, progress, best)}")
-            self.outputs.metrics(state.log, tensorboard=config.run.tensorboard)
+            self._say(f"wrote {self.folder.checkpoint(self.selector, progress, best)}")
+            self.folder.metrics(state.log, tensorboard=config.run.tensorboard)
         state.epoch, state.groups = epoch, 0
-        self._save(stepper.optimizer.state_dict())
-
-    def _settings(self, phase: Phase, total: int, reference: Selector | None) -> Settings:
-        grpo, rce, step = self.config.grpo, self.config.rce, self.state.step
-        if phase.name == "sft":
-            return Settings(lr_factor=warm_up(step, total, self.config.sft.warm_up))
-        if phase.name == "rce":
-            start, end = rce.temperature_start, rce.temperature_end
-            return Settings(temperature=rce_temperature(step, total, start, end))
-        top_k = grpo.early_top_k if self.state.epoch < grpo.early_epochs else grpo.late_top_k
-        return Settings(beta=self.state.beta, top_k=top_k or None, reference=reference)
+        self._save(learner.optimizer.state_dict())
 
     def _reference(self) -> Selector:
         """The policy GRPO is measured against; what RCE ended with is noted when GRPO begins."""
@@ -264,19 +308,11 @@ class _Training:
         reference.load_state_dict(known[self.config.grpo.reference])
         return reference
 
-    def _require_valid(self) -> None:
-        """Find what a phase or an epoch's end would refuse, before an earlier training goes."""
-        for phase in self.phases:
-            set_trained(self.selector, phase, self.config)
-        if self.data.validation is not None:
-            names = figure_names(self.config, self.data.validation)
-            judged(dict.fromkeys(names, 0.0), self.config)
-
-    def _first_state(self) -> State:
+    def _first_state(self, resume: bool) -> State:
         threads = self.world.each(torch.get_num_threads())
         identity = fingerprint(self.config, self.data, threads)
-        if self.request.resume:
-            state = load_state(self.request.out, identity)
+        if resume:
+            state = load_state(self.folder.out, identity, len(self.phases))
             self.selector.load_state_dict(state.selector)
             place = f"phase {state.phase + 1}, epoch {state.epoch + 1}, step {state.step}"
             self._say(f"resuming at {place}")
@@ -290,10 +326,10 @@ class _Training:
         self.state.selector = dict(self.selector.state_dict())
         self.state.optimizer = optimizer
         if self.world.is_main:
-            save_state(self.request.out, self.state)
+            save_state(self.folder.out, self.state)
 
     def _result(self) -> TrainResult:
-        out, best = self.request.out, self.state.best
+        out, best = self.folder.out, self.state.best
         if best is None:
             raise AssertionError("a training ended without an epoch")
         epochs = self.state.log.epochs()
@@ -304,4 +340,103 @@ class _Training:
 
     def _say(self, line: str) -> None:
         if self.world.is_main:
-            self.request.notify(line)
+            self.notify(line)
+
+
+def phases_of(config: TrainConfig) -> list[Phase]:
+    """The phases with at least one epoch.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if config.run.stage == "sft":
+        return [Phase("sft", 0, config.sft.epochs)]
+    rce, grpo = config.rce.epochs, config.grpo.epochs
+    found = [(name, epochs) for name, epochs in (("rce", rce), ("grpo", grpo)) if epochs]
+    if not found:
+        raise UsageError("nothing to train", value="--rce-epochs 0 --grpo-epochs 0")
+    first = {"rce": 0, "grpo": rce}
+    return [Phase(name, i, epochs, first[name]) for i, (name, epochs) in enumerate(found)]
+
+
+def new_selector(
+    config: TrainConfig, dim: int, say: Callable[[str], None]
+) -> tuple[Selector, TrainConfig]:
+    """A fresh selector for embeddings of width ``dim``, or the one of ``sft_checkpoint``.
+
+    A checkpoint decides the shape; where the config states another, that is an error. The config
+    comes back with the shape there is.
+    """
+    model = config.model
+    if model.sft_checkpoint is None:
+        torch.manual_seed(config.run.seed)
+        return make_selector(dim, model), config
+    selector, found = load_selector(
+        model.sft_checkpoint, dropout=model.dropout, attention_dropout=model.attention_dropout
+    )
+    if found.dim != dim:
+        raise LeverError(
+            f"the checkpoint takes embeddings of width {found.dim}, the embeddings have {dim}",
+            where=str(model.sft_checkpoint),
+        )
+    actual = {name: getattr(found.config, name) for name in SHAPE}
+    for name, value in actual.items():
+        if name in model.model_fields_set and getattr(model, name) != value:
+            raise UsageError(
+                f"the checkpoint has {name} = {value}, the config says {getattr(model, name)}",
+                where=str(model.sft_checkpoint),
+                hint="leave the option out: the checkpoint decides its shape",
+            )
+    say(f"start from {model.sft_checkpoint} ({found.layout}, {len(found.tensors)} tensors matched)")
+    if found.foreign:
+        say(f"not the selector's, left out: {', '.join(found.foreign)}")
+    return selector, config.model_copy(update={"model": model.model_copy(update=actual)})
+
+
+def frozen_copy(selector: Selector) -> Selector:
+    """A copy that no longer changes, in eval mode."""
+    return copy.deepcopy(selector).requires_grad_(False).eval()
+
+
+def set_trained(selector: Selector, phase: Phase, config: TrainConfig) -> list[str]:
+    """Choose the parameters that train in the phase; returns lines that say which."""
+    freeze = phase.name == "grpo" and config.grpo.freeze_backbone
+    trained: list[str] = []
+    frozen: list[str] = []
+    for name, parameter in selector.named_parameters():
+        trains = not freeze or name.startswith(TRAINED_WHEN_FROZEN)
+        parameter.requires_grad_(trains)
+        (trained if trains else frozen).append(name)
+    if not trained:
+        raise UsageError("nothing is left to train: the selector has no attention layer")
+    lines = [f"trains: {', '.join(trained)}"]
+    return [*lines, f"frozen: {', '.join(frozen)}"] if frozen else lines
+
+
+def nothing_to_learn(config: TrainConfig, tied: float, groups: float) -> LeverError:
+    """The error of a training whose groups are all tied."""
+    return LeverError(
+        "every group is tied: there is nothing to learn from",
+        where=", ".join(config.data.view),
+        value=f"{tied:,.0f} of {groups:,.0f} groups",
+        hint="--tied-groups keep trains on them all the same; another reward may tell "
+        "the candidates apart",
+    )
+
+
+def _title(phase: Phase, config: TrainConfig) -> str:
+    """The line that opens the phase."""
+    if phase.name == "sft":
+        return f"[SFT] epochs={phase.epochs}, lr={config.sft.lr}, warm_up={config.sft.warm_up}"
+    if phase.name == "rce":
+        low, high = config.rce.temperature_end, config.rce.temperature_start
+        return f"[RCE] epochs={phase.epochs}, lr={config.rce.lr}, temperature={high} to {low}"
+    grpo = config.grpo
+    return f"[GRPO] epochs={phase.epochs}, lr={grpo.lr}, kl_beta_init={grpo.kl_beta_init}"
+
+
+def _row(phase: Phase, epoch: int, figures: Figures) -> str:
+    """The row of a finished epoch: what there is of the figures people watch."""
+    shown = [f"{t} {figures[name]:.4f}" for name, t in _SHOWN.items() if name in figures]
+    tied = f"{figures['tied']:,.0f} of {figures['groups']:,.0f} groups tied"
+    return f"[{phase.name.upper()}] epoch {epoch}/{phase.epochs}: {'  '.join(shown)}  {tied}"

@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lever_data.errors import UsageError
+from lever_data.errors import LeverError, UsageError
 from lever_data.relations.selection import Selection
 from lever_train.learn import losses
+from lever_train.learn.batch import Batch, Loader
 from lever_train.learn.distributed import World
-from lever_train.learn.loader import Feed, Loader, Position
 from lever_train.options.train import TrainConfig
 from lever_train.selector.model import Selector
 
@@ -60,6 +61,35 @@ def _judged_by(config: TrainConfig) -> str:
     return "val_loss" if config.run.stage == "sft" else _JUDGED_BY[config.run.select_by]
 
 
+def require_finite(selector: Selector, figures: Mapping[str, float], place: str) -> None:
+    """Refuse an epoch that left NaN or infinity, which a loss need not show: it is the loss before
+    a step that is checked, and the last step has none after it.
+
+    Args:
+        figures: of the epoch; those of validation count.
+        place: the epoch and the step, as the error names them.
+
+    Raises:
+        LeverError: a parameter or a validation figure is not finite; it names the first.
+    """
+    for name, parameter in selector.named_parameters():
+        if not parameter.isfinite().all():
+            raise LeverError(
+                f"the weights are not finite after {place}",
+                where=name,
+                hint="the last good checkpoint stays; lower the learning rate or the weight decay",
+            )
+    for name, value in figures.items():
+        if name.startswith("val_") and not math.isfinite(value):
+            raise LeverError(
+                f"a validation figure is not finite after {place}",
+                where=name,
+                value=value,
+                hint="the last good checkpoint stays; look at the rewards and log-probabilities "
+                "of the validation queries, or lower the learning rate",
+            )
+
+
 @torch.no_grad()
 def validate(
     selector: Selector, loader: Loader, selection: Selection, config: TrainConfig, world: World
@@ -75,10 +105,10 @@ def validate(
     selector.eval()
     names = figure_names(config, selection)
     total = torch.zeros(1 + len(names), dtype=torch.float64)  # the count, then the sums
-    for batch in loader.batches(selection, Position("file")):
+    for batch in loader.batches(selection, order="file"):
         if not len(batch):
             continue
-        figures = group_figures(selector, loader.feed(batch), config)
+        figures = group_figures(selector, loader, batch, config)
         sums = [figures[name].double().sum().cpu() for name in names]
         total += torch.stack([torch.tensor(float(len(batch)), dtype=torch.float64), *sums])
     summed = world.sum(total)
@@ -95,14 +125,15 @@ def figure_names(config: TrainConfig, selection: Selection) -> list[str]:
     return [*names, "val_expected_reward", "val_ess"]
 
 
-def group_figures(selector: Selector, feed: Feed, config: TrainConfig) -> dict[str, Tensor]:
-    """Every figure of every group, [B] each; accuracies mean nothing where none is stored."""
-    batch = feed.batch
-    steps = selector.steps(feed.query, feed.pool, batch.positions, batch.step_mask)
-    cross_entropy = steps.cross_entropy(config.model.label_smoothing)
+def group_figures(
+    selector: Selector, loader: Loader, batch: Batch, config: TrainConfig
+) -> dict[str, Float[Tensor, " B"]]:
+    """Every figure of every group; accuracies mean nothing where none is stored."""
+    batch = batch.to(loader.device)
+    steps = selector.steps(*loader.vectors(batch), batch.positions, batch.step_mask)
     if config.run.stage == "sft":
-        best = losses.top_k_mask(batch.reward, batch.mask, 1).int().argmax(-1)
-        return {"val_loss": losses.one_candidate_groups(cross_entropy, steps.mask, best)}
+        return {"val_loss": losses.sft(steps, batch, config)[0]}
+    cross_entropy = steps.cross_entropy(config.model.label_smoothing)
     weights = losses.rce_weights(batch.reward, batch.mask, 1.0)
     figures = {"val_loss": losses.rce_groups(cross_entropy, weights)}
     log_prob = steps.sequence_log_prob().double()
@@ -115,9 +146,12 @@ def group_figures(selector: Selector, feed: Feed, config: TrainConfig) -> dict[s
 
 
 def expected_reward(
-    log_prob: Tensor, behaviour: Tensor, reward: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Self-normalised importance estimate of E_π[r] and its effective sample size, [B] each.
+    log_prob: Float[Tensor, "B N"],
+    behaviour: Float[Tensor, "B N"],
+    reward: Float[Tensor, "B N"],
+    mask: Bool[Tensor, "B N"],
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Self-normalised importance estimate of E_π[r] and its effective sample size.
 
     w = π(c) / b(c). A candidate with a stored log-probability counts as drawn with it; one without
     (random, retrieved) as if drawn uniformly among the stored, whose constant is the group's mean
@@ -133,7 +167,9 @@ def expected_reward(
     return estimate, losses.effective_sample_size(weights, mask)
 
 
-def _compare(kind: str, worth: Tensor, pick: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def _compare(
+    kind: str, worth: Float[Tensor, "B N"], pick: Int[Tensor, "B 1"], mask: Bool[Tensor, "B N"]
+) -> dict[str, Float[Tensor, " B"]]:
     best = worth.masked_fill(~mask, float("-inf")).amax(-1)
     mean = worth.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)
     return {

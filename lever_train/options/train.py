@@ -41,7 +41,12 @@ class DataConfig(Section):
     pool: Pool = None
     scorer: Scorer = None
     gen_method: tuple[str, ...] = option((), "Only candidates of this source.")
-    skip_fallback: bool = option(False, "Leave out candidates scored by string matching.")
+    skip_fallback: bool = option(
+        False, "Leave out candidates scored by string matching, as the newest legacy trainer does."
+    )
+    require_positive_query: bool = option(
+        False, "Only queries with at least one right candidate (vqa_correct) in the view."
+    )
     shot_num: int | None = option(
         None, "Refuse pointers of another length; without it all lengths train together.", ge=1
     )
@@ -99,7 +104,7 @@ class RceConfig(Section):
     temperature_end: Positive = option(0.5, "τ at the last step.", "--rce-temperature-end")
     use_normalized_reward: bool = option(
         False,
-        "Weights from z-scored rewards, or from the raw ones (default).",
+        "Weights from z-scored rewards (newest legacy trainer), or from the raw ones (default).",
         "--rce-use-normalized-reward/--rce-use-raw-reward",
     )
     rank: bool = option(False, "Weights from ranks in [0, 1], ties averaged.", "--rce-rank")
@@ -158,6 +163,9 @@ class SftConfig(Section):
     epochs: int = option(20, "SFT epochs.", "--sft-epochs", ge=1)
     lr: Positive = option(1e-4, "Learning rate of SFT.", "--sft-lr")
     weight_decay: float = option(1e-3, "Weight decay of SFT.", "--sft-weight-decay", ge=0)
+    all_beams: bool = option(
+        False, "Train on all beams of a query, the mean of their losses (legacy), not on the best."
+    )
     warm_up: Share = option(0.05, "Share of the steps with a rising rate.", "--warm-up")
 
 
@@ -179,6 +187,9 @@ class RunConfig(Section):
         "skip", "Groups whose rewards are all equal: skip, keep (legacy) or downweight."
     )
     tied_weight: Share = option(0.1, "Weight of a tied group under downweight.")
+    normalize_clamp: float | None = option(
+        None, "Z-scored rewards are clamped to ± this; the newest legacy trainer has 3.", gt=0
+    )
     select_by: Literal["reward", "accuracy", "expected_reward", "loss"] = option(
         "reward", "Validation metric of the best checkpoint."
     )
@@ -210,3 +221,13 @@ class TrainConfig(Section):
     grpo: GrpoConfig = Field(default_factory=GrpoConfig)
     sft: SftConfig = Field(default_factory=SftConfig)
     run: RunConfig = Field(default_factory=RunConfig)
+
+    @model_validator(mode="after")
+    def _clamps_something(self) -> Self:
+        has_z_scores = self.rce.use_normalized_reward or self.grpo.epochs
+        if self.run.normalize_clamp is not None and not has_z_scores:
+            raise ValueError(
+                "normalize_clamp bounds z-scored rewards, and nothing is z-scored: "
+                "give --rce-use-normalized-reward too"
+            )
+        return self

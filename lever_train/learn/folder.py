@@ -2,7 +2,9 @@
 
 In go the figures and the selector; out come files that are whole or not there, and a run of kind
 ``training`` in the store. A folder that holds another training is refused unless it is to be
-resumed or overwritten.
+resumed or overwritten. One training at a time writes it: the lock is the kernel's, which releases
+it with the process, however that ends, so a killed training bars nobody, and the file it leaves
+behind means nothing.
 """
 
 from __future__ import annotations
@@ -17,16 +19,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.store.files import is_temporary, write_atomic
+from lever_data.store.files import discard, is_temporary, write_atomic
 from lever_data.store.store import RunSpec, Store
 from lever_train.learn.curves import curves_page
 from lever_train.learn.data import Source, TrainingData
-from lever_train.learn.folder_lock import FolderLock
-from lever_train.learn.metrics import Log
+from lever_train.learn.log import Log, write_events
 from lever_train.learn.state import STATE
-from lever_train.learn.tensorboard import write_events
 from lever_train.options.resolve import resolve, to_toml
 from lever_train.options.train import TrainConfig
 from lever_train.selector.checkpoint import Progress, save_v3
@@ -34,16 +35,17 @@ from lever_train.selector.model import Selector
 
 METRICS, CONFIG = "metrics.parquet", "config.toml"
 PROVENANCE, CURVES = "provenance.json", "curves.html"
-EVENTS = "tensorboard"
+EVENTS, LOCK = "tensorboard", ".training.lock"
 _OURS = (STATE, METRICS, CURVES, PROVENANCE, CONFIG)
 
 
-class Outputs:
-    """Writes into one folder, which ``lock`` keeps for this training alone once it was checked."""
+class TrainingFolder:
+    """Writes into one folder, which its lock keeps for this training alone once it was checked."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.lock = FolderLock(out)
+        self._lock = FileLock(out / LOCK, timeout=0)
+        self._made = False
 
     def check(self, *, resume: bool, overwrite: bool, start: str | None = None) -> None:
         """Refuse a folder that holds another training; nothing is touched but the lock, which is
@@ -57,14 +59,14 @@ class Outputs:
         Raises:
             UsageError: it holds a training and neither flag is given, or both are; or ``start``
                 would be deleted.
-            LeverError: it is no folder, or a training writes it at this moment.
+            LeverError: it is not a folder, or a training writes it at this moment.
         """
         if resume and overwrite:
             raise UsageError("--resume and --overwrite exclude each other")
         if self.out.exists() and not self.out.is_dir():
             raise LeverError("--out cannot be made (it is a file)", where=str(self.out))
         if self.out.exists():
-            self.lock.take()
+            self._take()
         found = self._earlier()
         if not resume and not overwrite:
             self._require_empty()
@@ -100,17 +102,51 @@ class Outputs:
             LeverError: it cannot be made, or that other training is not done.
         """
         try:
+            self._made = not self.out.exists()
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LeverError(
                 f"--out cannot be made ({error.strerror})", where=str(self.out)
             ) from error
-        if not self.lock.is_held:
-            self.lock.take()
+        if not self._lock.is_locked:
+            self._take()
             self._require_empty()
         for path in self.out.glob(".*"):
             if is_temporary(path):
                 path.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Let the next training begin; nothing where the lock is not held."""
+        if self._lock.is_locked:
+            discard(self.out / LOCK)  # while it is held: afterwards it may be another's
+            self._lock.release()
+
+    def clear(self) -> None:
+        """Take back what a training wrote that failed before its first checkpoint.
+
+        Its state could only be resumed into the same failure, and would bar the corrected command
+        from the folder.
+        """
+        if not self._checkpoints():
+            for name in _OURS:
+                (self.out / name).unlink(missing_ok=True)
+            self.release()
+            if self._made and not any(self.out.iterdir()):
+                self.out.rmdir()
+
+    def _take(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise LeverError(
+                "another training writes --out at this moment",
+                where=str(self.out),
+                hint="wait until it ends, or name another --out",
+            ) from None
+        except OSError as error:
+            raise LeverError(
+                f"--out cannot be locked ({error.strerror})", where=str(self.out / LOCK)
+            ) from error
 
     def earlier(self) -> list[str]:
         """Names of the files of a training in the folder."""

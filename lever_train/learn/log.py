@@ -1,18 +1,25 @@
-"""What was measured: one row a step and one an epoch, kept exactly, written as one table.
+"""What was measured: one row per step and one per epoch, kept exactly, written as one table.
 
 In go named figures; out comes the long table ``metrics.parquet``: phase, epoch, step (null for
 figures of a whole epoch), metric, value. The log is part of the saved state, so a resumed training
-ends with the same table, bit for bit; nothing in it depends on the clock.
+ends with the same table, bit for bit; nothing in it depends on the clock. TensorBoard
+events are written from the same log; that package is an extra, imported only when asked for.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+
+from lever_data.errors import UsageError
 
 SCHEMA = pa.schema(
     [
@@ -80,7 +87,7 @@ class Log:
         return pa.concat_tables([SCHEMA.empty_table(), *parts]).combine_chunks()
 
     def state(self) -> dict[str, object]:
-        """For ``torch.save``: names and one float64 tensor a frame."""
+        """For ``torch.save``: names and one float64 tensor per frame."""
         return {
             key: {"names": list(f.names), "rows": torch.tensor(f.rows, dtype=torch.float64)}
             for key, f in self.frames.items()
@@ -117,3 +124,31 @@ def _long(phase: str, frame: Frame) -> pa.Table:
         pa.array(values, mask=values != values),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def require_tensorboard() -> None:
+    """Refuse before the training starts where the package is not there.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            "TensorBoard is not installed",
+            value="--tensorboard",
+            hint="pip install 'lever[tensorboard]'; metrics.parquet and curves.html need nothing",
+        )
+
+
+def write_events(folder: Path, log: Log) -> None:
+    """Write every figure known so far anew: a resumed training leaves no doubled points."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        for row in log.table().to_pylist():
+            if row["value"] is None or not math.isfinite(row["value"]):
+                continue
+            kind, at = ("epoch", row["epoch"]) if row["step"] is None else ("step", row["step"])
+            name = f"{row['phase']}/{kind}/{row['metric']}"
+            writer.add_scalar(name, row["value"], at)
