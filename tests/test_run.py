@@ -13,14 +13,13 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.readers.vectors import read_vectors
 from lever_demo.files import WorldFiles, write_world
 from lever_demo.world import WorldSpec, make_world
-from lever_train.flow.legacy_environment import train_config
+from lever_train.flow.legacy_environment import not_understood, reward_suffix, train_config
 from lever_train.flow.legacy_names import (
     LegacyPaths,
     LegacyRun,
     choose_checkpoint,
     dataset_name,
     model_name,
-    reward_suffix,
     sampler_name,
 )
 from lever_train.flow.similar import similar_pools
@@ -95,15 +94,42 @@ def test_legacy_names() -> None:
     assert sampler_name("mix_sampler") == sampler_name("MixSampler") == "MixSampler"
     with pytest.raises(UsageError, match="unknown sampler"):
         sampler_name("best_sampler")
-    assert [
-        reward_suffix(*r)
-        for r in (
-            ("hard_plus_soft", 1, 1),
-            ("hard_plus_soft", 2, 0.5),
-            ("legacy", 1, 1),
-            ("separated", 1, 1),
-        )
-    ] == ["", "_h2_s0.5", "_legacy", "_separated"]
+    assert dataset_name("OKVQA_local") == "okvqa"
+    assert model_name("qwen2_5_vl_3B") == model_name("qwen2.5_vl_3B")
+
+
+@pytest.mark.parametrize(
+    ("environment", "suffix"),
+    [
+        ({}, ""),
+        ({"HARD_WEIGHT": "1.0", "SOFT_WEIGHT": "1"}, ""),
+        ({"HARD_WEIGHT": "2", "SOFT_WEIGHT": "0.5"}, "_h2_s0.5"),
+        ({"HARD_WEIGHT": "2.0"}, "_h2.0_s1.0"),  # as written, and the script's own 1.0
+        ({"REWARD_MODE": "legacy", "HARD_WEIGHT": "2"}, "_legacy"),
+        ({"REWARD_MODE": "separated"}, "_separated"),
+    ],
+)
+def test_the_reward_names_the_folder_as_it_is_written(
+    environment: dict[str, str], suffix: str
+) -> None:
+    assert reward_suffix(environment) == suffix
+
+
+def test_every_variable_of_the_script_counts_or_is_named() -> None:
+    found = train_config(
+        {"REQUIRE_POSITIVE_QUERY": "true", "REL_WEIGHT": "0.3", "RCE_USE_RAW_REWARD": "false"},
+        "cpu",
+    )
+    assert found.data.require_positive_query and found.reward.rel_weight == 0.3
+    assert found.rce.use_normalized_reward
+    both = {"RCE_USE_RAW_REWARD": "true", "RCE_USE_NORMALIZED_REWARD": "true"}
+    with pytest.raises(UsageError, match="contradict each other"):
+        train_config(both, "cpu")
+    said = not_understood({"RCE_EPOCH": "3", "GRPO_TEMPERATURE": "1", "HOME": "/", "KL_BETA": "1"})
+    assert said == [
+        "GRPO_TEMPERATURE is set and not understood: it changes nothing",
+        "RCE_EPOCH is set and not understood: it changes nothing; did you mean RCE_EPOCHS?",
+    ]
 
 
 def test_legacy_paths(tmp_path: Path) -> None:
@@ -255,6 +281,25 @@ def test_checkpoints_of_another_trainer_are_left_alone(
 def test_bad_legacy_words(words: tuple[str, ...], message: str) -> None:
     done = lever("run", *words, "--dry-run", check=False)
     assert done.returncode == 2 and message in done.stderr
+
+
+def test_the_legacy_form_without_a_gpu_trains_on_the_cpu_and_says_so(
+    legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "mine.json"
+    legacy.rl_data.rename(elsewhere)
+    monkeypatch.setenv("RL_DATA_PATH", "mine.json")
+    monkeypatch.setenv("HARD_WEIGHT", "2.0")
+    plan = lever("run", *WORDS, "--dry-run", "--json", "-")
+    assert "GPU 0 is not there: training on the CPU" in plan.stderr
+    assert json.loads(plan.stdout)[0]["verdict"] == "run"
+
+
+def test_a_device_that_is_not_there_is_refused_in_the_plan(legacy: LegacyPaths) -> None:
+    for words in (("--dry-run",), ()):
+        done = lever("run", *WORDS, "--device", "cuda:7", *words, check=False)
+        assert done.returncode == 2 and "CUDA device" in done.stderr
+    assert not (legacy.results / "lever-store").exists()
 
 
 def test_missing_legacy_files_say_what_makes_them(

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lever_data.errors import LeverError, UsageError
-from lever_train.flow.legacy_environment import train_config
+from lever_train.flow.legacy_environment import reward_suffix, train_config
 from lever_train.options.pipeline import DataTable, PipelineConfig, SftTable
 
-MODELS = {"qwen2.5_vl_3B": "Qwen2_5-VL-3B-Instruct", "flamingo_3B": "flamingo_3B"}
+MODELS = {
+    "qwen2.5_vl_3B": "Qwen2_5-VL-3B-Instruct",
+    "qwen2_5_vl_3B": "Qwen2_5-VL-3B-Instruct",
+    "flamingo_3B": "flamingo_3B",
+}
 SAMPLERS = {
     "rand_sampler": "RandSampler",
     "text_sim_sampler": "TextSimSampler",
@@ -139,15 +143,15 @@ class LegacyPaths:
             "SFT/best.pt --out` this path",
         )
 
-    def require_data(self) -> None:
+    def require_data(self, rl_data: Path) -> None:
         """Refuse to start without RL data and embeddings.
 
         Raises:
             LeverError: a file is missing; it says what makes it.
         """
         hints = {
-            self.rl_data: f"`lever generate --dataset {self.dataset} …` makes RL data; `lever "
-            f"export --run RUN --out {self.rl_data}` writes it here",
+            rl_data: f"`lever generate --dataset {self.dataset} …` makes RL data; `lever "
+            f"export --run RUN --out {rl_data}` writes it here",
             self.embeddings("query"): f"`lever embed --dataset {self.dataset} --out "
             f"{self.embeddings('query').parent}`",
         }
@@ -165,8 +169,8 @@ def model_name(word: str) -> str:
 
 
 def dataset_name(word: str) -> str:
-    """``okvqa_local`` → ``okvqa``, ``vqav2…`` → ``vqav2``, else the word."""
-    return next((name for name in SAMPLES if word.startswith(name)), word)
+    """``okvqa_local``, ``OKVQA`` → ``okvqa``, ``vqav2…`` → ``vqav2``, else the word."""
+    return next((name for name in SAMPLES if word.lower().startswith(name)), word)
 
 
 def sampler_name(word: str) -> str:
@@ -182,34 +186,35 @@ def sampler_name(word: str) -> str:
     return SAMPLERS[word]
 
 
-def reward_suffix(mode: str, hard: float, soft: float) -> str:
-    """What the reward adds to the folder's name: nothing for the default one."""
-    if mode == "hard_plus_soft":
-        return "" if (hard, soft) == (1, 1) else f"_h{_short(hard)}_s{_short(soft)}"
-    return f"_{mode}"
-
-
 def legacy_config(
-    run: LegacyRun, root: Path, environment: Mapping[str, str], device: str | None
+    run: LegacyRun, root: Path, environment: Mapping[str, str], device: str
 ) -> PipelineConfig:
     """The pipeline of a legacy call.
+
+    Args:
+        run: the words.
+        root: the folder the call is made in.
+        environment: the script's variables.
+        device: where to train.
 
     Raises:
         LeverError: RL data, embeddings or the SFT checkpoint are missing.
         UsageError: a name or a variable is not understood.
     """
     paths = LegacyPaths.of(run, root)
-    training = train_config(environment, device or f"cuda:{run.gpu}")
-    reward = training.reward
-    suffix = reward_suffix(reward.mode, reward.hard_weight, reward.soft_weight)
-    paths.require_data()
+    training = train_config(environment, device)
+    suffix = reward_suffix(environment)
+    rl_data = paths.rl_data
+    if named := environment.get("RL_DATA_PATH"):
+        rl_data = root / Path(named).expanduser()
+    paths.require_data(rl_data)
     return PipelineConfig(
         data=DataTable(
             store=paths.results / "lever-store",
             out=paths.v3_folder(suffix),
             checkpoints=paths.v3_folder(suffix),
             dataset=paths.dataset,
-            rl_data=(paths.rl_data,),
+            rl_data=(rl_data,),
             query_embeddings=paths.embeddings("query"),
             candidate_embeddings=paths.embeddings("candidate"),
         ),
@@ -233,10 +238,6 @@ def choose_checkpoint(folder: Path, grpo_epochs: int) -> Path:
     if not newest:
         raise LeverError("there is no checkpoint", where=str(folder))
     return newest[-1]
-
-
-def _short(value: float) -> str:
-    return f"{value:g}"
 
 
 def _epoch(path: Path) -> int:

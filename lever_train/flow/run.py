@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lever_data.errors import UsageError
+from lever_train.flow.legacy_environment import not_understood
 from lever_train.flow.legacy_names import LegacyRun, choose_checkpoint, legacy_config
 from lever_train.flow.pipeline import Outputs, Pipeline, Planned, Say
 from lever_train.flow.steps import build_steps
 from lever_train.flow.work import Work
+from lever_train.inputs.devices import open_device
 from lever_train.learn.train import Advance
 from lever_train.options.pipeline import PipelineConfig, load_pipeline
 
@@ -46,7 +48,18 @@ class RunRequest:
             return []
         run = LegacyRun.of(self.words)
         lines = [f"{said} → {meant}" for said, meant in run.names() if said != meant]
+        lines += not_understood(self.environment)
+        if self.device is None and self._device(run) == "cpu":
+            lines.append(f"GPU {run.gpu} is not there: training on the CPU, as the script does")
         return [f"task {run.task}, encoder setting {run.lever_lm}", *lines]
+
+    def _device(self, run: LegacyRun) -> str:
+        """Where the legacy form trains: the GPU it names where there is one, else the CPU."""
+        from torch import cuda
+
+        if self.device is not None:
+            return self.device
+        return f"cuda:{run.gpu}" if cuda.is_available() else "cpu"
 
     def resolve(self) -> PipelineConfig:
         """The config that is meant.
@@ -59,7 +72,8 @@ class RunRequest:
             raise UsageError("a config file and the legacy words exclude each other")
         if self.words:
             run = LegacyRun.of(self.words)
-            config = legacy_config(run, self.folder.absolute(), self.environment, self.device)
+            root = self.folder.absolute()
+            config = legacy_config(run, root, self.environment, self._device(run))
         else:
             path = self.config or self.folder / DEFAULT_CONFIG
             if self.config is None and not path.exists():
@@ -159,4 +173,10 @@ def _selector(config: PipelineConfig) -> Path:
 
 
 def _pipeline(config: PipelineConfig, say: Say, advance: Advance) -> Pipeline:
+    """The steps, once everything that a plan can know is known to be there.
+
+    Raises:
+        UsageError: this machine lacks the device, or a name of the training means nothing.
+    """
+    open_device(config.train.run.device)
     return Pipeline(config.data.out, build_steps(config, say, advance))

@@ -30,6 +30,7 @@ from lever_data.store.store import RunSpec, Store
 from lever_train.flow.cell import CellTask, run_cell
 from lever_train.flow.pipeline import Outputs, Pipeline, Say, Step
 from lever_train.flow.steps import build_steps
+from lever_train.flow.training import keyed
 from lever_train.options.pipeline import PipelineConfig, load_pipeline
 from lever_train.options.sweep import Settings, SweepConfig, cell_config
 
@@ -85,10 +86,10 @@ def sweep(
     if jobs < 1:
         raise UsageError("--jobs must be above 0", value=jobs)
     base = load_pipeline(Path(config.base))
+    _require_distinct(config, base)  # before the shared steps, which may take hours
     pipeline = _shared(base, say)
     shared = pipeline.run(say)  # once for all cells
     tasks = [_task(config, base, pipeline, shared, chosen) for chosen in config.settings()]
-    _require_distinct(tasks)
     failed = _run_missing(tasks, jobs, say, progress)
     done = [task for task in tasks if task.result.exists()]
     if not done:
@@ -133,21 +134,23 @@ def _own_steps(config: PipelineConfig) -> list[Step]:
     return [replace(s, after=tuple(n for n in s.after if n != "audit")) for s in own]
 
 
-def _require_distinct(tasks: Sequence[CellTask]) -> None:
+def _require_distinct(config: SweepConfig, base: PipelineConfig) -> None:
     """Two processes would train in one folder, and a report would count one cell twice.
 
     Raises:
         UsageError: two cells differ in nothing that changes a result.
     """
-    known: dict[str, Settings] = {}
-    for task in tasks:
-        if task.cell in known:
+    seen: dict[str, Settings] = {}
+    for settings in config.settings():
+        training = cell_config(base.train, config, settings, config.name)
+        known = json.dumps(keyed(training), sort_keys=True)
+        if known in seen:
             raise UsageError(
                 "two cells of the sweep are the same",
-                value=f"{json.dumps(known[task.cell])} and {json.dumps(task.settings)}",
+                value=f"{json.dumps(seen[known])} and {json.dumps(settings)}",
                 hint="leave one out; options such as run.threads change no cell",
             )
-        known[task.cell] = task.settings
+        seen[known] = settings
 
 
 def _run_missing(
