@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError
+from lever_data.readers.vectors import read_vectors
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Run, Store
@@ -278,6 +279,25 @@ def test_embeddings_of_every_form_hold_the_same_vectors(tmp_path: Path, form: st
     assert [r["vector"] for r in rows(run, "embeddings")] == values.astype(float).tolist()
     assert [r["example_id"] for r in rows(run, "embeddings")] == [0, 1, 2]
     assert {r["name"] for r in rows(run, "embeddings")} == {"vectors"}
+
+
+@pytest.mark.parametrize("by", ["torch.save", "np.save"])
+def test_features_of_numpy_under_the_name_pth_are_vectors(tmp_path: Path, by: str) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(3, 2)
+    with (tmp_path / "features.pth").open("wb") as file:
+        torch.save(values, file) if by == "torch.save" else np.save(file, values)
+    run = ingest_one(tmp_path / "features.pth", tmp_path / "s")
+    assert [r["vector"] for r in rows(run, "embeddings")] == values.tolist()
+    assert np.array_equal(read_vectors(tmp_path / "features.pth", "torch"), values)
+
+
+def test_a_json_file_where_numpy_is_wanted_is_refused_without_unsafe_advice(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, "pool.npy", {"1": [2, 3]})
+    with pytest.raises(LeverError, match=r"this is not a \.npy file") as found:
+        read_vectors(path, "npy")
+    assert "pickle" not in found.value.message()
 
 
 def test_compressed_embeddings_are_unpacked_first(tmp_path: Path) -> None:

@@ -82,6 +82,38 @@ def test_views_shared_storages_and_containers(tmp_path: Path) -> None:
     assert same(found, {**value, "size": (4, 5)})
 
 
+@pytest.mark.parametrize("kind", ["<f4", "<f8", "<f2", "<i8", "|u1", "|b1"])
+def test_numpy_arrays_in_a_torch_file_are_arrays(kind: str, tmp_path: Path) -> None:
+    array = np.arange(6).reshape(2, 3).astype(kind)
+    path = save({"x": array, "t": np.asfortranarray(array), "n": array[1, 1]}, tmp_path / "t.pth")
+    found: Any = read_torch(path)
+    assert found["x"].dtype == array.dtype
+    assert np.array_equal(found["x"], array)
+    assert np.array_equal(found["t"], array)
+    assert found["n"] == array[1, 1]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (1, (2**39, 3), np.dtype("f4"), False, b""),
+        (1, (2, -3), np.dtype("f4"), False, b""),
+        (1, (2,), np.dtype("f4"), False, b"1234"),
+        (1, (1,), np.dtype("O"), False, [1]),
+        (1, (1,), np.dtype([("a", "O")]), False, b"12345678"),
+        (1, 3, 5),
+        (1, (1,), np.dtype(">f4"), False, b"1234"),
+    ],
+)
+def test_a_numpy_array_that_lies_about_itself_is_damaged(state: Any, tmp_path: Path) -> None:
+    class Liar:
+        def __reduce__(self) -> Any:
+            return np.ndarray((0,), np.uint8).__reduce__()[0], (np.ndarray, (0,), b"b"), state
+
+    with pytest.raises(LeverError, match=r"damaged|names something that is no tensor"):
+        read_torch(packed(tmp_path / "x.pt", pickle.dumps(Liar(), protocol=2)))
+
+
 @needs_shared
 @pytest.mark.parametrize("name", ["selector_k64_s2_l1", "selector_k20_s4_l3"])
 def test_golden_checkpoints_are_what_torch_reads(name: str) -> None:
@@ -156,6 +188,10 @@ def test_malicious_pickles_run_nothing(protocol: int, tmp_path: Path) -> None:
         b"]" * 100 + b"a" * 99 + b".",
         b"(" * 100_000 + b"t" * 100_000 + b".",
         b"Qabc.",
+        b"\x96\xff\xff\xff\xff\xff\xff\xff\x7f.",  # a bytearray of 2^63 bytes
+        b"Nr\xff\xff\xff\x7f.",  # place 2^31 of the memo: 32 GB where it is a list
+        b"})" + b"2\x86" * 60 + b"Ns.",  # a dict key whose hash takes 2^60 steps
+        b"(" + b")" + b"2\x86" * 60 + b"\x91.",  # and an item of a frozen set
     ],
 )
 @pytest.mark.parametrize("unknown", ["error", "placeholder"])

@@ -8,6 +8,7 @@ and in the uncompressed stream.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import os
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import IO, Protocol, Self, cast
 
 import pyarrow as pa
 
@@ -204,40 +205,13 @@ class _Counting(io.RawIOBase):
 
 
 class _GzipStream:
-    """Gzip members one after another; the checksum and length of each are verified by zlib."""
+    """Gzip members one after another, their checksums verified by the library."""
 
     def __init__(self, file: _Counting) -> None:
-        self._file = file
-        self._inflate = zlib.decompressobj(wbits=31)
-        self._input = b""
-        self._ended = False
+        self._stream = gzip.GzipFile(fileobj=cast(IO[bytes], file), mode="rb")
 
     def read(self, size: int = -1, /) -> bytes:
-        while not self._ended:
-            if not self._input:
-                self._input = self._file.read(_CHUNK)
-            if not self._input and not self._inflate.eof:
-                raise EOFError("it ends in the middle of a gzip member")
-            data = self._inflate.decompress(self._input, size)
-            self._input = self._inflate.unconsumed_tail
-            if self._inflate.eof:
-                self._next_member()
-            if data:
-                return data
-        return b""
-
-    def _next_member(self) -> None:
-        """Go on after the end of a member: another member, zero padding, or the end."""
-        rest = self._inflate.unused_data
-        while not (rest := rest.lstrip(b"\0")):
-            rest = self._file.read(_CHUNK)
-            if not rest:
-                self._ended = True
-                return
-        if not (rest[:2] == GZIP_MAGIC or rest == GZIP_MAGIC[:1]):
-            raise EOFError("bytes that are not gzip follow the gzip data")
-        self._inflate = zlib.decompressobj(wbits=31)
-        self._input = rest
+        return self._stream.read1(size)  # read() would lose what stands before a damage
 
 
 class _ZstdStream:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
 import zipfile
 import zlib
@@ -39,6 +40,7 @@ _DTYPES = {
     "ComplexFloatStorage": "c8",
     "ComplexDoubleStorage": "c16",
 }
+_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")  # before numpy 2, and since
 _MAX_EXPANDED = 1 << 28  # elements of a view that repeats its storage (stride 0)
 _LOCAL_HEADER = 30
 
@@ -71,7 +73,7 @@ def read_torch(
         with path.open("rb") as handle:
             mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
             archive = _Archive(mapped, zipfile.ZipFile(handle))
-            machine = Machine(_allowed(copy), archive.storage, unknown)
+            machine = Machine(_allowed(copy), archive.storage, unknown, _fill)
             return machine.run(archive.read("data.pkl"))
     except LeverError as error:
         raise LeverError(error.what, where=str(path), value=error.value, hint=error.hint) from error
@@ -168,6 +170,10 @@ def _allowed(copy: bool) -> dict[str, Rebuild]:
         "torch._tensor._rebuild_from_type_v2": typed,
         "collections.OrderedDict": _ordered,
         "_codecs.encode": _latin1,
+        **{f"{core}._reconstruct": _new_array for core in _NUMPY},
+        **{f"{core}.scalar": _scalar for core in _NUMPY},
+        "numpy.ndarray": _refuse,
+        "numpy.dtype": _dtype,
         "torch.Size": lambda args: tuple(args[0]),
         "torch.nn.parameter.Parameter": lambda args: args[0],
         "torch.Tensor": lambda args: args[0],
@@ -194,6 +200,45 @@ def _latin1(args: tuple[Any, ...]) -> bytes:
     if not isinstance(text, str) or coding != "latin1":
         raise DamagedError("bytes of an unknown coding")
     return text.encode("latin1")
+
+
+def _dtype(args: tuple[Any, ...]) -> np.dtype[Any]:
+    """A type of numbers; numpy's other types can hold anything."""
+    if not isinstance(args[0], str) or re.fullmatch(r"[fiub][1248]", args[0]) is None:
+        raise DamagedError("an array of something that is no number")
+    return np.dtype(args[0])
+
+
+def _new_array(args: tuple[Any, ...]) -> np.ndarray:
+    """An empty array of numpy's, for ``_fill``."""
+    return np.empty(0, np.uint8)
+
+
+def _scalar(args: tuple[Any, ...]) -> object:
+    kind, data = args
+    return np.frombuffer(data, kind, 1)[0]
+
+
+def _fill(target: object, state: object) -> None:
+    """Give an array of numpy's its shape, type and numbers; other states carry no tensor.
+
+    numpy would take the state as it comes: it is checked here.
+    """
+    if isinstance(target, np.dtype) and isinstance(state, tuple) and ">" in state:
+        raise DamagedError("a numpy array of the other byte order")
+    if not isinstance(target, np.ndarray) or target.base is not None or target.size:
+        return
+    if not isinstance(state, tuple) or len(state) != 5:
+        raise DamagedError("a numpy array of another form")
+    _, shape, kind, is_fortran, data = state
+    sizes = _numbers(shape)
+    if not all(isinstance(n, int) and 0 <= n < 1 << 40 for n in sizes) or len(sizes) > 32:
+        raise DamagedError("a numpy array of impossible shape")
+    if not isinstance(kind, np.dtype) or not isinstance(data, bytes):
+        raise DamagedError("a numpy array of something that is no number")
+    if math.prod(sizes) * kind.itemsize != len(data):
+        raise DamagedError(f"a numpy array {list(sizes)} of {len(data)} bytes")
+    target.__setstate__((1, sizes, kind, bool(is_fortran), data))  # type: ignore[arg-type]
 
 
 def _refuse(args: tuple[Any, ...]) -> object:

@@ -38,7 +38,7 @@ def read_vectors(path: Path, kind: str) -> np.ndarray:
         LeverError: no such array, several, of integers, or empty.
     """
     try:
-        if kind == "npy":
+        if kind == "npy" or is_npy(path):  # features saved by numpy under a name of torch's
             values: object = map_npy(path)
         elif kind == "safetensors":
             values = _read_safetensors(path)
@@ -49,6 +49,12 @@ def read_vectors(path: Path, kind: str) -> np.ndarray:
     return _check(values, path)
 
 
+def is_npy(path: Path) -> bool:
+    """Whether a file is numpy's, whatever its name."""
+    with path.open("rb") as file:
+        return file.read(6) == b"\x93NUMPY"
+
+
 def map_npy(path: Path) -> np.ndarray:
     """The array of a ``.npy`` file, mapped.
 
@@ -56,6 +62,8 @@ def map_npy(path: Path) -> np.ndarray:
         ValueError: it is none. numpy parses the header as Python and lets out whatever that gives.
         OSError: it cannot be read.
     """
+    if not is_npy(path):  # numpy would take it for a pickle, and say how to load it unsafely
+        raise ValueError("this is not a .npy file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # written by Python 2: read all the same

@@ -18,7 +18,12 @@ from torch import Tensor
 from lever_data.errors import LeverError, UsageError
 from lever_data.readers.vectors import read_vectors
 
-KINDS = {".pt": "torch", ".npy": "npy", ".safetensors": "safetensors"}  # suffix → kind of file
+KINDS = {
+    ".pt": "torch",
+    ".pth": "torch",
+    ".npy": "npy",
+    ".safetensors": "safetensors",
+}  # suffix → kind of file
 
 
 def load_embeddings(
