@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lever_data.errors import LeverError
-from lever_data.store.schema import SCHEMA_VERSION
 
+SCHEMA_VERSION = 1  # of the tables in schema.py; here, so that no manifest waits for pyarrow
 MANIFEST = "manifest.json"
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
 # Ids of the official files: int64, but text in a run where one of them is no plain integer
 # (TextVQA's images, VizWiz's, A-OKVQA's questions). Views give them as text.
 OFFICIAL_IDS = ("question_id", "image_id")

@@ -23,9 +23,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, Self
 
 from lever_data import __version__
 from lever_data.errors import LeverError
@@ -34,6 +32,7 @@ from lever_data.store.files import fsync_dir, fsync_tree, sha256_file, write_ato
 from lever_data.store.locks import Lock
 from lever_data.store.manifest import (
     MANIFEST,
+    SCHEMA_VERSION,
     Inventory,
     Run,
     RunSpec,
@@ -42,8 +41,11 @@ from lever_data.store.manifest import (
     sealed,
     to_json,
 )
-from lever_data.store.schema import SCHEMA_VERSION
-from lever_data.store.tables import TableWriter
+
+if TYPE_CHECKING:  # half of the start of commands that only read manifests
+    import pyarrow as pa
+
+    from lever_data.store.tables import TableWriter
 
 __all__ = ["Inventory", "Run", "RunSpec", "RunWriter", "Store", "sha256_file", "write_atomic"]
 
@@ -248,6 +250,8 @@ class RunWriter:
 
     def write(self, table: str, rows: pa.Table | pa.RecordBatch) -> None:
         """Append rows to a table. Rows that come out of order are sorted at commit."""
+        from lever_data.store.tables import TableWriter
+
         if table not in self._tables:
             self._tables[table] = TableWriter(self.folder / table, table, rows.schema)
         self._tables[table].write(rows)
