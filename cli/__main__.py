@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+from .interrupts import interrupts
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line: exit 0 done, 1 the user's data, 2 usage, 130 interrupted."""
-    words = sys.argv[1:] if argv is None else argv
-    named = next((w for w in words if not w.startswith("-")), None)
-    from .app import run
-
-    run(words, named)
+    interrupts.watch()
+    # pydantic looks through all installed packages for plugins: 10 ms of every command
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    try:
+        from .app import run
+    except BaseException:  # an import that is cut off raises what it likes
+        if not interrupts.seen:
+            raise
+        print("Error: interrupted", file=sys.stderr)  # before anything began
+        sys.exit(130)
+    run(sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

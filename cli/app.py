@@ -13,11 +13,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from .help import Group, Help
+from .interrupts import interrupts
 
 # Newer versions of typer carry a click of their own, so its base error is found through typer.
 _CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -27,19 +29,29 @@ COMMANDS = (
     *("audit", "beam", "check", "convert", "demo", "diff", "embed", "eval", "export", "generate"),
     *("ingest", "predict", "query", "rescore", "run", "runs", "sweep", "train", "views"),
 )
+_HELP = """Offline reinforcement learning of an in-context-demonstration selector: legacy JSON to
+Parquet, SQL views, one trainer.
+
+Results go to stdout, notices and progress to stderr.
+
+\b
+Exit codes: 0    done
+            1    a problem with the data, or a gate that failed
+            2    a malformed request: a wrong option, an unknown name
+            130  interrupted; what was finished is kept
+"""
 
 
-def command_line(names: Sequence[str] = COMMANDS) -> typer.Typer:
-    """The command line with these commands."""
+def command_line(names: Sequence[str] = COMMANDS, *, with_completion: bool = False) -> typer.Typer:
+    """The command line with these commands, and the options that set up the shell's completion."""
     app = typer.Typer(
         name="lever",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=with_completion,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         cls=Group,
-        help="Offline reinforcement learning of an in-context-demonstration selector: "
-        "legacy JSON → Parquet → SQL views → one trainer.",
+        help=_HELP,
         context_settings={"help_option_names": ["-h", "--help"]},
         callback=_root,
     )
@@ -79,41 +91,59 @@ class _Shown:
 _shown = _Shown()
 
 
-def run(words: list[str], named: str | None) -> NoReturn:
-    """Run the command ``named`` among ``words``, if any, and exit (codes: see ``__main__``)."""
-    from lever_data.errors import LeverError
-
+def run(words: list[str]) -> NoReturn:
+    """Run the command that ``words`` begin with, and exit (codes: see ``_HELP``)."""
     _shown.tracebacks = False
-    app = command_line([named] if named in COMMANDS else COMMANDS)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a console may know neither τ nor 数
+            stream.reconfigure(errors="backslashreplace")
+    completed = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
+    named = next((w for w in words or completed[1:] if not w.startswith("-")), None)
+    names = [named] if named in COMMANDS else COMMANDS
+    app = command_line(names, with_completion=named not in words)
     try:
-        code = app(args=words, standalone_mode=False)
+        code = app(args=words, prog_name="lever", standalone_mode=False)
         if code == _INTERRUPTED:  # typer turns the signal into a bare exit code
             raise KeyboardInterrupt
-    except LeverError as error:
-        code = _report(error.message(), error.hint, error.exit_code)
-    except _CLICK_ERROR as error:
-        error.show()
-        code = error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        again = "with --resume the command" if named == "train" else "the same command"
-        hint = f"what was finished is kept; {again} goes on where it can"
-        code = _report("interrupted", hint, _INTERRUPTED)
-    except BrokenPipeError:
-        code = _reader_left()
     except SystemExit as left:  # typer's answer to a closed pipe is 1
         if not isinstance(left.__context__, BrokenPipeError):
             raise
         code = _reader_left()
-    except OSError as error:
-        where = f"; at {error.filename}" if error.filename else ""
-        code = _report(f"{error.strerror or error}{where}", "--debug shows more", 1)
-    except _duckdb_failures() as error:
-        code = _report(str(error), _remedy(error), 1)
-    except MemoryError:
-        code = _report("out of memory", "lower --batch-size or the memory limit", 1)
+    except BrokenPipeError:
+        code = _reader_left()
+    except _CLICK_ERROR as error:
+        error.show()
+        code = error.exit_code
+    except BaseException as error:  # noqa: BLE001 - what has no sentence is raised again
+        code = _code_of(error, named)
     if "duckdb" not in sys.modules:  # whose binding takes what is frozen for a leak, and says so
         gc.freeze()  # or the interpreter looks for cycles in all that was imported: 0.1 s
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _code_of(error: BaseException, named: str | None) -> int:
+    """Say in a sentence what went wrong; returns the exit code.
+
+    Raises:
+        BaseException: the error itself, where it is a bug of ours.
+    """
+    from lever_data.errors import LeverError
+
+    if interrupts.seen or isinstance(error, typer.Abort | KeyboardInterrupt):
+        # every library says in its own way that it was interrupted
+        again = "with --resume the command" if named == "train" else "the same command"
+        hint = f"what was finished is kept; {again} goes on where it can"
+        return _report("interrupted", hint, _INTERRUPTED)
+    if isinstance(error, LeverError):
+        return _report(error.message(), error.hint, error.exit_code)
+    if isinstance(error, OSError):
+        where = f"; at {error.filename}" if error.filename else ""
+        return _report(f"{error.strerror or error}{where}", "--debug shows more", 1)
+    if isinstance(error, _duckdb_failures()):
+        return _report(str(error), _remedy(error), 1)
+    if isinstance(error, MemoryError):
+        return _report("out of memory", "lower --batch-size or the memory limit", 1)
+    raise error
 
 
 def _reader_left() -> int:

@@ -101,9 +101,9 @@ def _render(audits: list[Audit]) -> None:
         emit_table(list(_COMPARED.values()), rows)
         return
     figures = audits[0].figures
-    print(_line(f"{figures['view']}, reward {figures['reward']}") + "\n")
+    print(shown(f"{figures['view']}, reward {figures['reward']}") + "\n")
     for finding in verdict(figures):
-        print(_line(f"  {finding.text} {finding.advice}".rstrip()))
+        print(shown(f"  {finding.text} {finding.advice}".rstrip()))
     print()
     rows = [
         [row["gen_method"], *(_cell(row, key) for key in _SOURCE_COLUMNS)]
@@ -117,11 +117,6 @@ def _render(audits: list[Audit]) -> None:
     ]
     columns = ["reward mode", "tied queries", "deviation in query", "right - wrong"]
     emit_table([*columns, "agrees with hard_plus_soft"], modes)
-
-
-def _line(text: str) -> str:
-    """Text from the data as a cell of a table shows it, so that it moves no cursor."""
-    return shown(text).replace("\\[", "[")  # brackets are markup in tables only
 
 
 def _cell(row: dict[str, object], key: str) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -44,32 +45,104 @@ def emit(value: object, file: Path | None) -> bool:
 def emit_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None
 ) -> None:
-    """The result as a table on stdout: numbers right-aligned, null as a dash."""
+    """The result as a table on stdout: numbers right-aligned, null as a dash.
+
+    In a terminal it takes the width there is: texts wrap at spaces, ids stay whole, and where that
+    is not enough columns are left out of the middle. Elsewhere nothing wraps.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     rows = [list(row) for row in rows]
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for index, name in enumerate(columns):
-        values = [row[index] for row in rows if row[index] is not None]
-        numeric = bool(values) and all(isinstance(v, int | float) for v in values)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(shown(value) for value in row))
-    width = None if sys.stdout.isatty() else 160
+    texts = [[name, *(shown(row[i]) for row in rows)] for i, name in enumerate(columns)]
+    console = Console(width=None if sys.stdout.isatty() else _natural_width(texts), markup=False)
+    chosen = _fitting(texts, console.width)
+    for place in chosen:
+        values = [] if place is None else [row[place] for row in rows if row[place] is not None]
+        is_numeric = bool(values) and all(isinstance(v, int | float) for v in values)
+        column = [_GAP] if place is None else texts[place]
+        table.add_column(
+            column[0],
+            justify="right" if is_numeric else "left",
+            overflow="fold",
+            no_wrap=_longest(column, None) <= _longest(column, " ") <= _WHOLE,
+        )
+    for number in range(1, len(rows) + 1):
+        table.add_row(*(Text(_GAP if i is None else texts[i][number]) for i in chosen))
     try:
-        Console(width=width).print(table)
+        console.print(table)
     except SystemExit:  # rich's answer to a closed pipe; ours is that the reader has had enough
         raise BrokenPipeError from None
+    if None in chosen:
+        left_out = len(columns) - len(chosen) + 1
+        notice(f"{left_out} of {len(columns)} columns do not fit in {console.width}")
+
+
+_GAP = "…"  # stands for the columns that are left out
+_WHOLE = 48  # an id of so many characters stays on one line, a longer text may be broken
+
+
+def _longest(texts: Iterable[str], separator: str | None) -> int:
+    """Of the longest word, or of the longest text where ``separator`` is None."""
+    parts = texts if separator is None else (w for text in texts for w in text.split(separator))
+    return max(map(len, parts), default=0)
+
+
+def _natural_width(columns: Sequence[Sequence[str]]) -> int:
+    return sum(_longest(column, None) + 2 for column in columns) + 1
+
+
+def _fitting(columns: Sequence[Sequence[str]], width: int) -> list[int | None]:
+    """The columns that fit when texts wrap; None stands where others are left out."""
+    least = [min(_longest(column, " "), _WHOLE) + 2 for column in columns]
+    left, right = list(range(len(columns))), list[int]()
+    while left and sum(least[i] for i in left + right) + 3 * bool(right) > width + 2:
+        if not right:  # cut in the middle
+            half = (len(left) + 1) // 2
+            left, right = left[:half], left[half:]
+        elif len(left) > len(right) or len(right) == 1:
+            if len(left) == 1:
+                break
+            left.pop()
+        else:
+            right.pop(0)
+    hidden = len(columns) - len(left) - len(right)
+    return [*left, *([None] if hidden else []), *right]
+
+
+def emit_vertical(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """The result with a line for every value, for rows that are too wide for a table."""
+    width = max(map(len, columns), default=0)
+    for number, row in enumerate(rows, 1):
+        print(f"-- row {number}")
+        for name, value in zip(columns, row, strict=True):
+            print(f"{name:<{width}}  {shown(value)}")
 
 
 def progress_bar(label: str, unit: str = "") -> AbstractContextManager[Advance]:
-    """A progress bar on stderr with rate and time left; silent where stderr is no terminal."""
-    return _Bar(label, unit) if sys.stderr.isatty() else nullcontext(_no_advance)
+    """A progress bar on stderr with rate and time left; where stderr is no terminal, a line every
+    30 seconds."""
+    return _Bar(label, unit) if sys.stderr.isatty() else nullcontext(_Lines(label, unit))
 
 
-def _no_advance(done: float, total: float | None, note: str = "") -> None:
-    """Show nothing."""
+class _Lines:
+    """Progress as lines of a log."""
+
+    EVERY = 30.0  # seconds
+
+    def __init__(self, label: str, unit: str) -> None:
+        self.label, self.unit = label, unit
+        self.told = time.monotonic()
+
+    def __call__(self, done: float, total: float | None, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self.told < self.EVERY:
+            return
+        self.told = now
+        of = "" if total is None else f" of {total:,.0f}"
+        notice(f"{self.label}: {done:,.0f}{of} {self.unit} {note}".rstrip())
 
 
 class _Bar(AbstractContextManager[Advance]):
@@ -116,11 +189,11 @@ _CONTROLS |= {9: "\\t", 10: "\\n", 13: "\\r", 27: "\\e"}
 
 
 def shown(value: object) -> str:
-    """A value as tables and sentences show it: null as a dash, no control character, no markup."""
+    """A value as tables and sentences show it: null as a dash, no control character."""
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e6 else f"{value:,.0f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value).translate(_CONTROLS).replace("[", "\\[")
+    return str(value).translate(_CONTROLS)

@@ -85,7 +85,10 @@ def _require_writable(built: BaseModel) -> None:
 
 def _parameter(item: Option) -> inspect.Parameter:
     """An option as a parameter of the command; ``None`` means not given."""
-    common: dict[str, Any] = {"help": item.help, "metavar": item.said("metavar")}
+    metavar = item.said("metavar")
+    if item.said("argument"):
+        metavar = metavar or item.keys[-1].strip("_").upper()
+    common: dict[str, Any] = {"help": item.help, "metavar": metavar}
     is_required = item.field.is_required()
     if item.said("argument"):
         made: Any = typer.Argument(**common, show_default=False)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from lever_data.options import words
 from lever_data.vocabulary import DEFAULT_STORE, RunNames, SqlDir, StorePath
 
-from .common import emit_table, notice
+from .common import emit_table, emit_vertical, notice
 from .flags import with_flags
 
 
@@ -32,6 +33,7 @@ def query(
         Path | None,
         words("Write here, not to stdout.", metavar="FILE", everyday=True, output=True),
     ] = None,
+    vertical: Annotated[bool, words("A line for every value of the table.", everyday=True)] = False,
     timeout: Annotated[float, words("Seconds the query may take.", gt=0)] = 300.0,
     memory: Annotated[float, words("Gigabytes the query may use.", gt=0, lt=1e6)] = 4.0,
 ) -> None:
@@ -53,7 +55,7 @@ def query(
     elif form == "table":
         cells = io.BytesIO()
         write_query(store, text, form, cells, options)
-        _show(json.loads(cells.getvalue()))
+        _show(json.loads(cells.getvalue()), emit_vertical if vertical else emit_table)
     else:
         write_query(store, text, form, sys.stdout.buffer, options)
         sys.stdout.buffer.flush()
@@ -83,7 +85,7 @@ def _form_of(out: Path) -> str:
     return form
 
 
-def _show(found: dict[str, Any]) -> None:
-    emit_table(found["names"], found["rows"])
+def _show(found: dict[str, Any], emit: Callable[..., None]) -> None:
+    emit(found["names"], found["rows"])
     if found["more"]:
         notice(f"… and {found['more']:,} more rows; --format csv, json or parquet gives all")

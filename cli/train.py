@@ -53,13 +53,13 @@ def train(
 
 
 def _show(result: TrainResult) -> None:
-    """One table a phase on stdout, a column per epoch; the speed and the files on stderr."""
+    """A table per phase on stdout, a row per epoch; the speed and the files on stderr."""
     for phase in dict.fromkeys(row["phase"] for row in result.epochs):
         epochs = [row for row in result.epochs if row["phase"] == phase]
-        metrics = [name for name in epochs[0] if name not in ("phase", "epoch")]
+        names = [name for name in epochs[0] if name not in ("phase", "epoch")]
         emit_table(
-            [f"{phase} epoch", *(str(row["epoch"]) for row in epochs)],
-            [[name, *(row[name] for row in epochs)] for name in metrics],
+            [f"{phase} epoch", *(name.replace("_", " ") for name in names)],
+            [[str(row["epoch"]), *(row[name] for name in names)] for row in epochs],
         )
     if result.groups:
         rate = result.groups / result.seconds

@@ -7,6 +7,7 @@ error that names the flag. Flags, help, TOML keys, docs and provenance all deriv
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,8 +212,8 @@ def options(
         if inner is None and field.description:  # without one it is decided inside, by no user
             yield Option((*at, name), field, panel)
         elif inner is not None:
-            title = (inner.__doc__ or "").strip().splitlines()[0].rstrip(".")
-            names = (left.names for left in field.metadata if isinstance(left, Without))
+            title = re.split(r"[.;]", inner.__doc__ or "")[0].strip()
+            names = (mark.names for mark in field.metadata if isinstance(mark, Without))
             without = left_out.union(*names)
             yield from options(inner, (*at, name), f"{MORE}: {title}", without)
 

@@ -35,6 +35,7 @@ class DataConfig(Section):
     view: tuple[str, ...] = option(
         ("all_candidates",),
         "A view with the training columns; SFT takes beam_infoscore where none is named.",
+        everyday=True,
     )
     query_embeddings: QueryEmbeddings = None
     candidate_embeddings: CandidateEmbeddings = None
@@ -76,7 +77,9 @@ class ModelConfig(Section):
     dropout: float = option(0.1, "Dropout of the projections.", ge=0, lt=1)
     attention_dropout: float = option(0.1, "Dropout of the attention weights.", ge=0, lt=1)
     label_smoothing: float = option(0.1, "Label smoothing of the cross-entropy losses.", ge=0, lt=1)
-    sft_checkpoint: str | None = option(None, "Start from this checkpoint (v2, v2format or v3).")
+    sft_checkpoint: str | None = option(
+        None, "Start from this checkpoint (v2, v2format or v3).", everyday=True
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -98,7 +101,7 @@ class ModelConfig(Section):
 class RceConfig(Section):
     """Reward-weighted cross-entropy."""
 
-    epochs: int = option(5, "RCE epochs.", "--rce-epochs", ge=0)
+    epochs: int = option(5, "RCE epochs.", "--rce-epochs", everyday=True, ge=0)
     lr: Positive = option(1e-4, "Learning rate of RCE.", "--rce-lr")
     temperature_start: Positive = option(2.0, "τ at the first step.", "--rce-temperature-start")
     temperature_end: Positive = option(0.5, "τ at the last step.", "--rce-temperature-end")
@@ -120,7 +123,9 @@ class RceConfig(Section):
 class GrpoConfig(Section):
     """Group-relative policy optimisation, after RCE."""
 
-    epochs: int = option(0, "GRPO epochs; 0: the RCE model is the result.", "--grpo-epochs", ge=0)
+    epochs: int = option(
+        0, "GRPO epochs; 0: the RCE model is the result.", "--grpo-epochs", everyday=True, ge=0
+    )
     lr: Positive = option(1e-5, "Learning rate of GRPO.", "--grpo-lr")
     kl_beta_init: float = option(0.1, "β at the first step.", "--kl-beta", ge=0)
     kl_adaptive: bool = option(True, "Adapt β to the KL after every step.")
@@ -172,8 +177,10 @@ class SftConfig(Section):
 class RunConfig(Section):
     """How it runs."""
 
-    stage: Literal["rl", "sft"] = option("rl", "rl: RCE, then GRPO if asked; sft: supervised.")
-    batch_size: int = option(1, "Groups a step.", ge=1)
+    stage: Literal["rl", "sft"] = option(
+        "rl", "rl: RCE, then GRPO if asked; sft: supervised.", everyday=True
+    )
+    batch_size: int = option(1, "Groups per step.", everyday=True, ge=1)
     seed: Seed = 0
     device: Device = "cpu"
     precision: Literal["float32", "bf16"] = option("float32", "bf16: autocast of the products.")
