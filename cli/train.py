@@ -57,6 +57,8 @@ def _show(result: TrainResult) -> None:
     for phase in dict.fromkeys(row["phase"] for row in result.epochs):
         epochs = [row for row in result.epochs if row["phase"] == phase]
         names = [name for name in epochs[0] if name not in ("phase", "epoch")]
+        # where it is too wide it loses columns of its middle: what people watch comes first
+        names.sort(key=lambda name: (name != "train_loss", not name.startswith("val_")))
         emit_table(
             [f"{phase} epoch", *(name.replace("_", " ") for name in names)],
             [[str(row["epoch"]), *(row[name] for name in names)] for row in epochs],

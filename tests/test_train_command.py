@@ -29,7 +29,7 @@ def _train(bench: Bench, *words: object, check: bool = True, **flags: Any) -> Do
 def test_train_then_convert(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     done = _train(bench, "--tied-groups", "keep", "--seed", 0, "--run", bench.run.run)
-    assert "rce epoch" in done.stdout and "val_pick_accuracy" in done.stdout
+    assert "rce epoch" in done.stdout and "val pick accuracy" in done.stdout
     assert "[RCE] epochs=2, lr=0.0001" in done.stderr
     assert "training on 32 queries" in done.stderr and "queries/s" in done.stderr
     converted = lever("convert", tmp_path / "out" / "rce_epoch2.pt")
