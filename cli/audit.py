@@ -101,7 +101,8 @@ def _render(audits: list[Audit]) -> None:
         emit_table(list(_COMPARED.values()), rows)
         return
     figures = audits[0].figures
-    print(shown(f"{figures['view']}, reward {figures['reward']}") + "\n")
+    where = f"{figures['view']} of {', '.join(figures['places'])}, reward {figures['reward']}"
+    print(f"{shown(where)}\n{shown('read: ' + ', '.join(figures['runs']))}\n")
     for finding in verdict(figures):
         print(shown(f"  {finding.text} {finding.advice}".rstrip()))
     print()

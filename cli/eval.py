@@ -38,6 +38,8 @@ def eval(request: EvalRequest, json: JsonFile = None, html: HtmlFile = None) -> 
 
 def show_scoreboard(board: Scoreboard) -> None:
     """Two tables, a column a shot number: accuracies in percent, and paired differences."""
+    about = [f"{name} {board.about[name]}" for name in ("dataset/split", "answerer", "date")]
+    print(", ".join([*about, f"run {board.run}"]) + "\n")
     shots = sorted({row.shots for row in board.rows if row.shots})
     zero = [row for row in board.rows if row.shots == 0]
     emit_table(

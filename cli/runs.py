@@ -71,12 +71,20 @@ def show(
     if emit(found, json):
         return
     rows: list[list[Any]] = []
+    inputs = [*found["details"].pop("inputs", ()), *_provenance(found).pop("inputs", ())]
+    rows += [[f"input: {i['role']}", f"{i['path']}  sha256 {i['sha256']}"] for i in inputs]
     for key, value in found.items():
         if isinstance(value, dict):
             rows += [[f"{key}.{name}", inner] for name, inner in value.items()]
         else:
             rows.append([key, value])
     emit_table(["field", "value"], rows)
+
+
+def _provenance(found: dict[str, Any]) -> dict[str, Any]:
+    """Of a training: what it was made from."""
+    provenance: dict[str, Any] = found["details"].get("provenance", {})
+    return provenance
 
 
 @app.command(cls=Help)

@@ -14,6 +14,7 @@ import pytest
 from lever_cli.__main__ import main
 
 from lever_data.report.audit import AuditRequest, audit_views
+from lever_data.store.files import sha256_file
 from lever_data.store.store import Store
 from tests.audits import KEYS, rows
 from tests.commands import lever
@@ -117,3 +118,16 @@ def test_examples_come_along_with_a_chosen_run(tmp_path: Path) -> None:
     (row,) = found.figures["answer_copying"]
     assert row["copied_share"] == 1.0
     assert found.figures["runs"] == [run.run]
+
+
+def test_only_the_runs_it_read_are_named(tmp_path: Path) -> None:
+    """A store has more: examples, embeddings, and what the view leaves out."""
+    store = new_store(tmp_path)
+    run = commit(store, [candidate(0, 0, [1], vqa_correct=1, vqa_acc_score=1.0)])
+    commit(store, [candidate(1, 0, [2], gen_method="sample", vqa_correct=1)], name="b")
+    shown = {"dataset": "d", "split": "train", "example_id": 1, "question_id": 1}
+    commit_examples(store, [shown | {"question": "?", "answers": ["cat"], "answer": "cat"}])
+    (found,) = audit_views(store, AuditRequest(), ["beam"])
+    assert (found.figures["runs"], found.figures["places"]) == ([run.run], ["d/train"])
+    (read,) = found.figures["inputs"]
+    assert read["sha256"] == sha256_file(run.path / "manifest.json")

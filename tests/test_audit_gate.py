@@ -63,7 +63,7 @@ def test_gates_are_refused_before_the_work(tmp_path: Path) -> None:
     made = new_store(tmp_path)
     commit(made, rows())
     figures = audit(made, AuditRequest()).figures
-    texts = {"view", "reward_mode", "reward", "runs", "scorers"}
+    texts = {"view", "reward_mode", "reward", "places", "runs", "inputs", "scorers"}
     assert {*NUMBERS, *TABLES} == set(figures) - texts
     assert set(NUMBERS) == {n for n in figures if n not in texts and "." not in n} - set(TABLES)
     require_known([parse_gate("classes.mixed < 1"), parse_gate("mean_reward < 0")])

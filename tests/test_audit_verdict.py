@@ -36,6 +36,12 @@ def test_it_opens_with_what_can_teach(tmp_path: Path) -> None:
     assert found[1].advice == "`lever rescore` replaces them by the official metric."
 
 
+@pytest.mark.parametrize(("mixed", "level"), [(0, "bad"), (3, "fair"), (4, "fair"), (6, "good")])
+def test_what_teaches_little_is_not_good(tmp_path: Path, mixed: int, level: str) -> None:
+    made = [_scored(q, i, int(q < mixed and i == 0), "beam") for q in range(10) for i in range(2)]
+    assert _verdict(tmp_path, made, RewardSpec())[0].level == level
+
+
 def test_shares_as_people_read_them() -> None:
     shown = [percent(share) for share in (0.123, 0, 0.0001, None)]
     assert shown == ["12.3 %", "0.0 %", "< 0.1 %", "–"]

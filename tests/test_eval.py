@@ -22,6 +22,7 @@ from lever_data.items.prompts import Prompt
 from lever_data.items.vqa_metric import vqa_accuracy
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
+from lever_data.store.files import sha256_file
 from lever_data.store.store import Store
 from lever_demo.files import DATASET, WorldFiles, write_world
 from lever_demo.world import World, WorldSpec, make_world
@@ -29,6 +30,7 @@ from lever_train.evaluate import baselines
 from lever_train.evaluate.api import Evaluated, predict, run_evaluation
 from lever_train.evaluate.evaluate import EvalOptions, evaluate
 from lever_train.evaluate.heldout import HeldOut, open_held_out
+from lever_train.evaluate.predictions import write_picks
 from lever_train.evaluate.scoreboard import scoreboard
 from lever_train.evaluate.scoreboard_page import scoreboard_page
 from lever_train.options.evaluate import Contest, EvalRequest, Questions
@@ -291,6 +293,25 @@ def test_predictions_are_the_picks(place: Place, evaluated: Evaluated) -> None:
     assert first["demonstration_question_ids"] == [
         asked[i]["question_id"] for i in first["pointer"]
     ]
+
+
+def test_an_evaluation_and_a_prediction_say_what_they_were_made_from(
+    place: Place, evaluated: Evaluated, tmp_path: Path
+) -> None:
+    """The pool of another split gives other figures: `lever runs show` tells the two apart."""
+    run = place.store.run(str(evaluated.scoreboard.run))
+    inputs = {one["role"]: one for one in run.details["inputs"]}
+    assert inputs["checkpoint fresh"]["sha256"] == sha256_file(place.checkpoint)
+    assert set(inputs) >= {"checkpoint fresh", "query embeddings", "candidate embeddings", "pool"}
+    assert inputs["pool"]["sha256"] == sha256_file(Path(inputs["pool"]["path"]))
+    assert run.parents and {r.kind for r in map(place.store.run, run.parents)} == {"examples"}
+    shown = lever("runs", "show", run.run, "--store", place.store.path).stdout
+    for one in inputs.values():
+        assert one["sha256"] in shown.replace("\n", "")
+    write_picks(predict(place.request(shots=(2,))), tmp_path / "picks.jsonl")
+    beside = json.loads((tmp_path / "picks.jsonl.provenance.json").read_text())
+    assert [i for i in beside["inputs"] if i["role"] == "pool"] == [inputs["pool"]]
+    assert (beside["dataset"], beside["split"]) == (DATASET, "val")
 
 
 def _words(text: str) -> list[str]:

@@ -25,6 +25,8 @@ from lever_data.report.scored import (
     define_diagnostics,
     read_by_diagnostics,
 )
+from lever_data.store.files import sha256_file
+from lever_data.store.manifest import MANIFEST, Run
 from lever_data.store.store import Store
 
 __all__ = ["CLASSES", "Audit", "AuditRequest", "audit", "audit_views"]
@@ -114,11 +116,13 @@ def _figures(con: duckdb.DuckDBPyConnection, store: Store, request: AuditRequest
         "view": request.view,
         "reward_mode": "expression" if request.reward.expression else request.reward.mode,
         "reward": request.reward.name,
-        "runs": [run.run for run in store.select(list(request.runs))],
+        "places": [f"{d}/{s}" for d, s in con.execute(_PLACES_SQL).fetchall()],
     }
     figures |= _one_row(con, _TOTALS_SQL) | _classes(con)
     tables = {key: _rows(con, f"select * from {name}") for key, name in _TABLES.items()}
     modes = tables["eval_modes"]
+    figures["runs"] = list(dict.fromkeys(row["run"] for row in modes))
+    figures["inputs"] = [_input(store.run(run)) for run in figures["runs"]]
     stored = sum(row["num_candidates"] for row in modes)
     failed = sum(row["num_failed"] for row in modes)
     figures["failed_share"] = failed / stored if stored else 0.0
@@ -135,6 +139,13 @@ def _figures(con: duckdb.DuckDBPyConnection, store: Store, request: AuditRequest
     return figures
 
 
+def _input(run: Run) -> dict[str, str]:
+    """A run as an input, with the digest of its manifest, which holds those of its files."""
+    manifest = run.path / MANIFEST
+    return {"role": "candidates", "path": run.run, "sha256": sha256_file(manifest)}
+
+
+_PLACES_SQL = "select distinct dataset::varchar, split::varchar from scores order by all"
 _TOTALS_SQL = """
     select
         count(*) as candidates,

@@ -6,6 +6,7 @@ In go :class:`Audit` records; out comes HTML. Every figure has the SQL behind it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from lever_data.report.audit import CLASSES, Audit
@@ -25,11 +26,15 @@ def audit_page(audits: Sequence[Audit]) -> str:
     """The page of one audit, or of several side by side."""
     views = " and ".join(audit.figures["view"] for audit in audits)
     figures = audits[0].figures
+    runs = dict.fromkeys(run for audit in audits for run in audit.figures["runs"])
     return render(
         f"Reward audit: {views}",
         {
+            "dataset/split": ", ".join(figures["places"]),
             "reward": f"`{figures['reward']}`",
-            "runs read": ", ".join(f"`{run}`" for run in figures["runs"]),
+            "runs read": ", ".join(f"`{run}`" for run in runs),
+            "answered by": ", ".join(figures["scorers"]) or None,
+            "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         },
         "lever audit",
         template="audit.html",

@@ -13,7 +13,8 @@ from lever_data.report.page import percent
 
 Level = Literal["good", "fair", "bad"]
 
-_FEW_TEACH = 0.2  # below this share of mixed queries most of the training data is dead weight
+_MOST_TEACH = 0.5  # below this share of mixed queries most of the training data is dead weight
+_FEW_TEACH = 0.1  # below this nearly all of it is
 _MUCH_NOISE = 0.05  # above this share of string-matched rewards, filter or rescore
 _MUCH_ORDER = 0.2  # above this share the reward says as much about the order as about the choice
 _FLAT = {  # class of flat queries → what to do where most of them are of it
@@ -64,7 +65,7 @@ def _teachable(figures: Mapping[str, Any]) -> Finding:
         f"{classes['mixed']:,} of {figures['queries']:,} queries ({percent(share)}) can teach "
         f"anything" + (f"; the rest are flat: {flat}." if flat else ".")
     )
-    level: Level = "bad" if share == 0 else "fair" if share < _FEW_TEACH else "good"
+    level: Level = "bad" if share < _FEW_TEACH else "fair" if share < _MOST_TEACH else "good"
     most = max(_FLAT, key=lambda name: classes[name])  # of a tie the first
     return Finding(level, text, "" if level == "good" else _FLAT[most])
 

@@ -7,8 +7,10 @@ kind ``evaluation``, or the picks alone.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from lever_data.store.store import Run, RunSpec, Store
 from lever_train.evaluate.baselines import greedy
 from lever_train.evaluate.evaluate import Answers, EvalOptions, Outcome, evaluate
 from lever_train.evaluate.heldout import HeldOut, open_held_out
+from lever_train.evaluate.predictions import PROVENANCE
 from lever_train.evaluate.scoreboard import Scoreboard, evaluations_table, scoreboard
 from lever_train.inputs.embeddings import load_embeddings
+from lever_train.inputs.provenance import Input, input_records, parents_of, said
 from lever_train.options.evaluate import EvalRequest
 from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer, needs_images
 from lever_train.rollout.answerers.base import seen
@@ -69,49 +73,88 @@ def run_evaluation(
     )
     outcomes = evaluate(held, _answers(answerer, store), policies, options)
     board = scoreboard(outcomes, request.contest.limit)
+    inputs = _inputs(request, list(policies), store)
     spec = _spec(request, held, answerer, policies, outcomes)
     run = store.find(spec)
     is_new = run is None
     if run is None:
         with store.begin(spec) as writer:
             writer.write("evaluations", evaluations_table(held, outcomes, answerer.name))
-            run = writer.commit({"scoreboard": board.to_json()})
-    board = replace(board, run=run.run, about=_about(request, run, answerer, policies))
+            run = writer.commit({"scoreboard": board.to_json(), "inputs": inputs})
+    board = replace(board, run=run.run, about=_about(request, run, answerer, inputs))
     return Evaluated(board, tuple(outcomes), is_new)
 
 
 def _about(
-    request: EvalRequest, run: Run, answerer: Answerer, policies: Mapping[str, Policy]
+    request: EvalRequest, run: Run, answerer: Answerer, inputs: Sequence[Input]
 ) -> dict[str, str]:
     """What the figures are of, for tables and pages."""
-    pairs = zip(policies, request.checkpoints, strict=True)
     return {
         "dataset/split": f"{run.dataset}/{run.split}",
         "demonstrations": f"{run.dataset}/{request.questions.candidate_split}",
-        "checkpoints": ", ".join(f"{name}: `{path}`" for name, path in pairs) or "none",
         "answerer": answerer.name,
+        "inputs": said(inputs),
         "run": f"`{run.run}`",
         "date": f"{run.committed_at[:16].replace('T', ' ')} UTC",
     }
 
 
+def _inputs(request: EvalRequest, names: Sequence[str], store: Store) -> list[Input]:
+    """Every file that is read, by its role."""
+    asked, contest = request.questions, request.contest
+    checkpoints = zip(names, request.checkpoints, strict=True)
+    named: dict[str, str | Path | None] = {f"checkpoint {n}": path for n, path in checkpoints}
+    named |= {
+        "query embeddings": asked.query_embeddings,
+        "candidate embeddings": asked.candidate_embeddings,
+        "pool": asked.pool,
+        "questions": asked.questions,
+        "annotations": asked.annotations,
+        "answerer's query embeddings": contest.answerer_query_embeddings,
+        "answerer's candidate embeddings": contest.answerer_candidate_embeddings,
+    }
+    return input_records(named, store)
+
+
+def _parents(request: EvalRequest, held: HeldOut) -> tuple[str, ...]:
+    asked = request.questions
+    from_store = asked.pool is None and asked.candidate_split == asked.split
+    return parents_of(
+        Store.open(request.store),
+        request.runs,
+        held.dataset,
+        (asked.split, asked.candidate_split),
+        pools_of=asked.split if from_store else None,
+    )
+
+
 def predict(request: EvalRequest) -> pa.Table:
     """The picks of one checkpoint: query_id, question_id, pointer (ordered example ids) and
-    demonstration_question_ids, one row a query. Nothing is asked of any answerer.
+    demonstration_question_ids, one row a query. Nothing is asked of any answerer. The schema's
+    metadata say under ``PROVENANCE`` what it was made from.
 
     Raises:
         UsageError: not exactly one checkpoint.
     """
     if len(request.checkpoints) != 1:
         raise UsageError("predict takes one checkpoint", value=len(request.checkpoints))
-    con = connect(request.store, runs=request.runs)
+    store = Store.open(request.store)
+    con = connect(store, runs=request.runs)
     limit = max(request.contest.limit, default=None)
     policy = load_policy(request.checkpoints[0], request.contest.device)
     takes = widths([policy])
     held = open_held_out(con, request.questions, limit, is_judged=False, widths=takes)
     picks = greedy(policy, held.ask, max(request.contest.shots))
     pointers = unpadded(picks)
-    return pa.table(
+    provenance = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dataset": held.dataset,
+        "split": held.split,
+        "shots": max(request.contest.shots),
+        "inputs": _inputs(request, ["picks"], store),
+        "parents": list(_parents(request, held)),
+    }
+    picked = pa.table(
         {
             "dataset": pa.repeat(held.dataset, len(held)),
             "split": pa.repeat(held.split, len(held)),
@@ -124,6 +167,7 @@ def predict(request: EvalRequest) -> pa.Table:
             ),
         }
     )
+    return picked.replace_schema_metadata({PROVENANCE: json.dumps(provenance)})
 
 
 def load_policies(
@@ -214,6 +258,7 @@ def _spec(
             "oracle": request.wants_oracle,
             "outcomes": _digest(outcomes),
         },
+        parents=_parents(request, held),
     )
 
 

@@ -1,6 +1,7 @@
-"""Write picked demonstrations as JSON lines or Parquet.
+"""Write picked demonstrations as JSON lines or Parquet, and what they were made from beside them.
 
-In goes the table of ``evaluation.predict``; out comes a file that is whole or not there.
+In goes the table of ``predict``; out come files that are whole or not there: the picks, and
+``<name>.provenance.json``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lever_data.errors import UsageError
-from lever_data.store.files import writing
+from lever_data.store.files import write_json, writing
 
+PROVENANCE = "lever"  # key of the schema's metadata
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 
 
@@ -27,6 +29,7 @@ def write_picks(picks: pa.Table, path: Path) -> None:
         lines = (json.dumps(row, ensure_ascii=False) for row in picks.to_pylist())
         with writing(path) as file:
             file.writelines(f"{line}\n".encode() for line in lines)
+        _write_provenance(picks, path)
         return
     if path.suffix != ".parquet":
         raise UsageError(
@@ -38,3 +41,9 @@ def write_picks(picks: pa.Table, path: Path) -> None:
     pq.write_table(picks, sink, compression="zstd")
     with writing(path) as file:
         file.write(sink.getvalue())
+    _write_provenance(picks, path)
+
+
+def _write_provenance(picks: pa.Table, path: Path) -> None:
+    provenance = json.loads(picks.schema.metadata[PROVENANCE.encode()])
+    write_json(path.with_name(f"{path.name}.provenance.json"), provenance)

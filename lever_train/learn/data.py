@@ -26,9 +26,11 @@ from lever_data.relations.rewards import (
     reward_sql,
 )
 from lever_data.relations.selection import Census, Selection, census, readable_errors, run_sql
+from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import PoolSource, open_pools
+from lever_train.inputs.provenance import Input, input_records
 from lever_train.options.train import TrainConfig
 
 TRAIN, VALIDATION = "training_queries", "validation_queries"
@@ -102,6 +104,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
         "queries": {"training": split[0], "validation": split[1]},
         "dropped": counted.dropped
         | {"queries_emptied": counted.emptied, "queries_without_right": split[2]},
+        "inputs": _inputs(source, config),
         "pool": pools.describe(),
         "pool_sha256": pools.sha256(),
         "embeddings": [list(queries.shape), list(candidates.shape)],
@@ -109,6 +112,18 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     return TrainingData(
         con, train, counted, validation, held_out, pools, queries, candidates, provenance
     )
+
+
+def _inputs(source: Source, config: TrainConfig) -> list[Input]:
+    """Every file that is read beside the store's runs, by its role."""
+    data = config.data
+    named = {
+        "query embeddings": data.query_embeddings,
+        "candidate embeddings": data.candidate_embeddings,
+        "pool": data.pool,
+        "checkpoint": config.model.sft_checkpoint,
+    }
+    return input_records(named, Store.open(source.store))
 
 
 def _open_views(source: Source, config: TrainConfig) -> Session:

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from lever_data.errors import LeverError, UsageError
 from lever_data.store.files import discard, is_temporary, write_atomic
 from lever_data.store.store import RunSpec, Store
+from lever_train.inputs.provenance import said
 from lever_train.learn.curves import curves_page
 from lever_train.learn.data import Source, TrainingData
 from lever_train.learn.log import Log, write_events
@@ -224,6 +225,7 @@ class TrainingFolder:
         return {
             "dataset/split": ", ".join(known["places"]),
             "runs read": ", ".join(f"`{run}`" for run in known["runs"]),
+            "inputs": said(known["inputs"]),
             "reward": f"`{known['reward']}`",
             "checkpoints": f"`{self.out}`",
             "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
