@@ -13,7 +13,7 @@ from lever_data.options import Section, Share, option
 class RewardSpec(Section):
     """What a candidate is worth.
 
-    A mode of ``lever_data.relations.rewards.modes`` with its weights, or an expression of the
+    A mode (a file ``sql/macros/reward_<mode>.sql``) with its weights, or an expression of the
     user's in its place. ``hard_weight``, ``soft_weight`` and ``rel_weight`` are
     w_h, w_s and w_r of the formulas; ``shot_weights`` are w_k, and empty means equal ones that sum
     to 1.
