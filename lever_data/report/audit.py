@@ -116,12 +116,12 @@ def _figures(con: duckdb.DuckDBPyConnection, store: Store, request: AuditRequest
         "view": request.view,
         "reward_mode": "expression" if request.reward.expression else request.reward.mode,
         "reward": request.reward.name,
+        "runs": [run for (run,) in con.execute(_RUNS_SQL).fetchall()],
         "places": [f"{d}/{s}" for d, s in con.execute(_PLACES_SQL).fetchall()],
     }
     figures |= _one_row(con, _TOTALS_SQL) | _classes(con)
     tables = {key: _rows(con, f"select * from {name}") for key, name in _TABLES.items()}
     modes = tables["eval_modes"]
-    figures["runs"] = list(dict.fromkeys(row["run"] for row in modes))
     figures["inputs"] = [_input(store.run(run)) for run in figures["runs"]]
     stored = sum(row["num_candidates"] for row in modes)
     failed = sum(row["num_failed"] for row in modes)
@@ -145,6 +145,7 @@ def _input(run: Run) -> dict[str, str]:
     return {"role": "candidates", "path": run.run, "sha256": sha256_file(manifest)}
 
 
+_RUNS_SQL = "select distinct run from scored order by run"
 _PLACES_SQL = "select distinct dataset::varchar, split::varchar from scores order by all"
 _TOTALS_SQL = """
     select
