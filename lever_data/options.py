@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_ar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
+from lever_data.paths import uri_scheme
 from lever_data.toml import Keys, dotted, refusal, validated
 
 Model = TypeVar("Model", bound=BaseModel)
 Tables = dict[str, Any]  # options as given: section → name → value, at any depth
+_REMOTE = ("s3", "gs", "az", "abfs", "abfss", "hdfs", "file")
 MORE = "More"  # the panel of what is not needed every day
 
 Positive = Annotated[float, Field(gt=0)]
@@ -49,7 +51,8 @@ class _Refusing(ModelMetaclass):
 
 
 class Section(BaseModel, metaclass=_Refusing):
-    """Options that belong together; its numbers are finite, its texts hold no null character."""
+    """Options that belong together; its numbers are finite, its texts hold no null character, its paths
+    are local."""
 
     # the schema is built when first used: a command pays for the sections it reads
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
@@ -60,6 +63,10 @@ class Section(BaseModel, metaclass=_Refusing):
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str | Path) and "\0" in str(text):
                 raise ValueError("a text holds a null character, which no name or path can")
+            scheme = uri_scheme(text) if isinstance(text, str | Path) else None
+            # a text may be many things: with these schemes it is a file all the same
+            if scheme is not None and (isinstance(text, Path) or scheme in _REMOTE):
+                raise ValueError(f"{scheme}:// is not read or written here: copy it, or mount it")
         return value
 
     def but(self, **changes: Any) -> Self:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lever_data import __version__
 from lever_data.errors import LeverError
+from lever_data.paths import uri_scheme
 from lever_data.store import staging
 from lever_data.store.files import fsync_dir, fsync_tree, sha256_file, write_atomic
 from lever_data.store.locks import Lock
@@ -191,11 +192,17 @@ class Store:
 
 
 def require_plain_path(path: Path) -> None:
-    """Refuse a path that DuckDB reads as a pattern (``*?[]``) or as partitions (``=``).
+    """Refuse a URI, and a path that DuckDB reads as a pattern (``*?[]``) or as partitions (``=``).
 
     Raises:
         LeverError: it names the characters.
     """
+    if (scheme := uri_scheme(path)) is not None:
+        raise LeverError(
+            f"a store is a local folder, no {scheme}:// address",
+            where=str(path),
+            hint="mount it, or copy the store here",
+        )
     if found := sorted(set("*?[]=") & set(str(path.resolve()))):
         raise LeverError(
             f"the path of a store may not hold {' '.join(found)}",
