@@ -6,7 +6,7 @@ from typing import Annotated
 
 from lever_data.options import Without
 from lever_data.vocabulary import JsonFile
-from lever_train.options.rollout import BeamShape, Execution, Recipe, Request
+from lever_train.options.rollout import BeamShape, Execution, Request
 
 from .common import emit, notice, progress_bar
 from .flags import with_flags
@@ -22,7 +22,7 @@ OFF = Without(
 def beam(
     request: Annotated[Request, OFF],
     shape: BeamShape,
-    execution: Annotated[Execution, Without("engine", "workers")],
+    execution: Annotated[Execution, Without("engine", "workers", "gpus_per_worker")],
     json: JsonFile = None,
 ) -> None:
     """Search each pool for the demonstrations that raise the log-probability of the ground truth
@@ -30,9 +30,7 @@ def beam(
     from lever_train.rollout.infoscore import search_beams
 
     with progress_bar("beam", "queries") as advance:
-        outcome = search_beams(
-            request.but(recipe=Recipe(num_beams=shape.beam_size)), execution, advance
-        )
+        outcome = search_beams(request.but(recipe=shape.recipe()), execution, advance)
     report = outcome.report
     if report.failed:
         notice(f"{report.failed:,} prompts could not be scored; their sequences are left out")

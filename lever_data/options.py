@@ -51,8 +51,8 @@ class _Refusing(ModelMetaclass):
 
 
 class Section(BaseModel, metaclass=_Refusing):
-    """Options that belong together; its numbers are finite, its texts hold no null character, its paths
-    are local."""
+    """Options that belong together. Numbers are finite, texts hold no null character, paths are
+    local."""
 
     # the schema is built when first used: a command pays for the sections it reads
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)

@@ -218,3 +218,25 @@ def test_without_a_terminal_progress_is_lines(
             advance(second, 1000, "loss 0.5")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"train: {s} of 1,000 queries loss 0.5" for s in (30, 60, 90)]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "ingest s3://bucket/x.json --store {here} --dataset d --split t",
+        "ingest x.json --store gs://bucket/store --dataset d --split t",
+        "audit --store S3://bucket/store",
+        "query select --store s3://bucket/store",
+        "export --store {here} --run r --out gs://bucket/o.json",
+        "train --store {here} --query-embeddings s3://bucket/e.npy --out {here}/out",
+        "train --store {here} --query-embeddings e.npy --out abfss://bucket/out",
+        "generate --store {here} --query-embeddings e.npy --pool hdfs://node/pool.npy",
+    ],
+)
+def test_an_address_is_no_path(argv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``Path`` would make local folders of it."""
+    monkeypatch.chdir(tmp_path)
+    done = lever(*argv.format(here=tmp_path / "store").split(), check=False)
+    assert done.returncode == 2
+    assert ":// is not read or written here: copy it, or mount it" in done.stderr
+    assert not list(tmp_path.iterdir())

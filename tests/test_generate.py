@@ -16,6 +16,7 @@ from lever_cli.__main__ import main
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.vqa_metric import METRIC_VERSION, vqa_accuracy
 from lever_data.store.store import Store
+from lever_train.inputs.pools import SharedPool
 from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.ask import Tally
 from lever_train.rollout.generate import commit, forecast, generate
@@ -314,6 +315,15 @@ def test_the_command_line_as_written(world: World, capfd: pytest.CaptureFixture[
     assert "unable to parse string as an integer; at --shots; value 'two'" in capfd.readouterr().err
     assert lever(*world.argv("--shard", "3/3", "--seed", "4")) == 2
     assert "--shard is i/n with 0 <= i < n" in capfd.readouterr().err
+
+
+def test_without_a_pool_every_example_of_the_split_may_be_shown(world: World) -> None:
+    """Not those alone that pointers of the store happen to name."""
+    first = generate(world.request(limit=2, num_retrieval=5, pool=None))
+    named = {e for r in rows(first.run) for e in r["pointer"]}
+    assert len(named) < world.queries
+    job = resolve(world.request(pool=None))
+    assert isinstance(job.pool, SharedPool) and job.pool.ids.tolist() == list(range(world.queries))
 
 
 def test_view_and_run_names_travel_safely(world: World) -> None:

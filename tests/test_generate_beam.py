@@ -14,6 +14,7 @@ from lever_cli.__main__ import main
 from lever_data.errors import UsageError
 from lever_data.relations.db import connect
 from lever_data.store.store import Store
+from lever_train.options.rollout import BeamShape
 from lever_train.rollout.infoscore import FLOOR, search_beams
 from tests.rollouts import World, make_world, rows
 
@@ -46,6 +47,18 @@ class Plain:
         truth = Counter(self.answers[query])
         return math.log(max(sum(mixture[a] * min(n / 3, 1) for a, n in truth.items()), FLOOR))
 
+    def legacy_beams(self, query: int, shots: int, size: int) -> list[float]:
+        """P(truth | e, D) - P(truth | D) of the last step, sequences grown leftwards."""
+
+        def gain(s: tuple[int, ...]) -> float:
+            return math.exp(self.log_truth(query, s)) - math.exp(self.log_truth(query, s[1:]))
+
+        kept: list[tuple[int, ...]] = [()]
+        for _ in range(shots):
+            grown = [(e, *s) for s in kept for e in self.pool[query] if e not in s]
+            kept = sorted(grown, key=lambda s: -gain(s))[:size]
+        return [gain(s) for s in kept]
+
     def beams(self, query: int, shots: int, size: int) -> list[float]:
         """info(D) of the kept sequences, best first."""
         kept: list[tuple[int, ...]] = [()]
@@ -72,6 +85,19 @@ def test_beams_are_those_of_a_plain_search(world: World, shots: int) -> None:
             assert row["info_score"] == pytest.approx(expected, abs=2e-4)
             assert len(set(row["pointer"])) == shots and query not in row["pointer"]
             assert row["scorer"] == "nearest" and row["vqa_acc_score"] is None
+
+
+def test_the_legacy_definition_is_the_last_step_leftwards(world: World) -> None:
+    request = world.request(shot_num=2)
+    ours = search_beams(request.but(recipe=BeamShape(beam_size=3).recipe()))
+    legacy = BeamShape(beam_size=3, info_score="legacy")
+    outcome = search_beams(request.but(recipe=legacy.recipe()))
+    assert outcome.run is not None and outcome.run != ours.run
+    found, plain = rows(outcome.run), Plain(world)
+    for query in range(world.queries):
+        scores = [r["info_score"] for r in found if r["query_id"] == query]
+        assert scores == pytest.approx(plain.legacy_beams(query, 2, 3), abs=1e-4)
+    assert json.loads(found[0]["extra"])["info_score"] == "legacy"
 
 
 def test_beams_are_for_supervised_training_and_nothing_else(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from lever_data.errors import UsageError
 from lever_data.store.store import Run, Store
 from lever_train.options.rollout import Execution
 from lever_train.rollout.generate import generate
+from lever_train.rollout.job import resolve
 from tests.rollouts import World, make_world
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
@@ -30,15 +32,54 @@ def by_ray(world: World, *more: str) -> subprocess.CompletedProcess[str]:
 @needs_ray
 def test_ray_makes_the_same_bytes(tmp_path: Path) -> None:
     world = make_world(tmp_path)
-    done = by_ray(world, "--shots", "1,2")
+    done = by_ray(world, "--shots", "1,2", "--json", "-")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("generated rollout-d-train-")  # and nothing of Ray's
     from_ray = only_run(world)
+    assert json.loads(done.stdout)["run"] == from_ray.run  # and nothing of Ray's
     Store.open(world.store).remove(from_ray.run)
     local = generate(world.request(shots=(1, 2))).run
     assert local is not None
     assert local.files == from_ray.files
     assert not list((world.store / "jobs").iterdir())
+
+
+RESERVED = """
+import sys, ray, torch
+from pathlib import Path
+from lever_data.errors import UsageError
+from lever_train.options.rollout import Execution
+from lever_train.rollout.generate import generate
+from tests.rollouts import World
+
+ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, logging_level="error")
+world, free = World(Path(sys.argv[1]), 40), []
+try:
+    generate(world.request(), Execution(engine="ray", workers=3, gpus_per_worker=1))
+except UsageError as error:
+    print(error)
+watch = lambda done, total, note: free.append(ray.available_resources().get("GPU", 0))
+generate(world.request(), Execution(engine="ray", workers=2, gpus_per_worker=1), watch)
+print("free:", min(free))
+"""
+
+
+@needs_ray
+def test_workers_reserve_their_gpus(tmp_path: Path) -> None:
+    """On a cluster that declares GPUs it does not have: what counts is what Ray was asked for."""
+    make_world(tmp_path)
+    words = [sys.executable, "-c", RESERVED, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    refusal, free = done.stdout.splitlines()
+    assert "too few GPUs for so many workers; value '3 x 1, and Ray sees 2'" in refusal
+    assert float(free.removeprefix("free: ")) == 0
+
+
+def test_only_who_computes_needs_the_device(tmp_path: Path) -> None:
+    request = make_world(tmp_path).request(device="cuda:77")
+    assert resolve(request, computes=False).request.inputs.device == "cuda:77"
+    with pytest.raises(UsageError, match="CUDA device"):
+        resolve(request)
 
 
 def only_run(world: World) -> Run:

@@ -132,14 +132,13 @@ def pool(work: Work) -> Step:
 
 def beam(work: Work) -> Step:
     """InfoScore beams for SFT, where neither they nor a checkpoint are given."""
-    from lever_train.options.rollout import Recipe
     from lever_train.rollout.infoscore import search_beams
 
     config = work.config
 
     def act(known: Known, begun: bool) -> Outputs:
         table = config.beam
-        recipe = Recipe(num_beams=table.beam_size)
+        recipe = table.recipe()
         request = _request(work, known, recipe, table.shot_num, table.limit)
         return _rolled_out(work, search_beams(request, progress=work.advance))
 

@@ -113,6 +113,7 @@ class Recipe(Section):
     # best beams are known by then
     shot_num: int = 2
     round: int = 0
+    last_step: bool = False  # of InfoScore: see lever_train/rollout/infoscore.py
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -138,6 +139,15 @@ class BeamShape(Section):
     """How far a search for InfoScore beams reaches."""
 
     beam_size: int = option(5, "Sequences kept.", ge=1)
+    info_score: Literal["gain", "legacy"] = option(
+        "gain",
+        "What a sequence is ranked by: gain in log-probability over no demonstrations, or the "
+        "difference of probabilities that the last one made, built leftwards.",
+    )
+
+    def recipe(self) -> Recipe:
+        """The search as a recipe."""
+        return Recipe(num_beams=self.beam_size, last_step=self.info_score == "legacy")
 
 
 class AnswererSpec(Section):
@@ -218,6 +228,7 @@ class Execution(Section):
 
     engine: Literal["local", "ray"] = option("local", "Who makes the shards.")
     workers: int = option(2, "Workers of ray.", metavar="N", ge=1)
+    gpus_per_worker: float = option(0.0, "GPUs that ray reserves for each.", metavar="N", ge=0)
     shard: str = option("0/1", "Only the shards of machine i of 0...n-1.", metavar="i/n")
 
     @property

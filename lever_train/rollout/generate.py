@@ -63,7 +63,9 @@ def generate(
         LeverError: the request does not fit the store, an endpoint is down, a disk is full. What
             was finished stays; the same call goes on from there.
     """
-    return make_run(resolve(request), make_shard, execution or Execution(), progress)
+    execution = execution or Execution()
+    job = resolve(request, computes=execution.engine == "local")
+    return make_run(job, make_shard, execution, progress)
 
 
 def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) -> Outcome:
@@ -75,7 +77,7 @@ def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) ->
     indices = list(range(execution.part[0], folder.count, execution.part[1]))
     folder.reopen(indices)
     if execution.engine == "ray":
-        tally = make_with_ray(job, folder.missing(indices), execution.workers, progress)
+        tally = make_with_ray(job, folder.missing(indices), execution, progress)
     else:
         tally = _make_here(job, folder, indices, make, progress)
     missing = folder.missing()

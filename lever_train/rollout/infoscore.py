@@ -10,6 +10,14 @@ P(truth) is the expected accuracy Σ_a P(a)·min(n_a / 3, 1), so that all answer
 count; probabilities below :data:`FLOOR` are taken as it. The search is greedy with beams: every
 kept sequence is extended by every other example of the pool, and the ``num_beams`` best extensions
 are kept (ties: the earlier sequence, then the lower position in the pool).
+
+The legacy definition (``--info-score legacy``) is the difference of probabilities of the last step,
+and sequences grow leftwards, the new demonstration before those that are there:
+
+    info(e, D) = P(truth | e, D) - P(truth | D)
+
+Two things differ from the legacy script all the same: P(truth) is the expected accuracy above where
+the script took the probability of one answer, and it is at least :data:`FLOOR`.
 """
 
 from __future__ import annotations
@@ -42,7 +50,7 @@ DECIMALS = 6
 
 @dataclass(frozen=True)
 class Beam:
-    """A kept sequence: pool positions, and info(D) in nats."""
+    """A kept sequence: pool positions, and its score (nats, or a difference of probabilities)."""
 
     positions: tuple[int, ...]
     info: float
@@ -100,35 +108,31 @@ class _Search:
 
     def run(self) -> Talk[dict[int, list[Beam]]]:
         """The beams of every query, best first; none where its own prompt cannot be scored."""
-        base = yield from self._info([(q, ()) for q in self.pools])
-        nothing = {q: info for (q, _), info in base.items()}
+        known = yield from self._info([(q, ()) for q in self.pools])
+        nothing = {q: log_p for (q, _), log_p in known.items()}
         beams = {q: [Beam((), 0.0)] if q in nothing else [] for q in self.pools}
+        last_step = self.job.recipe.last_step
         for _ in range(self.job.recipe.shot_num):
             grown = [
-                (q, (*beam.positions, k))
+                (q, (k, *beam.positions) if last_step else (*beam.positions, k))
                 for q, kept in beams.items()
                 for beam in kept
                 for k in range(len(self.pools[q]))
                 if k not in beam.positions
             ]
-            known = yield from self._info(grown)
-            beams = {q: self._best(q, grown, known, nothing) for q in self.pools}
+            before, known = known, (yield from self._info(grown))
+            found: dict[int, list[Beam]] = {q: [] for q in self.pools}
+            for (q, positions), log_p in known.items():  # in the order they were grown
+                info = log_p - nothing[q]
+                if last_step:
+                    info = math.exp(log_p) - math.exp(before[q, positions[1:]])
+                found[q].append(Beam(positions, round(info, DECIMALS)))
+            # a stable sort: among equals the earlier parent and position wins
+            beams = {
+                q: sorted(several, key=lambda b: -b.info)[: self.job.recipe.num_beams]
+                for q, several in found.items()
+            }
         return beams
-
-    def _best(
-        self,
-        query: int,
-        grown: list[tuple[int, tuple[int, ...]]],
-        known: dict[tuple[int, tuple[int, ...]], float],
-        nothing: dict[int, float],
-    ) -> list[Beam]:
-        found = [
-            Beam(positions, round(known[q, positions] - nothing[q], DECIMALS))
-            for q, positions in grown
-            if q == query and (q, positions) in known
-        ]
-        # a stable sort: sequences were grown in the order of their parents and positions
-        return sorted(found, key=lambda b: -b.info)[: self.job.recipe.num_beams]
 
     def _info(
         self, wanted: list[tuple[int, tuple[int, ...]]]
@@ -164,7 +168,10 @@ def _table(job: Job, pools: dict[int, list[Item]], rows: list[tuple[int, int, Be
     """The table ``candidates`` of beams; no answer is scored, so the score columns are null."""
     count = len(rows)
     ranks = pa.array([rank for _, rank, _ in rows], pa.int32())
-    extra = json.dumps({"floor": FLOOR, "generation": job.label.generation}, sort_keys=True)
+    definition = {"info_score": "legacy"} if job.recipe.last_step else {}
+    extra = json.dumps(
+        {"floor": FLOOR, "generation": job.label.generation, **definition}, sort_keys=True
+    )
     columns: dict[str, Any] = {
         "dataset": [job.label.dataset] * count,
         "split": [job.label.split] * count,

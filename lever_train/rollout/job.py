@@ -112,17 +112,20 @@ def new_asker(job: Job, on_progress: Callable[[Tally], None] = lambda tally: Non
     return Asker(job.answerer, cache, on_progress, job.request.max_failed)
 
 
-def resolve(request: Request, kind: str = "rollout") -> Job:
+def resolve(request: Request, kind: str = "rollout", *, computes: bool = True) -> Job:
     """Read what the request names and check that it fits together.
 
     Args:
         kind: of the run it will make, ``rollout`` or ``beam``.
+        computes: whether this process proposes and answers; one that leaves it to workers needs no
+            device.
 
     Raises:
         LeverError: it says what does not.
     """
     request = request.but(answerer=request.answerer.but(device=request.inputs.device))
-    open_device(request.inputs.device)
+    if computes:
+        open_device(request.inputs.device)
     store = Store.create(request.which.store)
     runs = store.select(list(request.which.runs))
     which = request.which
@@ -136,7 +139,7 @@ def resolve(request: Request, kind: str = "rollout") -> Job:
     ).con
     wide = _with_examples(store, runs, con)
     which = _placed(con, which, runs)
-    return _Resolver(request.but(which=which), store, runs, con, wide).job(kind)
+    return _Resolver(request.but(which=which), store, runs, con, wide, computes).job(kind)
 
 
 @dataclass
@@ -148,6 +151,7 @@ class _Resolver:
     runs: list[Run]
     con: duckdb.DuckDBPyConnection
     wide: duckdb.DuckDBPyConnection
+    computes: bool
 
     def job(self, kind: str) -> Job:
         which = self.request.which
@@ -160,7 +164,7 @@ class _Resolver:
         left, right = self._vectors()
         answerer = self._answerer(left, right, examples)
         policy = self._policy()
-        pool = None if policy is None else self._pool(right)
+        pool = None if policy is None else self._pool(examples)
         if left is not None and right is not None:
             self._check(left, right, int(query_ids[-1]), official, own, policy, pool)
         job = Job(
@@ -214,7 +218,7 @@ class _Resolver:
         inputs = self.request.inputs
         if self.request.which.from_view is not None:
             return None
-        return load_policy(inputs.checkpoint, inputs.device)
+        return load_policy(inputs.checkpoint, inputs.device if self.computes else "cpu")
 
     def _items(self, official: Official | None) -> tuple[dict[int, Item], dict[int, Item], bool]:
         """Queries, examples, and whether they are the same items."""
@@ -292,12 +296,12 @@ class _Resolver:
             checkpoints={} if policy is None else widths([policy]),
         )
 
-    def _pool(self, vectors: Tensor | None) -> PoolSource:
-        assert vectors is not None
+    def _pool(self, examples: Mapping[int, Item]) -> PoolSource:
+        """The pools of the queries' own place, else all examples of the candidate split."""
         path = self.request.inputs.pool
         source = open_pools(self.con, path, "candidates", self._place)
-        if isinstance(source, SharedPool) and not len(source.ids):
-            return SharedPool(np.arange(len(vectors), dtype=np.int64))
+        if isinstance(source, SharedPool):  # of the ids in stored pointers, which are but a part
+            return SharedPool(np.array(sorted(examples), dtype=np.int64))
         return source
 
     def _parents(self) -> tuple[str, ...]:
@@ -353,7 +357,9 @@ def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
         "content": content,
     }
     if job.given is None:
-        parameters["recipe"] = job.recipe.model_dump()
+        parameters["recipe"] = job.recipe.model_dump(exclude={"last_step"})
+    if job.recipe.last_step:
+        parameters["info_score"] = "legacy"
     if request.which.target_view is not None:  # a budget is shared out by shard
         parameters |= {"budget": request.budget, "shard_size": request.shard_size}
     source = {"view": request.which.from_view or request.which.target_view or request.which.queries}

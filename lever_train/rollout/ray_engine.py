@@ -7,11 +7,13 @@ write the same shards a local process would. Only shard numbers and tallies trav
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from lever_data.errors import LeverError, UsageError
-from lever_train.options.rollout import Request
+from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.ask import Tally
 from lever_train.rollout.job import Job, new_asker, resolve, shard_folder
 
@@ -47,8 +49,9 @@ class ShardWorker:
         return {"shard": index, "queries": part.stop - part.start, **spent}
 
 
-def make_with_ray(job: Job, missing: list[int], workers: int, progress: Progress) -> Tally:
-    """Make the missing shards with a pool of ``workers`` actors; returns what they spent.
+def make_with_ray(job: Job, missing: list[int], how: Execution, progress: Progress) -> Tally:
+    """Make the missing shards with a pool of ``how.workers`` actors; returns what they spent.
+    Each reserves ``how.gpus_per_worker`` GPUs, so that those of one machine do not share one.
 
     Starts a local Ray where none is connected (``ray.init`` reads ``RAY_ADDRESS``).
 
@@ -60,30 +63,55 @@ def make_with_ray(job: Job, missing: list[int], workers: int, progress: Progress
         import ray
     except ImportError:
         raise UsageError("--engine ray needs Ray", hint="pip install 'lever[ray]'") from None
-    tally = Tally()
+    tally, done = Tally(), 0.0
+    total = float(sum(job.shards[i].stop - job.shards[i].start for i in missing))
     if not missing:
         return tally
-    if not ray.is_initialized():
-        ray.init(logging_level="warning", include_dashboard=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    # one block a shard, so that shards spread evenly and a lost worker costs one shard
-    shards = ray.data.from_items([{"shard": i} for i in missing], override_num_blocks=len(missing))
-    made = shards.map(
-        ShardWorker,
-        fn_constructor_args=(job.request, job.spec.run_id()),
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
-    )
-    total = float(sum(job.shards[i].stop - job.shards[i].start for i in missing))
-    done = 0.0
-    try:
-        for row in made.iter_rows():
-            done += row["queries"]
-            for name in ("wanted", "asked", "hits"):
-                setattr(tally, name, getattr(tally, name) + row[name])
-            progress(done, total, f"{tally.asked:,} asked, {tally.hits:,} cached")
-    except ray.exceptions.RayError as error:
-        raise _worker_error(error) from error
+    # Ray and its workers print as they like; stdout is for the result alone
+    with redirect_stdout(sys.stderr), _connected(ray):
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        _require_gpus(ray, how)
+        rows = [{"shard": i} for i in missing]
+        # one block per shard, so that shards spread evenly and a lost worker costs one shard
+        made = ray.data.from_items(rows, override_num_blocks=len(missing)).map(
+            ShardWorker,
+            fn_constructor_args=(job.request, job.spec.run_id()),
+            compute=ray.data.ActorPoolStrategy(size=min(how.workers, len(missing))),
+            num_gpus=how.gpus_per_worker or None,
+        )
+        try:
+            for row in made.iter_rows():
+                done += row["queries"]
+                for name in ("wanted", "asked", "hits"):
+                    setattr(tally, name, getattr(tally, name) + row[name])
+                progress(done, total, f"{tally.asked:,} asked, {tally.hits:,} cached")
+        except ray.exceptions.RayError as error:
+            raise _worker_error(error) from error
     return tally
+
+
+@contextmanager
+def _connected(ray: Any) -> Iterator[None]:
+    """A Ray that is there, or one of our own as long as the context."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(logging_level="warning", include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _require_gpus(ray: Any, how: Execution) -> None:
+    """Refuse what would wait for ever: an actor for which no machine has the GPUs."""
+    there = ray.cluster_resources().get("GPU", 0.0)
+    if how.workers * how.gpus_per_worker > there:
+        raise UsageError(
+            "the cluster has too few GPUs for so many workers",
+            value=f"{how.workers} x {how.gpus_per_worker:g}, and Ray sees {there:g}",
+            hint="lower --workers or --gpus-per-worker",
+        )
 
 
 def _worker_error(error: BaseException) -> LeverError:
