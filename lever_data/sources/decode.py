@@ -21,7 +21,6 @@ from lever_data.readers import json_exact
 from lever_data.readers.json_blocks import BLOCK, Block, split_blocks
 from lever_data.readers.json_exact import NotJsonError, Place
 from lever_data.readers.json_object import Member, Scanner
-from lever_data.readers.seen_ids import SeenIds
 from lever_data.sources.fields import Built, Context, Record, RefusedError
 
 TOP_LIMIT = 4 << 20  # bytes of `_…` members, which are kept in the manifest
@@ -110,7 +109,7 @@ class LegacyReader:
         self._format = form
         self._salvage = salvage
         self._block = block
-        self._seen = SeenIds()
+        self._seen = _SeenIds()
         self._top_bytes = 0
         self._astray: int | None = None  # offset of a value whose end is not known
         self.num_queries = 0
@@ -272,3 +271,32 @@ class _Feed:
             self.block = following
             self._pending.append(following)
         return self._pending.pop().data
+
+
+class _SeenIds:
+    """Query ids met so far: a table of bytes for ids below 2^25 (33 MB at most), else a set."""
+
+    def __init__(self) -> None:
+        self._low = np.zeros(1 << 14, dtype=bool)
+        self._high: set[int] = set()
+
+    def has_any(self, ids: np.ndarray) -> bool:
+        """Whether any of these ids was met before."""
+        low = ids[ids < len(self._low)]
+        return bool(self._low[low].any()) or (
+            bool(self._high) and not self._high.isdisjoint(ids.tolist())
+        )
+
+    def add(self, ids: np.ndarray) -> bool:
+        """Remember these ids; False, and nothing is remembered, where one was met before."""
+        if self.has_any(ids):
+            return False
+        low = ids[ids < 1 << 25]
+        if low.size:
+            if int(low.max()) >= len(self._low):
+                grown = np.zeros(1 << int(low.max()).bit_length(), dtype=bool)
+                grown[: len(self._low)] = self._low
+                self._low = grown
+            self._low[low] = True
+        self._high.update(ids[ids >= 1 << 25].tolist())
+        return True
