@@ -36,6 +36,7 @@ def rescore(
     """
     from dataclasses import asdict
 
+    from lever_data.items.vqa_metric import few_annotators
     from lever_data.report.rescore import RescoreRequest, rescore
     from lever_data.store.store import Store
 
@@ -56,6 +57,8 @@ def rescore(
         "failed in scoring, now scored": done.num_healed,
     }
     emit_table(["rescore", "rows"], counts.items())
+    if done.num_few:
+        notice(few_annotators(done.num_few, done.num_rows, "rows"))
     if done.changes:
         print()
         emit_table(

@@ -20,6 +20,6 @@ def rows() -> list[dict[str, Any]]:
         candidate(0, 0, [1, 2], **bad, beam_rank=0, logprob_score=-1.0),
         candidate(0, 1, [3, 4], **good, gen_method="sample", temperature=1.0, logprob_score=-2.0),
         candidate(0, 2, [5, 6], eval_failed=True, eval_mode="fallback"),
-        candidate(1, 0, [1, 2], **{**bad, "eval_mode": "fallback"}),
+        candidate(1, 0, [2, 5], **{**bad, "eval_mode": "fallback"}),
         candidate(1, 1, [3, 4], eval_mode=None, vqa_gt_prob=0.5),
     ]

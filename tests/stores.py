@@ -35,11 +35,18 @@ def table(schema: pa.Schema, rows: Sequence[Row]) -> pa.Table:
 
 
 def commit(
-    store: Store, rows: Sequence[Row], *, kind: str = "rl_data", name: str = "a", **spec: Any
+    store: Store,
+    rows: Sequence[Row],
+    *,
+    kind: str = "rl_data",
+    name: str = "a",
+    question_ids: Mapping[int, int] | None = None,
+    **spec: Any,
 ) -> Run:
     """Commit candidates (and their queries) as one run; ``name`` tells its source apart."""
+    known = question_ids or {}
     queries = [
-        {"dataset": "d", "split": "train", "query_id": q}
+        {"dataset": "d", "split": "train", "query_id": q, "question_id": known.get(q)}
         for q in sorted({row["query_id"] for row in rows})
     ]
     run = RunSpec(kind=kind, dataset="d", split="train", source_sha256=name, **spec)

@@ -156,7 +156,7 @@ def test_users_tests(store: Store) -> None:
 def test_the_command(store: Store) -> None:
     run = commit(store, GOOD)
     done = lever("check", "--store", store.path)
-    assert "checked 1 run, 2 files, 10 tests: 0 problems" in done.stdout
+    assert "checked 1 run, 2 files, 15 tests: 0 problems" in done.stdout
     data_file(run).write_bytes(b"PAR1")
     failed = lever("check", "--store", store.path, "--json", "-", check=False)
     assert failed.returncode == 1

@@ -282,9 +282,9 @@ def test_order_repeats_and_usage(tmp_path: Path) -> None:
             scored(0, 0, 1.0, pointer=[1, 2]),
             scored(0, 1, 0.0, pointer=[2, 1]),
             scored(0, 2, 0.6, pointer=[1, 2]),  # a repeat with another reward
-            scored(1, 0, 0.3, pointer=[1, 2]),
-            scored(1, 1, 0.3, pointer=[2, 1]),
-            scored(1, 2, 0.3, pointer=[3]),
+            scored(9, 0, 0.3, pointer=[1, 2]),
+            scored(9, 1, 0.3, pointer=[2, 1]),
+            scored(9, 2, 0.3, pointer=[3]),
         ],
     )
     assert ask(con, "from order_sensitivity") == [(2, 2, 0.5, pytest.approx((1.8 - 0.0) / 2))]
@@ -293,7 +293,7 @@ def test_order_repeats_and_usage(tmp_path: Path) -> None:
     ]
     assert ask(con, "select query_id, num_pointers from query_rewards order by 1") == [
         (0, 2),
-        (1, 3),
+        (9, 3),
     ]
     assert ask(
         con, "select example_id, num_picks, round(reward_lift, 9), is_hub from demonstration_usage"
@@ -301,7 +301,7 @@ def test_order_repeats_and_usage(tmp_path: Path) -> None:
 
 
 def test_a_hub_is_picked_ten_times_as_often(tmp_path: Path) -> None:
-    rows = [scored(q, 0, 0.0, pointer=[99, q]) for q in range(40)]
+    rows = [scored(q, 0, 0.0, pointer=[99, 40 + q]) for q in range(40)]
     con = open_rows(tmp_path, rows)
     assert ask(con, "select example_id from demonstration_usage where is_hub") == [(99,)]
 

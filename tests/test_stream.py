@@ -28,7 +28,7 @@ def _rows() -> list[dict[str, Any]]:
                 candidate(
                     query,
                     ordinal,
-                    [ordinal, ordinal + 1] if ordinal % 3 else [ordinal],
+                    [90 + ordinal, 91 + ordinal] if ordinal % 3 else [90 + ordinal],
                     vqa_correct=ordinal % 2,
                     vqa_acc_score=0.3 * (ordinal % 2),
                     gen_method=["beam", "sample", "random"][ordinal % 3],

@@ -22,7 +22,7 @@ from tests.stores import candidate, commit
 from tests.training import POOL, QUERIES, Bench, equal, random_rows, steps_of
 
 TIED = [
-    candidate(query, ordinal, [ordinal, ordinal + 1], vqa_correct=0, vqa_acc_score=0.0)
+    candidate(query, ordinal, [ordinal + 4, ordinal + 5], vqa_correct=0, vqa_acc_score=0.0)
     for query in range(3)
     for ordinal in range(2)
 ]
@@ -130,7 +130,7 @@ def test_tied_groups_are_counted_and_skipped_kept_or_downweighted(bench: Bench) 
 
 
 def test_a_batch_of_tied_groups_makes_no_step(tmp_path: Path) -> None:
-    untied = [candidate(3, i, [i, i + 1], vqa_correct=i, vqa_acc_score=0.0) for i in range(2)]
+    untied = [candidate(3, i, [i, i + 4], vqa_correct=i, vqa_acc_score=0.0) for i in range(2)]
     bench = Bench(tmp_path, TIED + untied)
     bench.train(batch_size=1, split_ratio=1.0, rce_epochs=1, order="file")
     losses = steps_of(bench.metrics(), "rce", "loss")

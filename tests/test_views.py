@@ -23,9 +23,9 @@ ROWS = [
     candidate(0, 0, [1, 2], vqa_correct=1, vqa_acc_score=0.6, eval_mode="file"),
     candidate(0, 1, [2, 1], vqa_correct=0, vqa_acc_score=0.0, eval_mode="fallback"),
     candidate(0, 2, [3, 4], vqa_correct=0, gen_method="sample", eval_mode="file"),
-    candidate(1, 0, [1, 2], vqa_correct=1, vqa_acc_score=0.6, eval_mode=None),
+    candidate(1, 0, [5, 2], vqa_correct=1, vqa_acc_score=0.6, eval_mode=None),
     candidate(1, 1, [4, 2], vqa_correct=1, vqa_acc_score=0.3, gen_method="random"),
-    candidate(2, 0, [1, 2], gen_method="retrieval", eval_mode="file"),
+    candidate(2, 0, [1, 5], gen_method="retrieval", eval_mode="file"),
     candidate(2, 1, [1, 3], gen_method="beam", eval_mode="file", eval_failed=True, error="boom"),
     candidate(3, 0, [5], vqa_correct=0, vqa_acc_score=0.0, gen_method="sample", eval_mode="file"),
 ]
@@ -99,6 +99,35 @@ def test_of_a_candidate_two_runs_hold_the_newest_counts(
     assert len(_keys(connect(store, runs=[newest.run]), "candidates")) == 2
     if old != new and old and new:
         assert len(_keys(connect(store, scorer=new), "candidates")) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kept"),
+    [
+        ("file", "fallback", "old"),
+        ("file", "failed", "old"),
+        ("fallback", "failed", "old"),
+        (None, "fallback", "old"),  # unknown counts as not string-matched
+        ("fallback", "file", "new"),
+        ("file", "file", "new"),
+        ("file", None, "new"),
+        ("failed", "failed", "new"),
+    ],
+)
+@pytest.mark.parametrize("scorers", [(None, None), ("x", "x"), (None, "x"), ("x", None)])
+def test_the_better_score_counts_whatever_is_newer(
+    tmp_path: Path, old: str | None, new: str | None, kept: str, scorers: tuple[str | None, ...]
+) -> None:
+    store = new_store(tmp_path)
+    made = {}
+    for name, mode, scorer in (("old", old, scorers[0]), ("new", new, scorers[1])):
+        is_failed = mode == "failed"
+        row = candidate(0, 0, [1], eval_mode=None if is_failed else mode, eval_failed=is_failed)
+        # the repeat inside the run stays beside it, however it is scored
+        rows = [{**row, "scorer": scorer}, {**row, "candidate": 1, "scorer": scorer}]
+        made[name] = commit(store, rows, name=name).run
+    con = connect(store)
+    assert con.execute("select run from candidates").fetchall() == [(made[kept],)] * 2
 
 
 def test_repeats_inside_one_run_stay(tmp_path: Path) -> None:
@@ -214,7 +243,7 @@ def test_the_connection_reads_the_store_and_nothing_else(tmp_path: Path) -> None
 def test_many_runs_are_one_relation(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for index in range(30):
-        commit(store, [candidate(index, 0, [1])], name=str(index))
+        commit(store, [candidate(index, 0, [30])], name=str(index))
     assert connect(store).execute("select count(*) from all_candidates").fetchall() == [(30,)]
 
 

@@ -32,7 +32,8 @@ def random_rows(
     rows: list[dict[str, Any]] = []
     for query in range(queries):
         for ordinal in range(int(rng.integers(2, 7))):
-            pointer = rng.permutation(POOL)[: rng.choice(list(shots))].tolist()
+            pool = [item for item in rng.permutation(POOL).tolist() if item != query]
+            pointer = pool[: rng.choice(list(shots))]
             right = int(query % 3 > 0 and rng.random() < 0.5)
             rows.append(
                 candidate(

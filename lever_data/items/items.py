@@ -118,7 +118,7 @@ def _items(place: Place, rows: Sequence[tuple[Any, ...]]) -> dict[int, Item]:
             number,
             question,
             tuple(answers or ()),
-            answer or majority(answers or ()),
+            majority(answers or ()) if answer is None else answer,
             image,
             official_id(question_id),
             image_id,

@@ -102,10 +102,10 @@ def vqa_accuracy(
     return np.fromiter(scores, np.float64, len(predictions))
 
 
-def few_annotators(few: int, questions: int) -> str:
-    """What to say of questions with one to three annotators: nobody else may agree often enough."""
+def few_annotators(few: int, all_of_them: int, what: str = "questions") -> str:
+    """What to say of questions with one to three annotators: too few others can agree."""
     return (
-        f"{few:,} of {questions:,} questions have one to three annotators, to which no answer can "
+        f"{few:,} of {all_of_them:,} {what} have one to three annotators, to which no answer can "
         "be fully right: the official accuracy is at most 0, 0.33 or 0.67 with one, two or three; "
         "a metric such as exact match or token F1 suits such data"
     )

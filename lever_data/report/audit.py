@@ -130,6 +130,7 @@ def _figures(con: duckdb.DuckDBPyConnection, store: Store, request: AuditRequest
     figures |= {"oracle_gap": oracle["gap"], "oracle": oracle}
     figures |= {"duplicates": _one_row(con, _DUPLICATES_SQL)}
     figures |= tables
+    figures["few_annotators"] = _one_row(con, _FEW_SQL)
     figures["demonstrations"] = _one_row(con, _DEMONSTRATIONS_SQL)
     top = (
         "select * from demonstration_usage "
@@ -154,6 +155,10 @@ _TOTALS_SQL = """
         count(*) filter (where eval_mode is null) / count(*) as unknown_share,
         avg(reward) as mean_reward
     from scores
+"""
+_FEW_SQL = """
+    select count(*) as num_queries, count(*) filter (where len(answers) between 1 and 3) as num_few
+    from query_answers
 """
 _DUPLICATES_SQL = """
     select

@@ -97,6 +97,7 @@ def diff(store: Store, request: DiffRequest) -> Difference:
                 "an evaluation cannot be compared with candidates",
                 value=f"{request.a} and {request.b}",
             )
+        _require_same_questions(con, found)
         con.execute(_PAIRED)
         if not con.execute("select count(*) from paired").fetchall()[0][0]:
             raise LeverError(
@@ -107,8 +108,33 @@ def diff(store: Store, request: DiffRequest) -> Difference:
         return _measure(con, request, kinds.pop())
 
 
+def _require_same_questions(con: duckdb.DuckDBPyConnection, sides: Sequence[Run | None]) -> None:
+    """Refuse two runs that give a query of one number different questions."""
+    names = [run.run for run in sides if run is not None]
+    rows = con.execute(_QUESTIONS, [names]).fetchall()
+    if rows:
+        query_id, questions = rows[0]
+        raise LeverError(
+            "the two runs number their questions differently",
+            where=f"query {query_id}",
+            value=f"questions {' and '.join(questions)}",
+            hint="one of them was made from questions in another order (`lever ingest --order`)",
+        )
+
+
+_QUESTIONS = """
+    select query_id, list_sort(list(distinct question_id)) as question_ids
+    from stg_queries
+    where list_contains(?::varchar[], run)
+    group by dataset, split, query_id
+    having count(distinct question_id) > 1
+    order by query_id
+    limit 1
+"""
+
+
 def _open(store: Store, request: DiffRequest, runs: Sequence[str]) -> Session:
-    wanted = ["stg_candidates", "stg_evaluations", request.a, request.b]
+    wanted = ["stg_candidates", "stg_evaluations", "stg_queries", request.a, request.b]
     session = open_session(store, runs=runs, sql_dir=request.sql_dir, only=wanted)
     names = [run.run for run in store.runs()]
     for name in (request.a, request.b):

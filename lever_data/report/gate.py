@@ -37,6 +37,7 @@ TABLES = (  # figures with numbers below them
     "classes",
     "oracle",
     "duplicates",
+    "few_annotators",
     "demonstrations",
     "by_gen_method",
     "by_temperature",

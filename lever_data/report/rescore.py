@@ -34,7 +34,7 @@ _BATCH = 65_536
 DECIMALS = 10
 _COUNTS = (
     *("num_rows", "num_fallback_before", "num_missing"),
-    *("num_unanswered", "num_healed", "num_partial"),
+    *("num_unanswered", "num_healed", "num_partial", "num_few"),
 )
 
 
@@ -74,7 +74,8 @@ class Rescored:
     ``num_unknown_before`` counts rows that did not say how they were scored.
     ``num_missing`` counts rows without annotations, ``num_unanswered`` rows without a prediction;
     both are left as they were. ``num_partial`` counts rows left as they were because a prefix of
-    their pointer has a score but no prediction. ``num_healed`` counts failed evaluations that have
+    their pointer has a score but no prediction, ``num_few`` scored rows whose question has one to
+    three annotators. ``num_healed`` counts failed evaluations that have
     a prediction and now a score.
     """
 
@@ -89,6 +90,7 @@ class Rescored:
     num_unanswered: int
     num_healed: int
     num_partial: int = 0
+    num_few: int = 0
 
 
 def rescore(store: Store, request: RescoreRequest) -> Rescored:
@@ -258,6 +260,7 @@ class _Scorer:
         new = _scores([predictions[i] for i in rows], truths)
         new["shot_scores"] = _shot_scores([prefixes[i] for i in rows], truths)
         self._count(batch, scored, answered, failed)
+        self.counts["num_few"] += sum(len(truth) < 4 for truth in truths)
         self.counts["num_partial"] += int((answered & ~whole).sum())
         for name, values in new.items():
             field = batch.schema.field(name)

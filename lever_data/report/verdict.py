@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lever_data.items.vqa_metric import few_annotators
 from lever_data.report.page import percent
 
 Level = Literal["good", "fair", "bad"]
@@ -36,7 +37,8 @@ class Finding:
 
 def verdict(figures: Mapping[str, Any]) -> list[Finding]:
     """How many queries can teach, how far the rewards can be trusted, which source helps."""
-    found = [_teachable(figures), _trust(figures), _models(figures), _sources(figures)]
+    found = [_teachable(figures), _trust(figures), _annotators(figures), _models(figures)]
+    found += [_sources(figures)]
     found += [_oracle(figures), _order(figures), _repeats(figures)]
     return [finding for finding in found if finding]
 
@@ -82,6 +84,14 @@ def _trust(figures: Mapping[str, Any]) -> Finding:
     level: Level = "bad" if noise else "fair" if fallback or unknown or missing else "good"
     advice = "`lever rescore` replaces them by the official metric." if fallback or unknown else ""
     return Finding(level, text + ".", advice)
+
+
+def _annotators(figures: Mapping[str, Any]) -> Finding | None:
+    """Nothing where four or more annotators answered every question."""
+    few, known = figures["few_annotators"]["num_few"], figures["few_annotators"]["num_queries"]
+    if not few:
+        return None
+    return Finding("bad" if few > known / 2 else "fair", few_annotators(few, known) + ".")
 
 
 def _sources(figures: Mapping[str, Any]) -> Finding | None:

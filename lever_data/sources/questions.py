@@ -35,7 +35,6 @@ _ROWS = 50_000
 _SUBTYPE = re.compile(r"(train|val|test)(?:-[a-z]+)?(\d{4})")
 _COCO = re.compile(r"COCO_((?:train|val|test)\d{4})_\d+\.jpg")
 _IMAGE_ENDING = re.compile(r".*\.(?:jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
-_LISTS = ("questions", "annotations", "data")  # members that hold the items
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -270,7 +269,7 @@ def _read(
     rows: list[_Row] = []
     with source.reader(progress) as reader:
         scanner = Scanner(lambda: reader.read(1 << 18), name)
-        for number, (key, offset, data) in enumerate(_entries(scanner, result.head, name)):
+        for number, (key, offset, data) in enumerate(_entries(scanner, what, result.head, name)):
             place = Place(name, offset)
             try:
                 made = row(_decode(decoder, data, place), key, place)
@@ -308,7 +307,7 @@ def _flushed(result: ItemFile, rows: list[_Row]) -> pa.Table:
 
 
 def _entries(
-    scanner: Scanner, head: dict[str, Any], name: str
+    scanner: Scanner, what: str, head: dict[str, Any], name: str
 ) -> Iterator[tuple[str | None, int, bytes]]:
     """(key, offset, bytes) of every item: of a list, of a member that is one, of an object whose
     keys are question ids, or of JSON lines. Other members go to ``head``."""
@@ -321,7 +320,7 @@ def _entries(
     while going:
         _, raw = scanner.key()
         key = str(json_exact.parse(raw, Place(name, scanner.offset))[0])
-        if key in _LISTS and scanner.peek() == b"[":
+        if key in (what, "data") and scanner.peek() == b"[":
             yield from _list(scanner)
         else:
             offset, data = scanner.value()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lever_data.catalog import quote_literal
 from lever_data.errors import LeverError, UsageError
+from lever_data.items.items import require_same_questions
 from lever_data.relations.db import Session, open_session, quote_identifier
 from lever_data.relations.rewards import (
     prepare_reward,
@@ -35,7 +36,10 @@ from lever_train.options.train import TrainConfig
 
 TRAIN, VALIDATION = "training_queries", "validation_queries"
 _KEY = "dataset, split, query_id"
-_READ = ("runs", "queries", "stg_candidates", "stg_beams", "candidate_info")
+_READ = (
+    *("runs", "queries", "examples", "stg_candidates", "stg_beams"),
+    *("candidate_info", "own_pointers"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,12 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
             value = f"--require-positive-query: {split[2]:,} queries without a right candidate"
         raise UsageError("no query is left to train on", value=value)
     train = replace(selection, queries=TRAIN)
-    counted = census(con, train)
+    counted = _with_own_pointers(con, census(con, train))
     validation = replace(selection, queries=VALIDATION) if split[1] else None
     held_out = census(con, validation) if validation is not None else None
     places = _require_trainable(counted, held_out, config)
+    for place in counted.datasets:
+        require_same_questions(con, *place)
     if held_out is not None and not held_out.rows:
         validation = None  # the filters left nothing of it; the notices say so
     pools = open_pools(con, data.pool, base, *places)
@@ -124,6 +130,13 @@ def _inputs(source: Source, config: TrainConfig) -> list[Input]:
         "checkpoint": config.model.sft_checkpoint,
     }
     return input_records(named, Store.open(source.store))
+
+
+def _with_own_pointers(con: duckdb.DuckDBPyConnection, counted: Census) -> Census:
+    """The census with the candidates that views left out because they show the query itself."""
+    sql = "select count(*) from own_pointers where dataset = ? and split = ?"
+    found = [con.cursor().execute(sql, list(place)).fetchall()[0][0] for place in counted.datasets]
+    return replace(counted, dropped=counted.dropped | {"own_pointer": sum(found)})
 
 
 def _open_views(source: Source, config: TrainConfig) -> Session:

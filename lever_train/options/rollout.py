@@ -220,7 +220,7 @@ class Request(Section):
     @property
     def proposed_shots(self) -> int:
         """The length of proposed pointers."""
-        return self.shot_num or max(self.shots, default=2)
+        return max(self.shots, default=2) if self.shot_num is None else self.shot_num
 
 
 class Execution(Section):

@@ -242,7 +242,9 @@ class _Resolver:
         """The query ids meant, ascending, and the pointers of ``--from-view``."""
         which, given = self.request.which, None
         if which.from_view is not None:
-            shots = self.request.shot_num or max(self.request.shots, default=None)
+            shots = self.request.shot_num
+            if shots is None:
+                shots = max(self.request.shots, default=None)
             ids, given = views.pointers(self.con, which.from_view, *self._place, shots)
         elif view := which.queries or which.target_view:
             ids = views.query_ids(self.con, view, *self._place)

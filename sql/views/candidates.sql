@@ -1,6 +1,7 @@
 -- Every candidate once: of the same query, ordered pointer and scorer (an unknown scorer equals
--- any) the newest run counts. Failed evaluations are included. Only queries that several runs hold
--- are compared.
+-- any) the best scored run counts, and of equally scored ones the newest. The official metric
+-- (and a score of unknown mode) beats string matching, which beats a failed evaluation. Failed
+-- evaluations are included. Only queries that several runs hold are compared.
 -- grain: one row per stored candidate that no newer run holds
 -- columns:
 --   run varchar: id of the run the row is stored in
@@ -68,24 +69,38 @@ unshared as (
     anti join shared_queries using (dataset, split, query_id)
 ),
 
-compared as (
+-- a newer run is worth more, a better kind of score more than any newer run
+worth as (
     select
-        contested.*,
-        max(run_order) over (partition by dataset, split, query_id, pointer) as newest,
-        max(run_order) over (partition by dataset, split, query_id, pointer, scorer) as newest_same,
-        max(case when scorer is null then run_order end)
-            over (partition by dataset, split, query_id, pointer) as newest_unknown
+        contested.* exclude (run_order),
+        max(
+            run_order + case
+                when eval_failed then 0
+                when eval_mode = 'fallback' then 1000000000
+                else 2000000000
+            end
+        ) over (partition by dataset, split, query_id, pointer, scorer, run_order) as run_worth
     from contested
     semi join shared_queries using (dataset, split, query_id)
 ),
 
-newest as (
-    select compared.* exclude (run_order, newest, newest_same, newest_unknown)
+compared as (
+    select
+        worth.*,
+        max(run_worth) over (partition by dataset, split, query_id, pointer) as best,
+        max(run_worth) over (partition by dataset, split, query_id, pointer, scorer) as best_same,
+        max(case when scorer is null then run_worth end)
+            over (partition by dataset, split, query_id, pointer) as best_unknown
+    from worth
+),
+
+best as (
+    select compared.* exclude (run_worth, best, best_same, best_unknown)
     from compared
     where
         case
-            when scorer is null then run_order = newest
-            else run_order = newest_same and run_order >= coalesce(newest_unknown, 0)
+            when scorer is null then run_worth = best
+            else run_worth = best_same and run_worth >= coalesce(best_unknown, 0)
         end
 ),
 
@@ -94,7 +109,7 @@ final as (
     union all
     select * from unshared
     union all
-    select * from newest
+    select * from best
 )
 
 select
