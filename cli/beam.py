@@ -14,7 +14,7 @@ from .flags import with_flags
 # what only proposals and texts need
 OFF = Without(
     *("recipe", "target_view", "from_view", "checkpoint", "budget", "shots"),
-    *("log_probs", "max_new_tokens", "num_beams", "length_penalty"),
+    *("log_probs", "max_new_tokens", "num_beams", "length_penalty", "stop"),
 )
 
 

@@ -44,8 +44,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        content = body["messages"][-1]["content"]
-        question = "a probe - -" if isinstance(content, str) else content[-1]["text"]
+        question = _question(body)
         here = self.endpoint
         with here.lock:
             here.seen.append(body)
@@ -102,6 +101,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+def _question(body: dict[str, Any]) -> str:
+    """The query of a prompt, in whatever form it came; of the greeting, that it is one."""
+    text = body.get("prompt")
+    if text is None:
+        content = [m for m in body["messages"] if m["role"] == "user"][-1]["content"]
+        text = content if isinstance(content, str) else content[-1]["text"]
+    _, asked, question = text.rpartition("Question:")
+    return asked + question if asked else "a probe - -"
 
 
 def _hang(handler: Handler) -> bool:

@@ -16,7 +16,7 @@ from lever_cli.__main__ import main
 from PIL import Image
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.prompts import SYSTEM_PROMPT
+from lever_data.items.prompts import SYSTEM_PROMPT, Template
 from lever_data.store.store import Store
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.openai import OpenAIAnswerer
@@ -227,8 +227,8 @@ def test_the_command_as_written_and_no_secret_anywhere(
     assert files and not any(KEY.encode() in p.read_bytes() for p in files)
     (run,) = Store.open(world.store).runs()
     found = rows(run)
-    assert {r["scorer"] for r in found} == {"Qwen/Small"}
-    assert all(r["vqa_gt_prob"] is None for r in found)  # a chat endpoint has none
+    assert {r["scorer"] for r in found} == {f"Qwen/Small#{Template().sha256()[:8]}"}
+    assert all(r["vqa_gt_prob"] is None for r in found)  # nobody asked for it
     assert all(r["vqa_raw_generation"].endswith("\n") for r in found)
     asked = len(endpoint.seen)
     assert lever(*argv(world, endpoint, "--seed", "1")) == 0

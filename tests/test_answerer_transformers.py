@@ -303,7 +303,7 @@ def test_parameters_change_the_scope(folder: Path) -> None:
     others = [told(max_new_tokens=6), told(num_beams=1), told(length_penalty=1.0)]
     assert all(other != told() for other in others)
     name = make_answerer(AnswererSpec(spec="qwen2.5_vl_3B"), _around())
-    assert name.name == "Qwen2.5-VL-3B-Instruct"
+    assert name.name == f"Qwen2.5-VL-3B-Instruct#{Template().sha256()[:8]}"
 
 
 def test_another_model_in_a_folder_of_the_same_name_is_another_scorer(
@@ -342,6 +342,6 @@ def test_the_command_as_written(
     (run,) = Store.open(world.store).runs()
     found = rows(run)
     assert len({r["query_id"] for r in found}) == 3
-    assert {r["scorer"] for r in found} == {folder_identity(folder)}
+    assert {r["scorer"] for r in found} == {f"{folder_identity(folder)}#{Template().sha256()[:8]}"}
     assert all(0 <= r["vqa_gt_prob"] < 0.1 for r in found)  # random weights know nothing
     assert all(len(r["shot_scores"]) == 2 for r in found)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from lever_cli.__main__ import main
 
-from lever_data.errors import UsageError
+from lever_data.errors import LeverError
 from lever_data.relations.db import connect
 from lever_data.store.store import Store
 from lever_train.options.rollout import BeamShape
 from lever_train.rollout.infoscore import FLOOR, search_beams
+from tests.endpoint import serving
 from tests.rollouts import World, make_world, rows
 
 
@@ -121,8 +122,12 @@ def test_the_search_is_durable_and_cached(world: World) -> None:
 
 
 def test_an_answerer_without_probabilities_is_refused(world: World) -> None:
-    with pytest.raises(UsageError, match="InfoScore needs log-probabilities"):
-        search_beams(world.request(spec="openai:http://127.0.0.1:9/v1", model="m"))
+    with serving() as endpoint:
+        request = world.request(
+            spec=f"openai:{endpoint.url}", model="m", api="completions", limit=2
+        )
+        with pytest.raises(LeverError, match="gives no log-probabilities of a prompt"):
+            search_beams(request)
 
 
 def test_the_command(world: World, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,17 @@
 """Prompts and post-processing: what a model is shown, and how its text becomes an answer.
 
-In go a query and its demonstrations; out come the text and image items of one prompt in order, and
-from the generated text the answer that is scored. The wording is that of the legacy system.
+In go a query and its demonstrations; out come the turns of one conversation, or one text, and from
+the generated text the answer that is scored. Demonstrations and queries are worded as in the legacy
+system; its system prompt is not ours and can be read from a file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 SYSTEM_PROMPT = (
     "You answer questions about images. Follow the answer format of the demonstrations: "
@@ -60,30 +62,67 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What one side says: ``role`` is system, user or assistant."""
+
+    role: str
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """Its words, images left out."""
+        return "".join(part.text or "" for part in self.parts)
+
+
+@dataclass(frozen=True)
 class Template:
-    """The words of a prompt; ``images`` off leaves a text-only prompt."""
+    """The words of a prompt.
+
+    ``form``: how demonstrations stand before the query. ``message``: glued together in one message,
+    as in the legacy system; ``lines``: the same, each on a line of its own; ``turns``: as a
+    conversation, every answer a reply. ``images`` off leaves a text-only prompt.
+    """
 
     system: str = SYSTEM_PROMPT
     demonstration: str = "Question:{question} Short answer:{answer}"
     query: str = "Question:{question} Short answer:"
-    images: bool = field(default=True)
+    images: bool = True
+    form: Literal["message", "lines", "turns"] = "message"
 
-    def parts(self, prompt: Prompt) -> list[Part]:
-        """Image and text of every demonstration, then of the query."""
-        found: list[Part] = []
-        for item in (*prompt.demonstrations, prompt.query):
-            if self.images and item.image is not None:
-                found.append(Part(image=item.image))
-            form = self.query if item is prompt.query else self.demonstration
-            # replace, not format: questions may hold braces
-            text = form.replace("{answer}", item.answer or "")
-            found.append(Part(text=text.replace("{question}", item.question)))
-        return found
+    def turns(self, prompt: Prompt) -> list[Turn]:
+        """The conversation that asks for an answer: the system's words, where there are any, then
+        the user's, which end with the query."""
+        found = [Turn("system", (Part(self.system),))] if self.system else []
+        if self.form == "turns":
+            for item in prompt.demonstrations:
+                found.append(Turn("user", (*self._image(item), Part(_worded(self.query, item)))))
+                found.append(Turn("assistant", (Part(item.answer or ""),)))
+        said: list[Part] = []
+        for item in prompt.demonstrations if self.form != "turns" else ():
+            text = _worded(self.demonstration, item)
+            said += [*self._image(item), Part(f"{text}\n" if self.form == "lines" else text)]
+        said += [*self._image(prompt.query), Part(_worded(self.query, prompt.query))]
+        return [*found, Turn("user", tuple(said))]
+
+    def text(self, prompt: Prompt) -> str:
+        """The prompt as one text for a model to go on with, images left out."""
+        *before, asked = self.turns(prompt)
+        return "".join(f"{turn.text}\n\n" for turn in before) + asked.text
 
     def sha256(self) -> str:
         """Hex sha256 of the words."""
-        words = "\0".join([self.system, self.demonstration, self.query, str(self.images)])
-        return hashlib.sha256(words.encode()).hexdigest()
+        words = [self.system, self.demonstration, self.query, str(self.images)]
+        if self.form != "message":
+            words.append(self.form)
+        return hashlib.sha256("\0".join(words).encode()).hexdigest()
+
+    def _image(self, item: Item) -> list[Part]:
+        return [Part(image=item.image)] if self.images and item.image is not None else []
+
+
+def _worded(form: str, item: Item) -> str:
+    # replace, not format: questions may hold braces
+    return form.replace("{answer}", item.answer or "").replace("{question}", item.question)
 
 
 def postprocess(generation: str) -> str:

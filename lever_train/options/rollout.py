@@ -155,11 +155,32 @@ class AnswererSpec(Section):
 
     spec: AnswererName = "nearest"
     model: str | None = option(None, "The endpoint's name of the model.", everyday=True)
+    scorer: str | None = option(
+        None,
+        "Name of the scorer in the store. Default: the model and a digest of the prompt's words.",
+    )
+    api: Literal["chat", "completions"] = option(
+        "chat", "What an endpoint is asked: chat, or completions for a base model (no images)."
+    )
+    prompt_form: Literal["message", "lines", "turns"] | None = option(
+        None,
+        "Demonstrations in one message, one a line, or as turns of a conversation. Default: "
+        "message; with --api completions lines.",
+    )
+    system_prompt: Path | None = option(
+        None,
+        "File of the system prompt; an empty one leaves it out. Default: our own words; with --api "
+        "completions none.",
+    )
+    stop: tuple[str, ...] = option((), "Words that end an answer.", metavar="WORD,...")
     max_new_tokens: int = option(5, "Length of an answer in tokens.")
     num_beams: int = option(3, "Beams of the answering model.", "--generation-beams")
     length_penalty: float = option(0.0, "Of the answering model's beams.")
-    log_probs: bool = option(
-        True, "Probabilities of the ground truth, where the answerer has them.", "--gt-prob"
+    log_probs: bool | None = option(
+        None,
+        "Probabilities of the ground truth. Default: yes where they cost little, not of an "
+        "endpoint, which is asked once more for every answer.",
+        "--gt-prob/--no-gt-prob",
     )
     batch_size: int | None = option(None, "Prompts per batch.", "--answer-batch")
     concurrency: int = option(16, "Requests at a time, of an endpoint.")
@@ -169,6 +190,14 @@ class AnswererSpec(Section):
     # log-probabilities alone, no text
     device: str = "cpu"
     generate: bool = True
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.api == "completions" and self.prompt_form == "turns":
+            raise UsageError("completions take a text, not turns", hint="--prompt-form lines")
+        if self.max_new_tokens < 1:
+            raise UsageError("--max-new-tokens must be above 0", value=self.max_new_tokens)
+        return self
 
 
 class Request(Section):

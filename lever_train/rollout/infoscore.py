@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lever_data.errors import UsageError
 from lever_data.items.items import Truth
 from lever_data.items.prompts import Item, Prompt
 from lever_data.items.vqa_metric import METRIC_VERSION
@@ -64,18 +63,11 @@ def search_beams(
     """Search and commit; durable and resumable as :func:`generate` is.
 
     Raises:
-        UsageError: the answerer gives no log-probabilities.
-        LeverError: as for :func:`generate`.
+        LeverError: as for :func:`generate`, or the answerer gives no log-probabilities.
     """
-    if request.answerer.spec.startswith("openai:") or not request.answerer.log_probs:
-        raise UsageError(
-            "InfoScore needs log-probabilities, which this answerer does not give",
-            value=request.answerer.spec,
-            hint="--answerer nearest or transformers:NAME",
-        )
     # nothing is sampled, and no text is wanted
     recipe = request.recipe.but(temps=(), num_samples_per_temp=0, num_random=0, seed=0)
-    answerer = request.answerer.but(generate=False)
+    answerer = request.answerer.but(generate=False, log_probs=True)
     request = request.but(recipe=recipe, answerer=answerer, shots=())
     return make_run(resolve(request, "beam"), _make_shard, execution or Execution(), progress)
 

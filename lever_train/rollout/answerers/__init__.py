@@ -41,7 +41,8 @@ def needs_images(spec: AnswererSpec) -> bool:
     Raises:
         UsageError: no such answerer.
     """
-    return _parse(spec)[0] != "nearest"
+    kind, _ = _parse(spec)
+    return kind == "transformers" or (kind == "openai" and spec.api == "chat")
 
 
 def make_answerer(spec: AnswererSpec, around: Surroundings) -> Answerer:

@@ -16,8 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from lever_data.items.prompts import Item, Prompt
+from lever_data.errors import UsageError
+from lever_data.items.prompts import SYSTEM_PROMPT, Item, Prompt, Template
 from lever_train.inputs.images import shown_bytes
+from lever_train.options.rollout import AnswererSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,31 @@ def answer_of(generation: str, *, cut: bool) -> Answer:
     if cut and not text.strip():
         return Answer(None, error=f"the answer is empty{limit}")
     return Answer(text)
+
+
+def template_of(spec: AnswererSpec) -> Template:
+    """The words of the prompts an answerer is shown.
+
+    Raises:
+        UsageError: the file of the system prompt cannot be read.
+    """
+    is_chat = spec.api == "chat"
+    system = SYSTEM_PROMPT if is_chat else ""
+    if spec.system_prompt is not None:
+        try:
+            system = spec.system_prompt.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"the system prompt cannot be read ({error})", where=str(spec.system_prompt)
+            ) from None
+    form = spec.prompt_form or ("message" if is_chat else "lines")
+    return Template(system=system, images=is_chat, form=form)
+
+
+def scorer_name(model: str, spec: AnswererSpec, template: Template) -> str:
+    """What rows are marked with: answers to other words are another scorer's, so that a training
+    never mixes them."""
+    return spec.scorer or f"{model}#{template.sha256()[:8]}"
 
 
 @dataclass

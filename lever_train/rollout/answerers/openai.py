@@ -26,7 +26,7 @@ import httpx
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Item, Prompt
 from lever_train.options.rollout import AnswererSpec
-from lever_train.rollout.answerers.base import Answer, ShownFingerprints, Usage
+from lever_train.rollout.answerers.base import Answer, ShownFingerprints, Usage, scorer_name
 from lever_train.rollout.answerers.openai_exchange import Exchange
 from lever_train.rollout.answerers.openai_reply import PassingError, RefusedError
 
@@ -61,8 +61,8 @@ class OpenAIAnswerer:
 
     @property
     def name(self) -> str:
-        """The model's name; where it is served does not matter."""
-        return self.exchange.model
+        """The model's name and its prompt's; where it is served does not matter."""
+        return scorer_name(self.exchange.model, self.spec, self.exchange.template)
 
     @property
     def usage(self) -> Usage:

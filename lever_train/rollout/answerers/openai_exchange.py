@@ -12,7 +12,7 @@ import asyncio
 import base64
 import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from typing import Any
 import httpx
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.prompts import Part, Prompt, Template
+from lever_data.items.prompts import Part, Prompt, Template, Turn
 from lever_train.inputs.images import open_image, shown_bytes
 from lever_train.options.rollout import AnswererSpec
-from lever_train.rollout.answerers.base import Answer, Usage, answer_of
+from lever_train.rollout.answerers.base import Answer, Usage, answer_of, template_of
 from lever_train.rollout.answerers.openai_reply import (
     KEY_VARIABLE,
     ApiKey,
@@ -35,6 +35,8 @@ from lever_train.rollout.answerers.openai_reply import (
     error_of,
     post,
     retry_after,
+    text_log_prob,
+    turn_log_prob,
 )
 
 _PASSING = {408, 425, 429}
@@ -43,7 +45,7 @@ _SHOWN = 200  # characters of what an endpoint says
 _IMAGES_KEPT = 256  # demonstrations come again and again; some 50 MB
 _NO_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota")
 # What a server may refuse in a request that it would take without, and what stands in for it
-_NEGOTIABLE = {"max_tokens": "max_completion_tokens", "temperature": None}
+_NEGOTIABLE = {"max_tokens": "max_completion_tokens", "temperature": None, "stop": None}
 _UNWANTED = re.compile(r"not support|unsupported|unrecognized|unknown|unexpected|not permitted")
 _LOG = logging.getLogger("lever.openai")
 
@@ -58,7 +60,7 @@ class Exchange:
     base_url: str
     model: str
     spec: AnswererSpec
-    template: Template = field(default_factory=Template)
+    template: Template
     usage: Usage = field(default_factory=Usage)
     reported: str | None = None
     _key: ApiKey = field(default_factory=ApiKey)
@@ -78,16 +80,19 @@ class Exchange:
             raise UsageError(
                 "the endpoint's URL must not hold credentials", hint=f"export {KEY_VARIABLE}=…"
             )
-        return cls(url.rstrip("/"), spec.model, spec, _key=ApiKey.read())
+        return cls(url.rstrip("/"), spec.model, spec, template_of(spec), _key=ApiKey.read())
 
     def generation(self) -> dict[str, Any]:
         """Prompt and parameters of the request."""
-        return {
-            "api": "chat",
+        found: dict[str, Any] = {
+            "api": self.spec.api,
             "max_tokens": self.spec.max_new_tokens,
             "temperature": 0,
             "template": self.template.sha256()[:16],
+            "model": self.model,
+            "log_probs": bool(self.spec.log_probs),
         }
+        return found | ({"stop": list(self.spec.stop)} if self.spec.stop else {})
 
     def provenance(self) -> dict[str, Any]:
         """Who answered, for the record of a run: no answer depends on it by intent."""
@@ -116,23 +121,60 @@ class Exchange:
             OSError: an image cannot be read.
         """
         # in a thread: decoding the images of a prompt takes as long as many a reply
-        body = await asyncio.to_thread(self._body, prompt)
-        found = await self._post(client, body)
+        shown = await asyncio.to_thread(self._shown, prompt)
+        found = await self._post(client, shown | self._how)
         answer = answer_of(self._key.out_of_answer(found.text), cut=found.cut)
         if found.refusal is not None:
             answer = Answer(None, error=self._quoted(found.refusal))
+        if not self.spec.generate:
+            answer = Answer("")
+        if answer.text is not None and self.spec.log_probs:
+            before = found.prompt_tokens
+            sums = [await self._log_prob(client, shown, a, before) for a in prompt.given]
+            answer = replace(answer, log_probs=tuple(sums))
+        self.usage.answers += 1
+        self.usage.cut += found.cut
         return answer
+
+    async def _log_prob(
+        self, client: httpx.AsyncClient, shown: dict[str, Any], answer: str, before: int
+    ) -> float:
+        """Log-probability (nats) of an answer and its end after what is shown, which has ``before``
+        tokens: of a text the end is its stop word, of a chat the token that ends a turn.
+
+        Raises:
+            LeverError: the endpoint does not give log-probabilities of a prompt.
+        """
+        try:
+            if self.spec.api == "completions":
+                text, end = shown["prompt"], (*self.spec.stop, "\n")[0]
+                body = {"prompt": f"{text}{answer}{end}", "echo": True, "logprobs": 1}
+                found = await self._post(client, body | {"max_tokens": 1, "temperature": 0})
+                return text_log_prob(found.content, len(text), len(f"{text}{answer}{end}"))
+            said = {"role": "assistant", "content": answer}
+            body = {"messages": [*shown["messages"], said], "add_generation_prompt": False}
+            asked = body | {"prompt_logprobs": 1, "max_tokens": 1, "temperature": 0}
+            return turn_log_prob((await self._post(client, asked)).content, before, answer)
+        except (RefusedError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise LeverError(
+                "the endpoint gives no log-probabilities of a prompt",
+                where=self.base_url,
+                value=str(error),
+                hint="--no-gt-prob goes without; vLLM gives them, and llama-cpp-python with "
+                "--api completions",
+            ) from None
 
     async def greet(self, client: httpx.AsyncClient) -> None:
         """Ask the smallest question there is; raises as :meth:`ask` does."""
-        greeting = {"role": "user", "content": "Hi"}
-        await self._post(client, {"model": self.model, "messages": [greeting], "max_tokens": 1})
+        asked = {"messages": [{"role": "user", "content": "Hi"}]}
+        shown = asked if self.spec.api == "chat" else {"prompt": "Hi"}
+        await self._post(client, shown | {"max_tokens": 1})
 
     async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Completion:
         """No error of this repeats the key, nor has a cause that might."""
-        body = self._acceptable(body)
+        body = self._acceptable({"model": self.model} | body)
         try:
-            reply = await post(client, f"{self.base_url}/chat/completions", body, self.spec.timeout)
+            reply = await post(client, self._url, body, self.spec.timeout)
             if self._learn(reply, body):
                 return await self._post(client, body)
             self._require_answered(reply)
@@ -140,8 +182,6 @@ class Exchange:
         except PassingError as error:
             raise PassingError(self._quoted(str(error)), error.wait, error.body) from None
         self.reported = found.model
-        self.usage.answers += 1
-        self.usage.cut += found.cut
         self.usage.prompt_tokens += found.prompt_tokens
         self.usage.completion_tokens += found.completion_tokens
         return found
@@ -194,17 +234,21 @@ class Exchange:
         self._unwanted |= found
         return True
 
-    def _body(self, prompt: Prompt) -> dict[str, Any]:
-        content = [_content(part) for part in self.template.parts(prompt)]
-        return {
-            "model": self.model,
-            "messages": [
-                {"role": "system", "content": self.template.system},
-                {"role": "user", "content": content},
-            ],
-            "max_tokens": self.spec.max_new_tokens,
-            "temperature": 0,
-        }
+    @property
+    def _how(self) -> dict[str, Any]:
+        limit = self.spec.max_new_tokens if self.spec.generate else 1
+        how = {"max_tokens": limit, "temperature": 0}
+        return how | ({"stop": list(self.spec.stop)} if self.spec.stop else {})
+
+    def _shown(self, prompt: Prompt) -> dict[str, Any]:
+        if self.spec.api == "completions":
+            return {"prompt": self.template.text(prompt)}
+        return {"messages": [_message(turn) for turn in self.template.turns(prompt)]}
+
+    @property
+    def _url(self) -> str:
+        path = "chat/completions" if self.spec.api == "chat" else "completions"
+        return f"{self.base_url}/{path}"
 
     def _quoted(self, text: str) -> str:
         """The beginning of what the endpoint says; cut last, so that half a key is none."""
@@ -220,6 +264,14 @@ def _parsed(url: str) -> httpx.URL:
     if not known:  # the URL is not shown: it may hold a password
         raise UsageError("this is no URL of an endpoint", hint="openai:http://127.0.0.1:8000/v1")
     return parsed
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """A turn as the endpoint reads it; without an image it is plain text, as many servers drop
+    lists of parts or glue them in ways of their own."""
+    if all(part.image is None for part in turn.parts):
+        return {"role": turn.role, "content": turn.text}
+    return {"role": turn.role, "content": [_content(part) for part in turn.parts]}
 
 
 def _content(part: Part) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import zlib
@@ -115,7 +116,8 @@ class Reply:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What a completion says. ``refusal``: why there is no answer in it, where there is none.
-    ``cut``: it ended at the token limit. ``model``: what the endpoint calls its model."""
+    ``cut``: it ended at the token limit. ``model``: what the endpoint calls its model. ``content``:
+    the whole reply, for what only some servers send."""
 
     text: str
     refusal: str | None
@@ -123,6 +125,7 @@ class Completion:
     model: str | None
     prompt_tokens: int
     completion_tokens: int
+    content: dict[str, Any]
 
 
 async def post(client: httpx.AsyncClient, url: str, body: dict[str, Any], timeout: float) -> Reply:
@@ -176,6 +179,7 @@ def completion(reply: Reply) -> Completion:
         model if isinstance(model, str) else None,
         _tokens(usage, "prompt_tokens"),
         _tokens(usage, "completion_tokens"),
+        content,
     )
 
 
@@ -190,6 +194,43 @@ def _refusal(message: dict[str, Any], said: object, ended: object) -> str | None
         at_limit = " before the token limit (--max-new-tokens)" if ended == "length" else ""
         return f"the model reasoned and gave no answer{at_limit}"
     return None if isinstance(said, str) else "the completion has no text"
+
+
+def text_log_prob(content: dict[str, Any], start: int, stop: int) -> float:
+    """Log-probability (nats) of the characters ``start`` to ``stop`` of an echoed text: the sum
+    over the tokens that hold any of them (``logprobs`` of ``/v1/completions``).
+
+    Raises:
+        LookupError, TypeError, ValueError: the reply has none.
+    """
+    logprobs = content["choices"][0]["logprobs"]
+    starts, values = logprobs["text_offset"], logprobs["token_logprobs"]
+    ends = [*starts[1:], len(content["choices"][0]["text"])]
+    inside = [
+        value
+        for first, last, value in zip(starts, ends, values, strict=True)
+        if first < stop and last > start
+    ]
+    if not inside:
+        raise ValueError("the reply does not repeat the prompt")
+    return math.fsum(inside)
+
+
+def turn_log_prob(content: dict[str, Any], before: int, answer: str) -> float:
+    """Log-probability (nats) of an answer and the token that ends its turn, which stand after
+    ``before`` tokens (``prompt_logprobs`` of vLLM, the prompt's own token first in each).
+
+    Raises:
+        LookupError, TypeError, ValueError: the reply has none.
+    """
+    spoken, values = "", []
+    for entry in content["prompt_logprobs"][before:]:
+        token = next(iter(entry.values()))
+        values.append(token["logprob"])
+        if len(spoken) >= len(answer):
+            return math.fsum(values)
+        spoken += token["decoded_token"]
+    raise ValueError("the turn has no end")
 
 
 def error_of(reply: Reply) -> str | None:

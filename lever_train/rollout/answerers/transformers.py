@@ -21,7 +21,13 @@ import torch
 from lever_data.items.prompts import Item, Prompt, Template
 from lever_train.inputs.model_folder import folder_identity
 from lever_train.options.rollout import AnswererSpec
-from lever_train.rollout.answerers.base import Answer, ShownFingerprints, Usage
+from lever_train.rollout.answerers.base import (
+    Answer,
+    ShownFingerprints,
+    Usage,
+    scorer_name,
+    template_of,
+)
 from lever_train.rollout.answerers.vision_language import (
     Encoded,
     Generation,
@@ -39,7 +45,7 @@ class TransformersAnswerer:
 
     model_name: str
     spec: AnswererSpec
-    template: Template = field(default_factory=Template)
+    template: Template
     usage: Usage = field(default_factory=Usage)
     _model: VisionLanguageModel | None = None
     _batch: int = 0
@@ -50,10 +56,17 @@ class TransformersAnswerer:
     def load(cls, model_name: str, spec: AnswererSpec) -> TransformersAnswerer:
         """An answerer for a model of the hub or in a folder; nothing is loaded yet."""
         kind = spec.device.split(":")[0]
-        return cls(model_name, spec, _batch=spec.batch_size or _BATCH.get(kind, 4))
+        return cls(
+            model_name, spec, template_of(spec), _batch=spec.batch_size or _BATCH.get(kind, 4)
+        )
 
     @cached_property
     def name(self) -> str:
+        """The model's name and its prompt's."""
+        return scorer_name(self._identity, self.spec, self.template)
+
+    @cached_property
+    def _identity(self) -> str:
         """The model's name without its owner; of a folder, its name and the digest of its files."""
         path = Path(self.model_name)
         return folder_identity(path) if path.is_dir() else path.name
@@ -70,9 +83,9 @@ class TransformersAnswerer:
             "generate": self.spec.generate,
             "dtype": "bfloat16" if self.spec.device.startswith("cuda") else "float32",
             "length_penalty": self.spec.length_penalty,
-            "log_probs": self.spec.log_probs,
+            "log_probs": self.spec.log_probs is not False,
             "max_new_tokens": self.spec.max_new_tokens,
-            "model": self.name if is_folder else self.model_name,
+            "model": self._identity if is_folder else self.model_name,
             "num_beams": self.spec.num_beams,
             "template": self.template.sha256()[:16],
         }
@@ -131,7 +144,7 @@ class TransformersAnswerer:
                 if self.spec.generate:
                     texts = model.generate(batch, self._how)
                 log_probs: Sequence[tuple[float, ...] | None] = [None] * len(batch)
-                if self.spec.log_probs:
+                if self.spec.log_probs is not False:
                     log_probs = model.log_probs(batch, [prompts[i].given for i in indices])
             except torch.OutOfMemoryError:
                 if torch.cuda.is_available():

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lever_data.errors import LeverError
-from lever_data.items.prompts import Prompt, Template
+from lever_data.items.prompts import Prompt, Template, Turn
 from lever_train.inputs.images import open_image
 
 FEATURE_BYTES = 1 << 30  # vision features kept on the device
@@ -97,24 +97,17 @@ class VisionLanguageModel:
         return cls(model, tokenizer, images, device)
 
     def encode(self, prompt: Prompt, template: Template) -> Encoded:
-        """Token ids of the chat: system prompt, then one user message of images and texts.
+        """Token ids of the conversation, every image as many tokens as it has features.
 
         Raises:
             OSError: an image cannot be read.
         """
-        parts = template.parts(prompt)
-        content = [
-            {"type": "image"} if p.image is not None else {"type": "text", "text": p.text}
-            for p in parts
-        ]
-        messages = [
-            {"role": "system", "content": template.system},
-            {"role": "user", "content": content},
-        ]
+        turns = template.turns(prompt)
+        messages = [{"role": t.role, "content": _content(t)} for t in turns]
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        images = tuple(p.image for p in parts if p.image is not None)
+        images = tuple(p.image for t in turns for p in t.parts if p.image is not None)
         counts = iter([len(self._feature(path).tokens) for path in images])
         ids: list[int] = []
         for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
@@ -271,6 +264,16 @@ class VisionLanguageModel:
         while self._kept_bytes > FEATURE_BYTES and len(self._features) > 1:
             _, dropped = self._features.popitem(last=False)
             self._kept_bytes -= dropped.tokens.nbytes
+
+
+def _content(turn: Turn) -> str | list[dict[str, Any]]:
+    """What a chat template is given of a turn: parts where the user speaks, else a text."""
+    if turn.role != "user":
+        return turn.text
+    return [
+        {"type": "image"} if p.image is not None else {"type": "text", "text": p.text}
+        for p in turn.parts
+    ]
 
 
 def _load_processors(name: str) -> tuple[Any, Any]:
