@@ -28,6 +28,24 @@ def test_tied_groups() -> None:
     assert losses.tied_groups(REWARDS, MASK).tolist() == [False, True, True]
 
 
+def test_listwise_by_hand_and_padding_counts_for_nothing() -> None:
+    log_prob = torch.tensor([[-1.0, -2.0, -3.0, 50.0]], requires_grad=True)
+    rewards, mask = torch.tensor([[0.3, 0.0, 0.0, 9.0]]), MASK[:1]
+    target = torch.tensor([math.exp(0.3 / 0.15), 1.0, 1.0])
+    own = torch.tensor([-1.0, -2.0, -3.0]).log_softmax(-1)
+    loss = losses.listwise(log_prob, rewards, mask, 0.15)
+    torch.testing.assert_close(loss, -(target / target.sum() * own).sum()[None])
+    torch.autograd.backward(loss.sum())
+    assert log_prob.grad is not None and log_prob.grad[0, 3] == 0
+
+
+def test_the_hinge_counts_pairs_of_unequal_reward() -> None:
+    log_prob = torch.tensor([[-1.0, -1.5, 0.0, 50.0], [-1.0, -2.0, 0.0, 0.0], [0.0] * 4])
+    found = losses.pairwise_hinge(log_prob, REWARDS, MASK, 1.0)
+    # the first is better than the other two: short of the margin by 0.5 and by 2
+    torch.testing.assert_close(found, torch.tensor([1.25, 0.0, 0.0]))
+
+
 @pytest.mark.parametrize("kind", ["zscore", "center", "loo", "rank"])
 def test_a_tied_group_and_a_group_of_one_have_no_advantage(kind: str) -> None:
     found = losses.advantages(REWARDS, MASK, kind)

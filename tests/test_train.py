@@ -175,6 +175,40 @@ def test_every_kind_trains(bench: Bench, kind: str) -> None:
     assert np.isfinite(again.epochs[0]["train_loss"])
 
 
+@pytest.mark.parametrize("objective", ["listwise", "hinge"])
+def test_the_dense_stage_compares_the_candidates_of_a_query(bench: Bench, objective: str) -> None:
+    result = bench.train(
+        stage="dense",
+        selector="features",
+        dense_objective=objective,
+        dense_epochs=4,
+        dense_lr=3e-2,
+        tied_groups="keep",
+    )
+    losses = [row["train_loss"] for row in result.epochs]
+    assert losses[-1] < losses[0]
+    assert result.last.name.startswith("dense_epoch")
+    weights, groups = (steps_of(bench.metrics(), "dense", n) for n in ("weight", "groups"))
+    assert sum(weights) < sum(groups)  # tied groups are left out, whatever is said of RCE
+
+
+def test_an_empty_pointer_is_a_candidate_where_the_selector_can_stop(tmp_path: Path) -> None:
+    rows = [
+        candidate(query, ordinal, pointer, vqa_correct=int(not pointer), vqa_acc_score=0.0)
+        for query in range(8)
+        for ordinal, pointer in enumerate([[], [query + 1], [query + 1, query + 2]])
+    ]
+    bench = Bench(tmp_path, rows)
+    flags: dict[str, Any] = {"selector": "features", "rce_epochs": 3, "rce_lr": 3e-2}
+    with pytest.raises(LeverError, match="wrong length: 0, not at least 1"):
+        bench.train("static", split_ratio=1.0, **flags)
+    result = bench.train("stops", split_ratio=1.0, can_stop=True, max_shots=2, **flags)
+    losses = [row["train_loss"] for row in result.epochs]
+    assert losses[-1] < losses[0]
+    with pytest.raises(LeverError, match="shows at most 1 demonstrations"):
+        bench.train("short", split_ratio=1.0, can_stop=True, max_shots=1, **flags)
+
+
 def test_grpo_keeps_the_rce_checkpoints_and_logs_its_parts(bench: Bench) -> None:
     bench.train(rce_epochs=1, grpo_epochs=2, kl_beta=0.15, grpo_lr=5e-6)
     assert "[GRPO] epochs=2, lr=5e-06, kl_beta_init=0.15" in bench.said

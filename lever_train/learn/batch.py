@@ -87,11 +87,12 @@ class Loader:
         *,
         batch_size: int,
         shot_num: int | None = None,
+        can_stop: bool = False,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.data, self.device = data, device
-        self.batch_size, self.shot_num = batch_size, shot_num
+        self.batch_size, self.shot_num, self.can_stop = batch_size, shot_num, can_stop
         self.rank, self.world = rank, world
         self.queries: Float[Tensor, "n d"] = data.queries.to(device)
         self.candidates: Float[Tensor, "m d"] = (
@@ -114,6 +115,7 @@ class Loader:
             self.data.pools,
             self.batch_size,
             shot_num=self.shot_num,
+            can_stop=self.can_stop,
             rank=self.rank,
             world=self.world,
         )
@@ -138,6 +140,7 @@ def collate(
     batch_size: int,
     *,
     shot_num: int | None = None,
+    can_stop: bool = False,
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Batch]:
@@ -147,6 +150,8 @@ def collate(
     Args:
         pools: what pointers are looked up in.
         shot_num: refuse pointers of another length; ``None``: any length of at least 1.
+        can_stop: whether the selector can end a pointer itself: an empty pointer and those shorter
+            than ``shot_num`` are candidates as others.
         rank: of ``world`` processes, the one whose share of every batch this is.
 
     Raises:
@@ -159,11 +164,13 @@ def collate(
         rows = _Rows.of(held.combine_chunks())
         whole = len(rows) // batch_size * batch_size
         for first in range(0, whole, batch_size):
-            yield _batch(rows.groups(first + rank, first + batch_size, world), pools, shot_num)
+            yield _batch(
+                rows.groups(first + rank, first + batch_size, world), pools, shot_num, can_stop
+            )
         held = held.slice(int(rows.starts[whole]))
     if held is not None and held.num_rows:
         rows = _Rows.of(held.combine_chunks())
-        yield _batch(rows.groups(rank, len(rows), world), pools, shot_num)
+        yield _batch(rows.groups(rank, len(rows), world), pools, shot_num, can_stop)
 
 
 @dataclass(frozen=True)
@@ -219,13 +226,13 @@ class _Rows:
         )
 
 
-def _batch(rows: _Rows, pools: PoolSource, shot_num: int | None) -> Batch:
+def _batch(rows: _Rows, pools: PoolSource, shot_num: int | None, can_stop: bool) -> Batch:
     """Pad the groups of ``rows`` to [B, N, S] and look their pointers up."""
     sizes = np.diff(rows.starts)
     B, N = len(sizes), int(sizes.max(initial=1))
     group = np.repeat(np.arange(B), sizes)
     ordinal = np.arange(len(group)) - rows.starts[:-1][group]
-    pointer, steps = _padded(rows, shot_num)
+    pointer, steps = _padded(rows, shot_num, can_stop)
     query = rows.query[rows.starts[:-1]]
     pool: Ids | None = None
     if isinstance(pools, SharedPool):
@@ -252,12 +259,16 @@ def _batch(rows: _Rows, pools: PoolSource, shot_num: int | None) -> Batch:
     )
 
 
-def _padded(rows: _Rows, shot_num: int | None) -> tuple[Ids, Mask]:
+def _padded(rows: _Rows, shot_num: int | None, can_stop: bool) -> tuple[Ids, Mask]:
     """Pointers [R, S], -1 where padded, and their step mask [R, S]."""
     lengths = np.diff(rows.offsets)
-    wrong = lengths < 1 if shot_num is None else lengths != shot_num
+    least = 0 if can_stop else shot_num or 1
+    wrong = lengths < least
+    if shot_num is not None:
+        wrong |= lengths > shot_num
     if wrong.any():
-        expected = "at least 1" if shot_num is None else str(shot_num)
+        exact = f"at most {shot_num}" if can_stop else str(shot_num)
+        expected = f"at least {least}" if shot_num is None else exact
         at = int(np.flatnonzero(wrong)[0])
         _refuse(rows, at, f"a pointer has the wrong length: {lengths[at]}, not {expected}")
     mask = np.arange(lengths.max(initial=1)) < lengths[:, None]

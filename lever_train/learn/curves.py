@@ -27,6 +27,7 @@ _ABOUT = (
 )
 _PHASES = {
     "sft": "SFT: supervised training on the best InfoScore beam",
+    "dense": "Dense: the candidates of a query against each other",
     "rce": "RCE: cross-entropy weighted by reward",
     "grpo": "GRPO: policy gradient on group advantages",
 }

@@ -301,7 +301,8 @@ def _selection(con: duckdb.DuckDBPyConnection, config: TrainConfig) -> Selection
         reward=reward_sql(spec),
         gen_methods=data.gen_method,
         skip_fallback=data.skip_fallback,
-        merge_shots="shot_scores" in reward_columns(spec),
+        # a selector that ends its pointers itself compares them whatever their length
+        merge_shots="shot_scores" in reward_columns(spec) or config.model.ends_pointers,
         columns=_accuracy_column(con, data.view),
     )
 

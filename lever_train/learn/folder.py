@@ -254,8 +254,8 @@ class TrainingFolder:
         if config is None or not (self.out / PROVENANCE).exists():
             return found + sorted(self.out.glob("*_epoch*_v2format.ckpt"))
         epochs = {"rce": config.rce.epochs, "grpo": config.grpo.epochs}
-        if config.run.stage == "sft":
-            epochs = {"sft": config.sft.epochs}
+        if config.run.stage != "rl":
+            epochs = {config.run.stage: getattr(config, config.run.stage).epochs}
         made = {f"{name}_epoch{k + 1}.pt" for name, count in epochs.items() for k in range(count)}
         return [path for path in found if path.name not in made]
 
@@ -263,7 +263,7 @@ class TrainingFolder:
         """Checkpoints of every phase, and the links ``last.pt`` and ``best.pt`` (or files)."""
         found = [
             path
-            for phase in ("sft", "rce", "grpo")
+            for phase in ("sft", "rce", "grpo", "dense")
             for path in sorted(self.out.glob(f"{phase}_epoch*.pt"))
         ]
         named = [self.out / name for name in ("last.pt", "best.pt")]

@@ -23,7 +23,7 @@ from lever_data.errors import UsageError
 
 SCHEMA = pa.schema(
     [
-        pa.field("phase", pa.string(), nullable=False),  # sft | rce | grpo
+        pa.field("phase", pa.string(), nullable=False),  # sft | rce | grpo | dense
         pa.field("epoch", pa.int32(), nullable=False),  # from 1 within the phase
         pa.field("step", pa.int64()),  # batch number in the phase, from 0; null: whole epoch
         pa.field("metric", pa.string(), nullable=False),

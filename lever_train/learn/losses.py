@@ -32,7 +32,9 @@ def sft(steps: Steps, batch: Batch, config: TrainConfig) -> Loss:
     if config.sft.all_beams:
         length = steps.mask.sum(-1).clamp(min=1)
         count = batch.mask.sum(-1).clamp(min=1)
-        return (cross_entropy.sum(-1) / length).sum(-1) / count, {}
+        # a selector that can stop has a term for a padded candidate: to stop at once
+        each = (cross_entropy.sum(-1) / length).masked_fill(~batch.mask, 0.0)
+        return each.sum(-1) / count, {}
     best = top_k_mask(batch.reward, batch.mask, 1).int().argmax(-1)
     return one_candidate_groups(cross_entropy, steps.mask, best), {}
 
@@ -51,6 +53,16 @@ def rce(steps: Steps, batch: Batch, temperature: float, config: TrainConfig) -> 
     weights = rce_weights(worth, batch.mask, temperature)
     figures = {"weighted_reward": (weights * batch.reward).sum(-1)}
     return rce_groups(cross_entropy, weights), figures
+
+
+def dense(steps: Steps, batch: Batch, config: TrainConfig) -> Loss:
+    """The candidates of a group against each other, by the config's objective."""
+    options, log_prob = config.dense, steps.sequence_log_prob()
+    share = log_prob.detach().masked_fill(~batch.mask, float("-inf")).softmax(-1)
+    figures = {"expected_reward": (share * batch.reward).sum(-1)}
+    if options.objective == "hinge":
+        return pairwise_hinge(log_prob, batch.reward, batch.mask, options.margin), figures
+    return listwise(log_prob, batch.reward, batch.mask, options.temperature), figures
 
 
 def grpo(
@@ -102,11 +114,13 @@ def group_weights(batch: Batch, stage: str, config: TrainConfig) -> PerGroup:
     """Weight of each group in the loss: what becomes of tied groups.
 
     RCE: as ``tied_groups`` says. GRPO: a tied group has no advantage, and keeps its KL gradient
-    only with ``tied_kl`` (or ``tied_groups = keep``, the legacy behaviour). SFT: ties do not
-    matter, the best candidate is what it is.
+    only with ``tied_kl`` (or ``tied_groups = keep``, the legacy behaviour). Dense: it is left
+    out. SFT: ties do not matter, the best candidate is what it is.
     """
     weight = torch.ones(len(batch), dtype=torch.float32)
     policy = config.run.tied_groups
+    if stage == "dense":
+        policy = "skip"
     if stage == "sft" or policy == "keep" or (stage == "grpo" and config.grpo.tied_kl):
         return weight
     share = config.run.tied_weight if policy == "downweight" and stage == "rce" else 0.0
@@ -209,6 +223,29 @@ def rce_groups(cross_entropy: Float[Tensor, "B N S"], weights: PerCandidate) -> 
     ``cross_entropy`` is 0 where padded; ``weights`` sum to 1 in each group.
     """
     return (weights.to(cross_entropy.dtype) * cross_entropy.sum(-1)).sum(-1)
+
+
+def listwise(
+    log_prob: PerCandidate, rewards: PerCandidate, mask: Candidates, temperature: float
+) -> PerGroup:
+    """Cross-entropy of each group's own distribution with softmax(r / τ), both over the group.
+
+    The candidates are compared with each other alone, whatever else the pool holds (ListNet, Cao
+    et al. 2007); RCE weighs the log-probabilities over the whole pool instead.
+    """
+    share = log_prob.masked_fill(~mask, float("-inf")).log_softmax(-1).masked_fill(~mask, 0.0)
+    return -(rce_weights(rewards, mask, temperature).to(share.dtype) * share).sum(-1)
+
+
+def pairwise_hinge(
+    log_prob: PerCandidate, rewards: PerCandidate, mask: Candidates, margin: float
+) -> PerGroup:
+    """Mean of max(0, margin - (log p_i - log p_j)) over the pairs of a group with r_i > r_j; 0 for
+    a tied group (Joachims 2002)."""
+    better = (rewards[:, :, None] > rewards[:, None, :]) & mask[:, :, None] & mask[:, None, :]
+    short = (margin - (log_prob[:, :, None] - log_prob[:, None, :])).clamp(min=0.0)
+    total = short.masked_fill(~better, 0.0).sum((1, 2))
+    return total / better.sum((1, 2)).clamp(min=1)
 
 
 def one_candidate_groups(

@@ -29,6 +29,7 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 _FIGURES = {
     "sft": ("loss",),
     "rce": ("loss", "weighted_reward"),
+    "dense": ("loss", "expected_reward"),
     "grpo": (
         "loss",
         "ppo",
@@ -48,7 +49,7 @@ class Phase:
     """One stage of a training. The noise of its steps depends on its ``number``, the order of the
     data on its epochs' numbers, counted from ``first_epoch`` over all phases."""
 
-    name: str  # sft | rce | grpo
+    name: str  # sft | rce | grpo | dense
     number: int
     epochs: int
     first_epoch: int = 0
@@ -76,14 +77,12 @@ class Learner:
         self.phase, self.selector, self.reference = phase, selector, reference
         self.loader, self.config, self.steps, self.world = loader, config, steps, world
         self.trained = [p for p in selector.parameters() if p.requires_grad]
-        rates = {"sft": config.sft.lr, "rce": config.rce.lr, "grpo": config.grpo.lr}
-        self.rate = rates[phase.name]
+        self.rate = getattr(config, phase.name).lr
+        decays = {"sft": config.sft.weight_decay, "dense": config.dense.weight_decay}
         self.optimizer = torch.optim.AdamW(
             self.trained,
             lr=self.rate,
-            weight_decay=config.sft.weight_decay
-            if phase.name == "sft"
-            else config.run.weight_decay,
+            weight_decay=decays.get(phase.name, config.run.weight_decay),
             fused=self.trained[0].device.type != "mps",
         )
         self.figures = _FIGURES[phase.name]
@@ -130,6 +129,8 @@ class Learner:
                     loss, figures = losses.sft(terms, part, config)
                 elif name == "rce":
                     loss, figures = losses.rce(terms, part, self.temperature(step), config)
+                elif name == "dense":
+                    loss, figures = losses.dense(terms, part, config)
                 else:
                     assert self.reference is not None
                     with torch.no_grad():
@@ -156,7 +157,7 @@ class Learner:
             norm = float(nn.utils.clip_grad_norm_(self.trained, config.run.gradient_clip))
             self._require_finite(norm, "norm of the gradient", batch, step)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * self.warm_up(step)
+                group["lr"] = self.rate * self.rate_factor(step)
             self.optimizer.step()
 
         found = {"groups": groups, "tied": tied, "weight": total}
@@ -172,8 +173,10 @@ class Learner:
         rce = self.config.rce
         return rce_temperature(step, self.steps, rce.temperature_start, rce.temperature_end)
 
-    def warm_up(self, step: int) -> float:
-        """Factor of the learning rate; only SFT has one."""
+    def rate_factor(self, step: int) -> float:
+        """Factor of the learning rate: it rises in SFT, falls to 0 in the dense stage."""
+        if self.phase.name == "dense":
+            return 1.0 - step / self.steps
         if self.phase.name != "sft":
             return 1.0
         return warm_up(step, self.steps, self.config.sft.warm_up)

@@ -146,6 +146,7 @@ class _Training:
             device,
             batch_size=config.run.batch_size,
             shot_num=config.data.shot_num,
+            can_stop=self.config.model.ends_pointers,
             rank=self.world.rank,
             world=self.world.size,
         )
@@ -349,8 +350,9 @@ def phases_of(config: TrainConfig) -> list[Phase]:
     Raises:
         UsageError: there is none.
     """
-    if config.run.stage == "sft":
-        return [Phase("sft", 0, config.sft.epochs)]
+    if config.run.stage != "rl":
+        stage = config.run.stage
+        return [Phase(stage, 0, getattr(config, stage).epochs)]
     rce, grpo = config.rce.epochs, config.grpo.epochs
     found = [(name, epochs) for name, epochs in (("rce", rce), ("grpo", grpo)) if epochs]
     if not found:
@@ -428,6 +430,8 @@ def _title(phase: Phase, config: TrainConfig) -> str:
     """The line that opens the phase."""
     if phase.name == "sft":
         return f"[SFT] epochs={phase.epochs}, lr={config.sft.lr}, warm_up={config.sft.warm_up}"
+    if phase.name == "dense":
+        return f"[DENSE] epochs={phase.epochs}, lr={config.dense.lr}, {config.dense.objective}"
     if phase.name == "rce":
         low, high = config.rce.temperature_end, config.rce.temperature_start
         return f"[RCE] epochs={phase.epochs}, lr={config.rce.lr}, temperature={high} to {low}"

@@ -81,6 +81,11 @@ class ModelConfig(Section):
         None, "Start from this checkpoint (v2, v2format or v3).", everyday=True
     )
 
+    @property
+    def ends_pointers(self) -> bool:
+        """Whether the selector may end a pointer early, or show nothing."""
+        return self.selector == "stop" or (self.selector == "features" and self.can_stop)
+
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.hidden % self.num_heads:
@@ -174,11 +179,28 @@ class SftConfig(Section):
     warm_up: Share = option(0.05, "Share of the steps with a rising rate.", "--warm-up")
 
 
+class DenseConfig(Section):
+    """Comparison of all candidates of a query, for rewards of many or all of its pool."""
+
+    objective: Literal["listwise", "hinge"] = option(
+        "listwise",
+        "listwise: softmax(reward / τ) as the target; hinge: pairs of unequal reward.",
+        "--dense-objective",
+    )
+    epochs: int = option(5, "Epochs of the dense stage.", "--dense-epochs", ge=1)
+    lr: Positive = option(1e-3, "Its learning rate, which falls to 0.", "--dense-lr")
+    weight_decay: float = option(0.05, "Its weight decay.", "--dense-weight-decay", ge=0)
+    temperature: Positive = option(0.15, "τ of the listwise target.", "--dense-temperature")
+    margin: Positive = option(1.0, "Margin of the hinge, in nats.", "--dense-margin")
+
+
 class RunConfig(Section):
     """How it runs."""
 
-    stage: Literal["rl", "sft"] = option(
-        "rl", "rl: RCE, then GRPO if asked; sft: supervised.", everyday=True
+    stage: Literal["rl", "sft", "dense"] = option(
+        "rl",
+        "rl: RCE, then GRPO if asked; sft: supervised; dense: all candidates compared.",
+        everyday=True,
     )
     batch_size: int = option(1, "Groups per step.", everyday=True, ge=1)
     seed: Seed = 0
@@ -227,6 +249,7 @@ class TrainConfig(Section):
     rce: RceConfig = Field(default_factory=RceConfig)
     grpo: GrpoConfig = Field(default_factory=GrpoConfig)
     sft: SftConfig = Field(default_factory=SftConfig)
+    dense: DenseConfig = Field(default_factory=DenseConfig)
     run: RunConfig = Field(default_factory=RunConfig)
 
     @model_validator(mode="after")

@@ -86,7 +86,7 @@ class PairHistory(History):
 
     def __init__(self, selector: FeatureSelector, query: Float[Tensor, "B d"], pool: Pool) -> None:
         self.selector, self.pool, self.step = selector, pool, 0
-        self.stops = selector.config.can_stop
+        self.stops = selector.config.ends_pointers
         self.units = functional.normalize(pool.vectors, dim=-1)
         query = functional.normalize(query, dim=-1)
         self.x = _with_own(self._cosines(query[:, None])[:, 0], pool)

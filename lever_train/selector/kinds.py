@@ -104,7 +104,7 @@ class Memory(History):
         self.selector, self.pool, self.units, self.state = selector, pool, units, state
         self.step = 0
         self.redundancy: Tensor | None = None
-        self.stops = selector.config.selector == "stop"
+        self.stops = selector.config.ends_pointers
 
     def scores(self) -> Float[Tensor, "B W K"]:
         """Scores of the next step."""

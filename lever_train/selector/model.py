@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lever_data.errors import LeverError
 from lever_train.options.train import ModelConfig
 from lever_train.selector.attention import (
     attention_weights,
@@ -152,6 +153,12 @@ class Selector(nn.Module):
         history, real = self.begin(query, pool), pool.mask
         if history.stops:
             limit = self.config.max_shots
+            if positions.shape[-1] > limit:
+                raise LeverError(
+                    f"this {self.config.selector} selector shows at most {limit} demonstrations",
+                    value=positions.shape[-1],
+                    hint="train one with a larger --max-shots",
+                )
             positions, step_mask = with_stop(positions, step_mask, pool.size, limit)
             real = None if real is None else functional.pad(real, (0, 1), value=True)
         B, N, S = positions.shape
