@@ -339,7 +339,7 @@ def test_an_error_names_its_file_and_keeps_the_runs_before_it(tmp_path: Path) ->
         (b"[1]", "the file is not a kind lever knows"),
         (b'{"_meta": {}}', "the file holds no queries"),
         (b'{"foo": 1}', "a JSON object, but of no kind lever knows"),
-        (b"PK\x03\x04 nonsense", "this is no torch file of the zip format"),
+        (b"PK\x03\x04 nonsense", "this is not a torch file of the zip format"),
         (b'{"questions": []}', "the file holds no questions"),
     ],
 )

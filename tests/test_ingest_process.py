@@ -11,7 +11,7 @@ from typing import cast
 import pyarrow as pa
 import pytest
 
-from lever_data.sources.fields import Built
+from lever_data.sources.fields import Batches
 from lever_data.sources.rl_ingest import _write_all
 from lever_data.store.store import RunWriter
 from tests.torture.harness import write_rl_data
@@ -48,4 +48,4 @@ class _Full:
 def test_a_writer_that_fails_in_any_way_ends_the_ingest() -> None:
     empty = pa.RecordBatch.from_pylist([], pa.schema([]))
     with pytest.raises(MemoryError, match="full"):
-        _write_all(cast(RunWriter, _Full()), [Built(empty, empty, 0)] * 100)
+        _write_all(cast(RunWriter, _Full()), [Batches(empty, empty, 0)] * 100)

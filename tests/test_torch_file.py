@@ -110,7 +110,7 @@ def test_a_numpy_array_that_lies_about_itself_is_damaged(state: Any, tmp_path: P
         def __reduce__(self) -> Any:
             return np.ndarray((0,), np.uint8).__reduce__()[0], (np.ndarray, (0,), b"b"), state
 
-    with pytest.raises(LeverError, match=r"damaged|names something that is no tensor"):
+    with pytest.raises(LeverError, match=r"damaged|names something that is not a tensor"):
         read_torch(packed(tmp_path / "x.pt", pickle.dumps(Liar(), protocol=2)))
 
 
@@ -124,7 +124,7 @@ def test_golden_checkpoints_are_what_torch_reads(name: str) -> None:
 @needs_shared
 def test_a_full_lightning_checkpoint_loads_with_inert_placeholders() -> None:
     path = GOLDEN / "selector_k64_s2_l1.v2_full.ckpt"
-    with pytest.raises(LeverError, match=r"names something that is no tensor; at .*omegaconf"):
+    with pytest.raises(LeverError, match=r"names something that is not a tensor; at .*omegaconf"):
         read_torch(path)
     found: Any = read_torch(path, unknown="placeholder")
     plain = torch.load(GOLDEN / "selector_k64_s2_l1.v2_lightning.ckpt", weights_only=True)
@@ -257,7 +257,7 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda p: p.write_bytes(b""), "cannot be read"),
-        (lambda p: p.write_bytes(pickle.dumps([1])), "no torch file of the zip format"),
+        (lambda p: p.write_bytes(pickle.dumps([1])), "not a torch file of the zip format"),
         (lambda p: zipfile.ZipFile(p, "w").close(), "not one that torch.save wrote"),
         (lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), p), "TorchScript"),
     ],

@@ -124,7 +124,7 @@ def encode(value: object, data: bytes, place: Place) -> bytes:
         return json.dumps(value, ensure_ascii=False, check_circular=False).encode()
     except UnicodeEncodeError:
         at, raw = _find_surrogate(data)
-        raise place.error("half of a surrogate pair is no character", at, value=raw) from None
+        raise place.error("half of a surrogate pair is not a character", at, value=raw) from None
     except RecursionError:
         raise place.error("the value is nested too deeply", value=data[:40]) from None
 

@@ -137,7 +137,7 @@ class ByteReader:
     def __init__(self, source: Source, progress: Progress | None = None) -> None:
         self.source = source
         self.offset = 0
-        self._file = _Counting(source, progress)
+        self._file = _CountedFile(source, progress)
         magic = self._file.peek(4)
         if magic.startswith(GZIP_MAGIC):
             self._stream: _Raw = _GzipStream(self._file)
@@ -177,7 +177,7 @@ class ByteReader:
         return data
 
 
-class _Counting(io.RawIOBase):
+class _CountedFile(io.RawIOBase):
     """A file that counts what was read from it and reports it."""
 
     def __init__(self, source: Source, progress: Progress | None) -> None:
@@ -207,7 +207,7 @@ class _Counting(io.RawIOBase):
 class _GzipStream:
     """Gzip members one after another, their checksums verified by the library."""
 
-    def __init__(self, file: _Counting) -> None:
+    def __init__(self, file: _CountedFile) -> None:
         self._stream = gzip.GzipFile(fileobj=cast(IO[bytes], file), mode="rb")
 
     def read(self, size: int = -1, /) -> bytes:
@@ -217,7 +217,7 @@ class _GzipStream:
 class _ZstdStream:
     """Zstandard frames one after another, inflated by Arrow."""
 
-    def __init__(self, file: _Counting) -> None:
+    def __init__(self, file: _CountedFile) -> None:
         self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
 
     def read(self, size: int = -1, /) -> bytes:

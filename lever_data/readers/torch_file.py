@@ -79,7 +79,7 @@ def read_torch(
         raise LeverError(error.what, where=str(path), value=error.value, hint=error.hint) from error
     except zipfile.BadZipFile:
         raise LeverError(
-            "this is no torch file of the zip format",
+            "this is not a torch file of the zip format",
             where=str(path),
             hint="files of torch before 1.6, and plain pickles, are not read: load and save it "
             "again with a newer torch",
@@ -114,7 +114,7 @@ class _Archive:
     def storage(self, identity: Any) -> _Storage:
         """The storage of a persistent id ('storage', type, key, location, numel)."""
         if not (isinstance(identity, tuple) and len(identity) == 5 and identity[0] == "storage"):
-            raise DamagedError("a persistent id that is no storage")
+            raise DamagedError("a persistent id that is not a storage")
         _, kind, key, _, count = identity
         if not (isinstance(kind, Placeholder) and isinstance(key, str) and isinstance(count, int)):
             raise DamagedError("a storage of another form")
@@ -185,7 +185,7 @@ def _allowed(copy: bool) -> dict[str, Rebuild]:
 def _ordered(args: tuple[Any, ...]) -> OrderedDict[Any, Any]:
     pairs = args[0] if args else []
     if not isinstance(pairs, list):
-        raise DamagedError("an OrderedDict of no list")
+        raise DamagedError("an OrderedDict of something that is not a list")
     made: OrderedDict[Any, Any] = OrderedDict()
     for key, value in pairs:
         if not isinstance(key, str | int):
@@ -205,7 +205,7 @@ def _latin1(args: tuple[Any, ...]) -> bytes:
 def _dtype(args: tuple[Any, ...]) -> np.dtype[Any]:
     """A type of numbers; numpy's other types can hold anything."""
     if not isinstance(args[0], str) or re.fullmatch(r"[fiub][1248]", args[0]) is None:
-        raise DamagedError("an array of something that is no number")
+        raise DamagedError("an array of something that is not a number")
     return np.dtype(args[0])
 
 
@@ -235,7 +235,7 @@ def _fill(target: object, state: object) -> None:
     if not all(isinstance(n, int) and 0 <= n < 1 << 40 for n in sizes) or len(sizes) > 32:
         raise DamagedError("a numpy array of impossible shape")
     if not isinstance(kind, np.dtype) or not isinstance(data, bytes):
-        raise DamagedError("a numpy array of something that is no number")
+        raise DamagedError("a numpy array of something that is not a number")
     if math.prod(sizes) * kind.itemsize != len(data):
         raise DamagedError(f"a numpy array {list(sizes)} of {len(data)} bytes")
     target.__setstate__((1, sizes, kind, bool(is_fortran), data))  # type: ignore[arg-type]

@@ -110,7 +110,7 @@ class Machine(_Unpickler):  # type: ignore[misc]
         full = f"{module}.{name}"
         if full not in self._allowed and self._unknown == "error":
             raise LeverError(
-                "the file names something that is no tensor",
+                "the file names something that is not a tensor",
                 value=full,
                 hint="lever imports nothing a file names; save the bare tensor instead",
             )
@@ -118,7 +118,7 @@ class Machine(_Unpickler):  # type: ignore[misc]
 
     def _call(self, function: Any, args: Any) -> Any:
         if not isinstance(function, Placeholder) or not isinstance(args, tuple):
-            raise DamagedError("a call of something that is no name")
+            raise DamagedError("a call of something that is not a name")
         rebuild = self._allowed.get(function.name) if function.args is None else None
         return Placeholder(function.name, args) if rebuild is None else rebuild(args)
 
@@ -181,7 +181,7 @@ class Machine(_Unpickler):  # type: ignore[misc]
 
 
 def _require_keys(keys: Iterable[Any]) -> None:
-    """Refuse keys that are no plain values: hashing a nested tuple may take forever."""
+    """Refuse keys that are not plain values: hashing a nested tuple may take forever."""
     for key in keys:
         flat = key if isinstance(key, tuple) else (key,)
         if not all(isinstance(part, _KEYS) for part in flat):

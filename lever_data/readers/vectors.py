@@ -59,7 +59,7 @@ def map_npy(path: Path) -> np.ndarray:
     """The array of a ``.npy`` file, mapped.
 
     Raises:
-        ValueError: it is none. numpy parses the header as Python and lets out whatever that gives.
+        ValueError: it is not one. numpy parses the header as Python: whatever that gives is one.
         OSError: it cannot be read.
     """
     if not is_npy(path):  # numpy would take it for a pickle, and say how to load it unsafely
@@ -135,7 +135,7 @@ def _read_safetensors(path: Path) -> np.ndarray:
             raise ValueError("the header is longer than the file")
         header = json.loads(handle.read(length))
     if not isinstance(header, dict):
-        raise ValueError("the header is no object")
+        raise ValueError("the header is not an object")
     header.pop("__metadata__", None)
     if len(header) != 1:
         raise LeverError(
@@ -175,7 +175,7 @@ def _check(values: object, path: Path) -> np.ndarray:
     found = f"{values.dtype} {list(values.shape)}"
     if np.issubdtype(values.dtype, np.integer) and values.ndim == 2:
         raise LeverError(
-            "a table of integers is no embeddings file",
+            "a table of integers is not an embeddings file",
             where=str(path),
             value=found,
             hint="a table of candidate ids goes to `lever train --pool`",

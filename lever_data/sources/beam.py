@@ -20,8 +20,8 @@ from lever_data.readers.json_blocks import count_tokens
 from lever_data.readers.json_exact import Place
 from lever_data.sources.fields import (
     RESERVED,
+    Batches,
     BeamValue,
-    Built,
     Context,
     FaultError,
     Record,
@@ -44,7 +44,7 @@ class BeamFormat:
         self._values = msgspec.json.Decoder(BeamValue)
         self._extra: dict[int, dict[str, Any]] = {}  # unknown keys by query, until they are built
 
-    def read_block(self, text: bytes) -> Built:
+    def read_block(self, text: bytes) -> Batches:
         """The queries of an object's text; RefusedError where something is unusual or wrong."""
         records = decode_object(self._blocks, text)
         try:
@@ -86,7 +86,7 @@ class BeamFormat:
             raise place.field_error(fault.what, data, fault.path) from None
         return record
 
-    def build(self, records: Sequence[Record]) -> Built:
+    def build(self, records: Sequence[Record]) -> Batches:
         """Record batches: a row per beam, and a row per query for what belongs to the query."""
         values = [record.value for record in records]
         counts = np.array([len(value.id_list) for value in values], dtype=np.int64)
@@ -107,7 +107,7 @@ class BeamFormat:
         }
         extras = [to_json(self._extra.pop(record.query_id, None)) for record in records]
         queries = {"query_id": pa.array(ids), "extra": pa.array(extras, pa.string())}
-        return Built(
+        return Batches(
             _batch(arrays, schema.CANDIDATES, total, self.context),
             _batch(queries, schema.QUERIES, len(records), self.context),
             3 * len(records),

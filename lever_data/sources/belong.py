@@ -20,7 +20,7 @@ from lever_data.items.items import official_id, other_question
 from lever_data.items.prompts import Id
 from lever_data.items.vqa_metric import fallback_match, vqa_accuracy
 from lever_data.relations.db import open_session
-from lever_data.sources.fields import Built
+from lever_data.sources.fields import Batches
 from lever_data.sources.questions import ItemFile, match
 from lever_data.store.store import RunSpec, Store
 
@@ -83,7 +83,7 @@ class Guard:
         self._ids: dict[int, Id] | None = None
         self._evidence = Evidence()
 
-    def watch(self, batches: Iterable[Built]) -> Iterator[Built]:
+    def watch(self, batches: Iterable[Batches]) -> Iterator[Batches]:
         """The batches, as they are.
 
         Raises:
@@ -98,7 +98,7 @@ class Guard:
             rows = self._con.execute(sql, [list(self._evidence.said)]).fetchall()
             self._evidence.require(dict(rows), "/".join(map(str, self._place)))
 
-    def _compare(self, con: duckdb.DuckDBPyConnection, built: Built) -> None:
+    def _compare(self, con: duckdb.DuckDBPyConnection, built: Batches) -> None:
         asked = built.queries.column("question_id")
         if asked.null_count == len(asked):
             self._evidence.add(built.candidates)

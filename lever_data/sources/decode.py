@@ -1,9 +1,9 @@
 """Decode legacy RL and beam data into Arrow batches of the store's tables.
 
-In goes the text of one giant JSON object (query id → value), out come
-:class:`~lever_data.sources.fields.Built` batches in file order. A block of text is first decoded at
-once by the typed decoder of its format; only where that refuses are its members taken one by one
-by the careful path, which reads what is unusual (NaN, new keys) and says exactly what is wrong.
+In goes the text of one giant JSON object (query id → value), out come the batches of the two tables
+in file order. A block of text is first decoded at once by the typed decoder of its format; only
+where that refuses are its members taken one by one by the careful path, which reads what is unusual
+(NaN in lists, whole numbers written as floats) and says exactly what is wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lever_data.readers import json_exact
 from lever_data.readers.json_blocks import BLOCK, Block, split_blocks
 from lever_data.readers.json_exact import NotJsonError, Place
 from lever_data.readers.json_object import Member, Scanner
-from lever_data.sources.fields import Built, Context, Record, RefusedError
+from lever_data.sources.fields import Batches, Context, Record, RefusedError
 
 TOP_LIMIT = 4 << 20  # bytes of `_…` members, which are kept in the manifest
 BATCH_BYTES = 4 << 20  # of text, per batch of the careful path
@@ -35,7 +35,7 @@ class Format(Protocol):
 
     context: Context
 
-    def read_block(self, text: bytes) -> Built:
+    def read_block(self, text: bytes) -> Batches:
         """The batches of an object's text, all of it proven to be there, or RefusedError."""
 
     def read_value(
@@ -48,7 +48,7 @@ class Format(Protocol):
     ) -> Record:
         """One member's value, or a LeverError; ``on_fault`` is told of a part left out instead."""
 
-    def build(self, records: Sequence[Record]) -> Built:
+    def build(self, records: Sequence[Record]) -> Batches:
         """The batches of records that were read one by one."""
 
 
@@ -115,7 +115,7 @@ class LegacyReader:
         self.num_queries = 0
         self.found = Findings()
 
-    def batches(self) -> Iterator[Built]:
+    def batches(self) -> Iterator[Batches]:
         """The file's rows in file order, in batches of about a block of text.
 
         Raises:
@@ -138,7 +138,7 @@ class LegacyReader:
             self.found.skip(error)
             return b""
 
-    def _at_once(self, block: Block) -> Built:
+    def _at_once(self, block: Block) -> Batches:
         """Decode a whole block, and prove that nothing of it was dropped.
 
         Raises:
@@ -163,7 +163,7 @@ class LegacyReader:
         self.found.non_finite += non_finite
         return built
 
-    def _careful(self, block: Block, blocks: Iterator[Block]) -> Iterator[Built]:
+    def _careful(self, block: Block, blocks: Iterator[Block]) -> Iterator[Batches]:
         """Take the members one by one, from ``block`` to the next end of a block."""
         feed = _Feed(block, blocks)
         scanner = Scanner(feed, self._name, block.offset)

@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]  # candidates written, candidates in all
 
 
 @dataclass(frozen=True)
-class Exported:
+class Export:
     """What was written."""
 
     run: Run
@@ -53,7 +53,7 @@ def export(
     out: Path,
     progress: Progress | None = None,
     reader: Reader | None = None,
-) -> Exported:
+) -> Export:
     """Write a run as legacy JSON to ``out``; gzip where the name ends in ``.gz``.
 
     The file appears under its name only when it is whole. ``reader`` names the state of the legacy
@@ -88,7 +88,7 @@ def export(
                 progress(num_candidates, run.rows.get("candidates", 0))
         file.write((b"" if separator == b",\n" else b"{") + b"\n}\n")
         _check_count(run, num_candidates)
-    return Exported(run, num_queries, num_candidates)
+    return Export(run, num_queries, num_candidates)
 
 
 def _check_count(run: Run, num_candidates: int) -> None:

@@ -198,7 +198,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Built:
+class Batches:
     """Two record batches of one block, and the string tokens of the text they account for.
 
     The count is a proof: where it equals the number of string tokens in the text, no member of any

@@ -22,7 +22,7 @@ from lever_data.sources.fields import (
     CANDIDATE_FIELDS,
     RESERVED,
     VALUE_FIELDS,
-    Built,
+    Batches,
     Context,
     FaultError,
     Layout,
@@ -52,7 +52,7 @@ class RlFormat:
         self._plain_block = msgspec.json.Decoder(dict[int, Any])
         self._value = msgspec.json.Decoder(fields.Value)
 
-    def read_block(self, text: bytes) -> Built:
+    def read_block(self, text: bytes) -> Batches:
         """The queries of an object's text.
 
         Raises:
@@ -128,7 +128,7 @@ class RlFormat:
         check_query(record)
         return record
 
-    def build(self, records: Sequence[Record]) -> Built:
+    def build(self, records: Sequence[Record]) -> Batches:
         """Record batches of these queries, in their order.
 
         Raises:
@@ -137,11 +137,11 @@ class RlFormat:
         self.layout = self.layout or find_layout(records)
         return self._build(records)
 
-    def _build(self, records: Sequence[Record]) -> Built:
+    def _build(self, records: Sequence[Record]) -> Batches:
         layout = self.layout or find_layout(records)
         candidates, tokens = candidate_batch(records, layout, self.context)
         queries, more = query_batch(records, layout, self.context)
-        return Built(candidates, queries, tokens + more)
+        return Batches(candidates, queries, tokens + more)
 
 
 def find_layout(records: Sequence[Record]) -> Layout:
