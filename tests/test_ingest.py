@@ -181,7 +181,7 @@ def test_many_nans_do_not_leave_the_fast_path_unequal(tmp_path: Path) -> None:
 
 
 def test_unknown_keys_can_be_asked_for_in_sql(tmp_path: Path) -> None:
-    file = {"1": {"pointer_candidates": [{"pointer": [1], "note": "x", "deep": {"a": [1]}}]}}
+    file = {"1": {"pointer_candidates": [{"pointer": [2], "note": "x", "deep": {"a": [1]}}]}}
     run = ingest_one(write(tmp_path, "a.json", file), tmp_path / "s")
     assert json.loads(rows(run, "candidates")[0]["extra"]) == {"note": "x", "deep": {"a": [1]}}
     sql = "select extra->>'$.note' as note, extra->>'$.deep.a[0]' as deep from all_candidates"
