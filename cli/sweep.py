@@ -43,18 +43,23 @@ def sweep(
         report = library(resolved, jobs, notice, advance)
     if not emit(report.to_json(), json):
         _show(report)
+    notice(f"page: {resolved.out / report.name / 'sweep.html'}")
     notice(f"committed as {report.run}: select * from sweeps where sweep = '{report.name}'")
     if report.failed:
         raise typer.Exit(1)
 
 
 def _show(report: SweepReport) -> None:
+    from lever_train.flow.sweep_page import choice, luck, setting
+
     names = list(dict.fromkeys(name for cell in report.cells for name in cell.settings))
+    shares = ["accuracy %", "low", "high", "against SFT", "low", "high"]
     emit_table(
-        [*names, "accuracy %", "low", "high", "against SFT", "low", "high"],
+        [*names, "held-out %", *shares],
         [
             [
-                *(_plain(cell.settings.get(name)) for name in names),
+                *(setting(cell.settings.get(name, "")) for name in names),
+                None if cell.validation is None else f"{100 * cell.validation:.2f}",
                 *(f"{100 * v:.2f}" for v in (cell.accuracy, cell.low, cell.high)),
                 *(
                     None if v is None else f"{100 * v:+.2f}"
@@ -63,16 +68,8 @@ def _show(report: SweepReport) -> None:
             ]
             for cell in report.cells
         ],
-        title=f"Sweep {report.name}: mean over shot numbers, 95 % intervals",
+        title=f"Sweep {report.name} on {report.about['dataset/split']}, answered by "
+        f"{report.about['answerer']}: mean over shot numbers, 95 % intervals",
     )
-    best = report.cells[0]
-    print(
-        f"\nbest of {len(report.cells)} cells: {best.accuracy:.2%} "
-        f"({best.low:.2%} to {best.high:.2%}); were all cells equally good, the best would lead "
-        f"their mean by {100 * report.luck:.2f} points by luck"
-    )
-    print(f"its checkpoint: {best.checkpoint}")
-
-
-def _plain(value: object) -> object:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    print(f"\n{choice(report)}\n{luck(report)}")
+    print(f"its checkpoint: {report.cells[0].checkpoint}")

@@ -21,6 +21,8 @@ from lever_data.report.audit_page import audit_page
 from lever_data.report.page import Chart, Figure, Line, Section, Table, render, selector_colours
 from lever_train.evaluate.scoreboard import Paired, Row, Scoreboard
 from lever_train.evaluate.scoreboard_page import scoreboard_page
+from lever_train.flow.sweep import Cell, SweepReport
+from lever_train.flow.sweep_page import sweep_page
 from lever_train.learn.curves import curves_page
 from lever_train.learn.log import Log
 from tests.stores import candidate, commit, new_store
@@ -35,7 +37,7 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 CHARTS = ("classes", "spread", "sources", "oracle", "modes", "evaluation", "demonstrations",
           "policy", "noise")  # fmt: skip
 EVIL = "<script>alert('x')</script>"
-KINDS = ("audit", "audits", "evaluation", "curves")
+KINDS = ("audit", "audits", "evaluation", "curves", "sweep")
 
 
 class Page(HTMLParser):
@@ -110,6 +112,16 @@ def _scoreboard() -> Scoreboard:
     return Scoreboard(tuple(rows), (pair,), "evaluation-x", {"dataset/split": EVIL})
 
 
+def _sweep() -> SweepReport:
+    cells = [
+        Cell(str(k), {"reward.mode": EVIL, "run.seed": k}, 0.2 + k / 99, 0.1, 0.4, None, None, None,
+             60, "e", "c.pt", 0.3 - k / 99)
+        for k in range(12)
+    ]  # fmt: skip
+    about = {"dataset/split": EVIL, "answerer": "nearest"}
+    return SweepReport("s", tuple(cells), 0.01, "sweep-x", (), 12, True, about)
+
+
 def _log(val_loss: list[float]) -> Log:
     log = Log()
     for epoch, loss in enumerate(val_loss, 1):
@@ -125,6 +137,7 @@ def pages(audits: list[Audit]) -> dict[str, str]:
         "audit": audit_page(audits[:1]),
         "audits": audit_page(audits),
         "evaluation": scoreboard_page(_scoreboard()),
+        "sweep": sweep_page(_sweep()),
         "curves": curves_page(_log([2.0, 1.0, 3.0]), EVIL, {"reward": EVIL}, f"a = '{EVIL}'"),
     }
 

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 
 from lever_data import connect
+from lever_data.catalog import macros
+from lever_data.errors import UsageError
+from lever_data.relations.rewards import reward_sql
 from lever_data.store.store import Store
 from lever_demo.demo import DemoOptions, prepare_demo
 from lever_demo.world import WorldSpec
-from lever_train.flow.sweep import _luck, _shared, _task
+from lever_train.flow.sweep import (
+    Cell,
+    SweepReport,
+    _is_held_out,
+    _luck,
+    _merit,
+    _require_distinct,
+    _shared,
+    _task,
+)
+from lever_train.flow.sweep_page import choice, luck, sweep_page
 from lever_train.options.pipeline import PipelineConfig
 from lever_train.options.sweep import SweepConfig, cell_config, load_sweep
+from lever_train.options.train import TrainConfig
 from tests.commands import lever
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -121,6 +137,59 @@ def test_two_cells_that_are_the_same_are_refused(
     assert not (tmp_path / "sweeps").exists()
 
 
+@pytest.mark.parametrize(
+    "grid",
+    [
+        '"reward.mode" = ["soft_only"]\n"reward.hard_weight" = [1.0, 2.0]',
+        '"grpo.epochs" = [0]\n"grpo.lr" = [1e-4, 1e-5]',
+        '"sft.lr" = [1e-4, 1e-5]',
+    ],
+)
+def test_cells_that_are_equal_by_construction_are_refused(tmp_path: Path, grid: str) -> None:
+    base = prepare_demo(DemoOptions(tmp_path / "d", WorldSpec(30, 10, 5)))[1]
+    sweep = load_sweep(_write(tmp_path, f'name = "s"\n[grid]\n{grid}\n'))
+    with pytest.raises(UsageError, match="two cells of the sweep are the same"):
+        _require_distinct(sweep, base)
+
+
+@pytest.mark.parametrize("name", ["reward_grid", "rce_or_grpo", "views_ablation"])
+def test_the_shipped_sweeps_have_no_equal_cells(tmp_path: Path, name: str) -> None:
+    """Nor such as only algebra shows: no two rewards rank and space every candidate alike."""
+    sweep = load_sweep(EXAMPLES / f"{name}.toml")
+    _require_distinct(sweep, prepare_demo(DemoOptions(tmp_path / "d", WorldSpec(30, 10, 5)))[1])
+    con = duckdb.connect()
+    for text in macros().values():
+        con.execute(text)
+    draw = random.Random(0)
+    scores = [(r := draw.randint(0, 1), r * draw.random(), draw.random()) for _ in range(50)]
+    con.execute("create table v (vqa_correct int, vqa_acc_score double, vqa_gt_prob double)")
+    con.executemany("insert into v values (?, ?, ?)", scores)
+    made = []
+    for settings in sweep.settings():
+        others = {k: v for k, v in settings.items() if not k.startswith("reward.")}
+        reward = reward_sql(cell_config(TrainConfig(), sweep, settings, name).reward)
+        made.append(json.dumps([others, con.execute(f"select {reward} from v").fetchall()]))
+    assert len(set(made)) == len(made)
+
+
+def _of(accuracy: float, validation: float | None, **settings: object) -> Cell:
+    return Cell("c", settings, accuracy, 0.1, 0.9, None, None, None, 60, "e", "p", validation)
+
+
+def test_cells_are_chosen_on_held_out_questions_where_all_hold_the_same_out() -> None:
+    held_out = [_of(0.5, 0.2, **{"rce.lr": 1}), _of(0.4, 0.3, **{"rce.lr": 2})]
+    assert _is_held_out(held_out)
+    assert max(held_out, key=lambda cell: _merit(cell, True)).validation == 0.3
+    assert not _is_held_out([_of(0.5, None), _of(0.4, 0.3)])
+    assert not _is_held_out([_of(0.5, 0.2, **{"data.view": ["beam"]})])
+    cells = tuple(held_out)
+    said = SweepReport("s", cells, 0.01, "r", (), 1, False, {"dataset/split": "d/val"})
+    assert "Chosen by the accuracy it is reported with" in choice(said)
+    assert "1 distinct cells (1 answered every question like another)" in luck(said)
+    page = sweep_page(said)
+    assert "partly luck" in page and 'class="marked"' in page
+
+
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_sweep_runs_resumes_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
@@ -134,7 +203,13 @@ def test_a_sweep_runs_resumes_and_reports(
     )
     report = json.loads(lever("sweep", path, "--jobs", jobs, "--json", "-").stdout)
     cells = report["cells"]
-    assert [c["accuracy"] for c in cells] == sorted((c["accuracy"] for c in cells), reverse=True)
+    # chosen on held-out training questions: the split that is reported took no part
+    assert report["is_held_out"] and report["num_distinct"] <= 2
+    assert [c["validation"] for c in cells] == sorted(
+        (c["validation"] for c in cells), reverse=True
+    )
+    page = (tmp_path / "sweeps" / "s" / "sweep.html").read_text()
+    assert report["run"] in page and "which took no part in the choice" in page
     assert {c["settings"]["reward.mode"] for c in cells} == {"hard_plus_soft", "soft_only"}
     for cell in cells:
         assert cell["low"] <= cell["accuracy"] <= cell["high"] and cell["num_queries"] == 60
@@ -148,7 +223,8 @@ def test_a_sweep_runs_resumes_and_reports(
     (tmp_path / "sweeps" / "s" / cells[0]["cell"] / "result.json").unlink()
     again = lever("sweep", path, "--jobs", "1")
     assert "1 of 2 cells are finished already" in again.stderr
-    assert "best of 2 cells" in again.stdout and "by luck" in again.stdout
+    assert "Chosen by its accuracy on held-out training questions" in again.stdout
+    assert "points by luck" in again.stdout
     assert len([r for r in store.runs() if r.kind == "sweep"]) == 1  # the same cells, the same run
 
 

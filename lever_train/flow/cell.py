@@ -55,5 +55,10 @@ def run_cell(task: CellTask) -> None:
     if sft is not None:
         checkpoints = {"sft": Path(sft), **checkpoints}
     board = judge(work, task.shared, checkpoints).scoreboard
-    found = {"evaluation": board.run, "checkpoint": str(result.last), "settings": task.settings}
+    found = {
+        "evaluation": board.run,
+        "checkpoint": str(result.last),
+        "settings": task.settings,
+        "validation": result.epochs[-1].get("val_pick_accuracy"),
+    }
     write_atomic(task.result, json.dumps(found, indent=1).encode())

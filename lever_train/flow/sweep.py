@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,33 @@ import pyarrow as pa
 
 from lever_data import connect
 from lever_data.errors import LeverError, UsageError
+from lever_data.relations.rewards import reward_sql
 from lever_data.report.statistics import bootstrap_mean
 from lever_data.store.files import write_atomic
 from lever_data.store.schema import SWEEPS
-from lever_data.store.store import RunSpec, Store
+from lever_data.store.store import Run, RunSpec, Store
 from lever_train.flow.cell import CellTask, run_cell
 from lever_train.flow.pipeline import Outputs, Pipeline, Say, Step
 from lever_train.flow.steps import build_steps
+from lever_train.flow.sweep_page import sweep_page
 from lever_train.flow.training import keyed
 from lever_train.options.pipeline import PipelineConfig, load_pipeline
 from lever_train.options.sweep import Settings, SweepConfig, cell_config
+from lever_train.options.train import TrainConfig
 
 SHARED = ("ingest", "embed", "pool", "beam", "sft", "generate")  # steps all cells have in common
 OWN = ("train", "evaluate")
 REPLICATES = 1000
+PAGE = "sweep.html"  # beside report.json
 Progress = Callable[[float, float | None, str], None]
 
 
 @dataclass(frozen=True)
 class Cell:
     """A finished cell: ``accuracy`` in [0, 1], mean over queries and shot numbers, with its 95 %
-    interval; ``difference`` to the SFT model where there is one, paired by query."""
+    interval; ``difference`` to the SFT model where there is one, paired by query. ``validation``:
+    accuracy of the stored candidate it likes best on training questions that were held out, where
+    there are any."""
 
     cell: str
     settings: Settings
@@ -56,18 +62,29 @@ class Cell:
     num_queries: int
     evaluation: str
     checkpoint: str
+    validation: float | None = None
 
 
 @dataclass(frozen=True)
 class SweepReport:
-    """All cells, best first. ``luck``: by how much the best of as many equally good cells would
-    lead their mean by chance alone, on the same queries."""
+    """All cells, the chosen one first.
+
+    Args:
+        luck: by how much the best of ``num_distinct`` equally good cells would lead their mean by
+            chance alone, on the same queries; cells that answer every query alike are one.
+        is_held_out: whether the choice was made on held-out training questions, and not on the
+            split whose accuracy is reported, where the winner is partly the luckiest.
+        about: what the figures are of: dataset, split, answerer, run, date, by name.
+    """
 
     name: str
     cells: tuple[Cell, ...]
     luck: float
     run: str
     failed: tuple[tuple[Settings, str], ...] = ()
+    num_distinct: int = 0
+    is_held_out: bool = False
+    about: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -135,7 +152,7 @@ def _own_steps(config: PipelineConfig) -> list[Step]:
 
 
 def _require_distinct(config: SweepConfig, base: PipelineConfig) -> None:
-    """Two processes would train in one folder, and a report would count one cell twice.
+    """A report would count one cell twice, and two processes would train in one folder.
 
     Raises:
         UsageError: two cells differ in nothing that changes a result.
@@ -143,14 +160,26 @@ def _require_distinct(config: SweepConfig, base: PipelineConfig) -> None:
     seen: dict[str, Settings] = {}
     for settings in config.settings():
         training = cell_config(base.train, config, settings, config.name)
-        known = json.dumps(keyed(training), sort_keys=True)
-        if known in seen:
+        made = json.dumps(_construction(training), sort_keys=True)
+        if made in seen:
             raise UsageError(
                 "two cells of the sweep are the same",
-                value=f"{json.dumps(seen[known])} and {json.dumps(settings)}",
-                hint="leave one out; options such as run.threads change no cell",
+                value=f"{json.dumps(seen[made])} and {json.dumps(settings)}",
+                hint="leave one out; run.threads, a weight that the reward mode does not read, or "
+                "an option of a phase without epochs changes no cell",
             )
-        seen[known] = settings
+        seen[made] = settings
+
+
+def _construction(config: TrainConfig) -> dict[str, Any]:
+    """What a training computes with: the reward as SQL, and no options of phases it has not (SFT is
+    shared by all cells)."""
+    found = keyed(config) | {"reward": reward_sql(config.reward)}
+    return {
+        section: values
+        for section, values in found.items()
+        if section != "sft" and (section not in ("rce", "grpo") or values["epochs"])
+    }
 
 
 def _run_missing(
@@ -205,16 +234,44 @@ def _report(
         scores.append(own)
         cells.append(_cell(task, result, own, _per_query(con, result["evaluation"], "sft")))
     run = _commit(config, base, cells)
+    judged_on = _is_held_out(cells)
+    distinct = np.unique(np.stack(scores, axis=1), axis=1)
     report = SweepReport(
         config.name,
-        tuple(sorted(cells, key=lambda cell: -cell.accuracy)),
-        _luck(np.stack(scores, axis=1)),
-        run,
+        tuple(sorted(cells, key=lambda cell: _merit(cell, judged_on), reverse=True)),
+        _luck(distinct),
+        run.run,
         tuple(failed),
+        distinct.shape[1],
+        judged_on,
+        {
+            "dataset/split": f"{run.dataset}/{run.split}",
+            "base": f"`{config.base}`",
+            "answerer": base.answerer.spec,
+            "run": f"`{run.run}`",
+            "date": f"{run.committed_at[:16].replace('T', ' ')} UTC",
+        },
     )
-    text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
-    write_atomic(config.out / config.name / "report.json", text.encode())
+    folder = config.out / config.name
+    write_atomic(
+        folder / "report.json",
+        json.dumps(report.to_json(), indent=1, ensure_ascii=False).encode(),
+    )
+    write_atomic(folder / PAGE, sweep_page(report).encode())
     return report
+
+
+def _is_held_out(cells: Sequence[Cell]) -> bool:
+    """Whether held-out training questions can choose: every cell was validated on the same ones
+    and the same candidates, so none sets what data it reads."""
+    return all(
+        cell.validation is not None and not any(name.startswith("data.") for name in cell.settings)
+        for cell in cells
+    )
+
+
+def _merit(cell: Cell, is_held_out: bool) -> tuple[float, float]:
+    return (cell.validation or 0.0) if is_held_out else cell.accuracy, cell.accuracy
 
 
 def _per_query(con: duckdb.DuckDBPyConnection, run: str, selector: str) -> np.ndarray:
@@ -231,7 +288,7 @@ def _per_query(con: duckdb.DuckDBPyConnection, run: str, selector: str) -> np.nd
 
 
 def _cell(
-    task: CellTask, result: Mapping[str, str], own: np.ndarray, reference: np.ndarray
+    task: CellTask, result: Mapping[str, Any], own: np.ndarray, reference: np.ndarray
 ) -> Cell:
     found = bootstrap_mean(own)
     change = bootstrap_mean(own - reference) if len(reference) else None
@@ -245,8 +302,9 @@ def _cell(
         difference_low=None if change is None else change.low,
         difference_high=None if change is None else change.high,
         num_queries=len(own),
-        evaluation=result["evaluation"],
-        checkpoint=result["checkpoint"],
+        evaluation=str(result["evaluation"]),
+        checkpoint=str(result["checkpoint"]),
+        validation=result.get("validation"),
     )
 
 
@@ -264,8 +322,8 @@ def _luck(scores: np.ndarray) -> float:
     return float((means.max(1) - means.mean(1)).mean())
 
 
-def _commit(config: SweepConfig, base: PipelineConfig, cells: Sequence[Cell]) -> str:
-    """The run of kind ``sweep`` with one row a cell; returns its id."""
+def _commit(config: SweepConfig, base: PipelineConfig, cells: Sequence[Cell]) -> Run:
+    """The run of kind ``sweep`` with one row per cell."""
     rows = [
         {**asdict(cell), "sweep": config.name, "settings": json.dumps(cell.settings)}
         for cell in cells
@@ -276,10 +334,11 @@ def _commit(config: SweepConfig, base: PipelineConfig, cells: Sequence[Cell]) ->
         split=base.data.eval_split,
         source_sha256=hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest(),
         parameters={"name": config.name},
+        parents=tuple(dict.fromkeys(cell.evaluation for cell in cells)),
     )
     store = Store.open(base.data.store)
-    if store.find(spec) is None:
-        with store.begin(spec) as writer:
-            writer.write("sweeps", pa.Table.from_pylist(rows, SWEEPS))
-            writer.commit()
-    return spec.run_id()
+    if (found := store.find(spec)) is not None:
+        return found
+    with store.begin(spec) as writer:
+        writer.write("sweeps", pa.Table.from_pylist(rows, SWEEPS))
+        return writer.commit()
