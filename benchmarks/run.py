@@ -149,6 +149,11 @@ def proposals(plan: Plan) -> Iterator[Figure]:
     yield from _program(plan, "benchmarks.proposals", "--cache-rows", "100000")
 
 
+def endpoint(plan: Plan) -> Iterator[Figure]:
+    """Answers from an endpoint, beside a plain loop."""
+    yield from _program(plan, "benchmarks.endpoint", "--answers", "4000" if plan.long else "1000")
+
+
 def metric(plan: Plan) -> Iterator[Figure]:
     """Predictions scored."""
     yield from _program(plan, "benchmarks.metric")
@@ -160,6 +165,7 @@ BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "audit": audit,
     "training": training,
     "proposals": proposals,
+    "endpoint": endpoint,
     "metric": metric,
 }
 

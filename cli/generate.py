@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from lever_data.options import words
 from lever_data.vocabulary import DryRun, JsonFile
 from lever_train.options.rollout import Execution, Request
 
@@ -15,9 +16,18 @@ if TYPE_CHECKING:
     from lever_train.rollout.generate import Forecast, Outcome
 
 
+Show = Annotated[
+    int, words("With --dry-run: print the first N prompts, word by word.", metavar="N", ge=0)
+]
+
+
 @with_flags
 def generate(
-    request: Request, execution: Execution, dry_run: DryRun = False, json: JsonFile = None
+    request: Request,
+    execution: Execution,
+    dry_run: DryRun = False,
+    show: Show = 0,
+    json: JsonFile = None,
 ) -> None:
     """Generate RL data: propose candidates, have them answered, score the answers.
 
@@ -26,8 +36,12 @@ def generate(
     from lever_train.rollout import generate as rollout
 
     if dry_run:
-        _show_forecast(rollout.forecast(request), json)
+        _show_forecast(rollout.forecast(request, show), json)
         return
+    if show:
+        from lever_data.errors import UsageError
+
+        raise UsageError("--show goes with --dry-run", value=show)
     with progress_bar("generate", "queries") as advance:
         outcome = rollout.generate(request, execution, advance)
     _show_outcome(outcome, json)
@@ -38,6 +52,8 @@ def _show_forecast(forecast: Forecast, json: Path | None) -> None:
 
     if emit(asdict(forecast), json):
         return
+    for number, prompt in enumerate(forecast.prompts, 1):
+        print(f"-- prompt {number}\n{prompt}\n--")
     if forecast.already:
         print(f"already generated as {forecast.run}; nothing would be asked")
     else:
@@ -54,7 +70,8 @@ def _show_outcome(outcome: Outcome, json: Path | None) -> None:
         notice(line)
     name = outcome.run.run if outcome.run else None
     counts = {"asked": tally.asked, "cached": tally.hits, "missing_shards": outcome.missing}
-    if emit({"run": name, "already": outcome.already, **vars(report), **counts}, json):
+    answers = {} if outcome.answers is None else vars(outcome.answers) | {"cut": outcome.cut}
+    if emit({"run": name, "already": outcome.already, **vars(report), **counts, **answers}, json):
         return
     if outcome.run is None:
         print(f"{outcome.missing:,} shards are left to others; nothing is committed yet")
@@ -74,3 +91,8 @@ def _show_outcome(outcome: Outcome, json: Path | None) -> None:
         f"{head} {outcome.run.run}: {report.candidates:,} candidates of {report.queries:,} "
         f"queries; {shares}{paid}"
     )
+    if outcome.answers is not None:
+        said = outcome.answers
+        cut = "" if outcome.already else f", cut {outcome.cut:.1%}"
+        common = ", ".join(f"{answer} ({count:,})" for answer, count in said.commonest)
+        print(f"accuracy {said.accuracy:.1%}; empty {said.empty:.1%}{cut}; commonest: {common}")

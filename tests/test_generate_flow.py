@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from lever_train.options.rollout import Request
 from lever_train.rollout import ask as module
 from lever_train.rollout.ask import AnswerCache, Asker, Talk, Tally
 from lever_train.rollout.generate import forecast, generate
+from tests.commands import lever
 from tests.endpoint import EXPECTED, Endpoint, Handler, answerer, prompts, serving
 from tests.rollouts import World, add_images, make_world, rows
 
@@ -180,3 +183,42 @@ def test_failed_answers_are_asked_anew_by_the_same_command(
     third = generate(job)
     assert (third.already, third.run, third.tally.asked) == (True, second.run, 0)
     assert not list((world.store / "jobs").iterdir())
+
+
+def test_the_summary_says_what_the_answers_are_like(world: World, endpoint: Endpoint) -> None:
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
+        number = int(question.split("?")[0].split()[-1])
+        text = {0: "", 1: f"what is number {number}", 2: "Question: who?"}.get(number, "red")
+        return handler.answer(text)
+
+    endpoint.fault = fault
+    words = [
+        "--answerer",
+        f"openai:{endpoint.url}",
+        "--model",
+        "m",
+        "--image-root",
+        str(world.images),
+    ]
+    done = lever(*world.argv(*words))
+    found = rows(Store.open(world.store).runs()[0])
+    total, of = len(found), Counter(r["query_id"] for r in found)
+    accuracy = sum(r["vqa_acc_score"] for r in found) / total
+    red = total - of[0] - of[1] - of[2]
+    # the cut at "Question" leaves nothing of the third
+    assert done.stdout.splitlines()[-1] == (
+        f"accuracy {accuracy:.1%}; empty {(of[0] + of[2]) / total:.1%}, cut 0.0%; "
+        f"commonest: red ({red}), what is number 1 ({of[1]})"
+    )
+    assert f"{(of[1] + of[2]) / total:.1%} of the answers repeat the prompt" in done.stderr
+    again = json.loads(lever(*world.argv(*words, "--json", "-")).stdout)
+    assert again["already"] and again["accuracy"] == pytest.approx(accuracy)
+    assert again["commonest"][0] == ["red", red]
+
+
+def test_a_dry_run_shows_prompts_word_by_word(world: World) -> None:
+    told = lever(*world.argv("--dry-run", "--show", "2")).stdout
+    assert told.count("-- prompt ") == 2
+    assert "Question:what is number 0? Short answer:\n--" in told
+    refused = lever(*world.argv("--show", "2"), check=False)
+    assert refused.returncode == 2 and "--show goes with --dry-run" in refused.stderr

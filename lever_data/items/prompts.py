@@ -109,6 +109,13 @@ class Template:
         *before, asked = self.turns(prompt)
         return "".join(f"{turn.text}\n\n" for turn in before) + asked.text
 
+    def shown(self, prompt: Prompt) -> str:
+        """The words of a prompt for people, images as the names of their files."""
+        parts = (
+            f"[{p.image}]" if p.image is not None else p.text or "" for p in self.parts(prompt)
+        )
+        return f"{self.system}\n\n{''.join(parts)}"
+
     def sha256(self) -> str:
         """Hex sha256 of the words."""
         words = [self.system, self.demonstration, self.query, str(self.images)]

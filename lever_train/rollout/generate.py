@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import duckdb
+
 from lever_data.errors import LeverError
+from lever_data.items.prompts import Template
 from lever_data.store.schema import TABLES as SCHEMAS
 from lever_data.store.schema import with_ids
 from lever_data.store.store import Run
@@ -24,11 +27,25 @@ from lever_train.rollout.work import candidates_of, make_shard, prompts_of
 Progress = Callable[[float, float | None, str], None]
 Maker = Callable[[Job, slice], Talk[ShardRows]]
 FALLBACK_LIMIT = 0.1  # a larger share of fallback rows is called out
+REPEATED_LIMIT, CUT_LIMIT = 0.05, 0.5  # so are larger ones of odd and of cut answers
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the answers of a run are like: mean accuracy, shares that are empty and that repeat the
+    prompt, and the commonest with their counts."""
+
+    accuracy: float
+    empty: float
+    repeated: float
+    commonest: list[tuple[str, int]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call achieved. ``run`` ``None``: shards of other parts are still missing."""
+    """What a call achieved. ``run`` ``None``: shards of other parts are still missing; ``answers``
+    ``None``: no text was asked for. ``cut``: share of what was asked that ended at the token limit.
+    """
 
     run: Run | None
     report: Report
@@ -36,12 +53,15 @@ class Outcome:
     missing: int = 0
     already: bool = False
     notices: list[str] = field(default_factory=list)
+    answers: Answers | None = None
+    cut: float = 0.0
 
 
 @dataclass(frozen=True)
 class Forecast:
     """What a call would do: ``asked`` answers to pay for, of ``wanted`` in all, in ``shards``
-    that are not done. With a budget ``asked`` counts the first round."""
+    that are not done. With a budget ``asked`` counts the first round. ``prompts``: the first ones,
+    as the answerer would be shown them."""
 
     queries: int
     candidates: int
@@ -50,6 +70,7 @@ class Forecast:
     shards: int
     run: str
     already: bool
+    prompts: tuple[str, ...] = ()
 
 
 def generate(
@@ -73,7 +94,8 @@ def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) ->
     folder = shard_folder(job)
     if (run := job.store.find(job.spec)) is not None:
         folder.remove()  # a crash between the commit and this left it behind
-        return Outcome(run, Report(**run.details["report"]), Tally(), already=True)
+        report = Report(**run.details["report"])
+        return Outcome(run, report, Tally(), already=True, answers=answers_of(run))
     indices = list(range(execution.part[0], folder.count, execution.part[1]))
     folder.reopen(indices)
     if execution.engine == "ray":
@@ -88,7 +110,12 @@ def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) ->
     else:
         run = _close(job, folder, tally)
     report = Report(**run.details["report"])
-    return Outcome(run, report, tally, already=run == job.before, notices=_notices(report))
+    answers, usage = answers_of(run), job.answerer.usage
+    cut = usage.cut / max(usage.answers, 1)
+    notices = [*_notices(report), *_notices_of_answers(answers, cut)]
+    return Outcome(
+        run, report, tally, already=run == job.before, notices=notices, answers=answers, cut=cut
+    )
 
 
 def _close(job: Job, folder: ShardFolder, tally: Tally) -> Run:
@@ -111,23 +138,33 @@ def _close(job: Job, folder: ShardFolder, tally: Tally) -> Run:
     return commit(job, folder)
 
 
-def forecast(request: Request) -> Forecast:
-    """How many answers :func:`generate` would ask for; nothing is written or asked."""
+def forecast(request: Request, show: int = 0) -> Forecast:
+    """How many answers :func:`generate` would ask for, and the words of the first ``show`` prompts;
+    nothing is written or asked."""
     job = resolve(request)
     folder = shard_folder(job)
     asker = new_asker(job)
     candidates = wanted = asked = 0
+    shown: list[str] = []
     already = job.store.find(job.spec) is not None
     missing = [] if already else folder.missing()
     for index in missing:
         part = job.shards[index]
         proposals = candidates_of(job, part)
         prompts = prompts_of(job, job.query_ids[part], proposals)
+        shown += [Template().shown(p) for p in prompts[: show - len(shown)]]
         candidates += len(proposals.row)
         wanted += len(prompts)
         asked += asker.missing(prompts)
     return Forecast(
-        len(job.query_ids), candidates, wanted, asked, len(missing), job.spec.run_id(), already
+        queries=len(job.query_ids),
+        candidates=candidates,
+        wanted=wanted,
+        asked=asked,
+        shards=len(missing),
+        run=job.spec.run_id(),
+        already=already,
+        prompts=tuple(shown),
     )
 
 
@@ -143,7 +180,7 @@ def commit(job: Job, folder: ShardFolder) -> Run:
                 shape = with_ids(SCHEMAS[table], job.items.values())
                 for rows in folder.tables(table, shape):
                     writer.write(table, rows)
-            run = writer.commit({"report": vars(report)})
+            run = writer.commit({"report": vars(report), "answerer": job.answerer.provenance()})
     except ShardsGoneError:
         found = job.store.find(job.spec)
         if found is None:
@@ -170,6 +207,40 @@ def _make_here(
     return asker.tally
 
 
+def answers_of(run: Run) -> Answers | None:
+    """What the answers of a run are like; ``None`` where none was scored.
+
+    An answer repeats the prompt where it begins as a prompt does, or holds the question or (eight
+    letters or more) a beginning of it. What a base model writes after its answer does not count.
+    """
+    con = duckdb.connect()
+    counts = con.execute(
+        """
+        with answers as (
+            select vqa_pred_answer as answer, vqa_acc_score as accuracy,
+                lower(trim(vqa_raw_generation)) as said, lower(trim(question)) as question
+            from read_parquet($candidates, hive_partitioning = false)
+            join read_parquet($queries, hive_partitioning = false)
+                using (dataset, split, query_id)
+            where vqa_pred_answer is not null
+        )
+        select avg(accuracy), avg((answer = '')::int), avg((
+            starts_with(said, 'question:')
+            or contains(lower(answer), question)
+            or (length(said) >= 8 and starts_with(question, said))
+        )::int) from answers
+        """,
+        {t: [str(f) for f in run.table_files(t)] for t in TABLES},
+    ).fetchall()
+    common = con.execute(
+        "select vqa_pred_answer, count(*) from read_parquet(?, hive_partitioning = false) "
+        "where vqa_pred_answer <> '' group by 1 order by 2 desc, 1 limit 3",
+        [[str(f) for f in run.table_files("candidates")]],
+    ).fetchall()
+    accuracy, empty, repeated = counts[0]
+    return None if accuracy is None else Answers(accuracy, empty, repeated or 0.0, common)
+
+
 def describe(job: Job, tally: Tally) -> str:
     """What was paid so far and what the cache saved, for the progress bar."""
     usage = job.answerer.usage
@@ -177,6 +248,23 @@ def describe(job: Job, tally: Tally) -> str:
     paid = f"{tally.asked:,} asked" + (f" ({tokens:,} tokens)" if tokens else "")
     failed = f", {tally.failed:,} failed" if tally.failed else ""
     return f"{paid}, {tally.hits:,} cached{failed}"
+
+
+def _notices_of_answers(answers: Answers | None, cut: float) -> list[str]:
+    found = []
+    if answers is not None and answers.repeated > REPEATED_LIMIT:
+        found.append(
+            f"WARNING: {answers.repeated:.1%} of the answers repeat the prompt: the model does not "
+            "understand its form. Look at it with --dry-run --show 3"
+        )
+    if answers is not None and answers.empty > REPEATED_LIMIT:
+        found.append(f"WARNING: {answers.empty:.1%} of the answers are empty")
+    if cut > CUT_LIMIT:
+        found.append(
+            f"{cut:.1%} of the answers ended at the token limit (--max-new-tokens); a form of the "
+            "prompt in which the model ends by itself costs less and scores better"
+        )
+    return found
 
 
 def _notices(report: Report) -> list[str]:
