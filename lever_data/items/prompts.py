@@ -110,11 +110,12 @@ class Template:
         return "".join(f"{turn.text}\n\n" for turn in before) + asked.text
 
     def shown(self, prompt: Prompt) -> str:
-        """The words of a prompt for people, images as the names of their files."""
-        parts = (
-            f"[{p.image}]" if p.image is not None else p.text or "" for p in self.parts(prompt)
-        )
-        return f"{self.system}\n\n{''.join(parts)}"
+        """The conversation for people to read: who says what, images as the names of files."""
+        found = []
+        for turn in self.turns(prompt):
+            said = (p.text or "" if p.image is None else f"<{p.image}>" for p in turn.parts)
+            found.append(f"[{turn.role}] {''.join(said)}")
+        return "\n".join(found)
 
     def sha256(self) -> str:
         """Hex sha256 of the words."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import duckdb
 
 from lever_data.errors import LeverError
-from lever_data.items.prompts import Template
 from lever_data.store.schema import TABLES as SCHEMAS
 from lever_data.store.schema import with_ids
 from lever_data.store.store import Run
 from lever_train.options.rollout import Execution, Request
+from lever_train.rollout.answerers.base import template_of
 from lever_train.rollout.ask import Talk, Tally
 from lever_train.rollout.job import Job, new_asker, resolve, shard_folder
 from lever_train.rollout.ray_engine import make_with_ray
@@ -145,14 +145,15 @@ def forecast(request: Request, show: int = 0) -> Forecast:
     folder = shard_folder(job)
     asker = new_asker(job)
     candidates = wanted = asked = 0
-    shown: list[str] = []
+    template, shown = template_of(request.answerer), list[str]()
+    words = template.shown if request.answerer.api == "chat" else template.text
     already = job.store.find(job.spec) is not None
     missing = [] if already else folder.missing()
     for index in missing:
         part = job.shards[index]
         proposals = candidates_of(job, part)
         prompts = prompts_of(job, job.query_ids[part], proposals)
-        shown += [Template().shown(p) for p in prompts[: show - len(shown)]]
+        shown += [words(p) for p in prompts[: show - len(shown)]]
         candidates += len(proposals.row)
         wanted += len(prompts)
         asked += asker.missing(prompts)
