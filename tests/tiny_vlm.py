@@ -1,16 +1,14 @@
-"""A tiny Qwen2.5-VL with random weights, its tokenizer and image processor, saved to a folder."""
+"""Tiny Qwen-VL models with random weights, tokenizer and image processor, saved to a folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
@@ -25,16 +23,43 @@ CHAT = """{% for m in messages %}<|im_start|>{{ m.role }}
 WORDS = ["Question: Short answer: what is number red blue two a dog tennis yes pizza train"]
 
 
-def save_tiny_vlm(folder: Path) -> Path:
-    """Make and save the model; the same weights every time."""
+# What is particular to the vision tower of a family
+_SIGHT = {"depth": 2, "num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
+VISION: dict[str, dict[str, Any]] = {
+    "Qwen2VL": {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2, "patch_size": 14},
+    "Qwen2_5_VL": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+        "window_size": 56,
+        "patch_size": 14,
+    },
+    "Qwen3VL": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "out_hidden_size": 64,
+        "deepstack_visual_indexes": [0, 1],
+        "num_position_embeddings": 64,
+        "patch_size": 16,
+    },
+}
+
+
+def save_tiny_vlm(folder: Path, family: str = "Qwen2_5_VL", spread: float = 0.0) -> Path:
+    """Make and save the model; the same weights every time. ``spread``: standard deviation of
+    what is added to all of them, so that every branch of the model matters."""
     disable_progress_bar()
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
-    images = Qwen2VLImageProcessorPil(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 12)
+    side = 2 * VISION[family]["patch_size"]
+    images = Qwen2VLImageProcessorPil(
+        min_pixels=side**2 * 4, max_pixels=side**2 * 12, patch_size=side // 2
+    )
     images.save_pretrained(folder)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     torch.manual_seed(0)
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -51,19 +76,10 @@ def save_tiny_vlm(folder: Path) -> Path:
         "eos_token_id": ids[END],
         "pad_token_id": ids[PAD],
     }
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "fullatt_block_indexes": [1],
-        "window_size": 56,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    }
-    config = Qwen2_5_VLConfig(
+    if family == "Qwen3VL":
+        text["head_dim"] = 16
+    vision = _SIGHT | VISION[family]
+    config = getattr(transformers, f"{family}Config")(
         text_config=text,
         vision_config=vision,
         image_token_id=ids[IMAGE],
@@ -71,7 +87,9 @@ def save_tiny_vlm(folder: Path) -> Path:
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
+    for weights in model.parameters():
+        weights.data += spread * torch.randn_like(weights)
     model.generation_config.eos_token_id = [ids[END], ids[PAD]]
     model.generation_config.pad_token_id = ids[PAD]
     model.save_pretrained(folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from lever_train.rollout.answerers.base import (
     Answer,
     ShownFingerprints,
     Usage,
+    answer_of,
     scorer_name,
     template_of,
 )
@@ -123,7 +124,8 @@ class TransformersAnswerer:
         todo = sorted(encoded, key=lambda i: len(encoded[i].ids))
         for indices, texts, log_probs in self._batches(model, prompts, encoded, todo):
             for index, text, known in zip(indices, texts, log_probs, strict=True):
-                answers[index] = Answer(text, known) if text is not None else _OUT_OF_MEMORY
+                said = _OUT_OF_MEMORY if text is None else answer_of(text, cut=False)
+                answers[index] = said if said.text is None else replace(said, log_probs=known)
         self.usage.answers += len(encoded)
         return [answers[i] for i in range(len(prompts))]
 

@@ -2,9 +2,9 @@
 
 In go prompts as template parts; out come texts and log-probabilities. The features of an image are
 computed once and kept (demonstrations come again and again), and a prompt is read once for all the
-answers whose probability is asked: its key-value cache serves them all. That needs a model of the
-Qwen-VL family, whose image tokens can be laid out without its processor; that matters because the
-composite processor does not construct where torchvision is missing.
+answers whose probability is asked: its key-value cache serves them all. That needs a model of
+:data:`FAMILIES`, whose image tokens can be laid out without its processor; that matters because
+the composite processor does not construct where torchvision is missing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from lever_data.errors import LeverError
 from lever_data.items.prompts import Prompt, Template, Turn
 from lever_train.inputs.images import open_image
 
+# Each compared with transformers given the pixels themselves. Others lay out images, positions or
+# caches in ways of their own and would be answered wrongly without a word.
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 FEATURE_BYTES = 1 << 30  # vision features kept on the device
 _READERS = 4  # threads that decode and resize images
 
@@ -50,6 +53,11 @@ class Generation:
 class _Feature:
     tokens: Tensor  # [n, h], as they replace the image's placeholder tokens
     grid: Tensor  # [3] int64: frames, rows, columns of patches
+    deep: list[Tensor]  # [n, h] each, added in the first layers; none but of Qwen3-VL
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes + sum(layer.nbytes for layer in self.deep)
 
 
 class VisionLanguageModel:
@@ -65,6 +73,8 @@ class VisionLanguageModel:
         self._kept_bytes = 0
         ends = model.generation_config.eos_token_id
         self._ends = list(ends) if isinstance(ends, list | tuple) else [ends]
+        self._output: type = dict  # what the vision tower's features come in
+        self._placing = inspect.signature(model.model.get_rope_index).parameters
         # transformers before 5 derive the token types themselves
         self._wants_types = "mm_token_type_ids" in inspect.signature(model.forward).parameters
 
@@ -75,10 +85,19 @@ class VisionLanguageModel:
         Raises:
             LeverError: it cannot be loaded, or is of another family.
         """
-        from transformers import AutoModelForImageTextToText
+        from transformers import AutoConfig, AutoModelForImageTextToText
 
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         try:
+            kind = AutoConfig.from_pretrained(name).model_type
+            if kind not in FAMILIES:
+                raise LeverError(
+                    "this answerer does not know models of this family",
+                    where=name,
+                    value=kind,
+                    hint=f"it knows {', '.join(FAMILIES)}; serve others with vLLM and use "
+                    "--answerer openai:URL",
+                )
             tokenizer, images = _load_processors(name)
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
         except (OSError, ValueError, ImportError) as error:
@@ -87,12 +106,12 @@ class VisionLanguageModel:
                 where=name,
                 hint="name a folder or a model of the Hugging Face hub",
             ) from error
-        if not hasattr(model.config, "image_token_id") or not hasattr(images, "merge_size"):
+        takes = inspect.signature(model.forward).parameters
+        if kind == "qwen3_vl" and "mm_encoder_outputs" not in takes:
             raise LeverError(
-                "the model lays out images in a way this answerer does not know",
+                "this transformers takes no deepstack features, without which the model is wrong",
                 where=name,
-                value=type(model).__name__,
-                hint="serve it with vLLM and use openai:URL",
+                hint="transformers 5.23 does",
             )
         return cls(model, tokenizer, images, device)
 
@@ -151,9 +170,11 @@ class VisionLanguageModel:
         inputs = self._inputs(batch)
         mask = inputs["attention_mask"]
         positions, deltas = self._positions(inputs)
-        shown = "inputs_embeds" if "inputs_embeds" in inputs else "input_ids"
+        shown = {"inputs_embeds", "mm_encoder_outputs"} & inputs.keys()
+        if "inputs_embeds" not in shown:
+            shown.add("input_ids")
         read = self.model(
-            **{shown: inputs[shown]},
+            **{name: inputs[name] for name in shown},
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,
@@ -201,33 +222,42 @@ class VisionLanguageModel:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self._ends[0])
 
-    def _inputs(self, batch: Sequence[Encoded]) -> dict[str, Tensor]:
-        """The batch padded on the left, vision features in place of the image tokens."""
+    def _inputs(self, batch: Sequence[Encoded]) -> dict[str, Any]:
+        """The batch padded on the left, with the vision features of its images."""
         width = max(len(e.ids) for e in batch)
         ids = torch.tensor([[self._pad] * (width - len(e.ids)) + e.ids for e in batch])
         lengths = torch.tensor([len(e.ids) for e in batch])
         mask = (torch.arange(width) >= width - lengths[:, None]).long()
         ids, mask = ids.to(self.device), mask.to(self.device)
-        inputs = {"input_ids": ids, "attention_mask": mask}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         features = [self._feature(path) for e in batch for path in e.images]
         is_image = (ids == self.image_token) & mask.bool()
         if self._wants_types:
             inputs["mm_token_type_ids"] = is_image.int()
         if features:
+            inputs["image_grid_thw"] = torch.stack([f.grid for f in features]).to(self.device)
+        if features and features[0].deep:
+            # embeddings alone would leave out what the first layers are given besides
+            layers = zip(*(f.deep for f in features), strict=True)
+            seen = self._output(
+                pooler_output=[f.tokens for f in features],
+                deepstack_features=[list(layer) for layer in layers],
+            )
+            inputs["mm_encoder_outputs"] = {"image": seen}
+        elif features:
             embeds = self.model.get_input_embeddings()(ids)
             tokens = torch.cat([f.tokens for f in features]).to(embeds.dtype)
             inputs["inputs_embeds"] = embeds.masked_scatter(is_image[..., None], tokens)
-            inputs["image_grid_thw"] = torch.stack([f.grid for f in features]).to(self.device)
         return inputs
 
-    def _positions(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _positions(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Positions [3, B, P] of the prompt's tokens, and [B, 1] what text after it adds to its
         own count."""
         mask = inputs["attention_mask"]
         if "image_grid_thw" not in inputs:
             plain = (mask.cumsum(-1) - 1).clamp(min=0)
             return plain[None].expand(3, -1, -1), torch.zeros_like(mask[:, :1])
-        named = {k: v for k, v in inputs.items() if k != "inputs_embeds"}
+        named = {k: v for k, v in inputs.items() if k in self._placing}
         positions, deltas = self.model.model.get_rope_index(**named)
         return positions, deltas
 
@@ -257,13 +287,15 @@ class VisionLanguageModel:
         features = self.model.get_image_features(
             pixels.to(self.device, self.model.dtype), grid.to(self.device)
         )
+        self._output = type(features)
+        deep = [_joined(layer) for layer in getattr(features, "deepstack_features", None) or ()]
         pooled = getattr(features, "pooler_output", features)
-        tokens = torch.cat(list(pooled)) if not isinstance(pooled, Tensor) else pooled
-        self._features[path] = _Feature(tokens, grid[0])
-        self._kept_bytes += tokens.nbytes
+        kept = _Feature(_joined(pooled), grid[0], deep)
+        self._features[path] = kept
+        self._kept_bytes += kept.nbytes
         while self._kept_bytes > FEATURE_BYTES and len(self._features) > 1:
             _, dropped = self._features.popitem(last=False)
-            self._kept_bytes -= dropped.tokens.nbytes
+            self._kept_bytes -= dropped.nbytes
 
 
 def _content(turn: Turn) -> str | list[dict[str, Any]]:
@@ -288,6 +320,10 @@ def _load_processors(name: str) -> tuple[Any, Any]:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = processor.chat_template
     return tokenizer, processor.image_processor
+
+
+def _joined(features: Any) -> Tensor:
+    return features if isinstance(features, Tensor) else torch.cat(list(features))
 
 
 def _grouped(values: list[float], given: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
