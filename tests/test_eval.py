@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -418,3 +418,20 @@ def test_embeddings_of_another_split_are_refused(place: Place) -> None:
     other = place.questions.but(query_embeddings=place.questions.candidate_embeddings)
     with pytest.raises(LeverError, match=r"embeddings have \d+ rows, the split val has \d+ quest"):
         open_held_out(connect(place.store), other)
+
+
+def test_a_pool_of_another_split_is_refused_with_both_sizes(place: Place) -> None:
+    """Rows of train's pools read as val's: every question would be shown another's pool."""
+    other = place.questions.but(pool=place.files.pool("train"))
+    with pytest.raises(LeverError, match=r"has \d+ rows, the split val has \d+ questions"):
+        open_held_out(connect(place.store), other)
+
+
+@pytest.mark.parametrize("command", [run_evaluation, predict])
+def test_a_checkpoint_of_another_width_is_refused_before_any_answer(
+    place: Place, tmp_path: Path, command: Callable[[EvalRequest], object]
+) -> None:
+    wide = tmp_path / "wide.pt"
+    save_v3(wide, make_selector(97, ModelConfig(hidden=32)), Progress(1, "rce", 0.1, {}))
+    with pytest.raises(LeverError, match=r"of width 97, the embeddings have 96; at wide\.pt"):
+        command(place.request().but(checkpoints=(wide,)))

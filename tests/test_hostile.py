@@ -19,7 +19,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import open_session, require_select
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
-from lever_data.relations.selection import Selection, census
+from lever_data.relations.stream import Selection, census
 from lever_data.report.check import check
 from lever_data.sources.export import export
 from lever_data.sources.ingest import ingest

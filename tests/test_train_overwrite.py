@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.relations.selection import Selection
+from lever_data.relations.stream import Selection
 from lever_train.learn.batch import Batch, Loader
 from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.state import STATE

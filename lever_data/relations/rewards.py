@@ -20,7 +20,7 @@ import duckdb
 from lever_data.catalog import quote_identifier, quote_literal, reward_modes
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.relations.selection import readable_errors
+from lever_data.relations.stream import readable_errors
 from lever_data.reward_modes import Read, RewardMode
 
 LIMIT = 5.0  # rewards are clipped to [-LIMIT, LIMIT], as in the legacy trainer

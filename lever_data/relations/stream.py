@@ -1,34 +1,212 @@
 """View → Arrow record batches: whole groups, in an order that is a pure function of the seed.
 
-In go a connection and a :class:`Selection`; out come record batches whose rows of one group stand
-together. A group is what competes in training: the candidates of one query and one shot number in
-one view, or of one query where the reward already weighs the shots. Memory is bounded by DuckDB's
-memory limit, beyond which the sort spills to disk.
+In go a connection and a :class:`Selection`, views, filters and a reward as the user asked for them;
+out come a :class:`Census` of what is in it and what its filters leave out, and record batches whose
+rows of one group stand together. A group is what competes in training: the candidates of one query
+and one shot number in one view, or of one query where the reward already weighs the shots. Memory
+is bounded by DuckDB's memory limit, beyond which the sort spills to disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from lever_data.errors import LeverError
-from lever_data.relations.selection import (
-    GROUP_KEY,
-    Census,
-    Selection,
-    census,
-    conditions,
-    readable_errors,
-    require_columns,
-    run_sql,
-    union_sql,
-)
+from lever_data.catalog import quote_identifier
+from lever_data.errors import LeverError, UsageError
 
-__all__ = ["Census", "Selection", "census", "group_starts", "scan"]
+TRAINING_COLUMNS = (
+    "run",
+    "dataset",
+    "split",
+    "query_id",
+    "candidate",
+    "pointer",
+    "gen_method",
+    "eval_mode",
+    "eval_failed",
+)
+_OPTIONAL = {"logprob_score": "double", "temperature": "double", "scorer": "varchar"}
+GROUP_KEY = ("view_index", "dataset", "split", "query_id", "shot_num")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to stream.
+
+    Args:
+        views: relations with the columns ``TRAINING_COLUMNS``; several are interleaved in
+            proportion to their sizes.
+        reward: SQL expression over the alias ``v`` (see ``rewards.reward_sql``).
+        gen_methods: only candidates of these sources; all where empty.
+        skip_fallback: leave out rows scored by string matching; an unknown mode stays.
+        queries: a relation with dataset, split, query_id to which the stream is limited.
+        merge_shots: pointers of different lengths of one query form one group.
+        columns: further columns of the views to pass through.
+    """
+
+    views: tuple[str, ...]
+    reward: str
+    gen_methods: tuple[str, ...] = ()
+    skip_fallback: bool = False
+    queries: str | None = None
+    merge_shots: bool = False
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Census:
+    """What a selection holds, counted before streaming.
+
+    ``dropped`` counts rows left out by reason (``eval_failed``, ``gen_method``, ``fallback``);
+    ``emptied`` counts the queries of which nothing is left. ``last_query`` is the largest query id
+    of the rows, -1 without any.
+    """
+
+    rows: int
+    groups: int
+    queries: int
+    null_rewards: int
+    datasets: tuple[tuple[str, str], ...]
+    scorers: tuple[str, ...]
+    dropped: dict[str, int]
+    emptied: int
+    last_query: int
+
+
+def census(con: duckdb.DuckDBPyConnection, selection: Selection) -> Census:
+    """Count what the selection holds and what its filters leave out.
+
+    Raises:
+        LeverError: a view lacks a training column or holds no rows, or the reward cannot be
+            computed.
+    """
+    require_columns(con, selection)
+    failed, other_source, fallback = conditions(selection)
+    keep = f"not ({failed}) and not ({other_source}) and not ({fallback})"
+    sql = f"""
+        select
+            count(*) filter (keep),
+            count(distinct (view_index, dataset, split, query_id, shot_num)) filter (keep),
+            count(distinct (dataset, split, query_id)) filter (keep),
+            count(distinct (dataset, split, query_id)),
+            count(*) filter (keep and raw_reward is null),
+            list_sort(list(distinct (dataset, split)) filter (keep)),
+            list_sort(list(distinct scorer) filter (keep and scorer is not null)),
+            count(*) filter (failed),
+            count(*) filter (not failed and other_source),
+            count(*) filter (not failed and not other_source and fallback),
+            coalesce(max(query_id) filter (keep), -1)
+        from (
+            select
+                *,
+                {failed} as failed,
+                {other_source} as other_source,
+                {fallback} as fallback,
+                {keep} as keep
+            from ({union_sql(con, selection)})
+        )"""
+    row = run_sql(con.cursor(), sql, {"methods": list(selection.gen_methods)}).fetchall()[0]
+    return Census(
+        rows=row[0],
+        groups=row[1],
+        queries=row[2],
+        null_rewards=row[4],
+        datasets=tuple(tuple(pair) for pair in row[5] or ()),
+        scorers=tuple(row[6] or ()),
+        dropped={"eval_failed": row[7], "gen_method": row[8], "fallback": row[9]},
+        emptied=row[3] - row[2],
+        last_query=row[10],
+    )
+
+
+def require_columns(con: duckdb.DuckDBPyConnection, selection: Selection) -> None:
+    """Refuse a view that is not there or lacks a training column.
+
+    Raises:
+        UsageError: no view is named, or one does not exist.
+        LeverError: a view lacks columns; all of them are named.
+    """
+    if not selection.views:
+        raise UsageError("no view is named", hint="--view all_candidates")
+    for view in selection.views:
+        present = view_columns(con, view)
+        missing = [c for c in (*TRAINING_COLUMNS, *selection.columns) if c not in present]
+        if missing:
+            raise LeverError(
+                "the view lacks columns that training needs", where=view, value=", ".join(missing)
+            )
+
+
+def view_columns(con: duckdb.DuckDBPyConnection, view: str) -> set[str]:
+    """The names of a relation's columns; UsageError where there is none of that name."""
+    try:
+        found = con.cursor().execute(f"describe {quote_identifier(view)}").fetchall()
+    except duckdb.CatalogException:
+        raise UsageError(
+            "there is no such view", value=view, hint="`lever views` lists them"
+        ) from None
+    return {row[0] for row in found}
+
+
+def conditions(selection: Selection) -> tuple[str, str, str]:
+    """SQL conditions of the rows left out: failed, of another source, scored by fallback.
+
+    They read the parameter ``$methods``, a list of gen_method names.
+    """
+    fallback = "coalesce(eval_mode = 'fallback', false)" if selection.skip_fallback else "false"
+    return (
+        "coalesce(eval_failed, false)",
+        "len($methods::varchar[]) > 0"
+        " and not coalesce(list_contains($methods::varchar[], gen_method), false)",
+        fallback,
+    )
+
+
+def union_sql(con: duckdb.DuckDBPyConnection, selection: Selection) -> str:
+    """SELECT over all views of the selection, before filters, with the column raw_reward."""
+    return "\nunion all by name\n".join(
+        _one_view(con, selection, index, view) for index, view in enumerate(selection.views)
+    )
+
+
+def _one_view(con: duckdb.DuckDBPyConnection, selection: Selection, index: int, view: str) -> str:
+    present = view_columns(con, view)
+    optional = [
+        f"v.{c}::{kind} as {c}" if c in present else f"null::{kind} as {c}"
+        for c, kind in _OPTIONAL.items()
+        if c not in selection.columns
+    ]
+    further = [f"v.{quote_identifier(c)}" for c in selection.columns]
+    limit = (
+        f" semi join {quote_identifier(selection.queries)} using (dataset, split, query_id)"
+        if selection.queries
+        else ""
+    )
+    shots = "0" if selection.merge_shots else "len(v.pointer)"
+    listed = ", ".join([*optional, *further])
+    return f"""
+        select
+            {index}::integer as view_index,
+            v.dataset,
+            v.split,
+            v.query_id::bigint as query_id,
+            {shots}::tinyint as shot_num,
+            v.run,
+            v.candidate::integer as candidate,
+            v.pointer::integer[] as pointer,
+            v.gen_method,
+            v.eval_mode,
+            v.eval_failed,
+            {listed},
+            {selection.reward} as raw_reward
+        from {quote_identifier(view)} as v{limit}"""
 
 
 def scan(
@@ -156,3 +334,34 @@ def _finite(table: pa.Table) -> pa.RecordBatch:
             value=float(reward[at]),
         )
     return batch
+
+
+def run_sql(
+    cursor: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, object]
+) -> duckdb.DuckDBPyConnection:
+    """Execute with named parameters; what the user's SQL did wrong becomes a LeverError."""
+    with readable_errors():
+        return cursor.execute(sql, parameters)
+
+
+_USERS_SQL = (
+    duckdb.BinderException,
+    duckdb.CatalogException,  # a function or table there is not
+    duckdb.ConversionException,
+    duckdb.ParserException,
+    duckdb.PermissionException,  # a file outside the store
+)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Turn DuckDB's complaints about the user's views and rewards into LeverErrors."""
+    try:
+        yield
+    except _USERS_SQL as error:
+        raise LeverError(
+            f"the reward or the view cannot be computed ({error})",
+            hint="`lever query` runs the same expression by itself",
+        ) from error
+    except duckdb.InvalidInputException as error:
+        raise LeverError(f"the view refuses its rows ({error})") from error

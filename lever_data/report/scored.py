@@ -29,7 +29,7 @@ from lever_data.errors import LeverError
 from lever_data.relations.db import Session
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import needs, prepare_reward, refuse_unscored, reward_sql
-from lever_data.relations.selection import TRAINING_COLUMNS
+from lever_data.relations.stream import TRAINING_COLUMNS
 
 DECIMALS = 10  # sums of doubles differ in the last digits between runs of many threads
 

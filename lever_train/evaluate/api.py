@@ -27,6 +27,7 @@ from lever_train.evaluate.evaluate import Answers, EvalOptions, Outcome, evaluat
 from lever_train.evaluate.heldout import HeldOut, open_held_out
 from lever_train.evaluate.predictions import PROVENANCE
 from lever_train.evaluate.scoreboard import Scoreboard, evaluations_table, scoreboard
+from lever_train.inputs.check import Vectors, check_inputs
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.provenance import Input, input_records, parents_of, said
 from lever_train.options.evaluate import EvalRequest
@@ -208,6 +209,15 @@ def _answerer(request: EvalRequest, held: HeldOut, con: Any) -> Answerer:
         queries = load_embeddings(contest.answerer_query_embeddings, con)
     if contest.answerer_candidate_embeddings is not None:
         examples = load_embeddings(contest.answerer_candidate_embeddings, con)
+    asked = contest.answerer_query_embeddings or request.questions.query_embeddings
+    check_inputs(
+        Vectors.of(asked, queries),
+        Vectors.of(contest.answerer_candidate_embeddings or asked, examples),
+        split=held.split,
+        size=len(held.query_table),
+        last_query=int(held.ask.query_ids.max(initial=-1)),
+        candidate_size=len(held.ask.table),
+    )
     prior = [item.answers for item in held.examples.values()]
     around = Surroundings(queries.numpy(), examples.numpy(), prior)
     return make_answerer(request.answerer.but(device=contest.device), around)

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lever_data.errors import LeverError
-from lever_data.relations.selection import Selection
-from lever_data.relations.stream import group_starts, scan
+from lever_data.relations.stream import Selection, group_starts, scan
 from lever_train.inputs.pools import Ids, PoolSource, SharedPool
 from lever_train.learn.data import TrainingData
 from lever_train.selector.model import Pool

@@ -26,7 +26,7 @@ from lever_data.relations.rewards import (
     reward_columns,
     reward_sql,
 )
-from lever_data.relations.selection import Census, Selection, census, readable_errors, run_sql
+from lever_data.relations.stream import Census, Selection, census, readable_errors, run_sql
 from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings

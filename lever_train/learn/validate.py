@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.relations.selection import Selection
+from lever_data.relations.stream import Selection
 from lever_train.learn import losses
 from lever_train.learn.batch import Batch, Loader
 from lever_train.learn.distributed import World

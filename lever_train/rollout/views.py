@@ -17,7 +17,7 @@ from lever_data.errors import LeverError
 from lever_data.relations.db import quote_identifier
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
-from lever_data.relations.selection import view_columns
+from lever_data.relations.stream import view_columns
 from lever_train.rollout.propose import METHODS, Proposals
 
 _COLUMNS = {

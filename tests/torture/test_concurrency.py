@@ -17,8 +17,7 @@ from lever_data.errors import LeverError
 from lever_data.relations.db import open_session
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
-from lever_data.relations.selection import Selection
-from lever_data.relations.stream import scan
+from lever_data.relations.stream import Selection, scan
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.staging import sweep
