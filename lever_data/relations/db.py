@@ -8,6 +8,7 @@ and nowhere else. The files are hashed first: an altered one is an error, never 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -118,11 +119,7 @@ def open_session(
     require_intact(chosen, tables)
     _define_sources(con, store, chosen, scorer, spill or new_spill_folder())
     _close_to_outside(con, store)
-    for relation in catalog.in_order({n: r for n, r in known.items() if r.folder != "user"}):
-        kind = "table" if relation.name in _TABLES else "view"
-        con.execute(f"create {kind} {quote_identifier(relation.name)} as {body(relation)}")
-        if relation.name == "runs":
-            _put_contested(con)
+    _define_builtin(con, {n: r for n, r in known.items() if r.folder != "user"})
     wanted = user if only is None else {n: r for n, r in known.items() if r.folder == "user"}
     defined, failed = _define_user(con, wanted)
     relations = {n: r for n, r in known.items() if r.folder != "user"} | defined
@@ -172,6 +169,30 @@ def _run_rows(runs: list[Run]) -> list[list[object]]:
         ]
         for r in runs
     ]
+
+
+def _define_builtin(con: duckdb.DuckDBPyConnection, relations: dict[str, Relation]) -> None:
+    """Define lever's own relations.
+
+    DuckDB binds a view's whole tree when it is defined: 0.37 s for all of them. A relation that
+    several others read is an empty table of its columns until those are defined: 0.13 s.
+    """
+    reads = Counter(read for name in relations for read in catalog.builtin_reads(name))
+    shared = []
+    for relation in catalog.in_order(relations):
+        name, later = quote_identifier(relation.name), quote_identifier(f"{relation.name}__")
+        if relation.name in _TABLES:
+            con.execute(f"create table {name} as {body(relation)}")
+            _put_contested(con)
+        elif reads[relation.name] > 1:
+            con.execute(f"create view {later} as {body(relation)}")
+            con.execute(f"create table {name} as from {later} limit 0")
+            shared.append((name, later))
+        else:
+            con.execute(f"create view {name} as {body(relation)}")
+    for name, later in shared:
+        con.execute(f"drop table {name}")
+        con.execute(f"alter view {later} rename to {name}")
 
 
 def _put_contested(con: duckdb.DuckDBPyConnection) -> None:
