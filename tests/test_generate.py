@@ -11,17 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lever_cli.__main__ import main
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.vqa_metric import METRIC_VERSION, vqa_accuracy
+from lever_data.report.check import check
 from lever_data.store.store import Store
 from lever_train.inputs.pools import SharedPool
 from lever_train.options.rollout import Execution, Request
+from lever_train.options.train import ModelConfig
 from lever_train.rollout.ask import Tally
 from lever_train.rollout.generate import commit, forecast, generate
 from lever_train.rollout.job import new_asker, resolve, shard_folder
 from lever_train.rollout.work import make_shard
+from lever_train.selector.checkpoint import Progress, save_v3
+from lever_train.selector.kinds import make_selector
 from tests.rollouts import World, make_world, rows
 
 
@@ -85,6 +90,21 @@ def test_the_expected_accuracy_is_that_of_the_mixture(world: World) -> None:
             for w, e in zip(weights, row["pointer"], strict=True)
         )
         assert row["vqa_gt_prob"] == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_policy_that_ends_pointers_stores_them_as_they_are(world: World, tmp_path: Path) -> None:
+    """Empty and short pointers are rows as others: asked, scored, found again, well-formed."""
+    torch.manual_seed(0)
+    selector = make_selector(16, ModelConfig(selector="stop", hidden=8))
+    steps, token = selector.state_dict()["step_emb.weight"], selector.state_dict()["stop_token"]
+    steps[1:] = 1e4 * token  # no second demonstration
+    save_v3(tmp_path / "stop.pt", selector, Progress(1, "rce", 0.1, {}))
+    request = world.request(checkpoint=tmp_path / "stop.pt", num_beams=13, temps=(), num_random=0)
+    found = rows(generate(request).run)
+    assert len(found) == 40 * 13 and {row["shot_num"] for row in found} >= {0, 1}
+    assert all(len(row["pointer"]) == row["shot_num"] for row in found)
+    assert all(row["vqa_acc_score"] is not None for row in found)
+    assert not check(Store(world.store)).problems
 
 
 def test_the_same_request_again_is_the_same_run(world: World) -> None:

@@ -29,7 +29,7 @@ PoolPosition = Annotated[int, Meta(ge=0, le=2**15 - 1)]
 Bit = Annotated[int, Meta(ge=0, le=1)]
 Shot = Annotated[int, Meta(ge=0, le=127)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Ids = Annotated[list[ExampleId], Meta(min_length=1, max_length=127)]
+Ids = Annotated[list[ExampleId], Meta(max_length=127)]  # none: nothing is shown
 EvalMode = Literal["file", "vqaEval", "fallback", "simple_match", "error"]
 
 # How the store names a mode; a row of mode `error` is a failed one (`eval_failed`).
