@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from lever_data import connect
 from lever_data.errors import LeverError, UsageError
@@ -245,7 +246,7 @@ def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> N
     for path in shown:
         assert path is not None
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(path.name.encode())
+        Image.new("RGB", (4, 4), (len(path.name), int(path.stem[-3:]) % 256, 0)).save(path)
     with serving() as endpoint:
         spec = AnswererSpec(spec=f"openai:{endpoint.url}", model="m")
         request = place.request(shots=(1,), limit=(4,), oracle="no").but(
@@ -255,7 +256,7 @@ def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> N
         (tmp_path / "other.jpg").write_bytes(b"never shown")
         assert not run_evaluation(request).is_new
         assert held.queries[0].image is not None
-        held.queries[0].image.write_bytes(b"another picture")
+        Image.new("RGB", (4, 4), "white").save(held.queries[0].image)
         again = run_evaluation(request)
     assert again.is_new and again.scoreboard.run != first.scoreboard.run
 

@@ -297,6 +297,17 @@ def test_bad_requests_say_what_is_wrong(
         generate(world.request(**changes))
 
 
+def test_an_item_without_an_image_stops_a_task_that_shows_images(world: World) -> None:
+    asked = json.loads(world.questions.read_text())
+    for question in asked["questions"]:
+        del question["image_id"]
+    world.questions.write_text(json.dumps(asked))
+    world.images.mkdir()
+    shown = {"spec": "openai:http://127.0.0.1:9/v1", "model": "m", "image_root": world.images}
+    with pytest.raises(LeverError, match="have no image; at item 0 of d/train, question 1000"):
+        generate(world.request(**shown))
+
+
 def test_data_that_does_not_fit_is_named(world: World) -> None:
     vectors = np.load(world.embeddings)
     short = world.folder / "short.npy"

@@ -222,8 +222,7 @@ def require_images(items: Iterable[Item]) -> None:
             f"{len(blind):,} of {len(found):,} items have no image",
             where=f"item {blind[0].example_id} of {blind[0].dataset}/{blind[0].split}, "
             f"question {blind[0].question_id}",
-            hint="--image-root DIR, with --image-name '{image_id}.jpg' where the files are named "
-            "so; --without-images shows the texts alone",
+            hint="`lever ingest --image-name '{image_id}.jpg'` says how the files are named",
         )
     # one that is missing fails alone, in its row; a wrong folder misses all
     images = [item.image for item in found if item.image is not None][:100]
@@ -231,7 +230,8 @@ def require_images(items: Iterable[Item]) -> None:
         raise LeverError(
             "the images are not in this folder",
             where=str(images[0]),
-            hint="--image-root DIR names the folder, --image-name '{image_id}.jpg' the files",
+            hint="--image-root DIR names the folder, `lever ingest --image-name '{image_id}.jpg'` "
+            "the files in it",
         )
 
 
@@ -269,8 +269,9 @@ def other_question(query_id: int, place: str, ours: Id, theirs: Id) -> LeverErro
         "the RL data and the examples give a query different questions",
         where=f"query {query_id} of {place}",
         value=f"question {ours} in the RL data, {theirs} in the examples",
-        hint="legacy data numbers questions by question_id: ingest questions and annotations with "
-        "--order question_id; or remove the run that is of another split (`lever runs rm`)",
+        hint="ingest questions and annotations in the order of the RL data: legacy data numbers "
+        "them by question_id (--order question_id), else they are numbered as in the file "
+        "(--order file); or remove the run that is of another split (`lever runs rm`)",
     )
 
 

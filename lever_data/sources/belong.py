@@ -69,8 +69,9 @@ class Evidence:
                 f"the answers are to other questions: of {len(known):,} answers that the RL data "
                 f"calls right, {right:,} are among the annotators' answers",
                 where=where,
-                hint="legacy data numbers questions by question_id: ingest questions and "
-                "annotations with --order question_id; else the files are of another split",
+                hint="ingest questions and annotations in the order of the RL data: legacy data "
+                "numbers them by question_id (--order question_id), else they are numbered as in "
+                "the file (--order file); or the files are of another split",
             )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from lever_data.errors import UsageError
+from lever_data.items.items import require_images
 from lever_data.items.prompts import Item
 from lever_data.relations.db import connect
 from lever_data.store.schema import id_array
@@ -203,6 +204,8 @@ def _answerer(request: EvalRequest, held: HeldOut, con: Any) -> Answerer:
             value=None if images is None else str(images),
             hint="--image-root DIR names the folder they lie in",
         )
+    if needs_images(request.answerer):
+        require_images([*held.queries, *held.examples.values()])
     contest = request.contest
     queries, examples = held.query_table, held.ask.table
     if contest.answerer_query_embeddings is not None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.items import Official, Place, Truth, load_items, load_truth
+from lever_data.items.items import Official, Place, Truth, load_items, load_truth, require_images
 from lever_data.items.prompts import Item
 from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.relations.db import open_session
@@ -160,6 +160,8 @@ class _Resolver:
         queries, examples, own = self._items(official)
         query_ids, given = self._queries(queries)
         items = {q: queries[q] for q in query_ids.tolist()}
+        if needs_images(self.request.answerer):
+            require_images([*items.values(), *examples.values()])
         truths = load_truth(items, official, allow_fallback=self.request.allow_fallback)
         left, right = self._vectors()
         answerer = self._answerer(left, right, examples)
