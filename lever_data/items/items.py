@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
-
-import duckdb
+from typing import TYPE_CHECKING, Any, overload
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.prompts import Id, Item
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
 from lever_data.catalog import RL_KINDS
@@ -19,10 +18,12 @@ from lever_data.errors import LeverError
 from lever_data.items.items import official_id, other_question
 from lever_data.items.prompts import Id
 from lever_data.items.vqa_metric import fallback_match, vqa_accuracy
-from lever_data.relations.db import open_session
 from lever_data.sources.fields import Batches
 from lever_data.sources.questions import ItemFile, match
 from lever_data.store.store import RunSpec, Store
+
+if TYPE_CHECKING:
+    import duckdb
 
 # With the right questions nearly all of these answers agree, with others some 3 % of OK-VQA's and
 # 20 % of VQAv2's (yes, no): half of them tells the two apart from ten queries on.
@@ -166,7 +167,11 @@ def _session(
     keep other files out."""
     runs = [r.run for r in store.inventory().runs if (r.dataset, r.split) == place]
     chosen = [run for run in runs if store.run(run).kind in kinds]
-    return open_session(store, runs=chosen, only=relations).con if chosen else None
+    if not chosen:
+        return None
+    from lever_data.relations.db import open_session  # 0.2 s: most files are the first of a store
+
+    return open_session(store, runs=chosen, only=relations).con
 
 
 def _require_equal(

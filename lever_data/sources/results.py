@@ -24,7 +24,6 @@ from lever_data.readers.detect import zipped_json
 from lever_data.readers.json_exact import Place
 from lever_data.readers.json_object import Scanner
 from lever_data.readers.source import Source
-from lever_data.relations.db import open_session
 from lever_data.sources.fields import Int64
 from lever_data.sources.rl import decode_typed
 from lever_data.store import schema
@@ -138,6 +137,8 @@ def _entries(scanner: Scanner) -> Iterator[tuple[int, bytes]]:
 
 def _items(store: Store, spec: RunSpec) -> dict[Id, tuple[str, int, tuple[str, ...]]]:
     """By question id: the run of examples, the example id, the annotators' answers."""
+    from lever_data.relations.db import open_session
+
     con = open_session(store, only=["examples"]).con
     sql = (
         "select question_id, run, example_id, answers from examples "

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from msgspec import UNSET
 
 from lever_data.sources.fields import (
@@ -75,8 +74,8 @@ def candidate_batch(
             tokens += count_strings(msgspec.to_builtins(values))
     arrays |= _pointers(records, columns)
     if "error" in columns.get("vqa_eval_mode", ()):
-        is_error = pa.array([mode == "error" for mode in columns["vqa_eval_mode"]])
-        arrays["eval_failed"] = pc.if_else(is_error, True, arrays["eval_failed"])
+        pairs = zip(columns["vqa_eval_mode"], arrays["eval_failed"].to_pylist(), strict=True)
+        arrays["eval_failed"] = pa.array([mode == "error" or f for mode, f in pairs], pa.bool_())
     _require_sense(columns, rows)
     if absent.get("scorer", rows):  # of rows that do not name one it is the file's
         named = columns.get("scorer", [UNSET] * rows)
@@ -146,9 +145,10 @@ def _pointers(records: Sequence[Record], columns: Columns) -> dict[str, pa.Array
     keys.sort()
     if (keys[1:] == keys[:-1]).any():
         raise RefusedError("a pointer repeats an id")
-    has_places = places.is_valid().to_numpy(zero_copy_only=False)
-    if (lengths != _lengths(places))[has_places].any():
-        raise RefusedError("pointer and pointer_pos differ in length")
+    if positions is not None:  # is_valid() imports 0.1 s of pyarrow
+        has_places = places.is_valid().to_numpy(zero_copy_only=False)
+        if (lengths != _lengths(places))[has_places].any():
+            raise RefusedError("pointer and pointer_pos differ in length")
     return {"pointer": ids, "pointer_pos": places}
 
 
