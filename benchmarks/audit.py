@@ -19,7 +19,8 @@ SECONDS, GIGABYTES = 15.0, 4.0
 _CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from lever_data.report.audit import AuditRequest, audit
+from lever_data.report.audit import audit
+from lever_data.report.options import AuditRequest
 from lever_data.report.audit_page import audit_page
 from lever_data.store.store import Store
 start = time.perf_counter()

@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from lever_data.options import words
-from lever_data.relations.reward_spec import RewardSpec
+from lever_data.report.options import AuditRequest
 from lever_data.vocabulary import (
     DEFAULT_STORE,
     Gates,
     HtmlFile,
     JsonFile,
-    RunNames,
-    Scorer,
-    SqlDir,
     StorePath,
 )
 
@@ -45,24 +42,11 @@ _COMPARED = {
 
 @with_flags
 def audit(
-    reward: RewardSpec,
+    request: AuditRequest,
     store: StorePath = DEFAULT_STORE,
-    view: Annotated[
-        str | None,
-        words("The view to audit; all_candidates if none is named.", metavar="VIEW", everyday=True),
-    ] = None,
     compare: Annotated[
         tuple[str, ...], words("Set this view beside the others.", metavar="VIEW")
     ] = (),
-    policy: Annotated[
-        str | None,
-        words(
-            "Relation (dataset, split, query_id, pointer, logprob) to weigh for.", metavar="VIEW"
-        ),
-    ] = None,
-    runs: RunNames = (),
-    scorer: Scorer = None,
-    sql_dir: SqlDir = None,
     fail_on: Gates = (),
     json: JsonFile = None,
     html: HtmlFile = None,
@@ -71,15 +55,15 @@ def audit(
 
     With --compare, several views side by side; the JSON is then a list.
     """
-    from lever_data.report.audit import AuditRequest, audit_views
+    from lever_data.report.audit import audit_views
     from lever_data.report.audit_page import audit_page
     from lever_data.report.gate import parse_gate, require_known, require_passed
     from lever_data.store.files import write_text
 
     gates = [parse_gate(text) for text in fail_on]
     require_known(gates)
-    request = AuditRequest("", reward, runs, scorer, sql_dir, policy)
-    views = [*([view] if view else []), *compare] or ["all_candidates"]
+    is_named = not compare or "view" in request.model_fields_set
+    views = [*([request.view] if is_named else []), *compare]
     audits = audit_views(store, request, views)
     figures = [found.figures for found in audits]
     if html is not None:

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from lever_data.options import words
-from lever_data.vocabulary import DEFAULT_STORE, JsonFile, RunNames, Seed, SqlDir, StorePath
+from lever_data.report.options import DiffRequest
+from lever_data.vocabulary import DEFAULT_STORE, JsonFile, StorePath
 
 from .common import emit, emit_table
 from .flags import with_flags
 
 
 @with_flags
-def diff(
-    a: Annotated[str, words("A run, RUN:SELECTOR of an evaluation, or a view.", argument=True)],
-    b: Annotated[str, words("The same kind of thing.", argument=True)],
-    store: StorePath = DEFAULT_STORE,
-    runs: RunNames = (),
-    sql_dir: SqlDir = None,
-    seed: Seed = 0,
-    json: JsonFile = None,
-) -> None:
+def diff(request: DiffRequest, store: StorePath = DEFAULT_STORE, json: JsonFile = None) -> None:
     """Compare A with B: what only one has, the paired change in accuracy, McNemar's test."""
     from dataclasses import asdict
 
-    from lever_data.report.diff import DiffRequest, diff
+    from lever_data.report.diff import diff
     from lever_data.store.store import Store
 
-    found = diff(Store.open(store), DiffRequest(a, b, runs, sql_dir, seed))
+    found = diff(Store.open(store), request)
     if emit(asdict(found), json):
         return
     pairs = "query and pointer" if found.kind == "candidates" else "query and shots"
@@ -46,4 +36,4 @@ def diff(
         ["right only in B", found.mcnemar_only_b],
         ["McNemar's exact p", found.mcnemar_p],
     ]
-    emit_table(["A -> B", "figure"], rows, title=f"A: {a}\nB: {b}")
+    emit_table(["A -> B", "figure"], rows, title=f"A: {request.a}\nB: {request.b}")

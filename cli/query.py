@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from lever_data.options import words
-from lever_data.vocabulary import DEFAULT_STORE, RunNames, SqlDir, StorePath
+from lever_data.relations.query_options import QueryOptions
+from lever_data.vocabulary import DEFAULT_STORE, StorePath
 
 from .common import emit_table, emit_vertical, notice
 from .flags import with_flags
@@ -18,13 +19,12 @@ from .flags import with_flags
 
 @with_flags
 def query(
+    options: QueryOptions,
     sql: Annotated[str | None, words("The SELECT.", argument=True)] = None,
     file: Annotated[
         Path | None, words("Read the SELECT from here.", metavar="FILE", everyday=True)
     ] = None,
     store: StorePath = DEFAULT_STORE,
-    runs: RunNames = (),
-    sql_dir: SqlDir = None,
     form: Annotated[
         Literal["table", "csv", "json", "parquet"],
         words("Form of the output.", "--format", everyday=True),
@@ -34,16 +34,13 @@ def query(
         words("Write here, not to stdout.", metavar="FILE", everyday=True, output=True),
     ] = None,
     vertical: Annotated[bool, words("A line for every value of the table.", everyday=True)] = False,
-    timeout: Annotated[float, words("Seconds the query may take.", gt=0)] = 300.0,
-    memory: Annotated[float, words("Gigabytes the query may use.", gt=0, lt=1e6)] = 4.0,
 ) -> None:
     """Run one reading SELECT over the store's relations (`lever views` lists them).
 
     lever query "select gen_method, avg(vqa_correct) from all_candidates group by 1"
     """
-    from lever_data.relations.query import QueryOptions, write_query
+    from lever_data.relations.query import write_query
 
-    options = QueryOptions(runs=runs, sql_dir=sql_dir, timeout=timeout, memory=int(memory * 1e9))
     text = _text(sql, file)
     if out is not None:
         from lever_data.store.files import writing

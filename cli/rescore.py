@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from lever_data.options import words
-from lever_data.vocabulary import (
-    DEFAULT_STORE,
-    Annotations,
-    JsonFile,
-    Questions,
-    RunName,
-    StorePath,
-)
+from lever_data.report.options import RescoreRequest
+from lever_data.vocabulary import DEFAULT_STORE, JsonFile, StorePath
 
 from .common import emit, emit_table, notice
 from .flags import with_flags
@@ -22,12 +13,7 @@ _SHOWN = 20
 
 @with_flags
 def rescore(
-    run: RunName,
-    questions: Questions = None,
-    annotations: Annotations = None,
-    store: StorePath = DEFAULT_STORE,
-    allow_missing: Annotated[bool, words("Leave rows without annotation as they are.")] = False,
-    json: JsonFile = None,
+    request: RescoreRequest, store: StorePath = DEFAULT_STORE, json: JsonFile = None
 ) -> None:
     """Recompute the official accuracy of stored answers, as a new run.
 
@@ -37,10 +23,9 @@ def rescore(
     from dataclasses import asdict
 
     from lever_data.items.vqa_metric import few_annotators
-    from lever_data.report.rescore import RescoreRequest, rescore
+    from lever_data.report.rescore import rescore
     from lever_data.store.store import Store
 
-    request = RescoreRequest(run, questions, annotations, allow_missing)
     done = rescore(Store.open(store), request)
     changes = [asdict(change) for change in done.changes]
     if emit({**asdict(done), "run": done.run.run, "changes": changes}, json):

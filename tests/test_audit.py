@@ -12,7 +12,8 @@ import pytest
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import open_session
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.report.audit import AuditRequest, audit, audit_views
+from lever_data.report.audit import audit, audit_views
+from lever_data.report.options import AuditRequest
 from lever_data.report.scored import put_settings
 from lever_data.report.verdict import verdict
 from lever_data.sources.ingest import ingest

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from lever_cli.__main__ import main
 
-from lever_data.report.audit import AuditRequest, audit_views
+from lever_data.report.audit import audit_views
+from lever_data.report.options import AuditRequest
 from lever_data.store.files import sha256_file
 from lever_data.store.store import Store
 from tests.audits import KEYS, rows

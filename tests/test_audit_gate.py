@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.report.audit import AuditRequest, audit
+from lever_data.report.audit import audit
 from lever_data.report.gate import (
     NUMBERS,
     TABLES,
@@ -16,6 +16,7 @@ from lever_data.report.gate import (
     require_known,
     require_passed,
 )
+from lever_data.report.options import AuditRequest
 from tests.audits import rows
 from tests.stores import commit, new_store
 

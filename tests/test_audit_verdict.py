@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.report.audit import AuditRequest, audit
+from lever_data.report.audit import audit
+from lever_data.report.options import AuditRequest
 from lever_data.report.page import percent
 from lever_data.report.verdict import Finding, verdict
 from tests.audits import rows

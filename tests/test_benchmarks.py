@@ -10,7 +10,8 @@ import pytest
 from benchmarks import audit_peers, metric, proposals, synthetic, train
 from benchmarks.measure import Figure, against, exponent, in_turns
 from benchmarks.run import alone, growth, markdown
-from lever_data.report.audit import AuditRequest, audit
+from lever_data.report.audit import audit
+from lever_data.report.options import AuditRequest
 from lever_data.store.store import Store
 
 TEN = Figure("ingest", "lever", 10, "MB", 2.0, 3, peak_mb=100.0)

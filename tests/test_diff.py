@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.report.diff import Difference, DiffRequest, diff
+from lever_data.report.diff import Difference, diff
+from lever_data.report.options import DiffRequest
 from lever_data.store.schema import CANDIDATES, EVALUATIONS
 from lever_data.store.store import Run, RunSpec, Store
 from tests.commands import lever
@@ -44,7 +45,7 @@ def store(tmp_path: Path) -> Store:
 
 def compare(store: Store, a: Run | str, b: Run | str) -> Difference:
     name_a, name_b = (side if isinstance(side, str) else side.run for side in (a, b))
-    return diff(store, DiffRequest(name_a, name_b))
+    return diff(store, DiffRequest(a=name_a, b=name_b))
 
 
 def test_two_runs(store: Store) -> None:
@@ -179,7 +180,7 @@ def test_the_command(store: Store, tmp_path: Path) -> None:
 def test_the_interval_has_its_seed(store: Store) -> None:
     a = commit(store, [row(q, 0, [1, 2], 0.0) for q in range(20)], name="a")
     b = commit(store, [row(q, 0, [1, 2], (q * 7 % 10) / 10) for q in range(20)], name="b")
-    one, same, other = (diff(store, DiffRequest(a.run, b.run, seed=seed)) for seed in (1, 1, 2))
+    one, same, other = (diff(store, DiffRequest(a=a.run, b=b.run, seed=seed)) for seed in (1, 1, 2))
     assert one == same
     assert (one.low, one.high) != (other.low, other.high)
 

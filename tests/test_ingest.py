@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 from lever_data.readers.vectors import read_vectors
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
@@ -368,3 +368,15 @@ def test_bytes_of_the_tables_do_not_depend_on_the_name_or_the_time(tmp_path: Pat
     second = ingest_one(write(tmp_path, "b.json", RL), tmp_path / "t")
     assert first.run == second.run
     assert first.files == second.files
+
+
+def test_the_data_set_is_asked_for_where_the_store_has_some(tmp_path: Path) -> None:
+    source = tmp_path / "a.json"
+    source.write_text('{"0": {"pointer_candidates": [{"pointer": [1], "gen_method": "beam"}]}}')
+    store = Store.create(tmp_path / "store")
+    for _ in range(2):  # alone in its store it is called default, and stays so
+        assert next(ingest([source], store)).run.dataset == "default"
+    next(ingest([source], store, IngestOptions(dataset="okvqa", split="train")))
+    with pytest.raises(UsageError, match="not named; value 'okvqa'") as caught:
+        next(ingest([source], store))
+    assert caught.value.hint == "--dataset NAME"

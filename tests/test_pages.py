@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.report.audit import Audit, AuditRequest, audit_views
+from lever_data.report.audit import Audit, audit_views
 from lever_data.report.audit_page import audit_page
+from lever_data.report.options import AuditRequest
 from lever_data.report.page import Chart, Figure, Line, Section, Table, render, selector_colours
 from lever_train.evaluate.scoreboard import Paired, Row, Scoreboard
 from lever_train.evaluate.scoreboard_page import scoreboard_page

@@ -22,7 +22,8 @@ import pytest
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import open_session, require_select
 from lever_data.relations.forms import write
-from lever_data.relations.query import QueryOptions, query, write_query
+from lever_data.relations.query import query, write_query
+from lever_data.relations.query_options import QueryOptions
 from lever_data.store.store import Store
 from tests.commands import lever
 from tests.stores import candidate, commit, new_store
@@ -121,7 +122,7 @@ def test_a_query_that_takes_too_long_is_killed_on_time(store: Store) -> None:
     ],
 )
 def test_a_query_that_takes_too_much_memory_ends(store: Store, sql: str) -> None:
-    options = QueryOptions(memory=300_000_000, timeout=60)
+    options = QueryOptions(memory=0.3, timeout=60)
     with (
         pytest.raises(LeverError, match=r"memory|size"),
         query(store.path, sql, options) as reader,
@@ -142,7 +143,7 @@ def test_the_limits_hold_for_the_form_too(store: Store, sql: str, form: str) -> 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     out = io.BytesIO()
     with suppress(LeverError):
-        write_query(store.path, sql, form, out, QueryOptions(memory=300_000_000, timeout=60))
+        write_query(store.path, sql, form, out, QueryOptions(memory=0.3, timeout=60))
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert grown <= 100_000_000 + 3 * len(out.getvalue())
     if form == "table":
@@ -162,9 +163,7 @@ def test_a_killed_query_leaves_no_spilled_files(store: Store) -> None:
     spilling = "select md5(a::varchar) as h from range(100000000) t(a) order by h"
     before = set(Path(tempfile.gettempdir()).glob("lever-spill-*/*"))
     with pytest.raises(LeverError, match="out of time"):
-        write_query(
-            store.path, spilling, "csv", io.BytesIO(), QueryOptions(memory=50_000_000, timeout=3)
-        )
+        write_query(store.path, spilling, "csv", io.BytesIO(), QueryOptions(memory=0.05, timeout=3))
     left = set(Path(tempfile.gettempdir()).glob("lever-spill-*/*")) - before
     assert {p.name for p in left} <= {"lock"}
 

@@ -12,7 +12,8 @@ import pytest
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.relations.db import open_session
-from lever_data.report.rescore import Change, RescoreRequest, rescore
+from lever_data.report.options import RescoreRequest
+from lever_data.report.rescore import Change, rescore
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Run, Store
@@ -38,7 +39,9 @@ def write_official(folder: Path, answers: dict[int, list[str]], subtype: str = "
 
 def request(folder: Path, run: Run | str, **options: Any) -> RescoreRequest:
     name = run if isinstance(run, str) else run.run
-    return RescoreRequest(name, folder / "q.json", folder / "a.json", **options)
+    return RescoreRequest(
+        run=name, questions=folder / "q.json", annotations=folder / "a.json", **options
+    )
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
@@ -194,7 +197,7 @@ WORDS = {100: ["z"] * 10, 101: ["red"] * 10, 102: ["dog"] * 10, 103: ["cup"] * 1
 def test_what_was_ingested_is_official(tmp_path: Path) -> None:
     store = ingest_split(tmp_path, WORDS)
     run = commit(store, [old_row(1, 0, "red"), old_row(2, 0, "cat")])
-    done = rescore(store, RescoreRequest(run.run))
+    done = rescore(store, RescoreRequest(run=run.run))
     assert [row["vqa_acc_score"] for row in rows_of(done.run)] == [1.0, 0.0]
     assert done.run.parents == (run.run, store.runs()[0].run)
 
@@ -203,9 +206,9 @@ def test_nothing_to_score_by_is_refused(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     run = commit(store, [old_row(1, 0, "red")])
     with pytest.raises(UsageError, match="has no annotations of this split"):
-        rescore(store, RescoreRequest(run.run))
+        rescore(store, RescoreRequest(run=run.run))
     with pytest.raises(UsageError, match="--questions and --annotations go together"):
-        rescore(store, RescoreRequest(run.run, questions=tmp_path / "q.json"))
+        rescore(store, RescoreRequest(run=run.run, questions=tmp_path / "q.json"))
 
 
 def test_files_are_matched_by_the_stored_question_ids(tmp_path: Path) -> None:
@@ -304,7 +307,7 @@ def test_okvqa(tmp_path: Path) -> None:
     (run,) = store.runs()
     questions = OKVQA / "OpenEnded_mscoco_train2014_questions.json.gz"
     annotations = OKVQA / "mscoco_train2014_annotations.json.gz"
-    done = rescore(store, RescoreRequest(run.run, questions, annotations))
+    done = rescore(store, RescoreRequest(run=run.run, questions=questions, annotations=annotations))
     assert (done.num_rows, done.num_fallback_before, len(done.changes)) == (88_827, 2_643, 196)
     con = open_session(store, only=["stg_candidates"]).con
     modes = "select distinct eval_mode from stg_candidates where run = ?"

@@ -14,7 +14,8 @@ from lever_cli.docs import render
 from lever_data import catalog
 from lever_data.errors import LeverError
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.report.audit import AuditRequest, audit, audit_views
+from lever_data.report.audit import audit, audit_views
+from lever_data.report.options import AuditRequest
 from lever_train.options.sweep import cell_config, load_sweep
 from lever_train.options.train import TrainConfig
 from tests.training import Bench

@@ -14,34 +14,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.relations.query_options import QueryOptions
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FAILED = 3  # exit status of the child when it has said why on stderr
 _CHUNK = 1 << 20  # bytes passed on at a time
-
-
-@dataclass(frozen=True)
-class QueryOptions:
-    """Limits and scope of a query.
-
-    Args:
-        runs: only these runs; all where empty.
-        sql_dir: a folder of the user's own views.
-        timeout: seconds after which the query is killed.
-        memory: bytes DuckDB may use; the process is held to about twice that.
-    """
-
-    runs: tuple[str, ...] = ()
-    sql_dir: Path | None = None
-    timeout: float = 300.0
-    memory: int = 4_000_000_000
 
 
 @contextmanager
@@ -74,7 +57,7 @@ def write_query(
 @contextmanager
 def _started(store: Path, sql: str, form: str, options: QueryOptions) -> Iterator[_Process]:
     """The process that answers, until the block ends; what it spilled to disk goes with it."""
-    _require_sense(sql, options)
+    _require_utf8(sql)
     child = subprocess.Popen(
         [sys.executable, "-m", "lever_data.relations.sandbox"],
         stdin=subprocess.PIPE,
@@ -100,11 +83,7 @@ def _started(store: Path, sql: str, form: str, options: QueryOptions) -> Iterato
                     pipe.close()
 
 
-def _require_sense(sql: str, options: QueryOptions) -> None:
-    if not 0 < options.timeout <= threading.TIMEOUT_MAX:
-        raise UsageError("--timeout must be a positive number of seconds", value=options.timeout)
-    if options.memory <= 0:
-        raise UsageError("--memory must be a positive number", value=options.memory)
+def _require_utf8(sql: str) -> None:
     try:
         sql.encode()
     except UnicodeEncodeError as error:
@@ -126,7 +105,7 @@ def _request(
         "spill": str(spill),
         "runs": list(options.runs),
         "sql_dir": str(options.sql_dir) if options.sql_dir else None,
-        "memory": options.memory,
+        "memory": int(options.memory * 1e9),
     }
 
 
@@ -204,6 +183,6 @@ class _Process:
             return LeverError("the query's process failed", value=text.splitlines()[-1][:500])
         return LeverError(
             f"the query's process died with status {status}: it outran its memory",
-            value=f"{self.options.memory / 1e9:.1f} GB",
+            value=f"{self.options.memory:.1f} GB",
             hint="raise --memory, or ask for less",
         )

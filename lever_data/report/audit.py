@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ import duckdb
 from lever_data.catalog import body, builtin
 from lever_data.errors import LeverError
 from lever_data.relations.db import Session, open_session
+from lever_data.report.options import AuditRequest
 from lever_data.report.scored import (
     DECIMALS,
     SHARED,
-    AuditRequest,
     define_diagnostics,
     read_by_diagnostics,
 )
@@ -91,7 +91,7 @@ def audit(store: Store, request: AuditRequest) -> Audit:
 def audit_views(store: Store | Path, request: AuditRequest, views: Sequence[str]) -> list[Audit]:
     """The same audit of several views, to set them side by side."""
     opened = store if isinstance(store, Store) else Store.open(store)
-    return [audit(opened, replace(request, view=view)) for view in views]
+    return [audit(opened, request.but(view=view)) for view in views]
 
 
 def _open(store: Store, request: AuditRequest) -> Session:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import duckdb
@@ -18,31 +17,13 @@ import numpy as np
 from lever_data.catalog import RL_KINDS, quote_identifier
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import Session, open_session
+from lever_data.report.options import DiffRequest
 from lever_data.report.statistics import bootstrap_ratio, mcnemar
 from lever_data.store.store import Run, Store
 
 Kind = Literal["candidates", "evaluations"]
 BASELINES = ("zero_shot", "random", "nearest", "oracle")  # selectors that are no checkpoint
 _COLUMNS = ("dataset", "split", "query_id", "pointer", "vqa_correct", "vqa_acc_score")
-
-
-@dataclass(frozen=True)
-class DiffRequest:
-    """What to compare.
-
-    Args:
-        a, b: a run (``RUN:SELECTOR`` for one selector of an evaluation) or a view; a run wins
-            over a view of the same name.
-        runs: what views read, the runs compared besides; all runs where empty.
-        sql_dir: a folder of the user's own views.
-        seed: of the bootstrap.
-    """
-
-    a: str
-    b: str
-    runs: tuple[str, ...] = ()
-    sql_dir: Path | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from lever_data.items.prompts import Id
 from lever_data.items.vqa_metric import METRIC_VERSION, edit_similarity, token_f1, vqa_accuracy
 from lever_data.readers.source import Source
 from lever_data.relations.db import connect
+from lever_data.report.options import RescoreRequest
 from lever_data.sources.belong import Evidence
 from lever_data.sources.official import load_official
 from lever_data.store.integrity import require_intact
@@ -36,22 +36,6 @@ _COUNTS = (
     *("num_rows", "num_fallback_before", "num_missing"),
     *("num_unanswered", "num_healed", "num_partial", "num_few"),
 )
-
-
-@dataclass(frozen=True)
-class RescoreRequest:
-    """What to rescore.
-
-    Args:
-        run: id of a run of candidates, or a prefix only it has.
-        questions, annotations: official files in place of what the store holds.
-        allow_missing: leave rows without annotations as they are, and count them.
-    """
-
-    run: str
-    questions: Path | None = None
-    annotations: Path | None = None
-    allow_missing: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import duckdb
 
@@ -30,6 +29,7 @@ from lever_data.relations.db import Session
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import needs, prepare_reward, refuse_unscored, reward_sql
 from lever_data.relations.stream import TRAINING_COLUMNS
+from lever_data.report.options import AuditRequest
 
 DECIMALS = 10  # sums of doubles differ in the last digits between runs of many threads
 
@@ -49,28 +49,6 @@ _POLICY_COLUMNS = {
     "pointer": "integer[]",
     "logprob": "double",
 }
-
-
-@dataclass(frozen=True)
-class AuditRequest:
-    """What to audit.
-
-    Args:
-        view: a relation with the training columns.
-        reward: the reward.
-        runs: only these runs; all where empty.
-        scorer: only candidates this model answered, or whose model is not known.
-        sql_dir: a folder of the user's own views.
-        policy: a relation with dataset, split, query_id, pointer, logprob: the policy that the
-            importance weights ask about; the stored one at temperature 1 where ``None``.
-    """
-
-    view: str = "all_candidates"
-    reward: RewardSpec = field(default_factory=RewardSpec)
-    runs: tuple[str, ...] = ()
-    scorer: str | None = None
-    sql_dir: Path | None = None
-    policy: str | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from lever_data.sources.rl_ingest import ingest_legacy
 from lever_data.store.integrity import require_intact
 from lever_data.store.store import Run, RunSpec, Store
 
+_UNNAMED = "default"  # the dataset of a store that has but one
 __all__ = ["IngestOptions", "Ingested", "ingest"]
 
 
@@ -56,6 +57,7 @@ def ingest(
             yielded before stay committed.
     """
     options = options or IngestOptions()
+    _require_dataset(options, store)
     for unit in _units(paths):
         if isinstance(unit, LeverError):
             raise unit
@@ -100,7 +102,7 @@ def _fits(unit: list[Found], found: Found) -> bool:
 def _ingest_legacy(found: Found, store: Store, options: IngestOptions) -> Ingested:
     spec = RunSpec(
         kind=found.kind,
-        dataset=_assume(options, options.dataset, "dataset", "default", found),
+        dataset=_assume(options, options.dataset, "dataset", _UNNAMED, found),
         split=_assume(options, options.split, "split", "train", found),
         source=_describe(found.source),
         parameters={"salvage": True} if options.salvage else {},
@@ -128,7 +130,7 @@ def _ingest_examples(unit: list[Found], store: Store, options: IngestOptions) ->
     subtype = next((found.subtype for found in unit if found.subtype), None)
     spec = RunSpec(
         kind="examples",
-        dataset=_assume(options, options.dataset, "dataset", "default", unit[0]),
+        dataset=_assume(options, options.dataset, "dataset", _UNNAMED, unit[0]),
         split=options.split or split_of(subtype),
         source={
             "path": ", ".join(_describe(s)["path"] for s in sources),
@@ -248,7 +250,7 @@ def _stored_questions(
 def _ingest_results(found: Found, store: Store, options: IngestOptions) -> Ingested:
     spec = RunSpec(
         kind="evaluation",
-        dataset=_assume(options, options.dataset, "dataset", "default", found),
+        dataset=_assume(options, options.dataset, "dataset", _UNNAMED, found),
         split=_assume(options, options.split, "split", "val", found),
         source=_describe(found.source),
         source_sha256=found.source.sha256(),
@@ -267,7 +269,7 @@ def _ingest_vectors(found: Found, store: Store, options: IngestOptions) -> Inges
     name = options.name or _stem(found.source.path)
     spec = RunSpec(
         kind="embeddings",
-        dataset=_assume(options, options.dataset, "dataset", "default", found),
+        dataset=_assume(options, options.dataset, "dataset", _UNNAMED, found),
         split=_assume(options, options.split, "split", "train", found),
         source=_describe(found.source),
         source_sha256=found.source.sha256(),
@@ -288,6 +290,17 @@ def _ingest_vectors(found: Found, store: Store, options: IngestOptions) -> Inges
         found.source.check_unchanged()
         details = {"name": name, "width": int(values.shape[1]), "dtype": str(values.dtype)}
         return Ingested(writer.commit(details), is_new=True)
+
+
+def _require_dataset(options: IngestOptions, store: Store) -> None:
+    """Ask for the name where the store already has some: another is not to come by silence."""
+    if options.dataset is None:
+        runs = store.inventory().runs
+        there = sorted({run.dataset for run in runs if run.dataset not in (None, _UNNAMED)})
+        if there:
+            raise UsageError(
+                "the data set is not named", value=", ".join(there), hint="--dataset NAME"
+            )
 
 
 def _assume(

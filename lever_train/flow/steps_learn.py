@@ -53,17 +53,17 @@ def sft(work: Work) -> Step:
 
 def audit(work: Work) -> Step:
     """What the training view can teach; stops the pipeline where a gate says so."""
-    from lever_data.report.audit import AuditRequest, audit_views
+    from lever_data.report.audit import audit_views
     from lever_data.report.audit_page import audit_page
     from lever_data.report.gate import parse_gate, require_passed
+    from lever_data.report.options import AuditRequest
 
     config = work.config
 
     def act(known: Known, begun: bool) -> Outputs:
         request = AuditRequest(
-            "",
-            config.train.reward,
-            work.rl_runs(known),
+            reward=config.train.reward,
+            runs=work.rl_runs(known),
             sql_dir=config.data.sql_dir,
         )
         found = audit_views(config.data.store, request, config.train.data.view)

@@ -172,9 +172,9 @@ class AnswererSpec(Section):
         "File of the system prompt; an empty one leaves it out. Default: our own words; with --api "
         "completions none.",
     )
-    stop: tuple[str, ...] = option((), "Words that end an answer.", metavar="WORD,...")
-    max_new_tokens: int = option(5, "Length of an answer in tokens.")
-    num_beams: int = option(3, "Beams of the answering model.", "--generation-beams")
+    stop: tuple[str, ...] = option((), "Words that end an answer.", metavar="WORD")
+    max_new_tokens: int = option(5, "Length of an answer in tokens.", ge=1)
+    num_beams: int = option(3, "Beams of the answering model.", "--generation-beams", ge=1)
     length_penalty: float = option(0.0, "Of the answering model's beams.")
     log_probs: bool | None = option(
         None,
@@ -182,10 +182,10 @@ class AnswererSpec(Section):
         "endpoint, which is asked once more for every answer.",
         "--gt-prob/--no-gt-prob",
     )
-    batch_size: int | None = option(None, "Prompts per batch.", "--answer-batch")
-    concurrency: int = option(16, "Requests at a time, of an endpoint.")
-    timeout: float = option(120.0, "Seconds a request may take.")
-    patience: float = option(600.0, "Seconds an endpoint may fail to answer a prompt.")
+    batch_size: int | None = option(None, "Prompts per batch of the answerer.", ge=1)
+    concurrency: int = option(16, "Requests at a time, of an endpoint.", ge=1)
+    timeout: float = option(120.0, "Seconds a request may take.", gt=0)
+    patience: float = option(600.0, "Seconds an endpoint may fail to answer a prompt.", ge=0)
     # decided by who asks, no options: the device is the rollout's, and a search for beams wants
     # log-probabilities alone, no text
     device: str = "cpu"
