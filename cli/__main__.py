@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 from .interrupts import interrupts
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line: exit 0 done, 1 the user's data, 2 usage, 130 interrupted."""
     interrupts.watch()
     # pydantic looks through all installed packages for plugins: 10 ms of every command
@@ -23,5 +24,21 @@ def main(argv: list[str] | None = None) -> None:
     run(sys.argv[1:] if argv is None else argv)
 
 
+def process() -> NoReturn:
+    """:func:`main` as a process of its own.
+
+    After an interrupt it ends at once: Python would wait for threads that nobody stops any more,
+    and end by the signal where C code had met it.
+    """
+    try:
+        main()
+    except SystemExit as left:
+        if left.code == 130:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(130)
+        raise
+
+
 if __name__ == "__main__":
-    main()
+    process()

@@ -174,7 +174,7 @@ def test_an_interrupt_inside_duckdb(tmp_path: Path) -> None:
         while not Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().strip():
             assert child.poll() is None
         os.killpg(child.pid, signal.SIGINT)
-        out, err = child.communicate()
+        out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (130, "")
     assert err.startswith("Error: interrupted\n") and "Traceback" not in err
 

@@ -66,21 +66,22 @@ def _started(store: Path, sql: str, form: str, options: QueryOptions) -> Iterato
     )
     process = _Process(child, options)
     timer = threading.Timer(options.timeout, process.expire)
-    timer.start()
-    from lever_data.store.spill import spill_folder  # after the child began, which imports more
+    timer.daemon = True
+    try:  # an interrupt may come at any line
+        timer.start()
+        from lever_data.store.spill import spill_folder  # after the child began: it imports more
 
-    with spill_folder() as spill:
-        try:
+        with spill_folder() as spill:
             process.ask(_request(store, sql, form, spill, options))
             yield process
-        finally:
-            timer.cancel()
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout, child.stderr):
-                assert pipe is not None
-                with suppress(BrokenPipeError):
-                    pipe.close()
+    finally:
+        timer.cancel()
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 def _require_utf8(sql: str) -> None:
