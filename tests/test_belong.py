@@ -14,8 +14,9 @@ from lever_data.errors import LeverError
 from lever_data.items.items import Place, load_items, load_truth, require_images
 from lever_data.relations.db import connect
 from lever_data.report.check import check
-from lever_data.report.diff import DiffRequest, diff
-from lever_data.report.rescore import RescoreRequest, rescore
+from lever_data.report.diff import diff
+from lever_data.report.options import DiffRequest, RescoreRequest
+from lever_data.report.rescore import rescore
 from lever_data.sources.ingest import IngestOptions, ingest
 from lever_data.store.store import Run, Store
 from tests.stores import candidate, commit, commit_examples
@@ -86,7 +87,7 @@ def test_the_right_files_are_taken_in_any_order(tmp_path: Path) -> None:
     files, rl = write_questions(tmp_path), write_rl(tmp_path, WORDS)
     put(tmp_path, rl, *files)
     (run, _) = Store.open(tmp_path / "s").runs()
-    done = rescore(Store.open(tmp_path / "s"), RescoreRequest(run.run))
+    done = rescore(Store.open(tmp_path / "s"), RescoreRequest(run=run.run))
     assert done.changes == ()
 
 
@@ -118,7 +119,7 @@ def test_two_runs_that_number_questions_differently(tmp_path: Path) -> None:
     a = commit(store, rows, name="a", question_ids={0: 5})
     b = commit(store, rows, name="b", question_ids={0: 7})
     with pytest.raises(LeverError, match="number their questions differently") as caught:
-        diff(store, DiffRequest(a.run, b.run))
+        diff(store, DiffRequest(a=a.run, b=b.run))
     assert (caught.value.where, caught.value.value) == ("query 0", "questions 5 and 7")
     assert [p.where for p in check(store).problems] == ["query_is_one_question"]
 

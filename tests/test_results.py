@@ -11,7 +11,8 @@ import pytest
 
 from lever_data.errors import LeverError
 from lever_data.relations.db import connect
-from lever_data.report.diff import DiffRequest, diff
+from lever_data.report.diff import diff
+from lever_data.report.options import DiffRequest
 from lever_data.sources.ingest import IngestOptions, ingest
 from lever_data.store.store import Run, Store
 from tests.test_belong import write_questions
@@ -67,7 +68,7 @@ def test_every_form_holds_the_same_predictions(store: Store, tmp_path: Path) -> 
 def test_two_files_are_compared(store: Store, tmp_path: Path) -> None:
     a, _ = put(store, tmp_path / "a.json", RIGHT)
     b, _ = put(store, tmp_path / "b.json", WRONG)
-    found = diff(store, DiffRequest(a.run, b.run))
+    found = diff(store, DiffRequest(a=a.run, b=b.run))
     assert (found.pairs, found.changed, found.mean_change) == (2, 1, -0.5)
 
 
