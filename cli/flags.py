@@ -30,6 +30,7 @@ from lever_data.toml import validated
 from lever_data.vocabulary import STDOUT
 
 Command = Callable[..., None]
+_LONGEST_CHOICES = 48  # characters that stand beside a flag in 80 columns; else in the help
 
 
 def with_flags(command: Command) -> Command:
@@ -85,10 +86,12 @@ def _require_writable(built: BaseModel) -> None:
 
 def _parameter(item: Option) -> inspect.Parameter:
     """An option as a parameter of the command; ``None`` means not given."""
-    metavar = item.said("metavar")
+    metavar, text = item.said("metavar"), item.help
     if item.said("argument"):
         metavar = metavar or item.keys[-1].strip("_").upper()
-    common: dict[str, Any] = {"help": item.help, "metavar": metavar}
+    if len("|".join(item.choices)) > _LONGEST_CHOICES:
+        metavar, text = "WORD", f"{text} One of: {', '.join(item.choices)}."
+    common: dict[str, Any] = {"help": text, "metavar": metavar}
     is_required = item.field.is_required()
     if item.said("argument"):
         made: Any = typer.Argument(**common, show_default=False)

@@ -177,6 +177,11 @@ class Option:
         return str if self.is_numbers else self.inner
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The words it may be; empty where it may be any."""
+        return get_args(self.inner) if get_origin(self.inner) is Literal else ()
+
+    @property
     def help(self) -> str:
         """What the option does, and its default where it has one to speak of."""
         default = self.field.default

@@ -64,7 +64,7 @@ def test_help_of_80_columns_cuts_nothing(
         for name in names:
             assert re.search(rf"(?<!\S){re.escape(name)}(?!\w)", text), name
         for choice in getattr(parameter.type, "choices", ()):
-            assert re.search(rf"[<|]{re.escape(choice)}[|>]", text), choice
+            assert re.search(rf"[<|\s]{re.escape(choice)}[|>,.]", text), choice
         assert parameter.help, parameter.name
         panel = getattr(parameter, "rich_help_panel", None)
         assert panel is None or f"{panel}:" in lines
