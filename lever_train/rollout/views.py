@@ -54,7 +54,7 @@ def pointers(
     """The queries of a view and the pointers it holds, each once, in (run, candidate) order.
 
     Args:
-        shots: keep only the first so many demonstrations; ``None``: as they are.
+        shots: keep at most this many demonstrations; ``None``: as they are.
 
     Raises:
         LeverError: a pointer is shorter than ``shots``.
