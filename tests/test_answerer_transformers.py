@@ -22,14 +22,15 @@ from lever_data.store.store import Store
 from lever_train.inputs.model_folder import folder_identity
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers import make_answerer
-from lever_train.rollout.answerers.transformers import TransformersAnswerer
+from lever_train.rollout.answerers.processor_model import ProcessorModel
+from lever_train.rollout.answerers.transformers import TransformersAnswerer, load_model
 from lever_train.rollout.answerers.vision_language import (
     Encoded,
     Generation,
     VisionLanguageModel,
 )
 from tests.rollouts import add_images, make_world, rows
-from tests.tiny_vlm import VISION, save_tiny_vlm
+from tests.tiny_vlm import PROCESSED, VISION, save_tiny_processed, save_tiny_vlm
 
 HOW = Generation(max_new_tokens=5, num_beams=3, length_penalty=0.0)
 
@@ -167,11 +168,54 @@ def test_every_family_is_answered_as_transformers_answers_given_the_pixels(
     assert model.generate(batch, Generation(5, 3, 1.0)) == plain
 
 
-@pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen3_5"])
+@pytest.mark.parametrize("family", PROCESSED)
+def test_a_model_with_its_own_processor_is_answered_as_transformers_answers(
+    family: str, tmp_path: Path, prompts: list[Prompt]
+) -> None:
+    folder = save_tiny_processed(tmp_path / family, family)
+    model = load_model(str(folder), "cpu")
+    assert isinstance(model, ProcessorModel)
+    found = make_answerer(AnswererSpec(spec=f"transformers:{folder}"), _around()).answer(prompts)
+    ends = model.model.generation_config.eos_token_id
+    for prompt, answer in zip(prompts, found, strict=True):
+        content: list[dict[str, Any]] = []
+        pictures = []
+        for item in (*prompt.demonstrations, prompt.query):
+            said = item.answer if item is not prompt.query else ""
+            assert item.image is not None
+            pictures.append(Image.open(item.image))
+            content.append({"type": "image"})
+            content.append(
+                {"type": "text", "text": f"Question:{item.question} Short answer:{said}"}
+            )
+        messages = [
+            {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
+            {"role": "user", "content": content},
+        ]
+        text = model.processor.apply_chat_template(messages, add_generation_prompt=True)
+        given = model.processor(text=[text], images=[pictures], return_tensors="pt")
+        width = given["input_ids"].shape[1]
+        best = model.model.generate(
+            **given, do_sample=False, max_new_tokens=5, num_beams=3, length_penalty=0.0
+        )
+        assert answer.text == model.tokenizer.decode(best[0, width:], skip_special_tokens=True)
+        assert answer.log_probs is not None
+        for value, wanted in zip(answer.log_probs, prompt.given, strict=True):
+            longer = model.processor(
+                text=[f"{text}{wanted}"], images=[pictures], return_tensors="pt"
+            )
+            ids = longer["input_ids"][0, width:].tolist()
+            with torch.inference_mode():
+                logits = model.model(**longer).logits[0, width - 1 :].log_softmax(-1)
+            expected = sum(float(logits[i, t]) for i, t in enumerate([*ids, ends]))
+            assert value == pytest.approx(expected, abs=1e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["paligemma", "llava_onevision", "qwen3_5"])
 def test_a_model_of_another_family_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
     with pytest.raises(LeverError, match="does not know models of this family") as error:
-        VisionLanguageModel.load(str(tmp_path), "cpu")
+        load_model(str(tmp_path), "cpu")
     assert error.value.value == kind and "openai:URL" in str(error.value.hint)
 
 
@@ -318,8 +362,9 @@ def test_an_unreadable_image_fails_alone(
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "nothing"
-    with pytest.raises(LeverError, match="the model cannot be loaded"):
-        VisionLanguageModel.load(str(missing), "cpu")
+    for load in (load_model, VisionLanguageModel.load):
+        with pytest.raises(LeverError, match="the model cannot be loaded"):
+            load(str(missing), "cpu")
 
 
 def test_parameters_change_the_scope(folder: Path) -> None:

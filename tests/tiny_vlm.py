@@ -96,15 +96,123 @@ def save_tiny_vlm(folder: Path, family: str = "Qwen2_5_VL", spread: float = 0.0)
     return folder
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer(special: list[str] = SPECIAL) -> PreTrainedTokenizerFast:
     found = Tokenizer(models.BPE())
     found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     found.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=330, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     found.train_from_iterator(WORDS, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=found, eos_token=END, pad_token=PAD)
     tokenizer.chat_template = CHAT
     return tokenizer
+
+
+_SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+_SIZES |= {"num_attention_heads": 2}
+# Families whose own processor lays out a prompt: their special tokens, and what stands for an image
+PROCESSED = {
+    "Llava": (["<image>"], "<image>"),
+    "Idefics3": (["<image>", "<fake_token_around_image>", "<global-img>"], "<image>"),
+    "Gemma3": (["<image>", "<soi>", "<eoi>"], "<soi>"),
+}
+
+
+def save_tiny_processed(folder: Path, family: str) -> Path:
+    """Make and save such a model with its processor, weights large enough for texts to differ."""
+    disable_progress_bar()
+    special, shown = PROCESSED[family]
+    tokenizer = _tokenizer([PAD, END, *special])
+    tokenizer.chat_template = CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", shown)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (PAD, END, *special)}
+    text: dict[str, Any] = _SIZES | {
+        "vocab_size": len(tokenizer),
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    text |= {"eos_token_id": ids[END], "pad_token_id": ids[PAD], "bos_token_id": None}
+    config, processor = {"Llava": _llava, "Idefics3": _idefics3, "Gemma3": _gemma3}[family](
+        tokenizer, text, ids
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
+    for weights in model.parameters():
+        weights.data += 0.1 * torch.randn_like(weights)
+    model.generation_config.eos_token_id = ids[END]
+    model.generation_config.pad_token_id = ids[PAD]
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _llava(tokenizer: Any, text: dict[str, Any], ids: dict[str, int]) -> tuple[Any, Any]:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    sight = transformers.CLIPVisionConfig(**_SIZES, image_size=28, patch_size=14)
+    config = transformers.LlavaConfig(
+        vision_config=sight,
+        text_config=transformers.LlamaConfig(**text),
+        image_token_id=ids["<image>"],
+        vision_feature_layer=-1,
+    )
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    )
+    processor = transformers.LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    )
+    return config, processor
+
+
+def _idefics3(tokenizer: Any, text: dict[str, Any], ids: dict[str, int]) -> tuple[Any, Any]:
+    from transformers.models.idefics3.image_processing_pil_idefics3 import (
+        Idefics3ImageProcessorPil,
+    )
+
+    config = transformers.Idefics3Config(
+        vision_config=_SIZES | {"image_size": 56, "patch_size": 14},
+        text_config=transformers.LlamaConfig(**text),
+        image_token_id=ids["<image>"],
+        scale_factor=2,
+        pad_token_id=ids[PAD],
+    )
+    images = Idefics3ImageProcessorPil(
+        size={"longest_edge": 112}, max_image_size={"longest_edge": 56}, do_image_splitting=False
+    )
+    chat = tokenizer.chat_template
+    return config, transformers.Idefics3Processor(
+        images, tokenizer, image_seq_len=4, chat_template=chat
+    )
+
+
+def _gemma3(tokenizer: Any, text: dict[str, Any], ids: dict[str, int]) -> tuple[Any, Any]:
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    named = {"image_token": "<image>", "boi_token": "<soi>", "eoi_token": "<eoi>"}
+    chat = tokenizer.chat_template
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        extra_special_tokens=named,
+    )
+    config = transformers.Gemma3Config(
+        vision_config=_SIZES | {"image_size": 56, "patch_size": 14},
+        text_config=text
+        | {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        mm_tokens_per_image=4,
+        image_token_id=ids["<image>"],
+        boi_token_id=ids["<soi>"],
+        eoi_token_id=ids["<eoi>"],
+    )
+    images = Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
+    return config, transformers.Gemma3Processor(
+        images, tokenizer, image_seq_length=4, chat_template=chat
+    )

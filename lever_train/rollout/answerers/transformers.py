@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lever_data.errors import LeverError
 from lever_data.items.prompts import Item, Prompt, Template
 from lever_train.inputs.model_folder import folder_identity
 from lever_train.options.rollout import AnswererSpec
@@ -29,6 +30,9 @@ from lever_train.rollout.answerers.base import (
     scorer_name,
     template_of,
 )
+from lever_train.rollout.answerers.processor_model import FAMILIES as PLAIN
+from lever_train.rollout.answerers.processor_model import ProcessorModel
+from lever_train.rollout.answerers.vision_language import FAMILIES as REUSING
 from lever_train.rollout.answerers.vision_language import (
     Encoded,
     Generation,
@@ -40,6 +44,38 @@ _BATCH = {"cpu": 4, "cuda": 32}
 _LOG = logging.getLogger("lever.transformers")
 
 
+LocalModel = VisionLanguageModel | ProcessorModel
+
+
+def load_model(name: str, device: str) -> LocalModel:
+    """The model of a name or folder, in the way its family is answered.
+
+    Raises:
+        LeverError: there is no such model, or its family is not known.
+    """
+    from transformers import AutoConfig
+
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+    except (OSError, ValueError) as error:
+        raise LeverError(
+            f"the model cannot be loaded ({type(error).__name__}: {error})",
+            where=name,
+            hint="name a folder or a model of the Hugging Face hub",
+        ) from error
+    if kind in REUSING:
+        return VisionLanguageModel.load(name, device)
+    if kind in PLAIN:
+        return ProcessorModel.load(name, device)
+    raise LeverError(
+        "this answerer does not know models of this family",
+        where=name,
+        value=kind,
+        hint=f"it knows {', '.join((*REUSING, *PLAIN))}; serve others with vLLM and use "
+        "--answerer openai:URL",
+    )
+
+
 @dataclass
 class TransformersAnswerer:
     """A model that is loaded when it is first asked. Make one with :meth:`load`."""
@@ -48,7 +84,7 @@ class TransformersAnswerer:
     spec: AnswererSpec
     template: Template
     usage: Usage = field(default_factory=Usage)
-    _model: VisionLanguageModel | None = None
+    _model: LocalModel | None = None
     _batch: int = 0
     _tested: bool = False
     _shown: ShownFingerprints = field(default_factory=ShownFingerprints)
@@ -107,7 +143,7 @@ class TransformersAnswerer:
             LeverError: the model cannot be loaded.
         """
         if self._model is None:
-            self._model = VisionLanguageModel.load(self.model_name, self.spec.device)
+            self._model = load_model(self.model_name, self.spec.device)
         model = self._model
         answers: dict[int, Answer] = {}
         encoded: dict[int, Encoded] = {}
@@ -131,7 +167,7 @@ class TransformersAnswerer:
 
     def _batches(
         self,
-        model: VisionLanguageModel,
+        model: LocalModel,
         prompts: Sequence[Prompt],
         encoded: dict[int, Encoded],
         todo: list[int],
@@ -159,7 +195,7 @@ class TransformersAnswerer:
             todo = todo[len(indices) :]
             yield indices, texts, log_probs
 
-    def _self_test(self, model: VisionLanguageModel, sample: list[Encoded]) -> None:
+    def _self_test(self, model: LocalModel, sample: list[Encoded]) -> None:
         """Batch 1 against batch N."""
         self._tested = True
         together = model.generate(sample, self._how)

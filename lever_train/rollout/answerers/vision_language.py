@@ -34,10 +34,11 @@ _READERS = 4  # threads that decode and resize images
 @dataclass(frozen=True)
 class Encoded:
     """A prompt as the model reads it: token ids with one id per image patch group, and its
-    images in order."""
+    images in order; ``turns`` where its own processor lays it out."""
 
     ids: list[int]
     images: tuple[Path, ...]
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,10 @@ class VisionLanguageModel:
         Raises:
             LeverError: it cannot be loaded, or is of another family.
         """
-        from transformers import AutoConfig, AutoModelForImageTextToText
+        from transformers import AutoModelForImageTextToText
 
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         try:
-            kind = AutoConfig.from_pretrained(name).model_type
-            if kind not in FAMILIES:
-                raise LeverError(
-                    "this answerer does not know models of this family",
-                    where=name,
-                    value=kind,
-                    hint=f"it knows {', '.join(FAMILIES)}; serve others with vLLM and use "
-                    "--answerer openai:URL",
-                )
             tokenizer, images = _load_processors(name)
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
         except (OSError, ValueError, ImportError) as error:
@@ -107,7 +99,7 @@ class VisionLanguageModel:
                 hint="name a folder or a model of the Hugging Face hub",
             ) from error
         takes = inspect.signature(model.forward).parameters
-        if kind == "qwen3_vl" and "mm_encoder_outputs" not in takes:
+        if model.config.model_type == "qwen3_vl" and "mm_encoder_outputs" not in takes:
             raise LeverError(
                 "this transformers takes no deepstack features, without which the model is wrong",
                 where=name,
