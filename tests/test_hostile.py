@@ -134,7 +134,7 @@ WRITING = [
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("LEVER_TEST_KEY", "sk-secret")
     made = new_store(tmp_path)
-    rows = [candidate(q, c, [q, q + c + 1], vqa_correct=c) for q in (0, 1, 2) for c in (0, 1)]
+    rows = [candidate(q, c, [q + 10, q + c + 11], vqa_correct=c) for q in (0, 1, 2) for c in (0, 1)]
     commit(made, rows)
     (tmp_path / "secret.json").write_text('{"a": 1}')
     (tmp_path / "secret.parquet").write_bytes(next(made.path.rglob("*.parquet")).read_bytes())

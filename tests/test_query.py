@@ -32,7 +32,10 @@ from tests.stores import candidate, commit, new_store
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     made = new_store(tmp_path_factory.mktemp("query"))
-    commit(made, [candidate(q, c, [q, q + c + 1], vqa_correct=c) for q in range(5) for c in (0, 1)])
+    commit(
+        made,
+        [candidate(q, c, [q + 10, q + c + 11], vqa_correct=c) for q in range(5) for c in (0, 1)],
+    )
     return made
 
 
@@ -218,16 +221,16 @@ def test_formats(store: Store, tmp_path: Path) -> None:
     )
     as_json = _lever(store, sql, "--format", "json")
     assert json.loads(as_json.stdout) == [
-        {"query_id": 1, "pointer": [1, 2], "n": 0},
-        {"query_id": 1, "pointer": [1, 3], "n": 1},
+        {"query_id": 1, "pointer": [11, 12], "n": 0},
+        {"query_id": 1, "pointer": [11, 13], "n": 1},
     ]
     as_csv = _lever(store, sql, "--format", "csv")
-    assert as_csv.stdout == 'query_id,pointer,n\n1,"[1,2]",0\n1,"[1,3]",1\n'
+    assert as_csv.stdout == 'query_id,pointer,n\n1,"[11,12]",0\n1,"[11,13]",1\n'
     out = tmp_path / "o.parquet"
     done = _lever(store, sql, "--out", str(out))
     assert done.stdout == "" and "wrote 2 rows" in done.stderr
-    assert pq.read_table(out).column("pointer").to_pylist() == [[1, 2], [1, 3]]
-    assert "[1, 3]" in _lever(store, sql).stdout
+    assert pq.read_table(out).column("pointer").to_pylist() == [[11, 12], [11, 13]]
+    assert "[11, 13]" in _lever(store, sql).stdout
     (tmp_path / "q.sql").write_text("select count(*) as n from all_candidates")
     done = _lever(store, "--file", str(tmp_path / "q.sql"), "--format", "json")
     assert json.loads(done.stdout) == [{"n": 10}]
