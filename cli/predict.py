@@ -32,9 +32,7 @@ def predict(
     from lever_train.evaluate.predictions import write_picks
     from lever_train.options.evaluate import Contest, EvalRequest
 
-    contest = Contest(
-        shots=(shot_num,), limit=() if limit is None else (limit,), device=device, oracle="no"
-    )
+    contest = Contest(shots=(shot_num,), limit=limit, device=device, oracle="no")
     picks = library(
         EvalRequest(
             store=store, checkpoints=(checkpoint,), questions=questions, contest=contest, runs=runs

@@ -230,12 +230,14 @@ def test_an_evaluation_is_a_run_and_its_scores_are_a_query(
 
 
 def test_limits_are_nested_subsets(place: Place, evaluated: Evaluated) -> None:
-    found = run_evaluation(place.request(limit=(10, 20, 400), shots=(1,), oracle="no"))
+    found = run_evaluation(place.request(sizes=(10, 20, 400), shots=(1,), oracle="no"))
     whole = next(o for o in evaluated.outcomes if (o.selector, o.shots) == ("nearest", 1))
     rows = [r for r in found.scoreboard.rows if r.selector == "nearest"]
     assert [r.n for r in rows] == [10, 20, 50]
     for row in rows:
         assert row.accuracy == pytest.approx(whole.accuracy[: row.n].mean())
+    with pytest.raises(UsageError, match="more questions than --limit leaves"):
+        place.request(limit=10, sizes=(20,))
 
 
 def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> None:
@@ -249,7 +251,7 @@ def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> N
         Image.new("RGB", (4, 4), (len(path.name), int(path.stem[-3:]) % 256, 0)).save(path)
     with serving() as endpoint:
         spec = AnswererSpec(spec=f"openai:{endpoint.url}", model="m")
-        request = place.request(shots=(1,), limit=(4,), oracle="no").but(
+        request = place.request(shots=(1,), limit=4, oracle="no").but(
             questions=asked, answerer=spec
         )
         first = run_evaluation(request)
@@ -354,7 +356,7 @@ def test_the_page_calls_the_oracle_a_lower_bound(evaluated: Evaluated) -> None:
 
 
 def test_the_page_charts_the_most_questions_and_says_so(place: Place, evaluated: Evaluated) -> None:
-    board = run_evaluation(place.request(limit=(10, 20, 50), shots=(1, 2))).scoreboard
+    board = run_evaluation(place.request(sizes=(10, 20, 50), shots=(1, 2))).scoreboard
     text = scoreboard_page(board)
     said = "The chart shows the first 50 questions; the tables also hold the first 10 and the "
     assert f"{said}first 20." in "".join(_words(text))

@@ -67,14 +67,14 @@ def run_evaluation(
     store = Store.open(request.store)
     con = connect(store, runs=request.runs)
     policies = load_policies(request.checkpoints, request.contest.device, request.names)
-    limit = max(request.contest.limit, default=None)
+    limit = request.contest.most
     held = open_held_out(con, request.questions, limit, widths=widths(policies.values()))
     answerer = _answerer(request, held, con)
     options = EvalOptions(
         request.contest.shots, request.contest.seed, request.wants_oracle, progress
     )
     outcomes = evaluate(held, _answers(answerer, store), policies, options)
-    board = scoreboard(outcomes, request.contest.limit)
+    board = scoreboard(outcomes, request.contest.sizes)
     inputs = _inputs(request, list(policies), store)
     spec = _spec(request, held, answerer, policies, outcomes)
     run = store.find(spec)
@@ -142,7 +142,7 @@ def predict(request: EvalRequest) -> pa.Table:
         raise UsageError("predict takes one checkpoint", value=len(request.checkpoints))
     store = Store.open(request.store)
     con = connect(store, runs=request.runs)
-    limit = max(request.contest.limit, default=None)
+    limit = request.contest.most
     policy = load_policy(request.checkpoints[0], request.contest.device)
     takes = widths([policy])
     held = open_held_out(con, request.questions, limit, is_judged=False, widths=takes)
@@ -266,7 +266,7 @@ def _spec(
                 contest.answerer_candidate_embeddings,
             ],
             "shots": list(contest.shots),
-            "limit": list(contest.limit),
+            "limit": list(contest.sizes) or ([] if contest.limit is None else [contest.limit]),
             "seed": contest.seed,
             "oracle": request.wants_oracle,
             "outcomes": _digest(outcomes),

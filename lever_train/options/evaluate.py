@@ -20,6 +20,7 @@ from lever_data.vocabulary import (
     Dataset,
     Device,
     ImageRoot,
+    Limit,
     Pool,
     QueryEmbeddings,
     RunNames,
@@ -62,8 +63,9 @@ class Figures(Section):
     shots: tuple[Number, ...] = option(
         (1, 2, 3, 4), "Numbers of demonstrations to show.", everyday=True
     )
-    limit: tuple[Number, ...] = option(
-        (), "Score the first N questions, for each of these numbers; all if not given."
+    limit: Limit = None
+    sizes: tuple[Number, ...] = option(
+        (), "Score the first N questions apart, for each of these numbers."
     )
     oracle: Literal["auto", "yes", "no"] = option(
         "auto", "Ask about every demonstration of every pool; auto: only with nearest."
@@ -74,7 +76,16 @@ class Figures(Section):
     def _distinct(self) -> Self:
         if not self.shots or len(set(self.shots)) < len(self.shots):
             raise UsageError("--shots are distinct numbers from 1 on", value=self.shots)
+        if self.limit is not None and max(self.sizes, default=0) > self.limit:
+            raise UsageError(
+                "--sizes asks for more questions than --limit leaves", value=self.sizes
+            )
         return self
+
+    @property
+    def most(self) -> int | None:
+        """How many questions are read; all where None."""
+        return self.limit or max(self.sizes, default=None)
 
 
 class Contest(Figures):

@@ -180,7 +180,7 @@ class SftConfig(Section):
 
 
 class DenseConfig(Section):
-    """Comparison of all candidates of a query, for rewards of many or all of its pool."""
+    """Comparison of all candidates of a query; for rewards of many or all of its pool."""
 
     objective: Literal["listwise", "hinge"] = option(
         "listwise",
