@@ -40,7 +40,8 @@ def selector(kind: str) -> Policy:
     return SelectorPolicy("t", make_selector(D, config).eval().double())
 
 
-POLICIES = [Similarity(), selector("static"), selector("gru")]
+KINDS = ("static", "gru", "gated", "mmr", "additive", "stop", "features")
+POLICIES = [Similarity(), *map(selector, KINDS)]
 
 
 def rows_of(found: Proposals, ids: Ids) -> dict[int, list[tuple[object, ...]]]:
@@ -57,7 +58,7 @@ def rows_of(found: Proposals, ids: Ids) -> dict[int, list[tuple[object, ...]]]:
     return rows
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=["similarity", "static", "gru"])
+@pytest.mark.parametrize("policy", POLICIES, ids=["similarity", *KINDS])
 @pytest.mark.parametrize("shots", [1, 2, 3, 4])
 def test_proposals_do_not_depend_on_the_batch(policy: Policy, shots: int) -> None:
     recipe = Recipe(shot_num=shots, num_retrieval=2, seed=3)
@@ -78,7 +79,7 @@ def test_another_seed_draws_otherwise_and_beams_stay() -> None:
     assert drawn[0] != drawn[1]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=["similarity", "static", "gru"])
+@pytest.mark.parametrize("policy", [Similarity(), *(selector(k) for k in KINDS if k != "stop")])
 def test_log_probabilities_equal_an_explicit_softmax(policy: Policy) -> None:
     recipe = Recipe(shot_num=3, temps=(1.0, 0.7), num_retrieval=1)
     asked = ask(np.arange(N))

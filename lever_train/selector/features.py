@@ -66,9 +66,9 @@ class FeatureSelector(Selector):
     ) -> Float[Tensor, "B K"]:
         """The low-rank term of unit vectors."""
         scale = self.dim / math.sqrt(RANK)  # of two vectors of length √d
-        a = self.low_query(dropout(query, self.config.dropout, self.training)).float()
-        b = self.low_cand(dropout(units, self.config.dropout, self.training)).float()
-        a, b = a.to(query.dtype), b.to(query.dtype)
+        # autocast makes halves of both: products only, not the scores
+        a = self.low_query(dropout(query, self.config.dropout, self.training)).to(query.dtype)
+        b = self.low_cand(dropout(units, self.config.dropout, self.training)).to(query.dtype)
         found = a @ b.T if pool.index is None else picked_scores(a, b, pool.index)
         return scale * found
 
