@@ -95,9 +95,13 @@ class RlFormat:
                 field and offset.
         """
         try:
-            if on_fault is not None and isinstance(value, dict):
+            try:
+                return self._decode(query_id, value, data, place)
+            except FaultError:
+                if on_fault is None or not isinstance(value, dict):
+                    raise
                 value = self._without_faults(query_id, value, data, place, on_fault)
-            return self._decode(query_id, value, data, place)
+                return self._decode(query_id, value, data, place)
         except FaultError as fault:
             raise place.field_error(fault.what, data, fault.path) from None
 
