@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Place, load_items, load_truth, require_images
 from lever_data.relations.db import connect
+from lever_data.report.audit import AuditRequest, audit
 from lever_data.report.check import check
 from lever_data.report.diff import diff
 from lever_data.report.options import DiffRequest, RescoreRequest
@@ -111,6 +112,16 @@ def test_items_of_a_rollout_or_an_evaluation(tmp_path: Path) -> None:
     con = connect(contradict(tmp_path))
     with pytest.raises(LeverError, match="question 5 in the RL data, 7 in the examples"):
         load_items(con, Place("d", "train"))
+
+
+def test_an_audit_names_demonstrations(tmp_path: Path) -> None:
+    with pytest.raises(LeverError, match="question 5 in the RL data, 7 in the examples"):
+        audit(contradict(tmp_path), AuditRequest())
+
+
+def test_an_order_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Input should be 'file' or 'question_id'"):
+        put(tmp_path, *write_questions(tmp_path), order="image_id")
 
 
 def test_two_runs_that_number_questions_differently(tmp_path: Path) -> None:

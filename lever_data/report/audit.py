@@ -17,6 +17,7 @@ import duckdb
 
 from lever_data.catalog import body, builtin
 from lever_data.errors import LeverError
+from lever_data.items.items import require_same_questions
 from lever_data.relations.db import Session, open_session
 from lever_data.report.options import AuditRequest
 from lever_data.report.scored import (
@@ -64,7 +65,8 @@ def audit(store: Store, request: AuditRequest) -> Audit:
 
     Raises:
         LeverError: the store has no runs, the view is unknown, empty or lacks a training column,
-            or the reward cannot be computed from its columns.
+            the reward cannot be computed from its columns, or its queries are other questions
+            than the examples of their numbers.
     """
     if not store.runs():
         raise LeverError(
@@ -75,6 +77,9 @@ def audit(store: Store, request: AuditRequest) -> Audit:
     session = _open(store, request)
     try:
         survey, scored = define_diagnostics(session, request)
+        places = session.con.execute("select distinct dataset, split from scores order by all")
+        for dataset, split in places.fetchall():  # else every demonstration has another's name
+            require_same_questions(session.con, dataset, split)
         figures = _figures(session.con, store, request)
         figures |= {"missing_share": survey.missing_share, "scorers": survey.scorers}
         return Audit(figures, {"scored": scored, **_sql()})
