@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from lever_data.catalog import reward_modes
 from lever_data.errors import shorten
 from lever_data.options import Section, Share, option
 
@@ -19,7 +20,9 @@ class RewardSpec(Section):
     to 1.
     """
 
-    mode: str = option("hard_plus_soft", "Reward mode.", "--reward-mode", everyday=True)
+    mode: str = option(
+        "hard_plus_soft", f"One of {', '.join(reward_modes())}.", "--reward-mode", everyday=True
+    )
     expression: str | None = option(
         None,
         "A SQL expression over the view's columns in place of a mode: give one of the two. "

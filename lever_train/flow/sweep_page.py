@@ -99,7 +99,7 @@ def _table(report: SweepReport) -> Table:
         changes = [cell.difference, cell.difference_low, cell.difference_high]
         rows.append(
             [
-                number,
+                (f"cell {number}", number),
                 *(setting(cell.settings.get(name, "–")) for name in names),
                 (f"{cell.validation:.2%}" if cell.validation is not None else "–", cell.validation),
                 *((f"{share:.2%}", share) for share in shares),
