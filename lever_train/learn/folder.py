@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.store.files import discard, is_temporary, write_atomic
+from lever_data.store.locks import Lock
 from lever_data.store.store import RunSpec, Store
 from lever_train.inputs.provenance import said
 from lever_train.learn.curves import curves_page
@@ -45,7 +45,7 @@ class TrainingFolder:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self._lock = FileLock(out / LOCK, timeout=0)
+        self._lock = Lock(out / LOCK)
         self._made = False
 
     def check(self, *, resume: bool, overwrite: bool, start: str | None = None) -> None:
@@ -109,7 +109,7 @@ class TrainingFolder:
             raise LeverError(
                 f"--out cannot be made ({error.strerror})", where=str(self.out)
             ) from error
-        if not self._lock.is_locked:
+        if not self._lock.is_ours:
             self._take()
             self._require_empty()
         for path in self.out.glob(".*"):
@@ -118,7 +118,7 @@ class TrainingFolder:
 
     def release(self) -> None:
         """Let the next training begin; nothing where the lock is not held."""
-        if self._lock.is_locked:
+        if self._lock.is_ours:
             discard(self.out / LOCK)  # while it is held: afterwards it may be another's
             self._lock.release()
 
@@ -137,17 +137,17 @@ class TrainingFolder:
 
     def _take(self) -> None:
         try:
-            self._lock.acquire()
-        except Timeout:
-            raise LeverError(
-                "another training writes --out at this moment",
-                where=str(self.out),
-                hint="wait until it ends, or name another --out",
-            ) from None
+            is_ours = self._lock.take(wait=False)
         except OSError as error:
             raise LeverError(
                 f"--out cannot be locked ({error.strerror})", where=str(self.out / LOCK)
             ) from error
+        if not is_ours:
+            raise LeverError(
+                "another training writes --out at this moment",
+                where=str(self.out),
+                hint="wait until it ends, or name another --out",
+            )
 
     def earlier(self) -> list[str]:
         """Names of the files of a training in the folder."""
