@@ -21,7 +21,7 @@ from lever_train.options.pipeline import (
     DataTable,
     PipelineConfig,
 )
-from lever_train.options.train import TrainConfig
+from lever_train.options.train import Kind, ModelConfig, TrainConfig
 
 
 class Chain:
@@ -221,6 +221,15 @@ def test_sft_is_keyed_by_all_of_its_options_and_no_others() -> None:
 
 class _KilledError(Exception):
     """Raised in place of a kill."""
+
+
+@pytest.mark.parametrize(("kind", "is_idle"), [("static", False), ("gated", False), ("gru", True)])
+def test_a_selector_that_no_legacy_code_has_is_not_converted(kind: Kind, is_idle: bool) -> None:
+    train = TrainConfig(model=ModelConfig(selector=kind))
+    config = PipelineConfig(data=DataTable(dataset="d"), train=train)
+    steps = build_steps(config, print, lambda done, total, note="": None)
+    convert = next(step for step in steps if step.name == "convert")
+    assert (convert.idle is not None) == is_idle
 
 
 def _until_sft(folder: Path, text: str = "", *, dies: bool = False) -> tuple[Outputs, list[str]]:
