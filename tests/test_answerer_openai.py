@@ -99,6 +99,14 @@ def test_retry_after_is_honoured(endpoint: Endpoint, form: str) -> None:
     assert second - first >= (1.2 if form == "seconds" else 0.95)  # a date has whole seconds
 
 
+@pytest.mark.parametrize("value", ["0", "Mon, 01 Jan 2024 00:00:00 GMT"])
+def test_an_endpoint_that_asks_for_no_wait_is_not_flooded(endpoint: Endpoint, value: str) -> None:
+    endpoint.fault = lambda handler, question, attempt: handler.send(429, "", Retry_After=value)
+    with pytest.raises(LeverError, match="does not answer"):
+        answerer(endpoint, patience=1.0).answer(prompts(1))
+    assert len(endpoint.seen) <= 6  # waits of a quarter second and more, each twice the last
+
+
 def test_broken_connections_pages_and_hangs_are_tried_again(endpoint: Endpoint) -> None:
     breaks = list(BREAKS.values())
 
