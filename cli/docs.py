@@ -22,7 +22,8 @@ _HEAD = """# Commands
 
 Made by `python -m lever_cli.docs > docs/cli.md`; do not edit. Results go to stdout, notices and
 progress to stderr. Exit codes: 0 done, 1 a problem with the data (or a gate that failed), 2 a
-malformed request, 130 interrupted.
+malformed request, 130 interrupted. `lever --install-completion` lets the shell complete commands,
+options and their words. What a command needs every day comes first, the rest under "More".
 """
 _MODES = """## Reward modes
 
