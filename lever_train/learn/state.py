@@ -127,7 +127,9 @@ def fingerprint(config: TrainConfig, data: TrainingData, threads: Sequence[int])
         for name, value in values.items():
             if name not in _FREE:
                 found[f"[{section}] {name}"] = repr(value)
-    found |= {name: repr(value) for name, value in data.provenance.items()}
+    # what the files hold is compared below and as pool_sha256, by names that say which differs
+    known = {name: value for name, value in data.provenance.items() if name != "inputs"}
+    found |= {name: repr(value) for name, value in known.items()}
     for name in ("queries", "candidates"):
         vectors = memoryview(getattr(data, name).numpy()).cast("B")  # hashed without a copy
         found[f"sha256 of the {name}' vectors"] = hashlib.sha256(vectors).hexdigest()
