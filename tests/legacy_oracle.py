@@ -88,7 +88,7 @@ def _candidate(record: Any) -> Json:
     if isinstance(record.get("vqa_correct"), bool):
         record["vqa_correct"] = int(record["vqa_correct"])
     pointer, position = record["pointer"], record.get("pointer_pos")
-    _demand(isinstance(pointer, list) and 1 <= len(pointer) <= 127)
+    _demand(isinstance(pointer, list) and len(pointer) <= 127)
     _demand(all(_is_int(p, 0, 2**31 - 1) for p in pointer) and len(set(pointer)) == len(pointer))
     if position is not None:
         _demand(isinstance(position, list) and len(position) == len(pointer))

@@ -24,7 +24,7 @@ def _verdict(path: Path, made: list[dict[str, Any]], reward: RewardSpec) -> list
 
 def _scored(query: int, ordinal: int, right: int, method: str, *pointer: int) -> dict[str, Any]:
     scores = {"vqa_correct": right, "vqa_acc_score": float(right), "eval_mode": "file"}
-    return candidate(query, ordinal, pointer or (ordinal + 1,), gen_method=method, **scores)
+    return candidate(query, ordinal, pointer or (ordinal + 21,), gen_method=method, **scores)
 
 
 def test_it_opens_with_what_can_teach(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
 
 def old_row(query: int, ordinal: int, answer: str | None, **columns: Any) -> dict[str, Any]:
     columns = {"eval_mode": "fallback", "vqa_correct": 1, "vqa_acc_score": 0.5, **columns}
-    return candidate(query, ordinal, [1, 2], vqa_pred_answer=answer, extra='{"k": 1}', **columns)
+    return candidate(query, ordinal, [8, 9], vqa_pred_answer=answer, extra='{"k": 1}', **columns)
 
 
 @pytest.fixture

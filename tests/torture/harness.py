@@ -199,7 +199,7 @@ def write_rl_data(path: Path, queries: int, *, seed: int = 0, shuffled: bool = F
 def _row(roll: random.Random) -> list[dict[str, object]]:
     return [
         {
-            "pointer": roll.sample(range(64), 2),
+            "pointer": roll.sample(range(10_000, 10_064), 2),  # no query among them
             "gen_method": "beam",
             "beam_rank": rank,
             "beam_score": roll.random(),
