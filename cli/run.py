@@ -36,6 +36,7 @@ def run(
         tuple[str, ...], words("Redo this step even if nothing changed.", metavar="STEP")
     ] = (),
     answerer: Annotated[str | None, words("Who answers; beats the config.")] = None,
+    encoder: Annotated[str | None, words("Who embeds; beats the config.")] = None,
     device: Annotated[str | None, words("cpu, cuda:N, mps; beats the config.")] = None,
     json: JsonFile = None,
 ) -> None:
@@ -47,7 +48,9 @@ def run(
 
     from lever_train.flow import run as library
 
-    request = library.RunRequest(legacy_words, config, answerer, device, Path(), dict(os.environ))
+    request = library.RunRequest(
+        legacy_words, config, answerer, encoder, device, Path(), dict(os.environ)
+    )
     say = print if json is None else notice
     for line in request.opening():
         say(line)

@@ -13,14 +13,10 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import normalize
 from transformers import (
     BertConfig,
     BertModel,
-    CLIPConfig,
-    CLIPModel,
-    PreTrainedTokenizerFast,
 )
 
 from lever_data import connect
@@ -33,51 +29,13 @@ from lever_train.embed.encoders import Encoder
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.options.embed import EmbedRequest
 from tests.commands import lever
+from tests.encoders import QUESTIONS, tiny_clip, tiny_tokenizer
 from tests.stores import commit_examples
-
-QUESTIONS = ["what is this", "who uses this", "what is this made of and why is it so", "what"]
-
-
-def _tokenizer(folder: Path) -> None:
-    words = sorted({word for text in QUESTIONS for word in text.split()})
-    vocab = {"<s>": 0, "</s>": 1, "<unk>": 2} | {word: i + 3 for i, word in enumerate(words)}
-    core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="</s>",
-        model_max_length=8,
-    ).save_pretrained(folder)
-
-
-def _clip(folder: Path) -> Path:
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    text = {**small, "num_attention_heads": 2, "vocab_size": 40, "max_position_embeddings": 8}
-    vision = {**small, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
-    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    CLIPModel(
-        CLIPConfig(text_config=text | ends, vision_config=vision, projection_dim=6)
-    ).save_pretrained(folder)
-    _tokenizer(folder)
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": 16},
-        "crop_size": {"height": 16, "width": 16},
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return folder
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _clip(tmp_path_factory.mktemp("tiny-clip"))
+    return tiny_clip(tmp_path_factory.mktemp("tiny-clip"))
 
 
 @pytest.fixture
@@ -170,7 +128,7 @@ def test_a_text_has_the_same_vector_in_every_batch(family: str, tmp_path: Path) 
         vocab = {word: number for number, word in enumerate(words)}
         transformers.Siglip2Tokenizer(vocab, [], model_max_length=20).save_pretrained(tmp_path)
     else:
-        _tokenizer(tmp_path)
+        tiny_tokenizer(tmp_path)
     encoder = Encoder(str(tmp_path), "cpu", images=False)
     together = encoder.texts(QUESTIONS)
     alone = torch.cat([encoder.texts([text]) for text in QUESTIONS])
@@ -279,7 +237,7 @@ def test_a_text_encoder_averages_its_tokens(store: Store, tmp_path: Path) -> Non
     )
     model = BertModel(config).eval()
     model.save_pretrained(folder)
-    _tokenizer(folder)
+    tiny_tokenizer(folder)
     embed(EmbedRequest(store=store.path, encoder=str(folder), features="text", name="bert"))
     ids = torch.tensor([[0, *_ids(folder, "who uses this"), 1]])
     with torch.no_grad():

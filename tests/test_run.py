@@ -31,6 +31,7 @@ from lever_train.selector.checkpoint import Progress, load_selector, save_v3
 from lever_train.selector.checkpoint import convert as convert_checkpoint
 from lever_train.selector.kinds import make_selector
 from tests.commands import lever
+from tests.encoders import tiny_clip
 
 WORDS = (
     "vqa",
@@ -144,12 +145,11 @@ def test_legacy_paths(tmp_path: Path) -> None:
     assert paths.v3_folder("_legacy") == (
         base / "model_cpk" / "v3_RandSampler_Qwen2_5-VL-3B-Instruct_legacy"
     )
-    with pytest.raises(LeverError, match="there is no SFT checkpoint") as error:
-        paths.find_v2()
-    assert "--stage sft" in str(error.value.hint)
+    assert paths.find_v2() is None
     paths.v2_folder.mkdir(parents=True)
     (paths.v2_folder / "other_RandSampler_x.ckpt").touch()
-    assert paths.find_v2().name == "other_RandSampler_x.ckpt"
+    found = paths.find_v2()
+    assert found is not None and found.name == "other_RandSampler_x.ckpt"
 
 
 def test_legacy_environment() -> None:
@@ -302,16 +302,63 @@ def test_a_device_that_is_not_there_is_refused_in_the_plan(legacy: LegacyPaths) 
     assert not (legacy.results / "lever-store").exists()
 
 
-def test_missing_legacy_files_say_what_makes_them(
-    legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    legacy.v2_checkpoint.unlink()
-    done = lever("run", *WORDS, "--device", "cpu", check=False)
-    assert done.returncode == 1 and "there is no SFT checkpoint (v2)" in done.stderr
-    legacy.rl_data.unlink()
-    done = lever("run", *WORDS, "--device", "cpu", check=False)
-    assert done.returncode == 1 and "lever generate" in done.stderr
+def test_the_plan_names_everything_that_cannot_be_made(legacy: LegacyPaths) -> None:
+    for path in (legacy.v2_checkpoint, legacy.rl_data, legacy.embeddings("candidate")):
+        path.unlink()
+    done = lever("run", *WORDS, "--device", "cpu", "--dry-run", check=False)
+    assert done.returncode == 1
+    for name in (
+        "questions and annotations of the split train in ",
+        "/data/okvqa_local",
+        "the model Qwen2_5-VL-3B-Instruct, which makes ",
+        "candidate_embeddings.pt",
+        "--answerer says who answers",
+    ):
+        assert name in done.stderr
     assert "rand_sampler → RandSampler" in done.stdout
+    legacy.embeddings("query").unlink()
+    done = lever("run", *WORDS, "--encoder", "no-such-folder", "--dry-run", check=False)
+    assert done.returncode == 1 and "the encoder no-such-folder, which makes " in done.stderr
+
+
+def test_the_legacy_form_makes_what_is_missing(
+    legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Questions and a text encoder: vectors, beams, SFT and RL data are made, the legacy files
+    where the legacy code looks for them; the next call leaves them, and a changed one is given."""
+    monkeypatch.setenv("RCE_EPOCHS", "1")
+    monkeypatch.setenv("BATCH_SIZE", "32")
+    for path in (legacy.v2_checkpoint, legacy.rl_data):
+        path.unlink()
+    for role in ("query", "candidate"):
+        legacy.embeddings(role).unlink()
+    data = tmp_path / "data" / "okvqa_local"
+    data.mkdir(parents=True)
+    world = WorldFiles(tmp_path / "world")
+    names = {"train": "OpenEnded_mscoco_train2014_questions.json", "val": "val_questions.json"}
+    for split, name in names.items():
+        (data / name).write_bytes(world.questions(split).read_bytes())
+    (data / "mscoco_train2014_annotations.json").write_bytes(
+        world.annotations("train").read_bytes()
+    )
+    encoder = tiny_clip(tmp_path / "encoder")
+    command = ["run", *WORDS, "--device", "cpu", "--answerer", "nearest", "--encoder", encoder]
+    assert not (legacy.results / "lever-store").exists()
+    outputs = json.loads(lever(*command, "--json", "-").stdout)
+    assert outputs["embed"]["query"] == str(legacy.embeddings("query"))
+    assert outputs["beam"]["run"] and outputs["sft"]["checkpoint"]
+    rl_data = json.loads(legacy.rl_data.read_text())
+    assert len(rl_data) == 121 and rl_data["_meta"]["vqa_model"].startswith("nearest")
+    assert len(torch.load(legacy.embeddings("candidate"), weights_only=True)) == 120
+    (run,) = outputs["ingest"]["examples"]
+    manifest = legacy.results / "lever-store" / "runs" / f"run={run}" / "manifest.json"
+    assert json.loads(manifest.read_text())["details"]["order"] == "question_id"
+    plan = json.loads(lever(*command, "--dry-run", "--json", "-").stdout)
+    assert {item["verdict"] for item in plan} == {"skip", "idle"}
+    del rl_data["0"]
+    legacy.rl_data.write_text(json.dumps(rl_data))
+    plan = json.loads(lever(*command, "--dry-run", "--json", "-").stdout)
+    assert {item["step"]: item["why"] for item in plan}["generate"] == "RL data is given"
 
 
 def test_without_a_config_it_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,17 @@
-"""The legacy pipeline's arguments, environment variables, names and paths, as a PipelineConfig.
+"""The legacy pipeline's arguments, names and paths.
 
 In go the words of ``lever run vqa okvqa_local 0 query_img_text_icd_img_text rand_sampler
-qwen2.5_vl_3B`` and the environment; out come the config they mean, the lines that say how each
-name was read, and the place of everything the legacy code expects under ``results/``.
+qwen2.5_vl_3B``; out come how each name was read, and the place of everything the legacy code
+expects under ``results/``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lever_data.errors import LeverError, UsageError
-from lever_train.flow.legacy_environment import reward_suffix, train_config
-from lever_train.options.pipeline import DataTable, PipelineConfig, SftTable
 
 MODELS = {
     "qwen2.5_vl_3B": "Qwen2_5-VL-3B-Instruct",
@@ -124,41 +122,11 @@ class LegacyPaths:
         """The folder of the RL checkpoints for a reward's suffix."""
         return self.results / "model_cpk" / f"v3_{self.sampler}_{self.model}{suffix}"
 
-    def find_v2(self) -> Path:
-        """The SFT checkpoint: by its name, else the first of this sampler.
-
-        Raises:
-            LeverError: there is none; it says what makes one.
-        """
+    def find_v2(self) -> Path | None:
+        """The SFT checkpoint: by its name, else the first of this sampler, if any."""
         if self.v2_checkpoint.exists():
             return self.v2_checkpoint
-        others = sorted(self.v2_folder.glob(f"*{self.sampler}*.ckpt"))
-        if others:
-            return others[0]
-        raise LeverError(
-            "there is no SFT checkpoint (v2)",
-            where=str(self.v2_checkpoint),
-            hint=f"put one there, or make one: `lever train --stage sft --view beam_infoscore "
-            f"--query-embeddings {self.embeddings('query')} --out SFT`, then `lever convert "
-            "SFT/best.pt --out` this path",
-        )
-
-    def require_data(self, rl_data: Path) -> None:
-        """Refuse to start without RL data and embeddings.
-
-        Raises:
-            LeverError: a file is missing; it says what makes it.
-        """
-        hints = {
-            rl_data: f"`lever generate --dataset {self.dataset} …` makes RL data; `lever "
-            f"export --run RUN --out {rl_data}` writes it here",
-            self.embeddings("query"): f"`lever embed --dataset {self.dataset} --out "
-            f"{self.embeddings('query').parent}`",
-        }
-        hints[self.embeddings("candidate")] = hints[self.embeddings("query")]
-        for path, hint in hints.items():
-            if not path.exists():
-                raise LeverError("a file of the pipeline is missing", where=str(path), hint=hint)
+        return next(iter(sorted(self.v2_folder.glob(f"*{self.sampler}*.ckpt"))), None)
 
 
 def model_name(word: str) -> str:
@@ -184,43 +152,6 @@ def sampler_name(word: str) -> str:
     if word not in SAMPLERS:
         raise UsageError("unknown sampler", value=word, hint=", ".join(SAMPLERS))
     return SAMPLERS[word]
-
-
-def legacy_config(
-    run: LegacyRun, root: Path, environment: Mapping[str, str], device: str
-) -> PipelineConfig:
-    """The pipeline of a legacy call.
-
-    Args:
-        run: the words.
-        root: the folder the call is made in.
-        environment: the script's variables.
-        device: where to train.
-
-    Raises:
-        LeverError: RL data, embeddings or the SFT checkpoint are missing.
-        UsageError: a name or a variable is not understood.
-    """
-    paths = LegacyPaths.of(run, root)
-    training = train_config(environment, device)
-    suffix = reward_suffix(environment)
-    rl_data = paths.rl_data
-    if named := environment.get("RL_DATA_PATH"):
-        rl_data = root / Path(named).expanduser()
-    paths.require_data(rl_data)
-    return PipelineConfig(
-        data=DataTable(
-            store=paths.results / "lever-store",
-            out=paths.v3_folder(suffix),
-            checkpoints=paths.v3_folder(suffix),
-            dataset=paths.dataset,
-            rl_data=(rl_data,),
-            query_embeddings=paths.embeddings("query"),
-            candidate_embeddings=paths.embeddings("candidate"),
-        ),
-        sft=SftTable(checkpoint=paths.find_v2()),
-        train=training,
-    )
 
 
 def choose_checkpoint(folder: Path, grpo_epochs: int) -> Path:

@@ -184,6 +184,32 @@ class Pipeline:
         write_atomic(self.folder / STATE, text.encode())
 
 
+def is_made(folder: Path, path: Path) -> bool:
+    """Whether a file is what a step of the pipeline in ``folder`` made."""
+    if not path.is_file():
+        return False
+    for known in _read_state(folder / STATE).values():
+        made = known.get("made", {}).get(str(path))
+        if made is not None and made["bytes"] == path.stat().st_size:
+            return bool(made["sha256"] == sha256_file(path))
+    return False
+
+
+def require_own(folder: Path, paths: Sequence[Path]) -> None:
+    """Refuse to write over files that no step of the pipeline in ``folder`` made.
+
+    Raises:
+        LeverError: it names the first.
+    """
+    for path in paths:
+        if path.exists() and not is_made(folder, path):
+            raise LeverError(
+                "a file is in the way that this pipeline did not make",
+                where=str(path),
+                hint="move it away, or name it in the config as one that is given",
+            )
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())

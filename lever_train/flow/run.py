@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lever_data.errors import UsageError
+from lever_train.flow.legacy import legacy_config
 from lever_train.flow.legacy_environment import not_understood
-from lever_train.flow.legacy_names import LegacyRun, choose_checkpoint, legacy_config
+from lever_train.flow.legacy_names import LegacyRun, choose_checkpoint
 from lever_train.flow.pipeline import Outputs, Pipeline, Planned, Say
 from lever_train.flow.steps import build_steps
 from lever_train.flow.work import Work
@@ -28,12 +29,14 @@ DEFAULT_CONFIG = Path("lever.toml")
 class RunRequest:
     """A run of the pipeline: a config file, or the six legacy words.
 
-    ``answerer`` and ``device`` beat the config. ``environment`` is read in the legacy form alone.
+    ``answerer``, ``encoder`` and ``device`` beat the config. ``environment`` is read in the
+    legacy form alone.
     """
 
     words: tuple[str, ...] = ()
     config: Path | None = None
     answerer: str | None = None
+    encoder: str | None = None
     device: str | None = None
     folder: Path = Path()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -73,7 +76,14 @@ class RunRequest:
         if self.words:
             run = LegacyRun.of(self.words)
             root = self.folder.absolute()
-            config = legacy_config(run, root, self.environment, self._device(run))
+            config = legacy_config(
+                run,
+                root,
+                self.environment,
+                self._device(run),
+                answerer=self.answerer,
+                encoder=self.encoder,
+            )
         else:
             path = self.config or self.folder / DEFAULT_CONFIG
             if self.config is None and not path.exists():
@@ -89,6 +99,9 @@ class RunRequest:
         if self.answerer is not None:
             answerer = config.answerer.model_copy(update={"spec": self.answerer})
             config = config.model_copy(update={"answerer": answerer})
+        if self.encoder is not None:
+            embed = config.embed.model_copy(update={"encoder": self.encoder})
+            config = config.model_copy(update={"embed": embed})
         if self.device is not None:
             run = config.train.run.model_copy(update={"device": self.device})
             train = config.train.model_copy(update={"run": run})

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from lever_data import connect
 from lever_data.errors import UsageError
+from lever_data.sources.export import export
 from lever_data.sources.ingest import ingest as ingest_library
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
-from lever_train.flow.pipeline import Outputs, Step
+from lever_train.flow.legacy_files import has_examples
+from lever_train.flow.pipeline import Outputs, Step, require_own
 from lever_train.flow.work import Known, Work, given, save_array
 
 if TYPE_CHECKING:
@@ -55,11 +57,13 @@ def ingest(work: Work) -> Step:
             "paths": [str(store.run(run).path) for _, run in found],
         }
 
-    parameters = {
+    parameters: dict[str, object] = {
         "store": str(data.store),
         "dataset": data.dataset,
         "splits": [data.train_split, data.eval_split],
     }
+    if data.order != "file":
+        parameters["order"] = data.order
     return Step("ingest", act, parameters, reads)
 
 
@@ -69,10 +73,18 @@ def embed(work: Work) -> Step:
     from lever_train.options.embed import EmbedRequest
 
     data, table = work.config.data, work.config.embed
+    cache = data.cache or work.out / "cache" / data.train_split
+
+    def guard() -> None:
+        if data.cache is not None:
+            files = [cache / f"{role}_embeddings.pt" for role in ("query", "candidate")]
+            require_own(work.out, files)
 
     def act(known: Known, begun: bool) -> Outputs:
         files: dict[str, str] = {}
         for split in dict.fromkeys((data.train_split, data.eval_split)):
+            if split != data.train_split and not has_examples(data.store, data.dataset, split):
+                continue
             request = EmbedRequest(
                 **table.model_dump(),
                 store=data.store,
@@ -80,7 +92,7 @@ def embed(work: Work) -> Step:
                 split=split,
                 image_root=data.image_root,
                 device=work.config.train.run.device,
-                out=work.out / "cache" / split,
+                out=cache if split == data.train_split else work.out / "cache" / split,
             )
             query, candidate = library(request, work.advance).files
             if split == data.train_split:
@@ -91,7 +103,7 @@ def embed(work: Work) -> Step:
 
     idle = "embeddings are given" if data.query_embeddings is not None else None
     parameters = {**table.model_dump(), "image_root": str(data.image_root)}
-    return Step("embed", act, parameters, after=("ingest",), idle=idle)
+    return Step("embed", act, parameters, after=("ingest",), idle=idle, guard=guard)
 
 
 def pool(work: Work) -> Step:
@@ -167,12 +179,22 @@ def generate(work: Work) -> Step:
         checkpoint = known.get("sft", {}).get("checkpoint")
         inputs = request.inputs.but(checkpoint=checkpoint)
         outcome = library(request.but(inputs=inputs), progress=work.advance)
-        return _rolled_out(work, outcome)
+        done = _rolled_out(work, outcome)
+        if data.rl_out is not None:
+            data.rl_out.parent.mkdir(parents=True, exist_ok=True)
+            export(Store.open(data.store), done["run"], data.rl_out, reader="newest")
+            done["paths"].append(str(data.rl_out))
+        return done
 
     idle = "RL data is given" if data.rl_data and not table.also else None
     parameters = {"generate": table.model_dump(mode="json"), **_answering(work)}
     reads, after = work.training_files(), ("ingest", "embed", "pool", "sft")
-    return Step("generate", act, parameters, reads, after, idle=idle)
+
+    def guard() -> None:
+        if data.rl_out is not None:
+            require_own(work.out, [data.rl_out])
+
+    return Step("generate", act, parameters, reads, after, idle=idle, guard=guard)
 
 
 def _request(work: Work, known: Known, recipe: Recipe, shot_num: int, limit: int | None) -> Request:
@@ -223,7 +245,8 @@ def _ingest_split(
     work: Work, store: Store, split: str, files: tuple[Path, ...]
 ) -> list[tuple[str, str]]:
     """(kind, run id) of every file; embeddings and pools are read where they lie."""
-    options = IngestOptions(dataset=work.config.data.dataset, split=split, notice=work.say)
+    data = work.config.data
+    options = IngestOptions(dataset=data.dataset, split=split, order=data.order, notice=work.say)
     return [(done.run.kind, done.run.run) for done in ingest_library(files, store, options)]
 
 

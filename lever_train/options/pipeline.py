@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from lever_data.options import Section, option
+from lever_data.sources.ingest_options import Order
 from lever_data.toml import inside, read_toml, require_fields, validated
 from lever_data.vocabulary import (
     DEFAULT_STORE,
@@ -43,6 +44,12 @@ class DataTable(Section):
     eval_split: str = option("val", "Split of the questions that are evaluated.")
     rl_data: tuple[Path, ...] = option((), "RL data JSON files.")
     beam_data: tuple[Path, ...] = option((), "InfoScore beam JSON files, for SFT.")
+    rl_out: Path | None = option(None, "Generated RL data is written here, too, as legacy JSON.")
+    order: Order = option(
+        "file",
+        "What numbers questions: their place in the file, or that among the sorted question ids, "
+        "as in all legacy data.",
+    )
     questions: Questions = None
     annotations: Annotations = None
     eval_questions: Questions = None
@@ -54,6 +61,9 @@ class DataTable(Section):
         None, "What it sees of a demonstration; if not set, as of a query."
     )
     eval_embeddings: Path | None = option(None, "What it sees of an eval query.")
+    cache: Path | None = option(
+        None, "Folder of embeddings made of the train split; `cache/train` in `out` if not set."
+    )
     pool: Pool = None
     eval_pool: Pool = None
     image_root: ImageRoot = None

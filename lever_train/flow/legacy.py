@@ -1,0 +1,163 @@
+"""The legacy form of ``lever run`` as a :class:`PipelineConfig`.
+
+In go the words, the script's environment variables and the folder the call is made in. What lies
+where the legacy code keeps it is given to the pipeline; the rest it makes, and puts there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lever_data.errors import LeverError
+from lever_train.flow.legacy_environment import reward_suffix, train_config
+from lever_train.flow.legacy_files import LegacyFiles, has_examples, sees_images
+from lever_train.flow.legacy_names import SAMPLES, LegacyPaths, LegacyRun
+from lever_train.flow.pipeline import is_made
+from lever_train.options.embed import Encoding
+from lever_train.options.pipeline import (
+    AnswererTable,
+    BeamTable,
+    DataTable,
+    PipelineConfig,
+    PoolTable,
+    SftTable,
+)
+from lever_train.options.train import TrainConfig
+
+CLIP = "openai/clip-vit-base-patch32"
+POOL = 64  # demonstrations that the legacy samplers by similarity give a query
+# what transformers calls the models of the legacy words
+_WEIGHTS = {"Qwen2_5-VL-3B-Instruct": "Qwen/Qwen2.5-VL-3B-Instruct"}
+
+
+class LegacyCall:
+    """What a legacy call finds, and the pipeline of it.
+
+    Args:
+        run: the words.
+        root: the folder the call is made in.
+        environment: the script's variables.
+        answerer: who answers; ``None``: the model of the words, where it is on this machine.
+        encoder: who embeds; ``None``: CLIP, likewise.
+    """
+
+    def __init__(
+        self,
+        run: LegacyRun,
+        root: Path,
+        environment: Mapping[str, str],
+        *,
+        answerer: str | None = None,
+        encoder: str | None = None,
+    ) -> None:
+        self.paths = LegacyPaths.of(run, root)
+        self.out = self.paths.v3_folder(reward_suffix(environment))
+        self.store = self.paths.results / "lever-store"
+        self.rl_data = self.paths.rl_data
+        if named := environment.get("RL_DATA_PATH"):
+            self.rl_data = root / Path(named).expanduser()
+        self.vectors = [self.paths.embeddings(role) for role in ("query", "candidate")]
+        self.has_rl = self._is_given(self.rl_data)
+        self.has_vectors = any(self._is_given(path) for path in self.vectors)
+        self.sft = self.paths.find_v2()
+        self.files = LegacyFiles(root, (self.paths.dataset, run.dataset))
+        self.questions = self.files.questions("train")
+        self.encoder = encoder or CLIP
+        self.sees = None if self.has_vectors else sees_images(self.encoder)
+        if answerer is None:
+            weights = _WEIGHTS.get(self.paths.model, self.paths.model)
+            answerer = f"transformers:{weights}" if sees_images(weights) else None
+        self.answerer = answerer
+
+    def config(self, training: TrainConfig) -> PipelineConfig:
+        """The pipeline of the call.
+
+        Raises:
+            LeverError: something is missing that cannot be made; it names everything that is.
+        """
+        self._require_all()
+        images = self.files.image_root()
+        # figures of another answerer than the words name would be wrong without a word
+        judged = self.files.questions("val") if self.answerer else (None, None)
+        similar = self.paths.sampler in ("TextSimSampler", "ImgSimSampler") and not self.has_rl
+        return PipelineConfig(
+            data=DataTable(
+                store=self.store,
+                out=self.out,
+                checkpoints=self.out,
+                dataset=self.paths.dataset,
+                order="question_id",
+                rl_data=(self.rl_data,) if self.has_rl else (),
+                rl_out=None if self.has_rl else self.rl_data,
+                questions=self.questions[0],
+                annotations=self.questions[1],
+                eval_questions=judged[0],
+                eval_annotations=judged[1],
+                query_embeddings=self.vectors[0] if self.has_vectors else None,
+                candidate_embeddings=self.vectors[1] if self.has_vectors else None,
+                cache=None if self.has_vectors else self.vectors[0].parent,
+                image_root=images,
+            ),
+            embed=Encoding(
+                encoder=self.encoder, features="both" if images and self.sees else "text"
+            ),
+            pool=PoolTable(size=POOL if similar else None),
+            beam=BeamTable(limit=SAMPLES.get(self.paths.dataset, SAMPLES["okvqa"])),
+            sft=SftTable(checkpoint=self.sft),
+            answerer=AnswererTable(spec=self.answerer or "nearest"),
+            train=training,
+        )
+
+    def _is_given(self, path: Path) -> bool:
+        """Whether a file is there that is not what an earlier run of this very call made."""
+        return path.exists() and not is_made(self.out, path)
+
+    def _require_all(self) -> None:
+        """Refuse a run that lacks what cannot be made, naming all of it."""
+        missing: dict[str, str] = {}
+        rolls_out = self.sft is None or not self.has_rl
+        stored = self.questions[0] or has_examples(self.store, self.paths.dataset, "train")
+        if not stored and (rolls_out or not self.has_vectors):
+            folders = " or ".join(map(str, self.files.folders))
+            missing[f"questions and annotations of the split train in {folders}"] = (
+                "put the official files there, under their own names"
+            )
+        if rolls_out and self.answerer is None:
+            made = self.paths.v2_checkpoint if self.sft is None else self.rl_data
+            missing[f"the model {self.paths.model}, which makes {made}"] = (
+                "fetch the model's weights, or --answerer says who answers"
+            )
+        if self.has_vectors:
+            for path in self.vectors:
+                if not path.exists():
+                    missing[str(path)] = "move the other embeddings away to have both made"
+        elif self.sees is None:
+            missing[f"the encoder {self.encoder}, which makes {self.vectors[0]}"] = (
+                "fetch it, or --encoder FOLDER names another"
+            )
+        if missing:
+            raise LeverError(
+                "missing, and cannot be made here: " + "; ".join(missing),
+                hint="; ".join(missing.values()),
+            )
+
+
+def legacy_config(
+    run: LegacyRun,
+    root: Path,
+    environment: Mapping[str, str],
+    device: str,
+    *,
+    answerer: str | None = None,
+    encoder: str | None = None,
+) -> PipelineConfig:
+    """The pipeline of a legacy call that trains on ``device``; the rest as :class:`LegacyCall`.
+
+    Raises:
+        LeverError: something is missing that cannot be made; it names everything that is.
+        UsageError: a name or a variable is not understood.
+    """
+    training = train_config(environment, device)
+    call = LegacyCall(run, root, environment, answerer=answerer, encoder=encoder)
+    return call.config(training)
