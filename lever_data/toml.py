@@ -100,8 +100,10 @@ def validated(
 def refusal(error: ValidationError, what: str, where: Callable[[Keys], str]) -> UsageError:
     """The first thing pydantic found wrong, as :func:`validated` says it."""
     first = error.errors()[0]
+    is_tuple = first["type"] == "tuple_type"  # what pydantic calls it, and no user does
+    why = "a list is meant" if is_tuple else first["msg"].removeprefix("Value error, ")
     return UsageError(
-        f"{what} is not allowed: {first['msg'].removeprefix('Value error, ')}",
+        f"{what} is not allowed: {why}",
         where=where(first["loc"]),
         value=first["input"] if not isinstance(first["input"], dict) else None,
     )

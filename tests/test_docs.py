@@ -42,6 +42,7 @@ MADE = {
 EXCUSED = {
     "docs/cli.md": "lists options and names no command to run",
     "docs/lab.md": "what was run at its date",
+    "docs/python.md": "it is Python: test_python.py runs it",
     "docs/reliability.md": "its commands mend a damaged run: tests/torture/test_damage.py",
     "docs/scale.md": "all its commands need a GPU",
 }

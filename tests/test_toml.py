@@ -38,7 +38,7 @@ def _options(path: Path) -> object:
         (
             load_sweep,
             'name = "s"\ncells = 3',
-            "the sweep is not allowed: Input should be a valid tuple; at FILE: cells; value 3",
+            "the sweep is not allowed: a list is meant; at FILE: cells; value 3",
         ),
         (
             load_sweep,

@@ -73,6 +73,7 @@ def connect(
         threads: DuckDB's.
 
     Raises:
+        UsageError: ``runs`` is a text.
         LeverError: no such store or run, or a run that is not what was committed.
     """
     session = open_session(store, runs=runs, scorer=scorer, sql_dir=sql_dir)
@@ -101,6 +102,8 @@ def open_session(
     Raises:
         LeverError: as :func:`connect`; or the user has a view of the name of one of ``only``.
     """
+    if isinstance(runs, str):  # which is a sequence of its letters
+        raise UsageError("runs are a list, not a text", value=runs, hint="[run] for one")
     store = store if isinstance(store, Store) else Store.open(store)
     folders = [store.path / "views"]
     if sql_dir is not None:
