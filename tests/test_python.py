@@ -90,10 +90,16 @@ def test_a_frame_that_cannot_be_joined_is_refused(view: lever.View) -> None:
         view.relation(mine=3)
 
 
-def test_a_text_where_a_list_is_meant_is_refused(bench: Bench) -> None:
+def test_a_text_where_a_list_is_meant_is_refused(
+    bench: Bench, config: lever.TrainConfig, tmp_path: Path
+) -> None:
     """It would be the list of its letters."""
     with pytest.raises(lever.UsageError, match="runs are a list, not a text; value 'abc'"):
         lever.open(bench.store.path).view("beam", runs="abc")
+    source = lever.Source(bench.store.path, runs="abc")  # type: ignore[arg-type]
+    with pytest.raises(lever.UsageError, match="runs are a list, not a text; value 'abc'"):
+        lever.train(source, tmp_path / "out", config)
+    assert not (tmp_path / "out").exists()
     with pytest.raises(
         lever.UsageError, match=r"a list is meant; at DataConfig.view; value 'beam'"
     ):
