@@ -22,8 +22,8 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from lever_data.options import section_of
-from lever_demo.files import write_world
-from lever_demo.world import WorldSpec, make_world
+from lever_demo.demo import DemoOptions, prepare_demo
+from lever_demo.world import WorldSpec
 from lever_train.options.pipeline import DataTable, PipelineConfig
 from lever_train.options.sweep import SweepConfig
 from tests.commands import lever
@@ -37,7 +37,13 @@ RUN = ["README.md:top", "README.md:rest", "docs/pipeline.md", "docs/concepts.md"
 RUN += ["docs/extending.md"]
 INGESTED = ("docs/extending.md",)  # these begin where README's tour has ingested
 MADE = {
-    "README.md:rest": ("audit.html", "checkpoints/best.pt", "eval.json", "picks.jsonl", "lever-out")
+    "README.md:rest": (
+        "audit.html",
+        "checkpoints/best.pt",
+        "eval.json",
+        "picks.jsonl",
+        "out/eval.html",
+    )
 }
 EXCUSED = {
     "docs/cli.md": "lists options and names no command to run",
@@ -201,9 +207,10 @@ def _tables(model: type[BaseModel], prefix: str = "") -> dict[str, type[BaseMode
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files the pages name."""
+    """What ``lever demo`` leaves before its run, and its files as the other pages name them."""
     folder = tmp_path_factory.mktemp("docs")
-    files = write_world(make_world(WorldSpec(120, 40, 10)), folder / "world")
+    files, _ = prepare_demo(DemoOptions(folder, world=WorldSpec(120, 40, 10), epochs=1))
+    (folder / "lever.toml").rename(folder / "demo.toml")
     names = {"rl_data.json": files.rl_data, "pool.npy": files.pool("train")}
     names["val_pool.npy"] = files.pool("val")
     for prefix, split in (("", "train"), ("val_", "val")):
@@ -212,8 +219,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vectors = torch.from_numpy(np.load(files.embeddings(split)))
         torch.save(vectors, folder / f"{prefix}queries.pt")
     for name, source in names.items():
-        source.rename(folder / name)
-    shutil.rmtree(files.folder)
+        shutil.copy(source, folder / name)
     for name, text in _files(_text("docs/pipeline.md")):
         (folder / name).write_text(text)
     return folder
@@ -223,9 +229,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_command_runs(
     part: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Line by line, in the order of the page, on a small world under the names the page uses."""
+    """Line by line, in the order of the page, word for word on a small world of the demo."""
     place = tmp_path / "place"
     shutil.copytree(world, place)
+    if part == "README.md:rest":  # its tour runs where the demo was, on nothing but its files
+        shutil.rmtree(place)
+        shutil.copytree(world / "world", place / "world")
+        shutil.copy(world / "demo.toml", place / "lever.toml")
     monkeypatch.chdir(place)
     monkeypatch.delenv("LEVER_STORE", raising=False)
     if part in INGESTED:
