@@ -51,8 +51,11 @@ class UsageError(LeverError):
 
 
 def shorten(value: object, limit: int = 120) -> str:
-    """``repr`` of a value, cut in the middle where it is longer than ``limit`` characters."""
-    text = repr(value)
+    """``repr`` of a value, cut in the middle where it is longer than ``limit`` characters.
+
+    Bytes are shown as the text they are, what is not UTF-8 escaped.
+    """
+    text = repr(value.decode(errors="backslashreplace") if isinstance(value, bytes) else value)
     if len(text) <= limit:
         return text
     half = (limit - 3) // 2

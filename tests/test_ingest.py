@@ -341,6 +341,8 @@ def test_an_error_names_its_file_and_keeps_the_runs_before_it(tmp_path: Path) ->
         (b'{"foo": 1}', "a JSON object, but of no kind lever knows"),
         (b"PK\x03\x04 nonsense", "this is not a torch file of the zip format"),
         (b'{"questions": []}', "the file holds no questions"),
+        (b'{"\xff": 1}', "a JSON object, but of no kind lever knows"),
+        (b'{"a": {"pointer_candidates": [', "the file ends in the middle of a value"),
     ],
 )
 def test_what_lever_does_not_know_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -350,6 +352,7 @@ def test_what_lever_does_not_know_is_refused(tmp_path: Path, content: bytes, mes
     assert failed.stderr.splitlines()[-1].startswith(("Error", "Hint"))
     assert f"Error: {message}" in failed.stderr
     assert str(path) in failed.stderr
+    assert "b'" not in failed.stderr  # a file's text is shown as text
     assert Store.open(tmp_path / "s").runs() == []
 
 
