@@ -186,6 +186,16 @@ def _from_file(path: Path) -> FilePool:
             where=str(path),
             value=least,
         )
+    for start in range(0, len(table), 4096):  # at once a sorted copy would hold the whole file
+        rows = np.sort(table[start : start + 4096], axis=1)
+        twice = (rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] >= 0)
+        if twice.any():
+            row, column = (int(i) for i in np.argwhere(twice)[0])
+            raise LeverError(
+                "a pool names an example twice, so that it could be shown twice",
+                where=f"{path}, query {start + row}",
+                value=int(rows[row, column]),
+            )
     return FilePool(path.name, table)
 
 
