@@ -34,11 +34,11 @@ def list_runs(
     runs = [
         {
             "run": r.run,
+            "rows": r.num_rows,
             "kind": r.kind,
             "dataset": r.dataset,
             "split": r.split,
             "order": r.parameters.get("order", "file") if r.kind == "examples" else None,
-            "rows": r.num_rows,
             "committed_at": r.committed_at,
         }
         for r in found.runs
@@ -48,7 +48,11 @@ def list_runs(
     elif not runs and not found.damaged:
         notice("The store has no runs yet; `lever ingest FILE` makes one.")
     elif runs:
-        emit_table(list(runs[0]), [list(r.values()) for r in runs])
+        # what the id of a run says too stands in the middle, which a narrow terminal leaves out
+        rows = [[*row.values()] for row in runs]
+        for row, run in zip(rows, found.runs, strict=True):
+            row[-1] = f"{run.committed_at[:16]}Z"  # UTC, to the minute
+        emit_table(list(runs[0]), rows)
     for error in found.damaged.values():
         notice(f"Error: {error.message()}\nHint: {error.hint}")
     if found.damaged:

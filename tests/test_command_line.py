@@ -21,7 +21,7 @@ import lever_data
 from lever_data.options import options
 from lever_train.options.train import TrainConfig
 from tests.commands import lever
-from tests.stores import new_store
+from tests.stores import candidate, commit, new_store
 
 # what is written otherwise on the command line than in a file, for the legacy trainer's sake
 OTHER_FLAGS = {
@@ -241,3 +241,19 @@ def test_an_address_is_no_path(argv: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert done.returncode == 2
     assert ":// is not read or written here: copy it, or mount it" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_narrow_list_of_runs_keeps_what_the_ids_do_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lever_cli.app import run
+
+    store = new_store(tmp_path)
+    commit(store, [candidate(0, 0, [7, 3])], name="a" * 24)
+    (made,) = store.runs()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        run(["runs", "--store", str(store.path)])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in (made.run, "rows", f"{made.committed_at[:16]}Z"))
