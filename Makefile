@@ -14,8 +14,7 @@ demo: $(READY)
 	$(BIN)/lever demo
 
 test: $(READY)
-	$(PYTEST) -m "not long and not alone"
-	$(BIN)/python -m pytest -m alone
+	$(PYTEST) -m "not long"
 
 check: lint types test
 
