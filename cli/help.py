@@ -6,9 +6,13 @@ too long for its column has its help beneath it.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+_NUMBER = re.compile(r"[\d.]+(?:e-?\d+)?")
+_NUMBERS = re.compile(rf"--[a-z-]+ {_NUMBER.pattern}(?:,{_NUMBER.pattern})*")
 
 
 def _panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
@@ -35,8 +39,25 @@ def _summary(help: str | None) -> str:
     return " ".join((help or "").split("\n\n")[0].split())
 
 
+def _joined(words: list[str]) -> list[str]:
+    """``--temps 1.0 1.3``, as argparse takes several numbers after one flag, is
+    ``--temps 1.0,1.3``."""
+    found: list[str] = []
+    for word in words:
+        if _NUMBER.fullmatch(word) and _NUMBERS.fullmatch(" ".join(found[-2:])):
+            found[-1] += f",{word}"
+        else:
+            found.append(word)
+    return found
+
+
 class Help(TyperCommand):
     """A command with such a help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words; where a command takes none by position, numbers belong to a flag."""
+        by_position = any(p.param_type_name == "argument" for p in self.params)
+        return super().parse_args(ctx, args if by_position else _joined(args))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and options by panel."""

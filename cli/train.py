@@ -29,7 +29,8 @@ def train(
     runs: RunNames = (),
     sql_dir: SqlDir = None,
     config: Annotated[
-        Path | None, words("TOML file of options; flags beat it.", metavar="FILE", everyday=True)
+        Path | None,
+        words("TOML or YAML file of options; flags beat it.", metavar="FILE", everyday=True),
     ] = None,
     resume: Annotated[bool, words("Continue the training in --out.", everyday=True)] = False,
     overwrite: Annotated[bool, words("Replace the training in --out.", everyday=True)] = False,

@@ -39,6 +39,30 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise UsageError(f"{what} is not TOML ({error})", where=str(path)) from None
 
 
+def read_tables(path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file, or of a YAML one where its name ends so.
+
+    Raises:
+        UsageError: it cannot be read, is neither, or its top is no mapping.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        return read_toml(path, what)
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{what} cannot be read ({error.strerror})", where=str(path)) from None
+    except RecursionError:
+        raise UsageError(f"{what} is nested too deeply", where=str(path)) from None
+    except (ValueError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"{what} is not YAML ({said})", where=str(path)) from None
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UsageError(f"{what} is not a mapping of names to options", where=str(path))
+    return found
+
+
 def require_known(keys: Iterable[str], known: Iterable[str], what: str, where: str) -> None:
     """Refuse keys that do not exist.
 

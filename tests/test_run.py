@@ -26,6 +26,7 @@ from lever_train.flow.similar import similar_pools
 from lever_train.options.pipeline import (
     load_pipeline,
 )
+from lever_train.options.resolve import resolve
 from lever_train.options.train import ModelConfig, TrainConfig
 from lever_train.selector.checkpoint import Progress, load_selector, save_v3
 from lever_train.selector.checkpoint import convert as convert_checkpoint
@@ -345,6 +346,7 @@ def test_the_legacy_form_makes_what_is_missing(
     command = ["run", *WORDS, "--device", "cpu", "--answerer", "nearest", "--encoder", encoder]
     assert not (legacy.results / "lever-store").exists()
     outputs = json.loads(lever(*command, "--json", "-").stdout)
+    assert _use(lever(*command).stdout) == 120
     assert outputs["embed"]["query"] == str(legacy.embeddings("query"))
     assert outputs["beam"]["run"] and outputs["sft"]["checkpoint"]
     rl_data = json.loads(legacy.rl_data.read_text())
@@ -402,3 +404,39 @@ def test_from_questions_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     stopped = lever("run", "--config", config, check=False)
     assert stopped.returncode == 1 and "queries" in stopped.stderr
     assert "[train]" not in stopped.stderr
+
+
+def test_the_yaml_config_of_the_notes_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "train_v3_rl.yaml"
+    path.write_text(
+        "# configs/train_v3_rl.yaml\nrce:\n  epochs: 5\n  lr: 1e-4\n\n"
+        "grpo:\n  epochs: 0\n  lr: 5e-5\n  kl_beta_init: 0.1\n"
+        "  kl_target_min: 0.01\n  kl_target_max: 0.05\n"
+    )
+    toml = Path(__file__).resolve().parents[1] / "examples" / "train_v3_rl.toml"
+    assert resolve(path, {}) == resolve(toml, {})
+    for text, message in (
+        ("rce:\n  epoch: 5", "did you mean epochs"),
+        ("rce: [", "is not YAML"),
+        ("- 1", "is not a mapping"),
+        ("1: 2", "is not a mapping"),
+        ("rce: 5", "rce"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError) as error:
+            resolve(path, {})
+        assert message in error.value.message() + str(error.value.hint)
+
+
+def test_numbers_after_one_flag_are_read_as_the_notes_write_them(tmp_path: Path) -> None:
+    for numbers in (("1.0", "1.3"), ("1.0,1.3",), ("1.0,", "1.3")):
+        done = lever(
+            "generate", "--store", tmp_path, "--temps", *numbers, "--seed", "3", check=False
+        )
+        assert ("unexpected extra" in done.stderr) == (numbers[0] == "1.0,")
+    done = lever("generate", "--store", tmp_path, "--temps", "1.0", "-1", check=False)
+    assert done.returncode == 2
+    done = lever("generate", "--store", tmp_path, "--temps", "1.0", "1.0", check=False)
+    assert "--temps are distinct temperatures" in done.stderr
+    done = lever("generate", "--store", tmp_path, "--limit", "5", "6", check=False)
+    assert "5,6" in done.stderr

@@ -1,4 +1,4 @@
-"""Options from a TOML file and from flags become a TrainConfig, and back to TOML.
+"""Options from a TOML or YAML file and from flags become a TrainConfig, and back to TOML.
 
 In go a file and the flags given on the command line; out comes a validated config. A flag beats
 the file, the file beats the default; an unknown key is an error that suggests the nearest one.
@@ -14,7 +14,7 @@ import tomli_w
 
 from lever_data.errors import UsageError
 from lever_data.options import Tables, options
-from lever_data.toml import Keys, dotted, read_toml, require_fields, validated
+from lever_data.toml import Keys, dotted, read_tables, require_fields, validated
 from lever_train.options.train import TrainConfig
 
 SFT_VIEW = "beam_infoscore"  # what SFT trains on where no view is named
@@ -66,7 +66,7 @@ def to_toml(config: TrainConfig) -> str:
 
 
 def _read_sections(file: Path) -> Tables:
-    tables = read_toml(file, "the config")
+    tables = read_tables(file, "the config")
     require_fields(TrainConfig, tables, "the config", str(file))
     for section, values in tables.items():
         if not isinstance(values, dict):
