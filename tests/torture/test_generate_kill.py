@@ -81,7 +81,7 @@ def test_nothing_is_paid_twice_after_a_kill(warm: Nursery, tmp_path: Path) -> No
     done = len(_done(world))
     outcome = json.loads(warm.run(*world.argv("--json", "-")).stdout)
     if not outcome["already"]:
-        assert 0 < done < 20
+        assert 0 < done <= 20  # it may die between its last shard and the commit
         assert outcome["asked"] < asked * (20 - done + 1) / 20
 
 
