@@ -149,11 +149,11 @@ class ShardFolder:
         It is renamed first, so that a crash leaves no shard that only looks finished; what a crash
         left of an earlier removal goes too.
         """
-        with suppress(FileNotFoundError):  # never made, or another process was first
-            self._bury(self.folder)
+        self._bury(self.folder)
 
     def _bury(self, folder: Path) -> None:
-        folder.rename(self.folder.with_name(f"{_REMOVED}{uuid.uuid4().hex}"))
+        with suppress(FileNotFoundError):  # never made, or another process was first
+            folder.rename(self.folder.with_name(f"{_REMOVED}{uuid.uuid4().hex}"))
         for left in self.folder.parent.glob(f"{_REMOVED}*"):
             shutil.rmtree(left, ignore_errors=True)
 
