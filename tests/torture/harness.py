@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -42,6 +43,10 @@ class Nursery:
     def __init__(self, folder: Path, *modules: str, mount: str = "") -> None:
         """``mount`` is a shell command that changes what is mounted, for this nursery alone."""
         self._folder = folder
+        # a temporary folder of its own: what others left in the common one is swept at a start, and
+        # would count among the changes of the file system
+        temporary = folder / "temporary"
+        temporary.mkdir()
         words = [sys.executable, "-m", "tests.torture.nursery", *modules]
         if mount:
             script = f'{mount} && exec "$@"'
@@ -52,6 +57,7 @@ class Nursery:
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
+            env=os.environ | {"TMPDIR": str(temporary)},
         )
 
     def __enter__(self) -> Self:
