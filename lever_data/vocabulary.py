@@ -83,6 +83,10 @@ Annotations = Annotated[
     Path | None, words("Official VQA annotations of the split.", metavar="FILE")
 ]
 ImageRoot = Annotated[Path | None, words("Folder of the images.", metavar="DIR", everyday=True)]
+ImageName = Annotated[
+    str | None,
+    words("Names the image files in place of what is stored: '{image_id}.jpg'.", metavar="PATTERN"),
+]
 Gates = Annotated[
     tuple[str, ...],
     words('A gate such as "fallback_share > 0.1": where one holds, the audit fails.', "--fail-on"),

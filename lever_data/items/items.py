@@ -223,7 +223,8 @@ def require_images(items: Iterable[Item]) -> None:
             f"{len(blind):,} of {len(found):,} items have no image",
             where=f"item {blind[0].example_id} of {blind[0].dataset}/{blind[0].split}, "
             f"question {blind[0].question_id}",
-            hint="`lever ingest --image-name '{image_id}.jpg'` says how the files are named",
+            hint="--image-name '{image_id}.jpg' says how the files are named; --without-images "
+            "goes without",
         )
     # one that is missing fails alone, in its row; a wrong folder misses all
     images = [item.image for item in found if item.image is not None][:100]
@@ -231,8 +232,7 @@ def require_images(items: Iterable[Item]) -> None:
         raise LeverError(
             "the images are not in this folder",
             where=str(images[0]),
-            hint="--image-root DIR names the folder, `lever ingest --image-name '{image_id}.jpg'` "
-            "the files in it",
+            hint="--image-root DIR names the folder, --image-name '{image_id}.jpg' the files in it",
         )
 
 

@@ -8,7 +8,7 @@ system; its system prompt is not ours and can be read from a file.
 from __future__ import annotations
 
 import hashlib
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ SYSTEM_PROMPT = (
     "reply with the short answer only, usually one word or a short phrase."
 )
 Id = int | str  # of a question or an image, as the official files give it
-_CUT = re.compile(r"Question|Answer|Short")
+CUT_AT = ("Question", "Answer", "Short", ", ")  # where the legacy system ends an answer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,8 +133,16 @@ def _worded(form: str, item: Item) -> str:
     return form.replace("{answer}", item.answer or "").replace("{question}", item.question)
 
 
-def postprocess(generation: str) -> str:
-    """The answer in a generated text: cut at the first of "Question", "Answer", "Short", then at
-    ", ", and stripped."""
-    text = _CUT.split(generation, maxsplit=1)[0]
-    return text.split(", ", 1)[0].strip()
+def postprocess(generation: str, cut_at: Sequence[str] = CUT_AT) -> str:
+    """The answer in a generated text: what stands before the first of ``cut_at``, stripped; an
+    empty text there cuts nowhere."""
+    found = [at for text in cut_at if text and (at := generation.find(text)) >= 0]
+    return generation[: min(found, default=None)].strip()
+
+
+def cut_mark(cut_at: Sequence[str]) -> str:
+    """What the name of a scorer ends with where answers are cut elsewhere than by default, so that
+    a training never mixes their scores; else nothing."""
+    if tuple(cut_at) == CUT_AT:
+        return ""
+    return "~" + hashlib.sha256("\0".join(cut_at).encode()).hexdigest()[:8]

@@ -61,7 +61,9 @@ def embed(request: EmbedRequest, progress: Progress = lambda done, total, note: 
     request.require_images()
     store = Store.open(request.store)
     con = connect(store)
-    place = Place(request.dataset or only_dataset(con), request.split, request.image_root)
+    place = Place(
+        request.dataset or only_dataset(con), request.split, request.image_root, request.image_name
+    )
     found = load_items(con, place, None)
     items = [found[number] for number in sorted(found)]
     _require_whole(items)

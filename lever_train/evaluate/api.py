@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from lever_data.errors import UsageError
 from lever_data.items.items import require_images
-from lever_data.items.prompts import Item
+from lever_data.items.prompts import Item, cut_mark
 from lever_data.relations.db import connect
 from lever_data.store.schema import id_array
 from lever_data.store.store import Run, RunSpec, Store
@@ -32,7 +32,13 @@ from lever_train.inputs.check import Vectors, check_inputs
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.provenance import Input, input_records, parents_of, said
 from lever_train.options.evaluate import EvalRequest
-from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer, needs_images
+from lever_train.rollout.answerers import (
+    Answerer,
+    Surroundings,
+    images_of,
+    make_answerer,
+    needs_images,
+)
 from lever_train.rollout.answerers.base import seen
 from lever_train.rollout.ask import Asker, open_cache, scope
 from lever_train.rollout.policy import Policy, load_policy, widths
@@ -68,10 +74,17 @@ def run_evaluation(
     con = connect(store, runs=request.runs)
     policies = load_policies(request.checkpoints, request.contest.device, request.names)
     limit = request.contest.most
-    held = open_held_out(con, request.questions, limit, widths=widths(policies.values()))
+    images = images_of(request.answerer, request.questions.image_root)
+    questions = request.questions.but(image_root=images)
+    held = open_held_out(con, questions, limit, widths=widths(policies.values()))
     answerer = _answerer(request, held, con)
+    scorer = answerer.name + cut_mark(request.answerer.cuts)
     options = EvalOptions(
-        request.contest.shots, request.contest.seed, request.wants_oracle, progress
+        request.contest.shots,
+        request.contest.seed,
+        request.wants_oracle,
+        request.answerer.cuts,
+        progress,
     )
     outcomes = evaluate(held, _answers(answerer, store), policies, options)
     board = scoreboard(outcomes, request.contest.sizes)
@@ -81,7 +94,7 @@ def run_evaluation(
     is_new = run is None
     if run is None:
         with store.begin(spec) as writer:
-            writer.write("evaluations", evaluations_table(held, outcomes, answerer.name))
+            writer.write("evaluations", evaluations_table(held, outcomes, scorer))
             run = writer.commit({"scoreboard": board.to_json(), "inputs": inputs})
     board = replace(board, run=run.run, about=_about(request, run, answerer, inputs))
     return Evaluated(board, tuple(outcomes), is_new)
@@ -197,13 +210,6 @@ def load_policies(
 
 
 def _answerer(request: EvalRequest, held: HeldOut, con: Any) -> Answerer:
-    images = request.questions.image_root
-    if needs_images(request.answerer) and (images is None or not images.is_dir()):
-        raise UsageError(
-            "this answerer looks at images",
-            value=None if images is None else str(images),
-            hint="--image-root DIR names the folder they lie in",
-        )
     if needs_images(request.answerer):
         require_images([*held.queries, *held.examples.values()])
     contest = request.contest
@@ -260,7 +266,7 @@ def _spec(
         source_sha256=digest.hexdigest(),
         parameters={
             "selectors": {name: policy.name for name, policy in policies.items()},
-            "answerer": answerer.name,
+            "answerer": answerer.name + cut_mark(request.answerer.cuts),
             "answerer_embeddings": [
                 contest.answerer_query_embeddings,
                 contest.answerer_candidate_embeddings,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.prompts import Prompt, postprocess
+from lever_data.items.prompts import CUT_AT, Prompt, postprocess
 from lever_data.items.vqa_metric import vqa_accuracy
 from lever_train.evaluate import baselines
 from lever_train.evaluate.baselines import Accuracy, Pointers, Rows
@@ -35,12 +35,14 @@ class EvalOptions:
         shots: numbers of demonstrations to show, each at least 1.
         seed: of the random baseline.
         oracle: whether to ask about every demonstration of every pool.
+        cut_at: where an answer is cut off before it is scored.
         progress: told (answers so far, answers in all, what they are for).
     """
 
     shots: tuple[int, ...] = (1, 2, 3, 4)
     seed: int = 0
     oracle: bool = True
+    cut_at: tuple[str, ...] = CUT_AT
     progress: Callable[[float, float | None, str], None] = field(default=lambda *_: None)
 
 
@@ -120,7 +122,7 @@ class _Court:
             selector,
             pointer.shape[1],
             pointer,
-            tuple(None if a.text is None else postprocess(a.text) for a in answers),
+            self._predictions(answers),
             tuple(a.error for a in answers),
             self._score(rows, answers),
         )
@@ -144,8 +146,12 @@ class _Court:
             self.options.progress(self.asked, None, note)
         return found
 
+    def _predictions(self, answers: Sequence[Answer]) -> tuple[str | None, ...]:
+        cut_at = self.options.cut_at
+        return tuple(None if a.text is None else postprocess(a.text, cut_at) for a in answers)
+
     def _score(self, rows: Rows, answers: Sequence[Answer]) -> Accuracy:
-        predictions = [postprocess(a.text) if a.text is not None else "" for a in answers]
+        predictions = [said or "" for said in self._predictions(answers)]
         accuracy = vqa_accuracy(predictions, [self.held.truths[r].answers for r in rows.tolist()])
         failed = np.array([a.text is None for a in answers], dtype=bool)
         return np.where(failed, np.nan, accuracy)

@@ -72,13 +72,14 @@ def open_held_out(
     """
     dataset = questions.dataset or only_dataset(con)
     official = load_official(questions.questions, questions.annotations)
-    items = load_items(con, Place(dataset, questions.split, questions.image_root), official)
+    images = questions.image_root, questions.image_name
+    items = load_items(con, Place(dataset, questions.split, *images), official)
     own_size = split_size(con, dataset, questions.split)
     size = max(official.questions) + 1 if own_size is None and official else own_size
     if limit is not None:
         items = {number: items[number] for number in sorted(items)[:limit]}
     own = questions.candidate_split == questions.split
-    source = Place(dataset, questions.candidate_split, questions.image_root)
+    source = Place(dataset, questions.candidate_split, *images)
     examples = load_items(con, source, official if own else None)
     truths = load_truth(items, official) if is_judged else dict.fromkeys(items, _NO_TRUTH)
     numbers = np.array(sorted(items), dtype=np.int64)

@@ -174,6 +174,7 @@ def use_it(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> str:
         "questions": questions[0],
         "annotations": questions[1],
         "image-root": data.image_root,
+        "image-name": data.image_name,
         "out": "picks.jsonl",
     }
     words = [w for name, v in options.items() if v is not None for w in (f"--{name}", str(v))]

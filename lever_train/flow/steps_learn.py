@@ -146,6 +146,7 @@ def evaluate(work: Work) -> Step:
         "eval": table.model_dump(),
         "answerer": answerer.answerer.model_dump(),
         "image_root": _text(data.image_root),
+        "image_name": data.image_name,
     }
     after = ("ingest", "embed", "pool", "sft", "train")
     return Step("evaluate", act, parameters, work.evaluation_files(), after, idle=idle)
@@ -170,6 +171,7 @@ def judge(work: Work, known: Known, checkpoints: Mapping[str, Path]) -> Evaluate
             questions=data.eval_questions,
             annotations=data.eval_annotations,
             image_root=data.image_root,
+            image_name=data.image_name,
         ),
         contest=Contest(
             **work.config.eval.model_dump(),

@@ -91,6 +91,7 @@ def embed(work: Work) -> Step:
                 dataset=data.dataset,
                 split=split,
                 image_root=data.image_root,
+                image_name=data.image_name,
                 device=work.config.train.run.device,
                 out=cache if split == data.train_split else work.out / "cache" / split,
             )
@@ -102,7 +103,7 @@ def embed(work: Work) -> Step:
         return {**files, "paths": list(files.values())}
 
     idle = "embeddings are given" if data.query_embeddings is not None else None
-    parameters = {**table.model_dump(), "image_root": str(data.image_root)}
+    parameters = {**table.model_dump(), **_images(work)}
     return Step("embed", act, parameters, after=("ingest",), idle=idle, guard=guard)
 
 
@@ -218,6 +219,7 @@ def _request(work: Work, known: Known, recipe: Recipe, shot_num: int, limit: int
             questions=data.questions,
             annotations=data.annotations,
             image_root=data.image_root,
+            image_name=data.image_name,
             device=work.config.train.run.device,
         ),
         recipe=recipe,
@@ -236,9 +238,14 @@ def _rolled_out(work: Work, outcome: Outcome) -> Outputs:
 
 def _answering(work: Work) -> dict[str, object]:
     """Who answers a rollout, and what may be shown."""
-    config, root = work.config, work.config.data.image_root
-    answerer = config.answerer.answerer.model_dump()
-    return {"answerer": answerer, "image_root": None if root is None else str(root)}
+    return {"answerer": work.config.answerer.answerer.model_dump(), **_images(work)}
+
+
+def _images(work: Work) -> dict[str, object]:
+    """Where images lie, and how their files are named."""
+    data = work.config.data
+    root = None if data.image_root is None else str(data.image_root)
+    return {"image_root": root, "image_name": data.image_name}
 
 
 def _ingest_split(

@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from lever_data.errors import UsageError
 from lever_data.options import Section, option
-from lever_data.vocabulary import DEFAULT_STORE, Dataset, Device, ImageRoot, StorePath
+from lever_data.vocabulary import DEFAULT_STORE, Dataset, Device, ImageName, ImageRoot, StorePath
 
 
 class Encoding(Section):
@@ -39,6 +39,7 @@ class EmbedRequest(Encoding):
     )
     name: str | None = option(None, "Name in the store. Default: encoder and features.")
     image_root: ImageRoot = None
+    image_name: ImageName = None
     allow_failed: bool = option(
         False, "An item whose image cannot be read gets a vector of zeros, and is counted."
     )

@@ -19,6 +19,7 @@ from lever_data.vocabulary import (
     CandidateEmbeddings,
     Dataset,
     Device,
+    ImageName,
     ImageRoot,
     Limit,
     Pool,
@@ -49,6 +50,7 @@ class Questions(Section):
     questions: vocabulary.Questions = None
     annotations: Annotations = None
     image_root: ImageRoot = None
+    image_name: ImageName = None
 
     @model_validator(mode="after")
     def _both_files(self) -> Self:

@@ -18,6 +18,7 @@ from lever_data.vocabulary import (
     DEFAULT_STORE,
     Annotations,
     Gates,
+    ImageName,
     ImageRoot,
     Limit,
     Pool,
@@ -67,6 +68,7 @@ class DataTable(Section):
     pool: Pool = None
     eval_pool: Pool = None
     image_root: ImageRoot = None
+    image_name: ImageName = None
     sql_dir: SqlDir = None
 
 

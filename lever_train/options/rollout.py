@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lever_data.errors import UsageError
+from lever_data.items.prompts import CUT_AT
 from lever_data.options import Positive, Section, option, words
 from lever_data.vocabulary import (
     DEFAULT_STORE,
@@ -18,6 +19,7 @@ from lever_data.vocabulary import (
     CandidateEmbeddings,
     Dataset,
     Device,
+    ImageName,
     ImageRoot,
     Limit,
     Pool,
@@ -91,6 +93,7 @@ class Inputs(Section):
     questions: Questions = None
     annotations: Annotations = None
     image_root: ImageRoot = None
+    image_name: ImageName = None
     device: Device = "cpu"
 
     @model_validator(mode="after")
@@ -172,7 +175,18 @@ class AnswererSpec(Section):
         "File of the system prompt; an empty one leaves it out. Default: our own words; with --api "
         "completions none.",
     )
+    images: bool = option(
+        True,
+        "Whether prompts show the images, where the answerer looks at them.",
+        "--images/--without-images",
+    )
     stop: tuple[str, ...] = option((), "Words that end an answer.", metavar="WORD")
+    cut_at: tuple[str, ...] = option(
+        (),
+        "Where an answer is cut off before it is scored; '' cuts nowhere. Default: at Question, "
+        "Answer, Short and ', '.",
+        metavar="TEXT",
+    )
     max_new_tokens: int = option(5, "Length of an answer in tokens.", ge=1)
     num_beams: int = option(3, "Beams of the answering model.", "--generation-beams", ge=1)
     length_penalty: float = option(0.0, "Of the answering model's beams.")
@@ -190,6 +204,11 @@ class AnswererSpec(Section):
     # log-probabilities alone, no text
     device: str = "cpu"
     generate: bool = True
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Where an answer is cut off."""
+        return self.cut_at or CUT_AT
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

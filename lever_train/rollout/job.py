@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Official, Place, Truth, load_items, load_truth, require_images
-from lever_data.items.prompts import Item
+from lever_data.items.prompts import Item, cut_mark
 from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.relations.db import open_session
 from lever_data.sources.official import load_official
@@ -31,7 +31,13 @@ from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
 from lever_train.options.rollout import Recipe, Request, Which
 from lever_train.rollout import views
-from lever_train.rollout.answerers import Answerer, Surroundings, make_answerer, needs_images
+from lever_train.rollout.answerers import (
+    Answerer,
+    Surroundings,
+    images_of,
+    make_answerer,
+    needs_images,
+)
 from lever_train.rollout.answerers.base import canonical, seen
 from lever_train.rollout.ask import Asker, Tally, open_cache, scope
 from lever_train.rollout.policy import Policy, load_policy, widths
@@ -175,7 +181,7 @@ class _Resolver:
             spec=RunSpec(kind, *self._place),
             label=Label(
                 *self._place,
-                scorer=answerer.name,
+                scorer=answerer.name + cut_mark(self.request.answerer.cuts),
                 policy=f"view {which.from_view}" if policy is None else policy.name,
                 generation=answerer.generation(),
             ),
@@ -226,19 +232,14 @@ class _Resolver:
         """Queries, examples, and whether they are the same items."""
         which, inputs = self.request.which, self.request.inputs
         dataset, split = self._place
-        images = inputs.image_root
-        if needs_images(self.request.answerer) and (images is None or not images.is_dir()):
-            raise UsageError(
-                "this answerer looks at images",
-                value=None if images is None else str(images),
-                hint="--image-root DIR names the folder they lie in",
-            )
-        queries = load_items(self.wide, Place(dataset, split, images), official)
+        images = images_of(self.request.answerer, inputs.image_root)
+        queries = load_items(self.wide, Place(dataset, split, images, inputs.image_name), official)
         default = split if inputs.candidate_embeddings is None else "train"
         source = which.candidate_split or default
         if source == split:
             return queries, queries, True
-        return queries, load_items(self.wide, Place(dataset, source, images), None), False
+        place = Place(dataset, source, images, inputs.image_name)
+        return queries, load_items(self.wide, place, None), False
 
     def _queries(self, items: Mapping[int, Item]) -> tuple[Ids, Proposals | None]:
         """The query ids meant, ascending, and the pointers of ``--from-view``."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lever_data.items.items import Truth
-from lever_data.items.prompts import Item, postprocess
+from lever_data.items.prompts import CUT_AT, Item, postprocess
 from lever_data.items.vqa_metric import (
     METRIC_VERSION,
     edit_similarity,
@@ -50,9 +50,11 @@ class Score:
     edit_sim: float | None = None
 
 
-def score(answers: Sequence[Answer], truths: Sequence[Truth]) -> list[Score]:
+def score(
+    answers: Sequence[Answer], truths: Sequence[Truth], cut_at: Sequence[str] = CUT_AT
+) -> list[Score]:
     """Score answers, one each, in order."""
-    predictions = [postprocess(a.text) if a.text is not None else "" for a in answers]
+    predictions = [postprocess(a.text, cut_at) if a.text is not None else "" for a in answers]
     # the metric's own cache makes repeated answer lists cheap
     official = vqa_accuracy(predictions, [t.answers for t in truths]).tolist()
     return [

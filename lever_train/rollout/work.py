@@ -96,7 +96,8 @@ def scores_of(job: Job, ids: Ids, proposals: Proposals) -> Talk[list[CandidateSc
     prompts = prompts_of(job, ids, proposals)
     answered = yield prompts
     truths: list[Truth] = [job.truths[p.query.example_id] for p in prompts]
-    scores = iter(zip(score([a for _, a in answered], truths), answered, strict=True))
+    scored = score([a for _, a in answered], truths, job.request.answerer.cuts)
+    scores = iter(zip(scored, answered, strict=True))
     found = []
     for pointer in proposals.pointer:
         lengths = job.prefixes(int((pointer >= 0).sum()))

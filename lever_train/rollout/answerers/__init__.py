@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,15 @@ from lever_data.errors import UsageError
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import Answer, Answerer, Usage
 
-__all__ = ["Answer", "Answerer", "Surroundings", "Usage", "make_answerer", "needs_images"]
+__all__ = [
+    "Answer",
+    "Answerer",
+    "Surroundings",
+    "Usage",
+    "images_of",
+    "make_answerer",
+    "needs_images",
+]
 
 # the names of the legacy scripts, and where the models live today
 LEGACY_MODELS = {
@@ -42,7 +51,25 @@ def needs_images(spec: AnswererSpec) -> bool:
         UsageError: no such answerer.
     """
     kind, _ = _parse(spec)
-    return kind == "transformers" or (kind == "openai" and spec.api == "chat")
+    return spec.images and (kind == "transformers" or (kind == "openai" and spec.api == "chat"))
+
+
+def images_of(spec: AnswererSpec, folder: Path | None) -> Path | None:
+    """The folder of the images an answerer looks at; ``None`` where it looks at none, whatever
+    folder is named.
+
+    Raises:
+        UsageError: it does, and there is no such folder.
+    """
+    if not needs_images(spec):
+        return None
+    if folder is None or not folder.is_dir():
+        raise UsageError(
+            "this answerer looks at images",
+            value=None if folder is None else str(folder),
+            hint="--image-root DIR names the folder they lie in; --without-images goes without",
+        )
+    return folder
 
 
 def make_answerer(spec: AnswererSpec, around: Surroundings) -> Answerer:

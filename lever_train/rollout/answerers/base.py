@@ -70,7 +70,7 @@ def template_of(spec: AnswererSpec) -> Template:
                 f"the system prompt cannot be read ({error})", where=str(spec.system_prompt)
             ) from None
     form = spec.prompt_form or ("message" if is_chat else "lines")
-    return Template(system=system, images=is_chat, form=form)
+    return Template(system=system, images=is_chat and spec.images, form=form)
 
 
 def scorer_name(model: str, spec: AnswererSpec, template: Template) -> str:
