@@ -65,6 +65,7 @@ def _query(query_id: int, value: Any) -> Json:
     _demand(
         pool is None or (isinstance(pool, list) and all(_is_int(p, 0, 2**31 - 1) for p in pool))
     )
+    _demand(pool is None or len(set(pool)) == len(pool))
     if value.get("query") is not None:
         info = value["query"]
         _demand(isinstance(info, dict) and "_lever" not in info)
@@ -79,7 +80,12 @@ def _query(query_id: int, value: Any) -> Json:
             text = answer.get("answer") if isinstance(answer, dict) else answer
             _demand(isinstance(text, str))
     _demand(isinstance(value["pointer_candidates"], list))
-    return {**value, "pointer_candidates": [_candidate(c) for c in value["pointer_candidates"]]}
+    found = [_candidate(c) for c in value["pointer_candidates"]]
+    for one in found if pool is not None else []:
+        _demand(set(one["pointer"]) <= set(pool))
+        if one.get("pointer_pos") is not None:
+            _demand([dict(enumerate(pool)).get(p) for p in one["pointer_pos"]] == one["pointer"])
+    return {**value, "pointer_candidates": found}
 
 
 def _candidate(record: Any) -> Json:
@@ -103,9 +109,11 @@ def _candidate(record: Any) -> Json:
             _demand(abs(number) < 1 << 1024 and math.isfinite(_float(number)))
             found[key] = _float(number)
     _demand(all(found.get(key) is None or 0 <= found[key] <= 1 for key in FRACTIONS))
+    _demand(found.get("temperature") is None or found["temperature"] >= 0)
+    _demand(found.get("logprob_score") is None or found["logprob_score"] <= 1e-4)
     for key in TEXTS:
         _demand(record.get(key) is None or isinstance(record[key], str))
-    _demand(record.get("beam_rank") is None or _is_int(record["beam_rank"], -(2**31), 2**31 - 1))
+    _demand(record.get("beam_rank") is None or _is_int(record["beam_rank"], 0, 2**31 - 1))
     _demand(record.get("vqa_correct") is None or _is_int(record["vqa_correct"], 0, 1))
     _demand(record.get("vqa_eval_mode") in (None, *MODES))
     _demand(record.get("eval_failed") is None or isinstance(record["eval_failed"], bool))

@@ -42,9 +42,10 @@ def optional(draw: st.DrawFn, record: Json, key: str, values: st.SearchStrategy[
 def candidates(draw: st.DrawFn, generation: int, mode: str) -> Json:
     record: Json = {"pointer": draw(POINTER)}
     optional(draw, record, "gen_method", st.sampled_from(["beam", "sample", "random", "odd"]))
-    optional(draw, record, "beam_rank", st.integers(-(2**31), 2**31 - 1))
-    for key in ("beam_score", "logprob_score", "temperature"):
-        optional(draw, record, key, FLOATS)
+    optional(draw, record, "beam_rank", st.integers(0, 2**31 - 1))
+    optional(draw, record, "beam_score", FLOATS)
+    optional(draw, record, "logprob_score", st.floats(max_value=0) | st.just(math.nan))
+    optional(draw, record, "temperature", st.floats(min_value=0) | st.just(math.nan))
     optional(draw, record, "vqa_acc_score", FRACTIONS)
     optional(draw, record, "vqa_pred_answer", st.one_of(TEXT, TRICKY))
     optional(draw, record, "vqa_correct", st.integers(0, 1))
@@ -93,6 +94,7 @@ def k64_values(draw: st.DrawFn) -> Json:
 @st.composite
 def values(draw: st.DrawFn, query_id: int, generation: int, mode: str) -> Json:
     value: Json = {}
+    records = draw(st.lists(candidates(generation, mode), max_size=3))
     if generation == 3 and draw(st.integers(0, 3)):
         info: Json = {}
         if draw(st.booleans()):
@@ -109,9 +111,14 @@ def values(draw: st.DrawFn, query_id: int, generation: int, mode: str) -> Json:
         unknown.pop("query_id", None)
         value["query"] = None if draw(st.integers(0, 9)) == 0 else info | unknown
     if generation == 3:
-        pool = st.lists(st.integers(0, 2**31 - 1), max_size=5)
-        optional(draw, value, "candidate_pool_indices", pool)
-    value["pointer_candidates"] = draw(st.lists(candidates(generation, mode), max_size=3))
+        others = draw(st.lists(st.integers(0, 2**31 - 1), max_size=5))
+        named = [example for record in records for example in record["pointer"]]
+        pool = draw(st.permutations(list(dict.fromkeys([*others, *named]))))
+        optional(draw, value, "candidate_pool_indices", st.just(pool))
+        for record in records if value.get("candidate_pool_indices") else []:
+            if record.get("pointer_pos") is not None:
+                record["pointer_pos"] = [pool.index(example) for example in record["pointer"]]
+    value["pointer_candidates"] = records
     return value | (draw(UNKNOWN) if draw(st.integers(0, 3)) == 0 else {})
 
 

@@ -55,6 +55,31 @@ FAULTS = {
         '"pointer": [9], "vqa_acc_score": -0.1', "-0.1", ">= 0", ".vqa_acc_score"
     ),
     "probability": candidate('"pointer": [9], "vqa_gt_prob": 1.5', "1.5", "<= 1", ".vqa_gt_prob"),
+    "temperature": candidate('"pointer": [9], "temperature": -1', "-1", ">= 0", ".temperature"),
+    "rank": candidate('"pointer": [9], "beam_rank": -1', "-1", ">= 0", ".beam_rank"),
+    "log-probability": candidate(
+        '"pointer": [9], "logprob_score": 0.5', "0.5", "<= 0.0001", ".logprob_score"
+    ),
+    "outside its pool": Fault(
+        '"1": {"candidate_pool_indices": [3, 4], "pointer_candidates": [{"pointer": [3, 4]}, '
+        '{"pointer": [4, 9]}]}',
+        "[4, 9]",
+        "example 9 is not in the query's pool of 2",
+        WHERE + ".pointer",
+    ),
+    "not at its positions": Fault(
+        '"1": {"candidate_pool_indices": [3, 4], "pointer_candidates": [{"pointer": [3, 4]}, '
+        '{"pointer": [4, 3], "pointer_pos": [0, 1]}]}',
+        "[0, 1]",
+        "pointer_pos [0, 1] names [3, 4] in the pool, not the pointer",
+        WHERE + ".pointer_pos",
+    ),
+    "pool": Fault(
+        '"1": {"candidate_pool_indices": [3, 4, 3], "pointer_candidates": [{"pointer": [4]}]}',
+        "[3, 4, 3]",
+        "the query's pool repeats an id",
+        "query '1', field candidate_pool_indices",
+    ),
     "right without accuracy": candidate(
         '"pointer": [9], "vqa_eval_mode": "vqaEval", "vqa_correct": 1, "vqa_acc_score": 0.0',
         "1, ",
@@ -175,6 +200,15 @@ def test_of_a_query_with_odd_rows_salvage_keeps_the_others(tmp_path: Path) -> No
         strict=True,
     ):
         assert f"query '5', field pointer_candidates{field}" in reason
+
+
+def test_an_unknown_method_is_kept_and_named_once(tmp_path: Path) -> None:
+    rows = [{"pointer": [i], "gen_method": m} for i, m in enumerate(["beam", "bema", "bema", None])]
+    text = json.dumps({"5": {"pointer_candidates": rows}}).encode()
+    run, said = run_ingest(text, tmp_path)
+    assert run.rows["candidates"] == 4
+    (line,) = [line for line in said if "gen_method" in line]
+    assert 'unknown gen_method "bema": kept as it stands' in line
 
 
 @pytest.mark.parametrize("cut", range(1, len(GOOD) + len(MORE) + 4))

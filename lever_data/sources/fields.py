@@ -22,13 +22,15 @@ from msgspec import UNSET, Meta, UnsetType
 Struct = Any  # of a type made below from a table of fields
 RESERVED = "_lever"  # member of `extra` that holds what export needs and columns cannot say
 
-Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 ExampleId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 PoolPosition = Annotated[int, Meta(ge=0, le=2**15 - 1)]
 Bit = Annotated[int, Meta(ge=0, le=1)]
 Shot = Annotated[int, Meta(ge=0, le=127)]
+Rank = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+Temperature = Annotated[float, Meta(ge=0)]
+LogProb = Annotated[float, Meta(le=1e-4)]  # float32 sums of log-softmaxes may end just above 0
 Ids = Annotated[list[ExampleId], Meta(max_length=127)]  # none: nothing is shown
 EvalMode = Literal["file", "vqaEval", "fallback", "simple_match", "error"]
 
@@ -51,10 +53,10 @@ class ShotScore(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 CANDIDATE_FIELDS: dict[str, tuple[str, Any]] = {
     "pointer": ("pointer", Ids),
     "gen_method": ("gen_method", str),
-    "beam_rank": ("beam_rank", Int32),
+    "beam_rank": ("beam_rank", Rank),
     "beam_score": ("beam_score", float),
-    "logprob_score": ("logprob_score", float),
-    "temperature": ("temperature", float),
+    "logprob_score": ("logprob_score", LogProb),
+    "temperature": ("temperature", Temperature),
     "vqa_pred_answer": ("vqa_pred_answer", str),
     "vqa_correct": ("vqa_correct", Bit),
     "vqa_acc_score": ("vqa_acc_score", Fraction),
@@ -87,6 +89,7 @@ INFO_FIELDS: dict[str, Any] = {
 }
 
 POOL_FIELDS = ("candidate_pool_indices", "candidate_pool_ids")
+GEN_METHODS = ("beam", "sample", "random", "retrieval")  # others are kept, and named at ingest
 VALUE_FIELDS = ("pointer_candidates", "query", *POOL_FIELDS)
 
 

@@ -47,6 +47,7 @@ class RlFormat:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.layout: Layout | None = None
+        self.methods: set[str | None] = set()  # every gen_method met
         self._has_unknown = False  # some block held keys that lever does not know
         self._block = msgspec.json.Decoder(dict[int, fields.Value])  # type: ignore[valid-type]
         self._plain_block = msgspec.json.Decoder(dict[int, Any])
@@ -145,6 +146,8 @@ class RlFormat:
         layout = self.layout or find_layout(records)
         candidates, tokens = candidate_batch(records, layout, self.context)
         queries, more = query_batch(records, layout, self.context)
+        every = (record.value.pointer_candidates for record in records)
+        self.methods |= {one.gen_method or None for some in every for one in some}
         return Batches(candidates, queries, tokens + more)
 
 

@@ -225,7 +225,42 @@ def query_pool(record: Record, index: int | None = None) -> list[int] | None:
         raise FaultError("candidate_pool_ids is not a list of ids")
     if any(pool != found[0] for pool in found):
         raise FaultError("the query has two pools that differ")
+    if found and len(set(found[0])) != len(found[0]):
+        named = (key for key in POOL_FIELDS if _known(getattr(record.value, key)) is not None)
+        near = ("pointer_candidates", index or 0, "candidate_pool_ids")
+        key = next(named, None)
+        raise FaultError("the query's pool repeats an id", *(near if key is None else (key,)))
     return found[0] if found else None
+
+
+def _require_inside(
+    pool: Sequence[int], pointer: Sequence[int], positions: Sequence[int] | None, *here: str | int
+) -> None:
+    """Refuse a pointer that names what is not in the query's pool, or not at these positions."""
+    for example in pointer:
+        if example not in pool:
+            what = f"example {example} is not in the query's pool of {len(pool)}"
+            raise FaultError(what, *here, "pointer")
+    if positions is not None:
+        named = [pool[at] if at < len(pool) else None for at in positions]
+        if named != list(pointer):
+            what = f"pointer_pos {list(positions)} names {named} in the pool, not the pointer"
+            raise FaultError(what, *here, "pointer_pos")
+
+
+def _pool_holds(record: Record, pool: Sequence[int]) -> bool:
+    """Whether a pool holds every pointer of its query, where these name ids."""
+    members = set(pool)
+    if _has_positions(record):
+        return True  # resolved through the pool, so inside it
+    return all(
+        _known(one.pointer_global) is not None
+        or (
+            members.issuperset(one.pointer)
+            and _known(one.pointer_pos) in (None, [pool.index(i) for i in one.pointer])
+        )
+        for one in record.value.pointer_candidates
+    )
 
 
 def _is_id(value: object) -> bool:
@@ -279,6 +314,8 @@ def check_query(record: Record) -> None:
         if positions is not None and len(positions) != len(pointer):
             what = f"pointer has {len(pointer)} ids, pointer_pos {len(positions)}"
             raise FaultError(what, *here, "pointer_pos")
+        if (pool := query_pool(record, index)) is not None:
+            _require_inside(pool, pointer, positions, *here)
         if fault := contradiction(*(_known(getattr(candidate, key)) for key in _VERDICT)):
             raise FaultError(fault, *here, "vqa_correct")
 
@@ -377,6 +414,8 @@ def _query_columns(records: Sequence[Record]) -> dict[str, pa.Array]:
         answers = [None if info is None else _answers(info) for info in infos]
     except FaultError as fault:
         raise RefusedError(fault.what) from None
+    if not all(p is None or _pool_holds(r, p) for r, p in zip(records, pools, strict=True)):
+        raise RefusedError("a pool without what its pointers name")
     found = {
         key: [None if info is None else _known(getattr(info, key)) for info in infos]
         for key in ("question_id", "image_id", "question")

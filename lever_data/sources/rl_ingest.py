@@ -22,7 +22,7 @@ from lever_data.readers.source import BackgroundHash, Progress, Source
 from lever_data.sources.beam import BeamFormat
 from lever_data.sources.belong import Guard
 from lever_data.sources.decode import Format, LegacyReader, RestartError
-from lever_data.sources.fields import Context
+from lever_data.sources.fields import GEN_METHODS, Context
 from lever_data.sources.rl import RlFormat
 from lever_data.store.store import Run, RunSpec, RunWriter, Store
 
@@ -77,6 +77,12 @@ def _ingest_once(
         if known is not None:
             return known, False
         _tell(reader, source, notice)
+        if isinstance(form, RlFormat) and (odd := form.methods - {None, *GEN_METHODS}):
+            shown = ", ".join(sorted(f'"{one}"' for one in odd if one))
+            notice(
+                f"{source.path}: unknown gen_method {shown}: kept as it stands, in no view by "
+                f"method (those know {', '.join(GEN_METHODS)})"
+            )
         return writer.commit(_details(reader, form)), True
 
 

@@ -1,4 +1,5 @@
--- Scores are fractions, vqa_correct is 0 or 1, temperatures are positive.
+-- Scores are fractions, vqa_correct is 0 or 1, temperatures and beam ranks not
+-- negative, log-probabilities not positive (but for rounding).
 select
     run,
     query_id,
@@ -9,7 +10,9 @@ select
     vqa_rel_token_f1,
     vqa_rel_edit_sim,
     vqa_rel_score,
-    temperature
+    temperature,
+    beam_rank,
+    logprob_score
 from stg_candidates
 where
     vqa_correct not in (0, 1)
@@ -18,4 +21,6 @@ where
     or vqa_rel_token_f1 not between 0 and 1
     or vqa_rel_edit_sim not between 0 and 1
     or vqa_rel_score not between 0 and 1
-    or temperature <= 0
+    or temperature < 0
+    or beam_rank < 0
+    or logprob_score > 1e-4
