@@ -250,6 +250,14 @@ def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPat
     assert "grpo_epoch1.pt" in done.stdout
     assert _use(done.stdout) == 120  # the train split: nothing of another is known
     assert lever(*command).stderr.count("skipped: unchanged") == 5
+    older = folder / "grpo_epoch1_v2format.ckpt"
+    stale = older.read_bytes()
+    monkeypatch.setenv("RCE_LR", "1e-3")
+    lever(*command)
+    assert older.read_bytes() != stale  # a training writes the file of the one before anew
+    trained = load_selector(folder / "grpo_epoch1.pt")[0].state_dict()
+    for name, tensor in load_selector(older)[0].state_dict().items():
+        assert torch.equal(tensor, trained[name])
     assert json.loads(lever(*command, "--dry-run", "--json", "-").stdout)[0]["verdict"] == "skip"
 
 

@@ -181,14 +181,18 @@ def test_every_file_a_step_opens_is_in_its_key(tmp_path: Path) -> None:
         (tmp_path / folder / f"{folder}.sql").touch()
     views = {tmp_path / "views" / "views.sql", tmp_path / "sql" / "sql.sql"}
     answerer = AnswererTable(
-        query_embeddings=tmp_path / "q.npy", candidate_embeddings=tmp_path / "c.npy"
+        query_embeddings=tmp_path / "q.npy",
+        candidate_embeddings=tmp_path / "c.npy",
+        system_prompt=tmp_path / "p.txt",
     )
     config = PipelineConfig(data=table, answerer=answerer)
     found = _reads(build_steps(config, print, lambda done, total, note="": None))
     training = {files[name] for name in names}
-    assert found["sft"] == found["beam"] == found["generate"] == training
+    words = {tmp_path / "p.txt"}  # other words in the same file are another answerer
+    assert found["sft"] == training
+    assert found["beam"] == found["generate"] == training | words
     assert found["train"] == training | views and found["audit"] == views
-    assert found["evaluate"] == {*files.values(), tmp_path / "q.npy", tmp_path / "c.npy"}
+    assert found["evaluate"] == {*files.values(), *words, tmp_path / "q.npy", tmp_path / "c.npy"}
 
 
 def test_sft_is_keyed_by_all_of_its_options_and_no_others() -> None:

@@ -163,7 +163,7 @@ def beam(work: Work) -> Step:
     elif config.data.beam_data:
         idle = "InfoScore beams are given"
     parameters = {"beam": config.beam.model_dump(), **_answering(work)}
-    reads, after = work.training_files(), ("ingest", "embed", "pool")
+    reads, after = work.rollout_files(), ("ingest", "embed", "pool")
     return Step("beam", act, parameters, reads, after, idle=idle)
 
 
@@ -189,7 +189,7 @@ def generate(work: Work) -> Step:
 
     idle = "RL data is given" if data.rl_data and not table.also else None
     parameters = {"generate": table.model_dump(mode="json"), **_answering(work)}
-    reads, after = work.training_files(), ("ingest", "embed", "pool", "sft")
+    reads, after = work.rollout_files(), ("ingest", "embed", "pool", "sft")
 
     def guard() -> None:
         if data.rl_out is not None:

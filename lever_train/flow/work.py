@@ -52,7 +52,7 @@ class Work:
         return train, held_out
 
     def training_files(self) -> dict[str, Path]:
-        """Every given file that a rollout or a training opens, by what it is."""
+        """Every given file that a training opens, by what it is."""
         data = self.config.data
         return given(
             query_embeddings=data.query_embeddings,
@@ -60,10 +60,14 @@ class Work:
             pool=data.pool,
         )
 
+    def rollout_files(self) -> dict[str, Path]:
+        """Every given file that a rollout opens: the prompt's words are a file's content."""
+        return self.training_files() | given(system_prompt=self.config.answerer.system_prompt)
+
     def evaluation_files(self) -> dict[str, Path]:
         """Every given file that the evaluation opens; its demonstrations are those of training."""
         data, answerer = self.config.data, self.config.answerer
-        return self.training_files() | given(
+        return self.rollout_files() | given(
             eval_embeddings=data.eval_embeddings,
             eval_pool=data.eval_pool,
             eval_questions=data.eval_questions,
