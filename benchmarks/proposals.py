@@ -65,7 +65,7 @@ def proposals(queries: int) -> Iterator[Figure]:
 
     @torch.no_grad()
     def by_selector(query: Tensor, vectors: Tensor) -> Tensor:
-        return model.scores(query[None], Pool.of(vectors[None].clone()))[0]
+        return model.begin(query[None], Pool(vectors.clone())).scores()[0, 0]
 
     def by_similarity(query: Tensor, vectors: Tensor) -> Tensor:
         return functional.cosine_similarity(query[None], vectors) / 0.1

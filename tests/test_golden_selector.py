@@ -16,9 +16,9 @@ from torch import Tensor
 from lever_train.learn import losses
 from lever_train.options.train import GrpoConfig, ModelConfig
 from lever_train.selector.kinds import make_selector
-from lever_train.selector.log_prob import Steps, static_steps
-from lever_train.selector.model import Selector
+from lever_train.selector.model import Selector, Steps, static_steps
 from tests.picks import greedy
+from tests.selectors import first_scores, sequence_log_prob
 from tests.shared_data import GOLDEN, needs_shared
 
 DATA = Path(__file__).parent / "data" / "golden"
@@ -135,9 +135,9 @@ def test_the_network(name: str) -> None:
         golden = {key: torch.tensor(figures[key]) for key in figures}
     selector = _load(name)
     query, candidates, labels = golden["query_emb"], golden["cand_emb"], golden["labels"]
-    scores = selector.scores(query, candidates)
+    scores = first_scores(selector, query, candidates)
     _close(scores, golden["logits_teacher_first"][:, 0])
-    log_probs = selector.sequence_log_prob(query, candidates, labels)
+    log_probs = sequence_log_prob(selector, query, candidates, labels)
     _close(log_probs, golden["log_probs"])
     picks = greedy(selector, query, candidates, labels.shape[-1])
     _close(torch.from_numpy(picks.positions), golden["greedy"])

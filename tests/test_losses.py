@@ -15,7 +15,7 @@ from lever_train.learn import losses
 from lever_train.learn.batch import Batch
 from lever_train.learn.step import adapt_beta, noise_seed, rce_temperature, warm_up
 from lever_train.options.train import GrpoConfig, TrainConfig
-from lever_train.selector.log_prob import Steps
+from lever_train.selector.model import Steps
 from tests.shared_data import GOLDEN, needs_shared
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0, 9.0], [0.5, 0.5, 9.0, 9.0], [2.0, 9.0, 9.0, 9.0]])

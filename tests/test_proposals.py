@@ -15,7 +15,7 @@ from lever_train.options.train import ModelConfig
 from lever_train.rollout.policy import Policy, SelectorPolicy, Similarity
 from lever_train.rollout.propose import METHODS, Ask, Proposals, draw_keys, propose, uniform
 from lever_train.selector.kinds import make_selector
-from lever_train.selector.model import Pool
+from tests.selectors import pool_of
 
 N, D, K = 40, 16, 12
 Ids = npt.NDArray[np.int64]
@@ -103,7 +103,7 @@ def by_hand(
 ) -> tuple[float, float, float]:
     """Sums over the steps, one sequence at a time: log p at 1, at the temperature, and p."""
     vectors = asked.table[torch.from_numpy(asked.pool[q])].double()
-    history = policy.begin(asked.query[q : q + 1].double(), Pool.of(vectors[None]))
+    history = policy.begin(asked.query[q : q + 1].double(), pool_of(vectors[None]))
     log_p = log_q = p = 0.0
     open_ = list(range(K))
     for position in positions:
@@ -139,7 +139,7 @@ def test_samples_follow_the_policy() -> None:
     asked = Ask(np.arange(count) + 100, vectors[7].expand(count, -1), vectors, pool, own=False)
     recipe = Recipe(num_beams=0, num_random=1, temps=(2.0,), num_samples_per_temp=1)
     found = propose(Similarity(), asked, recipe)
-    scores = Similarity().begin(vectors[7:8].double(), Pool.of(vectors[:6].double())).scores()
+    scores = Similarity().begin(vectors[7:8].double(), pool_of(vectors[:6].double())).scores()
     for method, weights in ((1, (scores[0, 0] / 2.0).softmax(-1).numpy()), (2, np.full(6, 1 / 6))):
         first = found.positions[found.method == method][:, 0]
         share = np.bincount(first, minlength=6) / len(first)

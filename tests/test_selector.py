@@ -19,9 +19,9 @@ from lever_train.options.train import Kind, ModelConfig
 from lever_train.selector import attention as kernels
 from lever_train.selector.attention import dropout, picked_scores
 from lever_train.selector.kinds import make_selector
-from lever_train.selector.log_prob import static_steps
-from lever_train.selector.model import AttentionSelector, Pool, Selector
+from lever_train.selector.model import AttentionSelector, Pool, Selector, static_steps
 from tests.picks import greedy, picks
+from tests.selectors import first_scores, pool_of, sequence_log_prob
 
 DIM = 12
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -79,15 +79,15 @@ def _walk(scores: Tensor, pointer: list[int]) -> tuple[list[float], list[float]]
 def test_folded_attention_is_multi_head_attention(layers: int, heads: int, dim: int) -> None:
     selector = _selector(num_layers=layers, num_heads=heads, dim=dim)
     query, candidates = torch.randn(5, dim), torch.randn(5, 7, dim)
-    found = selector.scores(query, candidates)
+    found = first_scores(selector, query, candidates)
     torch.testing.assert_close(found, _oracle(selector, query, candidates))
 
 
 def test_one_pool_for_all_is_that_pool_for_each() -> None:
     selector = _selector()
     query, candidates = torch.randn(5, 12), torch.randn(40, 12)
-    shared = selector.scores(query, candidates)
-    each = selector.scores(query, candidates.expand(5, 40, 12))
+    shared = first_scores(selector, query, candidates)
+    each = first_scores(selector, query, candidates.expand(5, 40, 12))
     torch.testing.assert_close(shared, each)
 
 
@@ -97,9 +97,9 @@ def test_examples_in_several_pools_are_projected_once_and_score_the_same() -> No
     ids = torch.tensor([[3, 5, 7], [5, 3, -1], [29, 0, 5], [7, -1, -1]])
     pool = Pool.distinct(table, ids)
     assert pool.vectors.shape[0] == 5
-    found = selector.scores(query, pool)
+    found = first_scores(selector, query, pool)
     for row, size in enumerate([3, 2, 3, 1]):
-        alone = selector.scores(query[row : row + 1], table[ids[row, :size]][None])
+        alone = first_scores(selector, query[row : row + 1], table[ids[row, :size]][None])
         torch.testing.assert_close(found[row, :size], alone[0])
 
 
@@ -110,8 +110,8 @@ def test_padding_changes_nothing(kind: str) -> None:
     positions = torch.tensor([[[2, 4], [5, 1]]])
     padded = torch.cat([candidates, torch.randn(1, 3, 12)], dim=1)
     mask = torch.arange(9)[None] < 6
-    alone = selector.sequence_log_prob(query, candidates, positions)
-    together = selector.sequence_log_prob(query, padded, positions, pool_mask=mask)
+    alone = sequence_log_prob(selector, query, candidates, positions)
+    together = sequence_log_prob(selector, query, padded, positions, pool_mask=mask)
     torch.testing.assert_close(alone, together)
 
 
@@ -120,8 +120,8 @@ def test_a_shared_pool_is_that_pool_for_each(kind: str) -> None:
     selector = _selector(kind)
     query, candidates = torch.randn(5, 12), torch.randn(9, 12)
     positions = torch.stack([torch.randperm(9)[:3] for _ in range(10)]).view(5, 2, 3)
-    shared = selector.sequence_log_prob(query, candidates, positions)
-    each = selector.sequence_log_prob(query, candidates.expand(5, 9, 12), positions)
+    shared = sequence_log_prob(selector, query, candidates, positions)
+    each = sequence_log_prob(selector, query, candidates.expand(5, 9, 12), positions)
     torch.testing.assert_close(shared, each)
 
 
@@ -226,7 +226,7 @@ def test_gradients_of_kernels_that_work_in_slices(monkeypatch: pytest.MonkeyPatc
 def test_a_large_pool_is_projected_as_a_small_one() -> None:
     selector = _selector()
     query, candidates = torch.randn(3, 12), torch.randn(3, 40, 12)
-    together = selector.scores(query, candidates)  # 120 rows: the folded projection
+    together = first_scores(selector, query, candidates)  # 120 rows: the folded projection
     torch.testing.assert_close(together, _oracle(selector, query, candidates))
 
 
@@ -248,8 +248,12 @@ def test_picks_agree_with_their_log_probabilities(kind: str) -> None:
         mine = found.select(found.row == row)
         assert set(mine.method.tolist()) == {0, 1, 2}
         positions = torch.from_numpy(mine.positions)[None]
-        log_prob = selector.sequence_log_prob(
-            query[row : row + 1], candidates[row : row + 1], positions.clamp(min=0), positions >= 0
+        log_prob = sequence_log_prob(
+            selector,
+            query[row : row + 1],
+            candidates[row : row + 1],
+            positions.clamp(min=0),
+            positions >= 0,
         )
         assert mine.log_prob == pytest.approx(log_prob[0].detach().numpy(), abs=1e-4)
 
@@ -347,8 +351,8 @@ def test_a_gate_saturated_to_identity_is_the_static_selector() -> None:
     assert (greedy(gated, query, candidates, 4).positions == plain).all()
     positions = torch.from_numpy(plain)[:, None]
     torch.testing.assert_close(
-        gated.sequence_log_prob(query, candidates, positions),
-        static.sequence_log_prob(query, candidates, positions),
+        sequence_log_prob(gated, query, candidates, positions),
+        sequence_log_prob(static, query, candidates, positions),
     )
 
 
@@ -371,7 +375,7 @@ def test_pointers_of_every_length_share_one_distribution(kind: str) -> None:
     pointers = [p for n in range(3) for p in itertools.permutations(range(5), n)]
     positions = torch.tensor([[[*p, 0, 0][:2] for p in pointers]])
     mask = torch.tensor([[[i < len(p) for i in range(2)] for p in pointers]])
-    log_prob = selector.sequence_log_prob(query, candidates, positions, mask)
+    log_prob = sequence_log_prob(selector, query, candidates, positions, mask)
     assert float(log_prob.detach().exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
@@ -406,7 +410,7 @@ def test_a_feature_selector_is_its_formula() -> None:
 
 def test_features_that_are_not_there_are_refused() -> None:
     with pytest.raises(LeverError, match="reads 2 features of every candidate"):
-        _features(2).scores(torch.randn(1, DIM), torch.randn(1, 6, DIM))
+        first_scores(_features(2), torch.randn(1, DIM), torch.randn(1, 6, DIM))
 
 
 def test_a_selector_that_can_stop_learns_to_show_nothing() -> None:
@@ -420,7 +424,7 @@ def test_a_selector_that_can_stop_learns_to_show_nothing() -> None:
         features = torch.zeros(32, 5, 2)
         features[..., 0] = is_idle.float()[:, None]
         features[torch.arange(32), marked, 1] = 1.0
-        pool = Pool.of(torch.randn(32, 5, DIM))
+        pool = pool_of(torch.randn(32, 5, DIM))
         pool = Pool(pool.vectors, pool.index, features=features)
         log_prob = selector.steps(torch.randn(32, DIM), pool, positions, mask).sequence_log_prob()
         best = torch.where(is_idle, torch.tensor(5), marked)
@@ -438,7 +442,7 @@ def test_every_parameter_learns(kind: str) -> None:
     positions = torch.stack([torch.randperm(9)[:3] for _ in range(8)]).view(4, 2, 3)
     mask = torch.ones_like(positions, dtype=torch.bool)
     mask[0, 0] = torch.tensor([True, False, False])
-    steps = selector.steps(query, Pool.of(candidates), positions, mask)
+    steps = selector.steps(query, pool_of(candidates), positions, mask)
     torch.autograd.backward(steps.cross_entropy(0.1).sum())
     for name, parameter in selector.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -448,12 +452,12 @@ def test_every_parameter_learns(kind: str) -> None:
 def test_a_gru_remembers_what_it_chose() -> None:
     selector = _selector("gru")
     query, candidates = torch.randn(1, 12), torch.randn(1, 6, 12)
-    history = selector.begin(query, Pool.of(candidates))
+    history = selector.begin(query, pool_of(candidates))
     one = history.advance(torch.tensor([[0]]), torch.tensor([[1]])).scores()
     other = history.advance(torch.tensor([[0]]), torch.tensor([[2]])).scores()
     assert not torch.allclose(one, other)
     with pytest.raises(LeverError, match="knows 4 steps"):
-        selector.sequence_log_prob(query, candidates, torch.arange(5)[None, None])
+        sequence_log_prob(selector, query, candidates, torch.arange(5)[None, None])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -468,7 +472,7 @@ def test_bfloat16_is_close_for_any_pool(kind: str, shared: bool) -> None:
     for enabled in (False, True):
         selector.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            total = selector.sequence_log_prob(query, pool, positions).sum()
+            total = sequence_log_prob(selector, query, pool, positions).sum()
         torch.autograd.backward(total)
         gradients = [p.grad.flatten() for p in selector.parameters() if p.grad is not None]
         found.append((float(total.detach()), torch.cat(gradients)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lever_train.learn.batch import Batch
 from lever_train.options.train import GrpoConfig, TrainConfig
-from lever_train.selector.log_prob import Steps
+from lever_train.selector.model import Steps
 
 REWARD_STD_FLOOR = 1e-12  # legacy: a group whose std is at most this keeps its raw rewards
 SUBSET_STD_FLOOR = 0.1  # legacy: floor of the std when advantages are taken over a subset

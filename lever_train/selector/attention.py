@@ -1,4 +1,4 @@
-"""The operations the selector spends its time on, written for few passes over memory.
+"""Attention over pools, and the operations it is made of, written for few passes over memory.
 
 A pool of its own for each query means reading B·K rows of vectors; gathered at once they leave
 every cache (67 MB at B 512, K 64, d 512). Here they are gathered a few queries at a time, and
@@ -7,12 +7,18 @@ gradients are computed the same way instead of being kept. Figures in docs/lab.m
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from lever_train.options.train import ModelConfig
+
+if TYPE_CHECKING:
+    from lever_train.selector.model import Pool
 
 _LEVELS = 1 << 16
 _CACHE = 1 << 22  # bytes of vectors gathered at once on a CPU
@@ -92,6 +98,61 @@ def attention_weights(
     if mask is not None:
         logits = logits.masked_fill(~mask[:, None, :], float("-inf"))
     return dropout(logits.softmax(-1), drop, drop > 0)
+
+
+class FoldedAttention(nn.Module):
+    """``nn.MultiheadAttention`` of one query over a pool, with the projections folded.
+
+    q·(W_k c + b_k) = (W_kᵀ q)·c + const, and the softmax does not see the constant, so keys are
+    never projected; Σ a (W_v c + b_v) = W_v (Σ a c) + b_v Σ a, so neither are values. Both are
+    folded through the input projection, so attention reads the raw embeddings once.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        h = config.hidden
+        self.heads = config.num_heads
+        self.dropout = config.attention_dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * h, h))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * h))
+        self.out_proj = nn.Linear(h, h)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        query: Float[Tensor, "B h"],
+        pool: Pool,
+        input_weight: Float[Tensor, "h d"] | None,
+    ) -> Float[Tensor, "B h"]:
+        """Attention of queries over their pools' raw embeddings.
+
+        ``input_weight`` is what the keys would be projected with first; ``None``: identity.
+        """
+        h, heads = query.shape[-1], self.heads
+        w_q, w_k, w_v = self.in_proj_weight.view(3, h, h)
+        b_q, _, b_v = self.in_proj_bias.view(3, h)
+        split = (query @ w_q.T + b_q).view(-1, heads, h // heads)
+        folded = torch.einsum("bne,neh->bnh", split, w_k.view(heads, h // heads, h))
+        raw = folded if input_weight is None else folded @ input_weight
+        context, share = self._attend(raw / math.sqrt(h // heads), pool)
+        if input_weight is not None:
+            context = context @ input_weight.T
+        values = torch.einsum("bnh,neh->bne", context, w_v.view(heads, h // heads, h))
+        values = values + share * b_v.view(heads, h // heads)
+        out: Tensor = self.out_proj(values.reshape(-1, h))
+        return out
+
+    def _attend(
+        self, query: Float[Tensor, "B heads d"], pool: Pool
+    ) -> tuple[Float[Tensor, "B heads d"], Float[Tensor, "B heads 1"]]:
+        """Context and the sum of its weights, which dropout moves off 1."""
+        drop = self.dropout if self.training else 0.0
+        query = query.to(pool.vectors.dtype)
+        if pool.index is not None:
+            return picked_attention(query, pool.vectors, pool.index, pool.mask, drop)
+        weights = attention_weights(query @ pool.vectors.T, pool.mask, drop)
+        return weights @ pool.vectors, weights.sum(-1, keepdim=True)
 
 
 class _UnitRows(torch.autograd.Function):

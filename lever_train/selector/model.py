@@ -5,17 +5,12 @@ log-probabilities of given pointer sequences, and a :class:`History` that a sear
 the ``static`` selector of LEGACY.md, whose scores do not depend on what was chosen; ``kinds.py``
 has those that remember. State-dict keys are those of the legacy v3 checkpoints.
 
-Single-query attention needs no projected keys or values: W_k is folded into the query and W_v is
-applied after the weighted sum, both through the input projection, so attention reads the raw
-embeddings once. Only the candidates' own projection is computed, once per distinct example.
-
 Sizes in annotations: B queries, K positions of a pool, U distinct examples, N candidates of a
 query, S steps, W partial sequences, d the width of the embeddings, h that of the selector.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -26,17 +21,11 @@ from torch.nn import functional
 
 from lever_data.errors import LeverError
 from lever_train.options.train import ModelConfig
-from lever_train.selector.attention import (
-    attention_weights,
-    dropout,
-    picked_attention,
-    picked_scores,
-    unit_rows,
-)
-from lever_train.selector.log_prob import CHOSEN, Steps, static_steps, step_terms, with_stop
+from lever_train.selector.attention import FoldedAttention, dropout, picked_scores, unit_rows
 
 SCORE_TEMPERATURE = 0.1  # scores are cosines divided by this
 PROJECTION_NOISE = 0.01  # std of what is added to the identity in W_q and W_c
+CHOSEN = -100.0  # logit of a position already chosen (LEGACY mathematics)
 
 
 @dataclass(frozen=True)
@@ -53,17 +42,6 @@ class Pool:
     index: Int[Tensor, "B K"] | None = None
     mask: Bool[Tensor, "B K"] | None = None
     features: Float[Tensor, "B K F"] | None = None
-
-    @classmethod
-    def of(cls, candidates: Tensor | Pool, mask: Bool[Tensor, "B K"] | None = None) -> Pool:
-        """A pool from vectors [K, d] or [B, K, d] (or a pool already made)."""
-        if isinstance(candidates, Pool):
-            return candidates
-        if candidates.dim() == 2:
-            return cls(candidates, None, mask)
-        B, K, d = candidates.shape
-        index = torch.arange(B * K, device=candidates.device).view(B, K)
-        return cls(candidates.reshape(B * K, d), index, mask)
 
     @classmethod
     def distinct(cls, table: Float[Tensor, "n d"], ids: Int[Tensor, "B K"]) -> Pool:
@@ -93,6 +71,29 @@ class Pool:
         """The vectors at pool positions."""
         rows = positions if self.index is None else self.index.gather(1, positions)
         return functional.embedding(rows, self.vectors)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What every loss needs of every step of every candidate, zero where padded.
+
+    ``log_prob``: log-probability of the position chosen, in nats, at most 0.
+    ``mean_nll``: mean over the K positions of the pool of -log p, chosen positions counted with
+    the logit -100; the part of the cross-entropy that label smoothing weighs.
+    ``mask``: the steps that count; a selector that can stop has one more than the pointer is long.
+    """
+
+    log_prob: Float[Tensor, "B N S"]
+    mean_nll: Float[Tensor, "B N S"]
+    mask: Bool[Tensor, "B N S"]
+
+    def cross_entropy(self, label_smoothing: float) -> Float[Tensor, "B N S"]:
+        """Cross-entropy per step as ``torch.nn.functional.cross_entropy`` defines it."""
+        return -(1.0 - label_smoothing) * self.log_prob + label_smoothing * self.mean_nll
+
+    def sequence_log_prob(self) -> Float[Tensor, "B N"]:
+        """Log-probability of each candidate's ordered pointer, in nats."""
+        return self.log_prob.sum(-1)
 
 
 class History(ABC):
@@ -127,20 +128,6 @@ class Selector(nn.Module):
     def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
         """Start choosing: nothing chosen yet, one partial sequence per query."""
         raise NotImplementedError
-
-    def scores(
-        self,
-        query: Float[Tensor, "B d"],
-        candidates: Tensor | Pool,
-        pool_mask: Bool[Tensor, "B K"] | None = None,
-    ) -> Float[Tensor, "B K"]:
-        """Scores of the pool at the first step, in natural units of the softmax.
-
-        ``candidates``: [B, K, d], [K, d] (one pool for all) or a :class:`Pool`. Scores of padded
-        positions mean nothing; whoever reads them applies the mask.
-        """
-        pool = Pool.of(candidates, pool_mask)
-        return self.begin(query, pool).scores()[:, 0, : pool.size]
 
     def steps(
         self,
@@ -179,19 +166,36 @@ class Selector(nn.Module):
             torch.where(step_mask, log_prob, 0.0), torch.where(step_mask, mean_nll, 0.0), step_mask
         )
 
-    def sequence_log_prob(
-        self,
-        query: Float[Tensor, "B d"],
-        candidates: Tensor | Pool,
-        positions: Int[Tensor, "B N S"],
-        step_mask: Bool[Tensor, "B N S"] | None = None,
-        pool_mask: Bool[Tensor, "B K"] | None = None,
-    ) -> Float[Tensor, "B N"]:
-        """Log-probability of each ordered pointer in nats, in one pass per query."""
-        pool = Pool.of(candidates, pool_mask)
-        if step_mask is None:
-            step_mask = torch.ones_like(positions, dtype=torch.bool)
-        return self.steps(query, pool, positions, step_mask).sequence_log_prob()
+
+def step_terms(
+    logits: Float[Tensor, "B W K"],
+    target: Int[Tensor, "B N"],
+    pool_mask: Bool[Tensor, "B K"] | None,
+) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
+    """Of one step: the log-probability of ``target`` and the mean -log p of the pool.
+
+    W is N, or 1 where all candidates share the logits.
+    """
+    if pool_mask is None:
+        log_p = functional.log_softmax(logits, dim=-1)
+        mean_nll = -log_p.mean(-1)
+    else:
+        real = pool_mask[:, None, :]
+        log_p = functional.log_softmax(logits.masked_fill(~real, float("-inf")), dim=-1)
+        mean_nll = -log_p.masked_fill(~real, 0.0).sum(-1) / real.sum(-1)
+    each = log_p.expand(-1, target.shape[1], -1)
+    return each.gather(2, target[..., None]).squeeze(2), mean_nll.expand_as(target)
+
+
+def with_stop(
+    positions: Int[Tensor, "B N S"], step_mask: Bool[Tensor, "B N S"], stop: int, limit: int
+) -> tuple[Int[Tensor, "B N T"], Bool[Tensor, "B N T"]]:
+    """A step more that stops, at position ``stop``, for every pointer shorter than ``limit``."""
+    length = step_mask.sum(-1, keepdim=True)
+    if positions.shape[-1] < limit:
+        positions, step_mask = functional.pad(positions, (0, 1)), functional.pad(step_mask, (0, 1))
+    at = torch.arange(positions.shape[-1], device=positions.device)
+    return positions.masked_fill(at >= length, stop), at <= length
 
 
 class AttentionSelector(Selector):
@@ -248,14 +252,8 @@ class AttentionSelector(Selector):
 class StaticSelector(AttentionSelector):
     """The selector of LEGACY.md: its scores do not depend on what was chosen."""
 
-    def scores(
-        self,
-        query: Float[Tensor, "B d"],
-        candidates: Tensor | Pool,
-        pool_mask: Bool[Tensor, "B K"] | None = None,
-    ) -> Float[Tensor, "B K"]:
-        """Cosines of the projected query and candidates, divided by 0.1."""
-        pool = Pool.of(candidates, pool_mask)
+    def scores(self, query: Float[Tensor, "B d"], pool: Pool) -> Float[Tensor, "B K"]:
+        """Cosines of the projected query and candidates, divided by 0.1; at padding anything."""
         return cosine_scores(self.head(self.attend(query, pool)), self.units(pool), pool)
 
     def steps(
@@ -272,60 +270,6 @@ class StaticSelector(AttentionSelector):
     def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
         """Start choosing; see :meth:`Selector.begin`."""
         return StaticHistory(self.scores(query, pool)[:, None, :])
-
-
-class FoldedAttention(nn.Module):
-    """``nn.MultiheadAttention`` of one query over a pool, with the projections folded.
-
-    q·(W_k c + b_k) = (W_kᵀ q)·c + const, and the softmax does not see the constant, so keys are
-    never projected; Σ a (W_v c + b_v) = W_v (Σ a c) + b_v Σ a, so neither are values.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        h = config.hidden
-        self.heads = config.num_heads
-        self.dropout = config.attention_dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * h, h))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * h))
-        self.out_proj = nn.Linear(h, h)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(
-        self,
-        query: Float[Tensor, "B h"],
-        pool: Pool,
-        input_weight: Float[Tensor, "h d"] | None,
-    ) -> Float[Tensor, "B h"]:
-        """Attention of queries over their pools' raw embeddings.
-
-        ``input_weight`` is what the keys would be projected with first; ``None``: identity.
-        """
-        h, heads = query.shape[-1], self.heads
-        w_q, w_k, w_v = self.in_proj_weight.view(3, h, h)
-        b_q, _, b_v = self.in_proj_bias.view(3, h)
-        split = (query @ w_q.T + b_q).view(-1, heads, h // heads)
-        folded = torch.einsum("bne,neh->bnh", split, w_k.view(heads, h // heads, h))
-        raw = folded if input_weight is None else folded @ input_weight
-        context, share = self._attend(raw / math.sqrt(h // heads), pool)
-        if input_weight is not None:
-            context = context @ input_weight.T
-        values = torch.einsum("bnh,neh->bne", context, w_v.view(heads, h // heads, h))
-        values = values + share * b_v.view(heads, h // heads)
-        out: Tensor = self.out_proj(values.reshape(-1, h))
-        return out
-
-    def _attend(
-        self, query: Float[Tensor, "B heads d"], pool: Pool
-    ) -> tuple[Float[Tensor, "B heads d"], Float[Tensor, "B heads 1"]]:
-        """Context and the sum of its weights, which dropout moves off 1."""
-        drop = self.dropout if self.training else 0.0
-        query = query.to(pool.vectors.dtype)
-        if pool.index is not None:
-            return picked_attention(query, pool.vectors, pool.index, pool.mask, drop)
-        weights = attention_weights(query @ pool.vectors.T, pool.mask, drop)
-        return weights @ pool.vectors, weights.sum(-1, keepdim=True)
 
 
 def cosine_scores(
@@ -352,3 +296,77 @@ class StaticHistory(History):
     def advance(self, parent: Int[Tensor, "B V"], chosen: Int[Tensor, "B V"]) -> History:
         """The same scores for every sequence."""
         return self
+
+
+def static_steps(
+    scores: Float[Tensor, "B K"],
+    positions: Int[Tensor, "B N S"],
+    step_mask: Bool[Tensor, "B N S"],
+    pool_mask: Bool[Tensor, "B K"] | None = None,
+) -> Steps:
+    """Terms of every step for scores that do not depend on the step: one score per pool position
+    serves all steps, and no copy of the pool per candidate is made.
+
+    Args:
+        scores: finite; natural units of the softmax (cosine / 0.1).
+        positions: distinct within a candidate's real steps.
+        step_mask: real steps come first.
+        pool_mask: False at padding; ``None``: every position is real.
+
+    The step distribution is the softmax over positions not yet chosen. The legacy code leaves
+    chosen positions in with logit -100, which adds less than e^-80 of the sum; only the smoothing
+    term sees them.
+    """
+    normaliser = _log_remaining(scores, positions, step_mask, pool_mask)
+    target = _at(scores, positions)
+    log_prob = torch.where(step_mask, target - normaliser, 0.0)
+    if pool_mask is None:
+        total, size = scores.sum(-1), scores.new_full((scores.shape[0],), scores.shape[1])
+    else:
+        total = torch.where(pool_mask, scores, 0.0).sum(-1)
+        size = pool_mask.sum(-1).to(scores.dtype)
+    chosen = torch.where(step_mask, target, 0.0)
+    before = chosen.cumsum(-1) - chosen
+    count = torch.arange(positions.shape[-1], device=scores.device)
+    masked_sum = total[:, None, None] - before + CHOSEN * count
+    mean_nll = torch.where(step_mask, normaliser - masked_sum / size[:, None, None], 0.0)
+    return Steps(log_prob, mean_nll, step_mask)
+
+
+def _log_remaining(
+    scores: Float[Tensor, "B K"],
+    positions: Int[Tensor, "B N S"],
+    step_mask: Bool[Tensor, "B N S"],
+    pool_mask: Bool[Tensor, "B K"] | None,
+) -> Float[Tensor, "B N S"]:
+    """log of the sum of exp(score) over what is unchosen before each step.
+
+    The sum over the pool less what was already chosen, arranged so that it can neither cancel nor
+    underflow: the S largest scores of a pool are kept apart from the rest. A prefix holds at most
+    S - 1 positions, so one of the S largest is always unchosen: it bounds what is subtracted and
+    is what exponents are taken relative to. The relative error is a few roundings, in float32 as
+    well, whatever the range of the scores.
+    """
+    if pool_mask is not None:
+        scores = scores.masked_fill(~pool_mask, float("-inf"))
+    top, top_at = scores.topk(min(positions.shape[-1], scores.shape[-1]), dim=-1)
+    others = scores.scatter(1, top_at, float("-inf"))
+    base = others.detach().amax(-1, keepdim=True)
+    base = torch.where(base.isfinite(), base, 0.0)  # a pool all of which is on top
+    mass = (others - base).exp()
+    is_top = (positions[..., None] == top_at[:, None, None, :]) & step_mask[..., None]
+    outside = torch.where(step_mask, _at(mass, positions), 0.0)  # 0 for the top
+    rest = mass.sum(-1)[:, None, None] - (outside.cumsum(-1) - outside)
+    taken = (is_top.int().cumsum(-2) - is_top.int()) > 0
+    open_top = top[:, None, None, :].masked_fill(taken, float("-inf"))
+    highest = open_top.detach().amax(-1)
+    # a padded step may find the pool exhausted: 0 and 1 keep its gradient out of the sum
+    highest = torch.where(highest.isfinite(), highest, 0.0)
+    shifted = (open_top - highest[..., None]).exp().sum(-1)
+    remaining = shifted + rest * (base[..., None] - highest).clamp(max=0.0).exp()
+    return torch.where(step_mask, remaining, 1.0).log() + highest
+
+
+def _at(values: Float[Tensor, "B K"], positions: Int[Tensor, "B N S"]) -> Float[Tensor, "B N S"]:
+    """``values`` at ``positions``."""
+    return values.gather(1, positions.flatten(1)).view(positions.shape)
