@@ -13,7 +13,7 @@ import pytest
 
 from lever_data.sources.fields import Batches
 from lever_data.sources.rl_ingest import _write_all
-from lever_data.store.store import RunWriter
+from lever_data.store.writer import RunWriter
 from tests.torture.harness import write_rl_data
 
 

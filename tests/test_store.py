@@ -15,10 +15,11 @@ import pytest
 
 from lever_data import connect
 from lever_data.errors import LeverError
-from lever_data.store import tables
+from lever_data.store import writer
+from lever_data.store.files import sha256_file
 from lever_data.store.manifest import sealed
 from lever_data.store.schema import CANDIDATES
-from lever_data.store.store import RunSpec, Store, sha256_file
+from lever_data.store.store import RunSpec, Store
 from tests.stores import candidate, commit, new_store, table
 
 
@@ -60,8 +61,8 @@ def test_the_same_content_has_the_same_id_and_bytes(tmp_path: Path) -> None:
 def test_rows_out_of_order_are_sorted_and_parts_split_between_queries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "ROW_GROUP", 16)
-    monkeypatch.setattr(tables, "PART_ROWS", 40)
+    monkeypatch.setattr(writer, "ROW_GROUP", 16)
+    monkeypatch.setattr(writer, "PART_ROWS", 40)
     rows = [candidate(q, c, [c]) for q in (5, 3, 11, 2, 7, 1) for c in range(12)]
     run = commit(new_store(tmp_path), rows)
     files = run.table_files("candidates")

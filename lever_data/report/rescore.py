@@ -28,7 +28,8 @@ from lever_data.report.options import RescoreRequest
 from lever_data.sources.belong import Evidence
 from lever_data.sources.official import load_official
 from lever_data.store.integrity import require_intact
-from lever_data.store.store import Run, RunSpec, RunWriter, Store
+from lever_data.store.store import Run, RunSpec, Store
+from lever_data.store.writer import RunWriter
 
 _BATCH = 65_536
 DECIMALS = 10

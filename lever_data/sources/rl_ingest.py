@@ -24,7 +24,8 @@ from lever_data.sources.belong import Guard
 from lever_data.sources.decode import Format, LegacyReader, RestartError
 from lever_data.sources.fields import GEN_METHODS, Context
 from lever_data.sources.rl import RlFormat
-from lever_data.store.store import Run, RunSpec, RunWriter, Store
+from lever_data.store.store import Run, RunSpec, Store
+from lever_data.store.writer import RunWriter
 
 _TURN = 2e-4  # seconds a thread keeps the interpreter's lock where another wants it
 

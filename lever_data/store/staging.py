@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lever_data.errors import LeverError
 from lever_data.store import locks
 from lever_data.store.files import write_by_way_of
 from lever_data.store.locks import is_held
@@ -73,3 +74,16 @@ def replace_file(staging: Path, target: Path, data: bytes) -> None:
 def _is_orphan(entry: Path) -> bool:
     """Whether this is the lock file of a dead writer whose folder is gone."""
     return entry.suffix == ".lock" and not entry.with_suffix("").exists() and not is_held(entry)
+
+
+@contextmanager
+def writable(root: Path) -> Iterator[None]:
+    """Make what the disk refuses an error that names the store."""
+    try:
+        yield
+    except OSError as error:
+        raise LeverError(
+            f"the store cannot be written ({error.strerror or error})",
+            where=str(root),
+            hint="is the disk full, or the folder read-only?",
+        ) from error

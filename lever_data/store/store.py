@@ -1,10 +1,10 @@
 """The store: a directory of immutable runs, each committed by one atomic rename.
 
-In go Arrow tables through a :class:`RunWriter`; out come :class:`Run` records read from the
-manifests. A run is complete or absent: it is written under ``staging/``, every file and folder is
-flushed to disk, and then the folder is renamed into ``runs/``. Readers never lock. A run whose
-manifest is damaged does not hide the others: they are read by name, it can be removed by name, and
-whoever asks for all runs gets an error that names it.
+In go Arrow tables (``writer.py``); out come :class:`Run` records read from the manifests. A run is
+complete or absent: it is written under ``staging/``, every file and folder is flushed to disk, and
+then the folder is renamed into ``runs/``. Readers never lock. A run whose manifest is damaged does
+not hide the others: they are read by name, it can be removed by name, and whoever asks for all runs
+gets an error that names it.
 
     store/lever.json                      format version
     store/runs/run=<id>/manifest.json     what the run is and the sha256 of every file
@@ -17,38 +17,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
-from lever_data import __version__
 from lever_data.errors import LeverError
 from lever_data.paths import uri_scheme
 from lever_data.store import staging
-from lever_data.store.files import fsync_dir, fsync_tree, sha256_file, write_atomic
-from lever_data.store.locks import Lock
+from lever_data.store.files import fsync_dir
 from lever_data.store.manifest import (
-    MANIFEST,
-    SCHEMA_VERSION,
     Inventory,
     Run,
     RunSpec,
     read_inventory,
     read_manifest,
-    sealed,
     to_json,
 )
 
-if TYPE_CHECKING:  # half of the start of commands that only read manifests
-    import pyarrow as pa
+if TYPE_CHECKING:
+    from lever_data.store.writer import RunWriter
 
-    from lever_data.store.tables import TableWriter
-
-__all__ = ["Inventory", "Run", "RunSpec", "RunWriter", "Store", "sha256_file", "write_atomic"]
+__all__ = ["Inventory", "Run", "RunSpec", "Store"]
 
 FORMAT = 1
 
@@ -95,7 +83,7 @@ class Store:
         """Open the store at ``path``, making an empty one where there is none."""
         store = cls(Path(path))
         require_plain_path(store.path)
-        with _writable(store.path):
+        with staging.writable(store.path):
             (store.path / "runs").mkdir(parents=True, exist_ok=True)
             store.staging_folder.mkdir(exist_ok=True)
             marker = store.path / "lever.json"
@@ -153,9 +141,11 @@ class Store:
 
     def begin(self, spec: RunSpec) -> RunWriter:
         """Start writing a run; use it as a context manager and call ``commit`` inside."""
-        with _writable(self.path):
+        with staging.writable(self.path):
             self.staging_folder.mkdir(exist_ok=True)
             staging.sweep(self.staging_folder)
+        from lever_data.store.writer import RunWriter  # half of the start of those who only read
+
         return RunWriter(self, spec)
 
     def remove(self, run_id: str) -> str:
@@ -166,7 +156,7 @@ class Store:
         name = self.inventory().name_of(run_id)
         folder = self.path / "runs" / f"run={name}"
         grave = staging.grave_in(self.staging_folder)
-        with _writable(self.path):
+        with staging.writable(self.path):
             self.staging_folder.mkdir(exist_ok=True)  # copies of a store lose empty folders
             _rename_run(folder, grave)
             fsync_dir(folder.parent)
@@ -177,7 +167,7 @@ class Store:
     def _mend(self) -> None:
         """Do what a writer that died after its rename left undone: ``views.sql``."""
         script, runs = self.path / "views.sql", self.path / "runs"
-        with _writable(self.path):
+        with staging.writable(self.path):
             is_stale = not script.exists() or script.stat().st_mtime < runs.stat().st_mtime
             if is_stale and any(runs.iterdir()):
                 self.write_views_sql()
@@ -216,110 +206,3 @@ def _rename_run(folder: Path, grave: Path) -> None:
         folder.rename(grave)
     except FileNotFoundError:
         raise LeverError("the run is gone: somebody else removed it", where=str(folder)) from None
-
-
-class RunWriter:
-    """A run being written. Leaving the ``with`` block without ``commit`` discards it."""
-
-    def __init__(self, store: Store, spec: RunSpec) -> None:
-        self.store = store
-        self.spec = spec
-        self.folder = store.staging_folder / uuid.uuid4().hex
-        self._tables: dict[str, TableWriter] = {}
-        self._lock = Lock(staging.lock_of(self.folder))
-
-    def __enter__(self) -> Self:
-        with _writable(self.store.path), staging.locked(self.store.staging_folder):
-            self._lock.take()
-            self.folder.mkdir()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for table in self._tables.values():
-            table.abandon()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        try:
-            # under the one lock, or a sweeper could meet the folder alive and its lock gone
-            with _writable(self.store.path), staging.locked(self.store.staging_folder):
-                staging.lock_of(self.folder).unlink()
-        finally:
-            self._lock.release()
-        if isinstance(error, OSError) and not isinstance(error, LeverError):
-            raise LeverError(
-                f"writing the run failed ({error.strerror or error}); nothing was committed",
-                where=str(self.store.path),
-            ) from error
-
-    def write(self, table: str, rows: pa.Table | pa.RecordBatch) -> None:
-        """Append rows to a table. Rows that come out of order are sorted at commit."""
-        from lever_data.store.tables import TableWriter
-
-        if table not in self._tables:
-            self._tables[table] = TableWriter(self.folder / table, table, rows.schema)
-        self._tables[table].write(rows)
-
-    def commit(self, details: Mapping[str, Any] | None = None) -> Run:
-        """Flush, hash and publish the run; returns it.
-
-        A second writer of the same run that comes too late gets the run already there: both
-        wrote the same rows.
-        """
-        for table in self._tables.values():
-            table.close()
-        manifest = self._manifest(dict(details or {}))
-        write_atomic(self.folder / MANIFEST, to_json(sealed(manifest)))
-        fsync_tree(self.folder)
-        target = self.store.path / "runs" / f"run={self.spec.run_id()}"
-        try:
-            self.folder.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-        fsync_dir(target.parent)
-        self.store.write_views_sql()
-        found = self.store.find(self.spec)
-        if found is None:
-            raise LeverError("the run was removed while it was committed", value=target.name)
-        return found
-
-    def _manifest(self, details: dict[str, Any]) -> dict[str, Any]:
-        files = {
-            str(p.relative_to(self.folder)): sha256_file(p)
-            for p in sorted(self.folder.rglob("*.parquet"))
-        }
-        ranges = [t.key_range for t in self._tables.values() if t.key_range is not None]
-        low_high = [min(r[0] for r in ranges), max(r[1] for r in ranges)] if ranges else None
-        spec = self.spec
-        return {
-            "run": spec.run_id(),
-            "kind": spec.kind,
-            "dataset": spec.dataset,
-            "split": spec.split,
-            "committed_at": datetime.now(UTC).isoformat(timespec="microseconds"),
-            "rows": {name: t.num_rows for name, t in sorted(self._tables.items())},
-            "files": files,
-            "query_range": low_high,
-            "source": {**spec.source, "sha256": spec.source_sha256},
-            "parameters": spec.parameters,
-            "parents": list(spec.parents),
-            "details": details,
-            "schema_version": SCHEMA_VERSION,
-            "lever_version": __version__,
-        }
-
-
-@contextmanager
-def _writable(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LeverError(
-            f"the store cannot be written ({error.strerror or error})",
-            where=str(root),
-            hint="is the disk full, or the folder read-only?",
-        ) from error

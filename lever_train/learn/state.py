@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lever_data.errors import LeverError, shorten
-from lever_data.store.store import write_atomic
+from lever_data.store.files import write_atomic
 from lever_train.learn.data import TrainingData
 from lever_train.learn.log import Log
 from lever_train.options.train import TrainConfig

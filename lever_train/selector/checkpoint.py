@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lever_data.errors import LeverError
 from lever_data.readers.torch_file import read_torch
-from lever_data.store.store import write_atomic
+from lever_data.store.files import write_atomic
 from lever_train.options.train import ModelConfig
 from lever_train.selector.features import OWN_FEATURES
 from lever_train.selector.kinds import make_selector

@@ -1,26 +1,132 @@
-"""Write one table of a run as Parquet: fixed row groups, sorted by key, a query never split.
+"""Write a run: its tables as Parquet under staging/, then the manifest, then one rename.
 
-In go Arrow batches of any size, out come ``part-00000.parquet``, … whose bytes depend on the rows
-alone and not on how they were cut into batches. Rows that arrive out of key order are sorted
-outside memory when the table is closed.
+In go Arrow batches of any size, through :class:`RunWriter`; out comes the committed run. A table
+has fixed row groups, is sorted by its key, and no query crosses a file: the bytes of
+``part-00000.parquet``, … depend on the rows alone and not on how they were cut into batches. Rows
+that arrive out of key order are sorted outside memory when the table is closed.
 """
 
 from __future__ import annotations
 
 import shutil
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lever_data import __version__
 from lever_data.errors import LeverError
+from lever_data.store import staging
+from lever_data.store.files import fsync_dir, fsync_tree, sha256_file, write_atomic
+from lever_data.store.locks import Lock
+from lever_data.store.manifest import MANIFEST, SCHEMA_VERSION, Run, RunSpec, sealed, to_json
 from lever_data.store.schema import DISTINCT, SORT_KEYS
+
+if TYPE_CHECKING:
+    from lever_data.store.store import Store
 
 ROW_GROUP = 65_536
 PART_ROWS = 4_000_000
 SORT_MEMORY = "160MB"  # keeps an ingest under 300 MB in all; the rest spills to disk
+
+
+class RunWriter:
+    """A run being written. Leaving the ``with`` block without ``commit`` discards it."""
+
+    def __init__(self, store: Store, spec: RunSpec) -> None:
+        self.store = store
+        self.spec = spec
+        self.folder = store.staging_folder / uuid.uuid4().hex
+        self._tables: dict[str, TableWriter] = {}
+        self._lock = Lock(staging.lock_of(self.folder))
+
+    def __enter__(self) -> Self:
+        with staging.writable(self.store.path), staging.locked(self.store.staging_folder):
+            self._lock.take()
+            self.folder.mkdir()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for table in self._tables.values():
+            table.abandon()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            # under the one lock, or a sweeper could meet the folder alive and its lock gone
+            with staging.writable(self.store.path), staging.locked(self.store.staging_folder):
+                staging.lock_of(self.folder).unlink()
+        finally:
+            self._lock.release()
+        if isinstance(error, OSError) and not isinstance(error, LeverError):
+            raise LeverError(
+                f"writing the run failed ({error.strerror or error}); nothing was committed",
+                where=str(self.store.path),
+            ) from error
+
+    def write(self, table: str, rows: pa.Table | pa.RecordBatch) -> None:
+        """Append rows to a table. Rows that come out of order are sorted at commit."""
+        if table not in self._tables:
+            self._tables[table] = TableWriter(self.folder / table, table, rows.schema)
+        self._tables[table].write(rows)
+
+    def commit(self, details: Mapping[str, Any] | None = None) -> Run:
+        """Flush, hash and publish the run; returns it.
+
+        A second writer of the same run that comes too late gets the run already there: both
+        wrote the same rows.
+        """
+        for table in self._tables.values():
+            table.close()
+        manifest = self._manifest(dict(details or {}))
+        write_atomic(self.folder / MANIFEST, to_json(sealed(manifest)))
+        fsync_tree(self.folder)
+        target = self.store.path / "runs" / f"run={self.spec.run_id()}"
+        try:
+            self.folder.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+        fsync_dir(target.parent)
+        self.store.write_views_sql()
+        found = self.store.find(self.spec)
+        if found is None:
+            raise LeverError("the run was removed while it was committed", value=target.name)
+        return found
+
+    def _manifest(self, details: dict[str, Any]) -> dict[str, Any]:
+        files = {
+            str(p.relative_to(self.folder)): sha256_file(p)
+            for p in sorted(self.folder.rglob("*.parquet"))
+        }
+        ranges = [t.key_range for t in self._tables.values() if t.key_range is not None]
+        low_high = [min(r[0] for r in ranges), max(r[1] for r in ranges)] if ranges else None
+        spec = self.spec
+        return {
+            "run": spec.run_id(),
+            "kind": spec.kind,
+            "dataset": spec.dataset,
+            "split": spec.split,
+            "committed_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "rows": {name: t.num_rows for name, t in sorted(self._tables.items())},
+            "files": files,
+            "query_range": low_high,
+            "source": {**spec.source, "sha256": spec.source_sha256},
+            "parameters": spec.parameters,
+            "parents": list(spec.parents),
+            "details": details,
+            "schema_version": SCHEMA_VERSION,
+            "lever_version": __version__,
+        }
 
 
 class TableWriter:
