@@ -32,10 +32,11 @@ class Difference:
 
     ``pairs``, ``only_a`` and ``only_b`` count (query, ordered pointer), or (query, shots) of
     evaluations, that have a score. ``mean_change`` is the mean of B's minus A's accuracy over the
-    pairs, ``low`` and ``high`` its 95 % interval, queries resampled; null without pairs.
-    ``mcnemar_p`` is the exact two-sided p of McNemar's test on one pick per query: beam rank 0,
-    else the highest log-probability, else the first candidate; of evaluations, the pick at the
-    most shots both have. ``picks`` counts the queries where both sides have one.
+    pairs, ``low`` and ``high`` its 95 % interval, images resampled, or queries where they have
+    none; null without pairs. ``mcnemar_p`` is the exact two-sided p of McNemar's test on one pick
+    per query: beam rank 0, else the highest log-probability, else the first candidate; of
+    evaluations, the pick at the most shots both have. ``picks`` counts the queries where both
+    sides have one.
     """
 
     a: str
@@ -115,7 +116,8 @@ _QUESTIONS = """
 
 
 def _open(store: Store, request: DiffRequest, runs: Sequence[str]) -> Session:
-    wanted = ["stg_candidates", "stg_evaluations", "stg_queries", request.a, request.b]
+    tables = ["stg_candidates", "stg_evaluations", "stg_queries", "query_images"]
+    wanted = [*tables, request.a, request.b]
     session = open_session(store, runs=runs, sql_dir=request.sql_dir, only=wanted)
     names = [run.run for run in store.runs()]
     for name in (request.a, request.b):
@@ -211,12 +213,14 @@ _COUNTS = """
         count(*) filter (where abs(change) > 1e-9)
     from paired
 """
+# queries on one image are drawn together; one whose image nobody tells is drawn alone
 _CLUSTERS = """
     select sum(change) as change, count(*) as size
     from paired
+    left join query_images using (dataset, split, query_id)
     where in_a and in_b
-    group by dataset, split, query_id
-    order by dataset, split, query_id
+    group by dataset, split, image_id, if(image_id is null, query_id, null)
+    order by dataset, split, min(query_id)
 """
 _PICKS = """
     with picks_a as (

@@ -8,11 +8,13 @@ from lever_data.options import Section, option
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.vocabulary import (
     Annotations,
+    Dataset,
     Questions,
     RunName,
     RunNames,
     Scorer,
     Seed,
+    Split,
     SqlDir,
 )
 
@@ -55,3 +57,55 @@ class RescoreRequest(Section):
     questions: Questions = None
     annotations: Annotations = None
     allow_missing: bool = option(False, "Leave rows without annotation as they are.")
+
+
+class Cost(Section):
+    """What the answers cost"""
+
+    answers_per_query: int = option(
+        2, "Answers a query costs: one per selector and shot number.", metavar="N", ge=1
+    )
+    prompt_tokens: int | None = option(None, "Tokens of a prompt.", metavar="N", ge=1)
+    answer_tokens: int | None = option(None, "Tokens of an answer.", metavar="N", ge=1)
+    prompt_price: float = option(0.0, "Price of a million prompt tokens.", metavar="X", ge=0)
+    answer_price: float = option(0.0, "Price of a million answer tokens.", metavar="X", ge=0)
+
+    @property
+    def tokens(self) -> tuple[int, int] | None:
+        """Of a prompt and of its answer; ``None`` where they are not both known."""
+        if self.prompt_tokens is None or self.answer_tokens is None:
+            return None
+        return self.prompt_tokens, self.answer_tokens
+
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """Of a million tokens of either; ``None`` where no price is given."""
+        found = self.prompt_price, self.answer_price
+        return found if any(found) else None
+
+
+class PlanRequest(Section):
+    """What to plan from, and for."""
+
+    source: str = option(
+        "all_candidates",
+        "An evaluation RUN, whose selectors are to be told apart, or a view of scored candidates.",
+        metavar="RUN|VIEW",
+        argument=True,
+    )
+    difference: float = option(
+        0.02, "True difference in accuracy to show.", everyday=True, gt=0, le=1
+    )
+    queries: tuple[int, ...] = option(
+        (250, 500, 1000, 2000, 5000, 10000), "Numbers of queries to look at.", everyday=True
+    )
+    dataset: Dataset = None
+    split: Split = None
+    power: float = option(0.8, "Chance to see a difference that is there.", gt=0.05, lt=1)
+    confidence: float = option(0.95, "1 - the chance to see one that is not.", gt=0, lt=1)
+    looks: int = option(
+        1, "Looks at the figures on the way, equally spaced, each of which may stop.", ge=1, le=50
+    )
+    cost: Cost = Field(default_factory=Cost)
+    runs: RunNames = ()
+    sql_dir: SqlDir = None

@@ -27,7 +27,12 @@ from lever_train.evaluate.baselines import greedy
 from lever_train.evaluate.evaluate import Answers, EvalOptions, Outcome, evaluate
 from lever_train.evaluate.heldout import HeldOut, open_held_out
 from lever_train.evaluate.predictions import PROVENANCE
-from lever_train.evaluate.scoreboard import Scoreboard, evaluations_table, scoreboard
+from lever_train.evaluate.scoreboard import (
+    Scoreboard,
+    evaluations_table,
+    images_of,
+    scoreboard,
+)
 from lever_train.inputs.check import Vectors, check_inputs
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.provenance import Input, input_records, parents_of, said
@@ -87,7 +92,7 @@ def run_evaluation(
         progress,
     )
     outcomes = evaluate(held, _answers(answerer, store), policies, options)
-    board = scoreboard(outcomes, request.contest.sizes)
+    board = scoreboard(outcomes, request.contest.sizes, images_of(held))
     inputs = _inputs(request, list(policies), store)
     spec = _spec(request, held, answerer, policies, outcomes)
     run = store.find(spec)

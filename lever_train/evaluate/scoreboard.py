@@ -1,8 +1,9 @@
 """Outcomes become a scoreboard: accuracies with intervals, paired differences, a run in the store.
 
 In go the outcomes of ``evaluate``; out come :class:`Scoreboard` (what ``lever eval --json`` writes)
-and the rows of the table ``evaluations``. Intervals are bootstrapped over queries; a difference is
-paired by query, with a sign-flip test of it, and McNemar's exact test on right or wrong.
+and the rows of the table ``evaluations``. Intervals are bootstrapped over images, or over queries
+where those have none; a difference is paired by query, with a sign-flip test of it, which turns
+what shares an image together, and McNemar's exact test on right or wrong.
 """
 
 from __future__ import annotations
@@ -83,29 +84,39 @@ class Scoreboard:
         return asdict(self)
 
 
-def scoreboard(outcomes: Sequence[Outcome], limits: Sequence[int] = ()) -> Scoreboard:
+def scoreboard(
+    outcomes: Sequence[Outcome], limits: Sequence[int] = (), clusters: np.ndarray | None = None
+) -> Scoreboard:
     """Score outcomes over all queries, or over the first ``limit`` of them for each limit.
+
+    Args:
+        outcomes: of every selector and shot number, over the same n queries.
+        limits: sizes beside or in place of n.
+        clusters: int [n], the image each query is about; ``None``: every query is its own.
 
     Raises:
         LeverError: the answerer failed on every query of a selector.
     """
     most = len(outcomes[0].accuracy)
+    images = np.arange(most) if clusters is None else clusters
     sizes = sorted({min(limit, most) for limit in limits}) or [most]
-    rows = [_row(o, size) for size in sizes for o in outcomes]
-    pairs = [_paired(a, b, size) for size in sizes for a, b in _pairs(outcomes)]
+    rows = [_row(o, images[:size]) for size in sizes for o in outcomes]
+    pairs = [_paired(a, b, images[:size]) for size in sizes for a, b in _pairs(outcomes)]
     return Scoreboard(tuple(rows), tuple(pairs))
 
 
-def _row(outcome: Outcome, size: int) -> Row:
+def _row(outcome: Outcome, images: np.ndarray) -> Row:
+    size = len(images)
     accuracy = outcome.accuracy[:size]
-    answered = accuracy[~np.isnan(accuracy)]
+    is_answered = ~np.isnan(accuracy)
+    answered = accuracy[is_answered]
     if not len(answered):
         raise LeverError(
             "the answerer failed on every query",
             where=f"{outcome.selector}, {outcome.shots} shots",
             value=outcome.errors[0],
         )
-    found = bootstrap_mean(answered, confidence=CONFIDENCE)
+    found = bootstrap_mean(answered, images[is_answered], confidence=CONFIDENCE)
     failed = size - len(answered)
     return Row(
         outcome.selector, outcome.shots, found.mean, found.low, found.high, len(answered), failed
@@ -119,7 +130,8 @@ def _pairs(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:
             yield a, b
 
 
-def _paired(a: Outcome, b: Outcome, size: int) -> Paired:
+def _paired(a: Outcome, b: Outcome, images: np.ndarray) -> Paired:
+    size = len(images)
     left, right = a.accuracy[:size], b.accuracy[:size]
     both = ~np.isnan(left) & ~np.isnan(right)
     if not both.any():
@@ -128,7 +140,8 @@ def _paired(a: Outcome, b: Outcome, size: int) -> Paired:
             where=f"{a.selector} and {b.selector}, {a.shots} shots",
         )
     apart = left[both] - right[both]
-    change = bootstrap_mean(apart, confidence=CONFIDENCE)
+    change = bootstrap_mean(apart, images[both], confidence=CONFIDENCE)
+    _, image = np.unique(images[both], return_inverse=True)
     test = mcnemar(_right(left[both]), _right(right[both]))
     return Paired(
         a.selector,
@@ -137,7 +150,7 @@ def _paired(a: Outcome, b: Outcome, size: int) -> Paired:
         change.mean,
         change.low,
         change.high,
-        sign_flip_p(apart),
+        sign_flip_p(np.bincount(image, weights=apart)),
         test.only_a,
         test.only_b,
         test.p,
@@ -148,6 +161,16 @@ def _paired(a: Outcome, b: Outcome, size: int) -> Paired:
 def _right(accuracy: Accuracy) -> np.ndarray:
     right: np.ndarray = accuracy > 0
     return right
+
+
+def images_of(held: HeldOut) -> np.ndarray:
+    """The image of each query as a number, int64 [n]; a query without one is one of its own."""
+    named = [
+        (q.image_id is None, q.example_id if q.image_id is None else q.image_id)
+        for q in held.queries
+    ]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(named))}
+    return np.array([numbers[name] for name in named], dtype=np.int64)
 
 
 def evaluations_table(held: HeldOut, outcomes: Sequence[Outcome], scorer: str) -> pa.Table:
