@@ -30,7 +30,7 @@ from lever_train.evaluate.predictions import PROVENANCE
 from lever_train.evaluate.scoreboard import (
     Scoreboard,
     evaluations_table,
-    images_of,
+    image_numbers,
     scoreboard,
 )
 from lever_train.inputs.check import Vectors, check_inputs
@@ -92,7 +92,7 @@ def run_evaluation(
         progress,
     )
     outcomes = evaluate(held, _answers(answerer, store), policies, options)
-    board = scoreboard(outcomes, request.contest.sizes, images_of(held))
+    board = scoreboard(outcomes, request.contest.sizes, image_numbers(held))
     inputs = _inputs(request, list(policies), store)
     spec = _spec(request, held, answerer, policies, outcomes)
     run = store.find(spec)

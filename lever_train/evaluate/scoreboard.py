@@ -163,7 +163,7 @@ def _right(accuracy: Accuracy) -> np.ndarray:
     return right
 
 
-def images_of(held: HeldOut) -> np.ndarray:
+def image_numbers(held: HeldOut) -> np.ndarray:
     """The image of each query as a number, int64 [n]; a query without one is one of its own."""
     named = [
         (q.image_id is None, q.example_id if q.image_id is None else q.image_id)
