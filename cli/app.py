@@ -27,7 +27,19 @@ _CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 
 _INTERRUPTED = 130
 COMMANDS = (
     *("audit", "beam", "check", "convert", "demo", "diff", "embed", "eval", "export", "generate"),
-    *("ingest", "plan", "predict", "query", "rescore", "run", "runs", "sweep", "train", "views"),
+    *(
+        "ingest",
+        "pack",
+        "plan",
+        "predict",
+        "query",
+        "rescore",
+        "run",
+        "runs",
+        "sweep",
+        "train",
+        "views",
+    ),
 )
 _HELP = """Offline reinforcement learning of an in-context-demonstration selector: legacy JSON to
 Parquet, SQL views, one trainer.

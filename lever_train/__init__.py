@@ -6,6 +6,22 @@ training ran at 90 to 114 queries/s with threads that spin at every operation an
 with threads that sleep.
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lever_train.pack.packed import load
+
+__all__ = ["load"]
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def __getattr__(name: str) -> object:
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lever_train.pack.packed import load
+
+    return load

@@ -34,8 +34,12 @@ PAGES = ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*
 CHECKED = [page for page in PAGES if page not in ("docs/lab.md", "docs/cli.md")]
 # pages whose commands are run, README's first screen apart from the rest: both train
 RUN = ["README.md:top", "README.md:rest", "docs/pipeline.md", "docs/concepts.md"]
-RUN += ["docs/extending.md", "docs/plan.md"]
-INGESTED = ("docs/extending.md", "docs/plan.md")  # these begin where README's tour has ingested
+RUN += ["docs/extending.md", "docs/plan.md", "docs/use.md"]
+INGESTED = (
+    "docs/extending.md",
+    "docs/plan.md",
+    "docs/use.md",
+)  # these begin where README's tour has ingested
 MADE = {
     "README.md:rest": (
         "audit.html",

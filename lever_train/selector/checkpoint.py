@@ -11,6 +11,7 @@ sides. Written are v3, which the legacy code loads, and v2format.
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -238,8 +239,11 @@ def _content(path: Path) -> Mapping[Any, object]:
     """What the file holds; tensors alone stand as a v3 file without further entries."""
     if path.suffix == ".safetensors":
         try:
-            return {"model_state_dict": {n: _array(v) for n, v in load_file(path).items()}}
-        except (SafetensorError, OSError) as error:
+            with safe_open(path, framework="pt") as file:
+                said = (file.metadata() or {}).get("selector")
+            entry = {} if said is None else {"selector": json.loads(said)}
+            return {"model_state_dict": {n: _array(v) for n, v in load_file(path).items()}} | entry
+        except (SafetensorError, OSError, ValueError) as error:
             raise LeverError(
                 f"the safetensors file cannot be read ({error})", where=str(path)
             ) from None

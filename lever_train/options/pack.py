@@ -1,0 +1,37 @@
+"""What the user asks of ``lever pack``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lever_data.options import Section, option
+from lever_data.vocabulary import DEFAULT_STORE, Dataset, StorePath
+
+
+class PackRequest(Section):
+    """What to pack, and where to."""
+
+    checkpoint: Path = option(..., "The selector.", metavar="CHECKPOINT", argument=True)
+    out: Path = option(..., "Folder to write; it must not be there.", metavar="DIR", everyday=True)
+    store: StorePath = DEFAULT_STORE
+    candidate_embeddings: str = option(
+        ...,
+        "Vectors of the demonstrations: a file, or a name in the store; row = example id.",
+        metavar="FILE|NAME",
+        everyday=True,
+    )
+    dataset: Dataset = None
+    candidate_split: str = option("train", "Split of the demonstrations.", metavar="NAME")
+    pool_size: int | None = option(
+        64,
+        "A question chooses among this many, the most similar.",
+        metavar="K",
+        everyday=True,
+        ge=1,
+    )
+    encoder: str | None = option(
+        None,
+        "Text encoder that made the vectors, so that texts can be asked for. Default: what the "
+        "store says of them.",
+        metavar="NAME",
+    )

@@ -1,0 +1,191 @@
+"""``pack``: a checkpoint with the examples it may show, as a folder that needs no store.
+
+In go a :class:`PackRequest`; out comes the folder: weights as safetensors, the examples with their
+vectors as Parquet, what they are of as JSON, and a card with the figures. It is laid out as models
+on a hub are, so that its tools push and fetch it as it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import save_file
+
+from lever_data import __version__
+from lever_data.errors import LeverError, UsageError
+from lever_data.items.items import only_dataset
+from lever_data.relations.db import connect
+from lever_data.store.files import fsync_tree, sha256_file
+from lever_data.store.store import Store
+from lever_train.inputs.embeddings import load_embeddings
+from lever_train.options.pack import PackRequest
+from lever_train.pack.packed import CARD, CONFIG, FORMAT, POOL, WEIGHTS
+from lever_train.rollout.policy import load_policy
+from lever_train.selector.checkpoint import Checkpoint, read_checkpoint
+
+
+def pack(request: PackRequest) -> Path:
+    """Write the folder, whole or not at all; returns it.
+
+    Raises:
+        UsageError: the folder is there already, the dataset or vectors are not named.
+        LeverError: the vectors are not those of the examples, or of another width.
+    """
+    if request.out.exists():
+        raise UsageError("--out is there already", value=str(request.out), hint="name another")
+    store = Store.open(request.store)
+    con = connect(store)
+    dataset = request.dataset or only_dataset(con)
+    place = (dataset, request.candidate_split)
+    found = read_checkpoint(request.checkpoint)
+    if found.num_features:
+        raise UsageError(
+            "a selector of features cannot be packed yet: its features are computed in a store",
+            value=str(request.checkpoint),
+        )
+    vectors = load_embeddings(request.candidate_embeddings, con, place)
+    examples = _examples(con, place)
+    if len(examples) != len(vectors) or vectors.shape[1] != found.dim:
+        raise LeverError(
+            "the vectors are not those of the examples, as the checkpoint takes them",
+            where=f"{dataset}/{request.candidate_split}",
+            value=f"vectors {list(vectors.shape)}, {len(examples)} examples of width {found.dim}",
+        )
+    name = load_policy(request.checkpoint, "cpu").name
+    temporary = request.out.with_name(f".{request.out.name}.{uuid.uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        tensors = {key: value.contiguous() for key, value in found.tensors.items()}
+        save_file(tensors, temporary / WEIGHTS, metadata={"selector": json.dumps(found.entry())})
+        pool = examples.append_column("vector", _column(vectors.numpy()))
+        pq.write_table(pool, temporary / POOL, compression="zstd")
+        said = {
+            "model_type": "lever_selector",
+            "format": FORMAT,
+            "lever_version": __version__,
+            "name": name,
+            "selector": found.entry(),
+            "checkpoint": {
+                "path": str(request.checkpoint), "sha256": sha256_file(request.checkpoint)
+            },
+            "dataset": dataset,
+            "candidate_split": request.candidate_split,
+            "pool_size": request.pool_size,
+            "encoder": _encoder(request, store, place),
+            "files": {n: sha256_file(temporary / n) for n in (WEIGHTS, POOL)},
+        }  # fmt: skip
+        card = _card(said, found, len(examples), _figures(con, store, name))
+        (temporary / CARD).write_text(card)
+        (temporary / CONFIG).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+        fsync_tree(temporary)
+        temporary.replace(request.out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return request.out
+
+
+def _examples(con: duckdb.DuckDBPyConnection, place: tuple[str, str]) -> pa.Table:
+    sql = (
+        "select example_id, question_id, image_id, question, answers, answer from examples "
+        "where dataset = ? and split = ? order by example_id"
+    )
+    table: pa.Table = con.sql(sql, params=list(place)).to_arrow_table()
+    if not len(table):
+        raise LeverError(
+            "the store holds no examples of this place",
+            where="/".join(place),
+            hint="lever ingest QUESTIONS --annotations FILE",
+        )
+    return table
+
+
+def _column(vectors: Any) -> pa.Array:
+    kind = pa.float32()
+    flat = pa.array(vectors.ravel(), kind)
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+
+
+def _encoder(request: PackRequest, store: Store, place: tuple[str, str]) -> dict[str, str] | None:
+    """Name and identity of the encoder: the one named, else that of the vectors in the store."""
+    for run in store.runs():
+        if run.kind != "embeddings" or (run.dataset, run.split) != place:
+            continue
+        parameters = run.parameters
+        if parameters.get("name") != request.candidate_embeddings or "encoder" not in parameters:
+            continue
+        if parameters.get("features") != "text":
+            return None  # a text alone is not what such vectors are made of
+        name = request.encoder or str(run.source["path"])
+        return {"name": name, "identity": str(parameters["encoder"])}
+    if request.encoder is None:
+        return None
+    from lever_train.embed.encoders import Encoder
+
+    found = Encoder(request.encoder, "cpu", images=False)
+    return {"name": request.encoder, "identity": found.identity()}
+
+
+def _figures(con: duckdb.DuckDBPyConnection, store: Store, name: str) -> list[tuple[Any, ...]]:
+    """Accuracies of the evaluations that this checkpoint took part in, with what it had to beat."""
+    found: list[tuple[Any, ...]] = []
+    for run in store.runs():
+        names = run.parameters.get("selectors", {}) if run.kind == "evaluation" else {}
+        if name in names.values():
+            found += con.execute(_SCORES, [run.run]).fetchall()
+    return found
+
+
+_SCORES = """
+    select run, dataset, split, selector, shots, num_queries, mean_accuracy
+    from evaluation_scores
+    where run = ?
+    order by run, shots, mean_accuracy desc, selector
+"""
+
+
+def _card(
+    said: dict[str, Any], found: Checkpoint, examples: int, figures: list[tuple[Any, ...]]
+) -> str:
+    """The card in Markdown: what it is, how to use it, figures with their runs."""
+    rows = [
+        f"| {run} | {dataset}/{split} | {selector} | {shots} | {n:,} | {accuracy:.4f} |"
+        for run, dataset, split, selector, shots, n, accuracy in figures
+    ]
+    table = [
+        "| run | questions | selector | shots | n | accuracy |",
+        "|---|---|---|---:|---:|---:|",
+        *rows,
+    ]
+    among = f"the {said['pool_size']} most similar" if said["pool_size"] else "all of them"
+    encoder = said["encoder"]["name"] if said["encoder"] else "not named: give vectors"
+    lines = [
+        "---",
+        "library_name: lever",
+        "tags: [in-context-learning, demonstration-selection]",
+        "---",
+        "",
+        f"# {said['name'].partition('@')[0]}: a selector of demonstrations",
+        "",
+        f"Kind `{found.config.selector}`, vectors of width {found.dim}, trained to phase "
+        f"{found.phase}, epoch {found.epoch}. It picks from {examples:,} examples of "
+        f"{said['dataset']}/{said['candidate_split']}, {among}. Encoder: {encoder}.",
+        "",
+        "    import lever_train",
+        "    selector = lever_train.load(FOLDER)",
+        "    selector.select(vectors, k=2)",
+        "",
+        "## Evaluation",
+        "",
+        *(table if rows else ["No evaluation of this checkpoint is in the store it came from."]),
+        "",
+        f"Checkpoint sha256 {said['checkpoint']['sha256']}; lever {said['lever_version']}.",
+        "",
+    ]
+    return "\n".join(lines)

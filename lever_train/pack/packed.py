@@ -1,0 +1,338 @@
+"""A packed selector: loaded from its folder, asked for demonstrations.
+
+In go vectors of questions, or texts where the pack names its encoder; out come lists of
+:class:`Pick`. Neither DuckDB nor transformers is imported where vectors are given. Picks are those
+of ``lever eval``: the same search over the same scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from lever_data.errors import LeverError, UsageError
+from lever_data.store.files import sha256_file
+from lever_train.inputs.devices import open_device
+from lever_train.options.rollout import Recipe
+from lever_train.rollout.policy import SelectorPolicy
+from lever_train.rollout.propose import beams
+from lever_train.selector.checkpoint import load_selector
+from lever_train.selector.model import History, Pool
+
+FORMAT = 1
+CONFIG, WEIGHTS, POOL, CARD = "config.json", "model.safetensors", "pool.parquet", "README.md"
+_BLOCK = 1 << 24  # similarities in memory at once: 64 MB
+_ROUNDED = 6  # decimals of a similarity, as where pools are made: ties go to the earlier example
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One demonstration: its id in the pool, the example itself (question, answer, …), and the
+    log-probability of choosing it at its step, in nats."""
+
+    id: int
+    example: dict[str, Any]
+    log_prob: float
+
+
+class PackedSelector:
+    """A selector, the examples it may show, and their vectors.
+
+    ``examples``: a table with ``example_id`` and what else is known of each. ``vectors``: [n, d]
+    float32, in the order of the examples. ``pool_size``: how many of the most similar a query
+    chooses among; ``None``: all. ``encoder``: what texts are embedded with, where it is known.
+    """
+
+    def __init__(
+        self,
+        policy: SelectorPolicy,
+        examples: pa.Table,
+        vectors: Tensor,
+        *,
+        pool_size: int | None,
+        encoder: dict[str, str] | None = None,
+    ) -> None:
+        self._policy = policy
+        self.examples, self.vectors = examples, vectors
+        self.pool_size, self.encoder = pool_size, encoder
+        self._encode: Any = None
+        self._set(examples, vectors)
+
+    @property
+    def dim(self) -> int:
+        """d, the width of a vector."""
+        return self._policy.selector.dim
+
+    def select(
+        self,
+        inputs: str | Sequence[str] | npt.ArrayLike | Tensor,
+        k: int | None = None,
+        *,
+        pools: npt.ArrayLike | None = None,
+    ) -> Any:
+        """Choose demonstrations, in the order they are to be shown.
+
+        Args:
+            inputs: one question or several: texts, or vectors [d] or [B, d].
+            k: how many; ``None``: the selector stops by itself, which kind ``stop`` can.
+            pools: [B, K] ids of the examples each question may be shown, -1 where padded; in place
+                of the most similar ones.
+
+        Returns:
+            list of Pick for one question, a list of such lists for several.
+
+        Raises:
+            UsageError: vectors of another width, ``k`` without which the selector cannot do, or
+                that is more than a pool holds; a text, and the pack knows no encoder.
+            LeverError: a pool names an example that is not in the pack.
+        """
+        queries = self._vectors(inputs)
+        rows = self._nearest(queries) if pools is None else self._rows(pools, len(queries))
+        found = self._picked(queries, rows, self._shots(k, rows.shape[1]), can_stop=k is None)
+        is_one = isinstance(inputs, str) or (np.ndim(inputs) == 1 and not _is_texts(inputs))
+        return found[0] if is_one else found
+
+    def add_examples(
+        self, examples: Sequence[dict[str, Any]], vectors: npt.ArrayLike | Tensor | None = None
+    ) -> PackedSelector:
+        """A selector that may show these examples too; nothing is trained.
+
+        Args:
+            examples: each with an ``example_id`` of its own and the fields it is shown with.
+            vectors: [m, d]; ``None``: their questions through the pack's encoder.
+
+        Raises:
+            UsageError: an id that is there already, or vectors that do not fit.
+        """
+        given = [example.get("example_id") for example in examples]
+        known = set(self.examples.column("example_id").to_pylist())
+        for place, number in enumerate(given):
+            if not isinstance(number, int) or number < 0:
+                raise UsageError("an example needs an example_id from 0 on", value=number)
+            if number in known or number in given[:place]:
+                raise UsageError("there is an example of this id already", value=number)
+        fields = set(self.examples.column_names)
+        for example in examples:
+            if unknown := set(example) - fields:
+                raise UsageError(
+                    "an example has a field that the pack has not",
+                    value=sorted(unknown)[0],
+                    hint=f"fields: {', '.join(sorted(fields))}",
+                )
+        if vectors is None:
+            vectors = self._texts([str(example.get("question", "")) for example in examples])
+        more = self._checked(torch.as_tensor(np.asarray(vectors), dtype=torch.float32))
+        if len(more) != len(examples):
+            raise UsageError("a vector an example is needed", value=f"{len(more)}, {len(given)}")
+        rows = pa.Table.from_pylist(list(examples), schema=self.examples.schema)
+        return PackedSelector(
+            self._policy,
+            pa.concat_tables([self.examples, rows]),
+            torch.cat([self.vectors, more]),
+            pool_size=self.pool_size,
+            encoder=self.encoder,
+        )
+
+    def _set(self, examples: pa.Table, vectors: Tensor) -> None:
+        self._ids = examples.column("example_id").to_numpy()
+        self._order = np.argsort(self._ids, kind="stable")
+        self._units = normalize(vectors, dim=-1)
+
+    def _shots(self, k: int | None, room: int) -> int:
+        selector = self._policy.selector
+        if k is None:
+            if selector.config.selector != "stop":
+                raise UsageError(
+                    f"a {selector.config.selector} selector does not stop by itself: say how many",
+                    hint="select(…, k=2)",
+                )
+            return min(selector.config.max_shots, room)
+        if not 1 <= k <= room:
+            raise UsageError(f"k is from 1 to {room}, the size of a pool", value=k)
+        return k
+
+    def _vectors(self, inputs: Any) -> Tensor:
+        if isinstance(inputs, str):
+            return self._texts([inputs])
+        if _is_texts(inputs):
+            return self._texts(list(inputs))
+        values = torch.as_tensor(np.asarray(inputs), dtype=torch.float32)
+        return self._checked(values[None] if values.ndim == 1 else values)
+
+    def _checked(self, values: Tensor) -> Tensor:
+        if values.ndim != 2 or values.shape[1] != self.dim:
+            raise UsageError(
+                f"vectors of width {self.dim} are wanted",
+                value=list(values.shape),
+                hint="of the encoder that the selector was trained on",
+            )
+        if not bool(values.isfinite().all()):
+            raise UsageError("a vector holds NaN or infinity")
+        return values
+
+    def _texts(self, texts: list[str]) -> Tensor:
+        if self.encoder is None:
+            raise UsageError(
+                "the pack names no encoder: give vectors", hint="lever pack --encoder NAME"
+            )
+        if self._encode is None:
+            from lever_train.embed.encoders import Encoder
+
+            encoder = Encoder(self.encoder["name"], "cpu", images=False)
+            if encoder.identity() != self.encoder["identity"]:
+                raise LeverError(
+                    "the encoder is not the one that the pack was made with",
+                    where=self.encoder["name"],
+                    value=encoder.identity(),
+                )
+            self._encode = encoder.texts
+        found: Tensor = self._encode(texts)
+        return found
+
+    def _nearest(self, queries: Tensor) -> Ids:
+        """Rows [B, K] of each query's pool: the most similar, or all in order of their ids."""
+        n = len(self._ids)
+        if self.pool_size is None or self.pool_size >= n:
+            return np.broadcast_to(self._order, (len(queries), n))
+        found = np.empty((len(queries), self.pool_size), dtype=np.int64)
+        units, step = normalize(queries, dim=-1), max(1, _BLOCK // n)
+        for start in range(0, len(queries), step):
+            similarity = units[start : start + step] @ self._units.T
+            found[start : start + step] = _largest(similarity, self.pool_size).numpy()
+        return found
+
+    def _rows(self, pools: npt.ArrayLike, queries: int) -> Ids:
+        ids = np.asarray(pools, dtype=np.int64)
+        ids = ids[None] if ids.ndim == 1 else ids
+        if ids.ndim != 2 or len(ids) != queries:
+            raise UsageError(
+                "pools are [B, K], a row a question", value=f"{list(ids.shape)} for {queries}"
+            )
+        at = np.searchsorted(self._ids, ids, sorter=self._order).clip(max=len(self._ids) - 1)
+        rows = self._order[at]
+        is_wrong = (self._ids[rows] != ids) & (ids >= 0)
+        if is_wrong.any():
+            raise LeverError(
+                "a pool names an example that the pack does not hold", value=int(ids[is_wrong][0])
+            )
+        return np.where(ids >= 0, rows, -1)
+
+    @torch.no_grad()
+    def _picked(
+        self, queries: Tensor, rows: Ids, shots: int, *, can_stop: bool
+    ) -> list[list[Pick]]:
+        closed = torch.from_numpy(rows < 0)
+        room = int((~closed).sum(1).min()) if len(rows) else shots
+        if room < shots and not can_stop:
+            raise UsageError("a pool holds fewer demonstrations than are asked for", value=room)
+        used, index = np.unique(np.where(rows < 0, rows.max(), rows), return_inverse=True)
+        pool = Pool(
+            self.vectors[torch.from_numpy(used)].double(),
+            torch.from_numpy(index.reshape(rows.shape)),
+            ~closed if bool(closed.any()) else None,
+        )
+        history = self._policy.begin(queries.double(), pool)
+        if history.stops:
+            closed = pad(closed, (0, 1), value=not can_stop)
+        recipe = Recipe(shot_num=shots, num_beams=1, temps=(), num_random=0)
+        chosen = beams(history, closed, recipe)[:, 0]
+        return self._shown(chosen, _log_probs(history, closed, chosen), rows)
+
+    def _shown(self, chosen: Tensor, log_probs: Tensor, rows: Ids) -> list[list[Pick]]:
+        """Picks of positions [B, S]; a position beyond the pool ended the sequence."""
+        places, values = chosen.numpy(), log_probs.numpy()
+        is_real = (places >= 0) & (places < rows.shape[1])
+        found = np.take_along_axis(rows, np.where(is_real, places, 0), 1)
+        used, back = np.unique(found[is_real], return_inverse=True)
+        shown = self.examples.take(pa.array(used)).to_pylist()
+        ids = self._ids[used].tolist()
+        picks: list[list[Pick]] = [[] for _ in places]
+        for query, at, value in zip(
+            np.nonzero(is_real)[0].tolist(), back.tolist(), values[is_real].tolist(), strict=True
+        ):
+            picks[query].append(Pick(ids[at], shown[at], value))
+        return picks
+
+
+def load(folder: str | Path, device: str = "cpu") -> PackedSelector:
+    """Load what ``lever pack`` wrote.
+
+    Raises:
+        LeverError: a file is missing, of another format, or not the one that was packed.
+    """
+    folder = Path(folder)
+    open_device(device)
+    try:
+        said = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise LeverError(
+            f"the folder holds no packed selector ({error})",
+            where=str(folder),
+            hint="lever pack CHECKPOINT --out DIR makes one",
+        ) from None
+    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        raise LeverError("the pack is of another format", where=str(folder / CONFIG))
+    for name, digest in said["files"].items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != digest:
+            raise LeverError(
+                "a file of the pack is missing or is not the one that was packed",
+                where=str(folder / name),
+                hint="copy the whole folder anew, or pack the checkpoint again",
+            )
+    selector, _ = load_selector(folder / WEIGHTS)
+    table = pq.read_table(folder / POOL)
+    flat = table.column("vector").combine_chunks().flatten().to_numpy()
+    vectors = torch.from_numpy(flat.reshape(table.num_rows, -1).copy())
+    policy = SelectorPolicy(said["name"], selector.double().to(device))
+    return PackedSelector(
+        policy,
+        table.drop_columns(["vector"]),
+        vectors,
+        pool_size=said["pool_size"],
+        encoder=said["encoder"],
+    )
+
+
+def _log_probs(start: History, closed: Tensor, chosen: Tensor) -> Tensor:
+    """Log-probability of each step [B, S] of the positions chosen."""
+    taken, history = closed[:, None, :], start
+    parent = torch.zeros((len(chosen), 1), dtype=torch.long)
+    found = []
+    for step in range(chosen.shape[1]):
+        pick = chosen[:, step : step + 1].clamp(min=0)
+        log_p = history.scores().masked_fill(taken, float("-inf")).log_softmax(-1)
+        found.append(log_p.gather(2, pick[..., None])[:, 0, 0])
+        if step + 1 < chosen.shape[1]:
+            taken = taken.scatter(2, pick[..., None], True)
+            history = history.advance(parent, pick)
+    return torch.stack(found, dim=1)
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Columns [B, count] of the largest of each row, largest first, ties by the lower column.
+
+    Value and column go into one integer, so that no two are equal.
+    """
+    n = values.shape[1]
+    keys = (values * 10**_ROUNDED).round().long() * n + torch.arange(n - 1, -1, -1)
+    columns: Tensor = n - 1 - keys.topk(count, dim=1).values.remainder(n)
+    return columns
+
+
+def _is_texts(inputs: Any) -> bool:
+    return (
+        isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(t, str) for t in inputs)
+    )

@@ -1,0 +1,237 @@
+"""`lever pack` and what it makes: picks of `lever eval`, in a program that has no store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lever_data.errors import LeverError, UsageError
+from lever_data.store.schema import EVALUATIONS, EXAMPLES
+from lever_data.store.store import RunSpec, Store
+from lever_train import load
+from lever_train.evaluate.baselines import greedy
+from lever_train.flow.similar import similar_pools
+from lever_train.options.pack import PackRequest
+from lever_train.options.rollout import Recipe
+from lever_train.options.train import ModelConfig
+from lever_train.pack.pack import pack
+from lever_train.pack.packed import PackedSelector
+from lever_train.rollout.policy import load_policy
+from lever_train.rollout.propose import Ask, propose
+from lever_train.selector.checkpoint import Progress, save_v3
+from lever_train.selector.kinds import make_selector
+from tests.commands import lever
+from tests.stores import commit_examples, new_store, table
+
+N, D, K = 60, 16, 12
+
+
+@pytest.fixture(scope="module")
+def vectors() -> torch.Tensor:
+    found = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
+    found[7] = found[3]  # equal similarity: the earlier example counts as nearer
+    return found
+
+
+def checkpoint(folder: Path, kind: str, dim: int = D) -> Path:
+    torch.manual_seed(1)
+    selector = make_selector(dim, ModelConfig(selector=kind, hidden=8, num_heads=2))
+    path = folder / f"{kind}.pt"
+    save_v3(path, selector, Progress(3, "rce", 0.0, {}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, vectors: torch.Tensor) -> Path:
+    """A store of N examples, their vectors, and a checkpoint of two kinds."""
+    folder = tmp_path_factory.mktemp("pack")
+    commit_examples(
+        new_store(folder),
+        [
+            {"dataset": "d", "split": "train", "example_id": i, "question_id": 100 + i,
+             "image_id": i, "question": f"what is {i}?", "answers": [str(i)], "answer": str(i)}
+            for i in range(N)
+        ],
+    )  # fmt: skip
+    np.save(folder / "vectors.npy", vectors.numpy())
+    for kind in ("static", "gated", "stop"):
+        checkpoint(folder, kind)
+    return folder
+
+
+def packed(place: Path, out: Path, kind: str = "static", **more: Any) -> PackedSelector:
+    given = {"candidate_embeddings": str(place / "vectors.npy"), "pool_size": K} | more
+    checkpoint = place / f"{kind}.pt"
+    request = PackRequest(checkpoint=checkpoint, out=out, store=place / "store", **given)
+    return load(pack(request))
+
+
+def evaluated(place: Path, kind: str, queries: torch.Tensor, pools: np.ndarray, k: int) -> Any:
+    ask = Ask(np.arange(len(queries)), queries, torch.from_numpy(np.load(place / "vectors.npy")),
+              pools.astype(np.int64), False)  # fmt: skip
+    found = greedy(load_policy(place / f"{kind}.pt", "cpu"), ask, k)
+    return [[e for e in row if e >= 0] for row in found.tolist()]
+
+
+@pytest.mark.parametrize("kind", ["static", "gated"])
+def test_picks_are_those_of_an_evaluation(
+    place: Path, tmp_path: Path, vectors: torch.Tensor, kind: str
+) -> None:
+    selector = packed(place, tmp_path / "p", kind)
+    queries = torch.cat([torch.randn(40, D), vectors[3:4]])
+    pools = similar_pools(queries, vectors, K, leave_out_self=False)
+    for k in (1, 4):
+        found = selector.select(queries.numpy(), k)
+        assert [[p.id for p in row] for row in found] == evaluated(place, kind, queries, pools, k)
+    one = selector.select(queries[0].numpy(), 3)
+    assert [p.id for p in one] == [p.id for p in selector.select(queries.numpy(), 4)[0]][:3]
+    assert one[0].example["question"] == f"what is {one[0].id}?"
+    given = np.stack([np.random.default_rng(i).permutation(N)[:K] for i in range(len(queries))])
+    given[:, -1] = -1  # a shorter pool
+    found = selector.select(queries, 2, pools=given)
+    assert [[p.id for p in row] for row in found] == evaluated(place, kind, queries, given, 2)
+
+
+@pytest.mark.parametrize("kind", ["static", "gated"])
+def test_log_probabilities_are_of_each_step(place: Path, tmp_path: Path, kind: str) -> None:
+    selector = packed(place, tmp_path / "p", kind)
+    query = torch.randn(1, D)
+    pool = np.arange(6)[None]
+    table = torch.from_numpy(np.load(place / "vectors.npy"))
+    policy = load_policy(place / f"{kind}.pt", "cpu")
+    for k in (1, 2, 6):
+        recipe = Recipe(shot_num=k, num_beams=1, temps=(), num_random=0)
+        whole = propose(policy, Ask(np.arange(1), query, table, pool, False), recipe)
+        steps = [pick.log_prob for pick in selector.select(query, k, pools=pool)[0]]
+        assert sum(steps) == pytest.approx(float(whole.log_prob[0]), abs=1e-5)
+    assert steps[-1] == pytest.approx(0)  # only one is left
+    assert all(step <= 0 for step in steps)
+
+
+def test_a_stop_selector_stops_by_itself(place: Path, tmp_path: Path) -> None:
+    selector = packed(place, tmp_path / "p", "stop")
+    queries = torch.randn(30, D)
+    pools = similar_pools(
+        queries, torch.from_numpy(np.load(place / "vectors.npy")), K, leave_out_self=False
+    )
+    found = selector.select(queries)
+    limit = ModelConfig().max_shots
+    assert [[p.id for p in row] for row in found] == evaluated(place, "stop", queries, pools, limit)
+    assert all(len(row) == 2 for row in selector.select(queries, 2))
+    with pytest.raises(UsageError, match="does not stop by itself"):
+        packed(place, tmp_path / "q").select(queries)
+
+
+def test_examples_are_added_without_training(
+    place: Path, tmp_path: Path, vectors: torch.Tensor
+) -> None:
+    selector = packed(place, tmp_path / "p")
+    query = torch.randn(D)
+    fresh = {"example_id": 1000, "question": "new?", "answer": "yes"}
+    larger = selector.add_examples([fresh], query[None])
+    found = [p.id for p in larger.select(query, K)]
+    assert 1000 in found and 1000 not in [p.id for p in selector.select(query, K)]
+    assert next(p for p in larger.select(query, K) if p.id == 1000).example["answer"] == "yes"
+    for examples, rows, why in (
+        ([fresh | {"example_id": 5}], query[None], "of this id already"),
+        ([fresh, fresh], torch.zeros(2, D), "of this id already"),
+        ([{"question": "?"}], query[None], "needs an example_id"),
+        ([fresh | {"colour": 1}], query[None], "a field that the pack has not"),
+        ([fresh], query[None, :5], "width 16"),
+        ([fresh], torch.zeros(2, D), "a vector an example"),
+        ([fresh], None, "names no encoder"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            selector.add_examples(examples, rows)
+
+
+def test_what_cannot_be_asked_is_said(place: Path, tmp_path: Path) -> None:
+    selector = packed(place, tmp_path / "p")
+    bad = np.full((1, D), np.nan)
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (np.zeros((2, D + 1)), {}, "width 16"),
+        (bad, {}, "NaN"),
+        ("a text", {}, "names no encoder"),
+        (np.zeros(D), {"k": K + 1}, "k is from 1 to 12"),
+        (np.zeros(D), {"k": 0}, "k is from 1"),
+        (np.zeros((2, D)), {"pools": [[1, 2]]}, "a row a question"),
+        (np.zeros(D), {"pools": [[1, -1]], "k": 2}, "fewer demonstrations"),
+        (np.zeros(D), {"pools": [[1, 999]]}, "does not hold"),
+    ]
+    for inputs, more, why in cases:
+        with pytest.raises((UsageError, LeverError), match=why):
+            selector.select(inputs, **({"k": 1} | more))
+    with pytest.raises(UsageError, match="there already"):
+        packed(place, tmp_path / "p")
+
+
+def test_a_pack_of_other_vectors_is_refused(place: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "short.npy", np.zeros((N - 1, D), np.float32))
+    np.save(tmp_path / "wide.npy", np.zeros((N, D + 1), np.float32))
+    for name in ("short", "wide"):
+        with pytest.raises(LeverError, match="not those of the examples"):
+            packed(place, tmp_path / "p", candidate_embeddings=str(tmp_path / f"{name}.npy"))
+    assert not list(tmp_path.glob(".p*")) and not (tmp_path / "p").exists()
+
+
+def test_a_pack_that_was_changed_is_refused(place: Path, tmp_path: Path) -> None:
+    packed(place, tmp_path / "p")
+    with pytest.raises(LeverError, match="no packed selector"):
+        load(tmp_path)
+    (tmp_path / "p" / "pool.parquet").write_bytes(b"")
+    with pytest.raises(LeverError, match="not the one that was packed"):
+        load(tmp_path / "p")
+    (tmp_path / "p" / "config.json").write_text('{"format": 99}')
+    with pytest.raises(LeverError, match="another format"):
+        load(tmp_path / "p")
+
+
+def test_the_card_has_the_figures_and_their_run(place: Path, tmp_path: Path) -> None:
+    store = Store.open(place / "store")
+    name = load_policy(place / "gated.pt", "cpu").name
+    rows = [
+        {"dataset": "d", "split": "val", "query_id": q, "selector": s, "shots": 1, "pointer": [1],
+         "accuracy": a, "correct": int(a > 0), "scorer": "m", "metric_version": "1"}
+        for q, s, a in [(0, "g", 1.0), (0, "nearest", 0.0), (1, "g", 0.6), (1, "nearest", 0.3)]
+    ]  # fmt: skip
+    spec = RunSpec(
+        "evaluation", "d", "val", source_sha256="e", parameters={"selectors": {"g": name}}
+    )
+    with store.begin(spec) as writer:
+        writer.write("evaluations", table(EVALUATIONS, rows))
+        run = writer.commit()
+    packed(place, tmp_path / "p", "gated")
+    card = (tmp_path / "p" / "README.md").read_text()
+    assert f"| {run.run} | d/val | g | 1 | 2 | 0.8000 |" in card
+    assert f"| {run.run} | d/val | nearest | 1 | 2 | 0.1500 |" in card
+    packed(place, tmp_path / "q", "static")
+    assert "No evaluation of this checkpoint" in (tmp_path / "q" / "README.md").read_text()
+
+
+def test_the_command_and_a_program_without_a_store(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    lever("pack", place / "static.pt", "--out", out, "--store", place / "store",
+          "--candidate-embeddings", place / "vectors.npy")  # fmt: skip
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md", "config.json", "model.safetensors", "pool.parquet",
+    ]  # fmt: skip
+    assert json.loads((out / "config.json").read_text())["pool_size"] == 64
+    assert pq.read_schema(out / "pool.parquet").names[:4] == [*EXAMPLES.names[2:5], "question"]
+    program = (
+        "import sys, numpy, lever_train; s = lever_train.load(sys.argv[1]);"
+        f"print([p.id for p in s.select(numpy.ones({D}), 2)]);"
+        "print([m for m in ('duckdb', 'transformers', 'polars', 'typer') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(out)], capture_output=True, text=True, check=True
+    )
+    ids, loaded = done.stdout.splitlines()
+    assert len(json.loads(ids)) == 2 and loaded == "[]"
