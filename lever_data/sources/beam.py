@@ -24,12 +24,14 @@ from lever_data.sources.fields import (
     BeamValue,
     Context,
     FaultError,
+    OnFault,
     Record,
     RefusedError,
+    decode_text,
     repeat,
     to_json,
 )
-from lever_data.sources.rl import OnFault, decode_object, decode_text
+from lever_data.sources.rl import decode_object
 from lever_data.store import schema
 
 _KNOWN = ("id_list", "score_list")

@@ -11,7 +11,8 @@ under ``extra._lever``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -19,6 +20,11 @@ import msgspec
 import pyarrow as pa
 from msgspec import UNSET, Meta, UnsetType
 
+from lever_data.errors import LeverError
+from lever_data.readers import json_exact
+from lever_data.readers.json_exact import Place
+
+OnFault = Callable[[LeverError], None]
 Struct = Any  # of a type made below from a table of fields
 RESERVED = "_lever"  # member of `extra` that holds what export needs and columns cannot say
 
@@ -245,3 +251,45 @@ def repeat(text: str | None, rows: int) -> pa.Array:
 def to_json(value: object) -> str | None:
     """Compact JSON text; ``None`` for nothing."""
     return None if value is None else msgspec.json.encode(value).decode()
+
+
+def decode_typed(
+    decoder: msgspec.json.Decoder[Any], value: object, data: bytes, place: Place
+) -> Any:
+    """A value, parsed from ``data`` before, as the decoder's type.
+
+    Raises:
+        LeverError: the type does not take it, with field and offset.
+    """
+    try:
+        return decode_text(decoder, json_exact.encode(value, data, place), data, place)
+    except FaultError as fault:
+        raise place.field_error(fault.what, data, fault.path) from None
+
+
+def decode_text(decoder: msgspec.json.Decoder[Any], text: bytes, data: bytes, place: Place) -> Any:
+    """The clean text of a value as the decoder's type.
+
+    Raises:
+        FaultError: the type does not take it.
+        LeverError: it is nested too deeply.
+    """
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError as error:
+        raise _fault(str(error)) from None
+    except RecursionError:
+        raise place.error("the value is nested too deeply", value=data[:40]) from None
+
+
+_ERROR_PATH = re.compile(r"^(.*) - at `(?:key` in `)?\$([^`]*)`$", re.DOTALL)
+_PATH_PART = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+
+
+def _fault(message: str) -> FaultError:
+    """A decoder's message, split into what is wrong and the path of the field."""
+    match = _ERROR_PATH.match(message)
+    if match is None:
+        return FaultError(message)
+    parts = _PATH_PART.findall(match.group(2))
+    return FaultError(match.group(1), *(int(i) if i else name for name, i in parts))

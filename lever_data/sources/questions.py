@@ -25,9 +25,8 @@ from lever_data.readers import json_exact
 from lever_data.readers.json_exact import Place
 from lever_data.readers.json_object import Scanner
 from lever_data.readers.source import Progress, Source
-from lever_data.sources.fields import Int64
+from lever_data.sources.fields import Int64, decode_typed
 from lever_data.sources.ingest_options import Order
-from lever_data.sources.rl import decode_typed
 from lever_data.store import schema
 from lever_data.store.store import Run
 
