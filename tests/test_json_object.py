@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lever_data.errors import LeverError
 from lever_data.readers import json_exact
-from lever_data.readers.json_blocks import split_blocks
 from lever_data.readers.json_object import Scanner
+from lever_data.sources.decode import split_blocks
 from tests.legacy_strategies import ANYTHING, null_non_finite
 
 

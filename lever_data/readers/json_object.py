@@ -1,7 +1,7 @@
 """Stream one giant JSON object or array: bounded memory, exact byte offsets, no trust in layout.
 
 In goes a feed of bytes; out come top-level members as (key, value bytes, byte offset), one at a
-time. Faster, but to be proven by the caller: whole blocks of members, see ``json_blocks.py``.
+time. Faster, but to be proven by the caller: whole blocks of members, see ``sources/decode.py``.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from lever_data.readers import json_exact
-from lever_data.readers.json_blocks import count_tokens
 from lever_data.readers.json_exact import Place
+from lever_data.sources.decode import count_tokens
 from lever_data.sources.fields import (
     RESERVED,
     Batches,

@@ -76,43 +76,38 @@ class Evidence:
             )
 
 
-class Guard:
-    """Compares RL data on its way in with the examples that the store holds of its place."""
+def compared(store: Store, spec: RunSpec, batches: Iterator[Batches]) -> Iterator[Batches]:
+    """RL data on its way in, as it is, compared with the examples that the store holds of its place
+    where it holds some.
 
-    def __init__(self, store: Store, spec: RunSpec) -> None:
-        self._place = (spec.dataset, spec.split)
-        self._con = _session(store, self._place, ("examples",), "examples")
-        self._ids: dict[int, Id] | None = None
-        self._evidence = Evidence()
+    Raises:
+        LeverError: a query is another question than the example of its number; it names both.
+    """
+    place = (spec.dataset, spec.split)
+    con = _session(store, place, ("examples",), "examples")
+    return batches if con is None else _compared(con, place, batches)
 
-    def watch(self, batches: Iterable[Batches]) -> Iterator[Batches]:
-        """The batches, as they are.
 
-        Raises:
-            LeverError: a query is another question than the example of its number; it names both.
-        """
-        for built in batches:
-            if self._con is not None:
-                self._compare(self._con, built)
-            yield built
-        if self._con is not None and self._evidence.said:
-            sql = "select example_id, answers from examples where example_id in (select unnest(?))"
-            rows = self._con.execute(sql, [list(self._evidence.said)]).fetchall()
-            self._evidence.require(dict(rows), "/".join(map(str, self._place)))
-
-    def _compare(self, con: duckdb.DuckDBPyConnection, built: Batches) -> None:
+def _compared(
+    con: duckdb.DuckDBPyConnection, place: tuple[Any, Any], batches: Iterator[Batches]
+) -> Iterator[Batches]:
+    ids: dict[int, Id] = {}  # read only for files that have question ids
+    evidence = Evidence()
+    for built in batches:
         asked = built.queries.column("question_id")
-        if asked.null_count == len(asked):
-            self._evidence.add(built.candidates)
-            return
-        if self._ids is None:
-            rows = con.execute("select example_id, question_id from examples").fetchall()
-            self._ids = {number: official_id(i) for number, i in rows}
-        _require_equal(
-            zip(built.queries.column("query_id").to_pylist(), asked.to_pylist(), strict=True),
-            self._ids,
-            self._place,
-        )
+        if asked.null_count < len(asked):
+            if not ids:
+                rows = con.execute("select example_id, question_id from examples").fetchall()
+                ids = {number: official_id(i) for number, i in rows}
+            queries = built.queries.column("query_id").to_pylist()
+            _require_equal(zip(queries, asked.to_pylist(), strict=True), ids, place)
+        else:
+            evidence.add(built.candidates)
+        yield built
+    if evidence.said:
+        sql = "select example_id, answers from examples where example_id in (select unnest(?))"
+        rows = con.execute(sql, [list(evidence.said)]).fetchall()
+        evidence.require(dict(rows), "/".join(map(str, place)))
 
 
 def require_known_queries(

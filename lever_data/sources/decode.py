@@ -1,55 +1,43 @@
 """Decode legacy RL and beam data into Arrow batches of the store's tables.
 
-In goes the text of one giant JSON object (query id → value), out come the batches of the two tables
-in file order. A block of text is first decoded at once by the typed decoder of its format; only
-where that refuses are its members taken one by one by the careful path, which reads what is unusual
-(NaN in lists, whole numbers written as floats) and says exactly what is wrong.
+In go the bytes of one giant JSON object (query id → value), out come the batches of the two tables
+in file order. The text is cut into blocks of whole members at likely boundaries, and a block is
+decoded at once by the typed decoder of its format; only where that refuses are its members taken
+one by one by the careful path, which reads what is unusual (NaN in lists, whole numbers written as
+floats) and says exactly what is wrong.
+
+A boundary is only likely: the same characters may stand inside a string or a nested object. That
+the block decodes proves it: a JSON value that starts with a bracket is never a proper prefix of
+another one. :func:`count_tokens` serves to prove that nothing was dropped.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from lever_data.errors import LeverError
 from lever_data.readers import json_exact
-from lever_data.readers.json_blocks import BLOCK, Block, split_blocks
 from lever_data.readers.json_exact import NotJsonError, Place
-from lever_data.readers.json_object import Member, Scanner
-from lever_data.sources.fields import Batches, Context, Record, RefusedError
+from lever_data.readers.json_object import BOM, Member, Scanner
+from lever_data.sources.fields import Batches, Format, Record, RefusedError
 
+BLOCK = 3 << 19
+
+_BOUNDARY = re.compile(rb'\}(?=[ \t\n\r]*,[ \t\n\r]*"[0-9]+"[ \t\n\r]*:[ \t\n\r]*\{)')
+_QUOTE, _BACKSLASH = 0x22, 0x5C
+_PIECE = 1 << 16  # what is compared at once: in the cache, and no new memory each time
+_COMMA = re.compile(rb"[ \t\n\r]*,[ \t\n\r]*")
 TOP_LIMIT = 4 << 20  # bytes of `_…` members, which are kept in the manifest
 BATCH_BYTES = 4 << 20  # of text, per batch of the careful path
 _MAX_SKIPPED = 1000
 
 _QUERY_ID = re.compile(r"0|[1-9][0-9]{0,18}")
-
-
-class Format(Protocol):
-    """What the reader must know of a kind of data: RL data or beams."""
-
-    context: Context
-
-    def read_block(self, text: bytes) -> Batches:
-        """The batches of an object's text, all of it proven to be there, or RefusedError."""
-
-    def read_value(
-        self,
-        query_id: int,
-        value: object,
-        data: bytes,
-        place: Place,
-        on_fault: Callable[[LeverError], None] | None = None,
-    ) -> Record:
-        """One member's value, or a LeverError; ``on_fault`` is told of a part left out instead."""
-
-    def build(self, records: Sequence[Record]) -> Batches:
-        """The batches of records that were read one by one."""
 
 
 @dataclass
@@ -300,3 +288,112 @@ class _SeenIds:
             self._low[low] = True
         self._high.update(ids[ids >= 1 << 25].tolist())
         return True
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of the text of one object; all blocks together are the whole text.
+
+    Attributes:
+        offset: uncompressed byte offset of ``buffer[0]``.
+        buffer: the block, and behind ``end`` perhaps the beginning of the next one.
+        end: length of the block.
+        cut: index behind the last member, before its comma; ``None`` where no boundary was found
+            (the last block, or a member longer than the block).
+        first: the block begins with the opening brace (a byte order mark may precede it).
+        last: the text ends with this block.
+    """
+
+    offset: int
+    buffer: bytes
+    end: int
+    cut: int | None
+    first: bool
+    last: bool
+
+    @property
+    def data(self) -> bytes:
+        """The text of the block."""
+        return self.buffer[: self.end]
+
+    def as_object(self) -> tuple[bytes, memoryview, bytes] | None:
+        """The block's members as one JSON object, in parts that have to be joined.
+
+        ``None`` where the block is not cut at a boundary.
+        """
+        start = len(BOM) if self.first and self.buffer.startswith(BOM) else 0
+        end = self.end if self.last else self.cut
+        if end is None:
+            return None
+        head = b"" if self.first else b"{"
+        tail = b"" if self.last else b"}"
+        return head, memoryview(self.buffer)[start:end], tail
+
+
+def split_blocks(read: Callable[[int], bytes], size: int = BLOCK) -> Iterator[Block]:
+    """Cut the text of an object of query members into blocks of about ``size`` bytes.
+
+    Args:
+        read: gives up to n bytes, ``b""`` at the end.
+        size: bytes of a block; a block without any boundary grows to eight times that.
+    """
+    offset, first, rest = 0, True, b""
+    while True:
+        data, ended = _read_block(read, rest, size)
+        if ended:
+            yield Block(offset, data, len(data), None, first, True)
+            return
+        cut = _last_boundary(data)
+        if cut is None and len(data) < 8 * size:
+            rest = data
+            continue
+        comma = _COMMA.match(data, cut) if cut is not None else None
+        end = comma.end() if comma else len(data)
+        yield Block(offset, data, end, cut, first, False)
+        offset, first, rest = offset + end, False, data[end:]
+
+
+def _read_block(read: Callable[[int], bytes], rest: bytes, size: int) -> tuple[bytes, bool]:
+    """``rest`` and ``size`` further bytes; and whether the text ends there."""
+    parts, missing = [rest], size
+    while missing > 0:
+        part = read(missing)
+        if not part:
+            return b"".join(parts), True
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts), False
+
+
+def _last_boundary(data: bytes) -> int | None:
+    for window in (1 << 14, 1 << 18, len(data)):
+        last = None
+        for match in _BOUNDARY.finditer(data, max(0, len(data) - window)):
+            last = match.end()
+        if last is not None:
+            return last
+    return None
+
+
+def count_tokens(text: bytes) -> int:
+    """String tokens in valid JSON text: unescaped quotation marks, halved."""
+    codes = np.frombuffer(text, np.uint8)
+    pieces = range(0, len(codes), _PIECE)
+    quotes = sum(int(np.count_nonzero(codes[at : at + _PIECE] == _QUOTE)) for at in pieces)
+    if b"\\" in text:
+        quotes -= _count_escaped(text, codes)
+    return quotes // 2
+
+
+def _count_escaped(text: bytes, codes: np.ndarray) -> int:
+    """Quotation marks behind an odd run of backslashes."""
+    before = np.flatnonzero(codes[:-1] == _BACKSLASH)
+    before = before[codes[before + 1] == _QUOTE]
+    is_alone = (before == 0) | (codes[before - 1] != _BACKSLASH)
+    count = int(np.count_nonzero(is_alone))
+    for at in before[~is_alone].tolist():
+        run = text[max(0, at - 63) : at + 1]
+        if run.count(b"\\") == 64:  # a longer run: look at all of it
+            run = text[: at + 1]
+        count += (len(run) - len(run.rstrip(b"\\"))) % 2
+    return count

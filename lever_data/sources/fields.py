@@ -12,9 +12,9 @@ under ``extra._lever``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import pyarrow as pa
@@ -217,6 +217,28 @@ class Batches:
     candidates: pa.RecordBatch
     queries: pa.RecordBatch
     tokens: int
+
+
+class Format(Protocol):
+    """What the reader must know of a kind of data: RL data or beams."""
+
+    context: Context
+
+    def read_block(self, text: bytes) -> Batches:
+        """The batches of an object's text, all of it proven to be there, or RefusedError."""
+
+    def read_value(
+        self,
+        query_id: int,
+        value: object,
+        data: bytes,
+        place: Place,
+        on_fault: OnFault | None = None,
+    ) -> Record:
+        """One member's value, or a LeverError; ``on_fault`` is told of a part left out instead."""
+
+    def build(self, records: Sequence[Record]) -> Batches:
+        """The batches of records that were read one by one."""
 
 
 def present(struct: Struct, names: Iterable[str]) -> tuple[str, ...]:

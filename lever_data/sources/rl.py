@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 from msgspec import UNSET
 
-from lever_data.readers.json_blocks import count_tokens
 from lever_data.sources import fields
+from lever_data.sources.decode import count_tokens
 from lever_data.sources.fields import (
     CANDIDATE_FIELDS,
     EVAL_MODES,

@@ -20,9 +20,9 @@ import pyarrow as pa
 from lever_data.errors import LeverError
 from lever_data.readers.source import BackgroundHash, Progress, Source
 from lever_data.sources.beam import BeamFormat
-from lever_data.sources.belong import Guard
-from lever_data.sources.decode import Format, LegacyReader, RestartError
-from lever_data.sources.fields import GEN_METHODS, Context
+from lever_data.sources.belong import compared
+from lever_data.sources.decode import LegacyReader, RestartError
+from lever_data.sources.fields import GEN_METHODS, Context, Format
 from lever_data.sources.rl import RlFormat
 from lever_data.store.store import Run, RunSpec, Store
 from lever_data.store.writer import RunWriter
@@ -69,7 +69,7 @@ def _ingest_once(
     with store.begin(spec) as writer, source.reader(progress) as bytes_in:
         reader = LegacyReader(bytes_in.read, str(source.path), form, salvage=salvage)
         with _no_gc(), _quick_turns():
-            _write_all(writer, Guard(store, spec).watch(reader.batches()))
+            _write_all(writer, compared(store, spec, reader.batches()))
         if not reader.num_queries:
             raise _no_queries(reader, source)
         spec = replace(spec, source_sha256=digest.result())
