@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+from lever_data.errors import UsageError
+from lever_data.options import words
 from lever_data.vocabulary import HtmlFile, JsonFile
 from lever_train.options.evaluate import EvalRequest
 
@@ -15,16 +18,50 @@ if TYPE_CHECKING:
 
 
 @with_flags
-def eval(request: EvalRequest, json: JsonFile = None, html: HtmlFile = None) -> None:
+def eval(
+    request: EvalRequest,
+    legacy_words: Annotated[
+        tuple[str, ...],
+        words(
+            "The legacy form, as of `lever run`: the checkpoint is looked for by these names.",
+            metavar="[LEGACY WORDS]",
+            argument=True,
+        ),
+    ] = (),
+    predictions: Annotated[
+        Path | None,
+        words(
+            "Folder for the answers as official results files, one a selector and shot number.",
+            metavar="DIR",
+        ),
+    ] = None,
+    encoder: Annotated[str | None, words("Who embeds, in the legacy form.")] = None,
+    json: JsonFile = None,
+    html: HtmlFile = None,
+) -> None:
     """Evaluate selectors at 1-4 shots: VQA accuracy with intervals and paired differences.
 
     Zero-shot, random and nearest-neighbour are always beside them, and the best of the pool where
     the answerer is cheap (exact at one shot, a lower bound at more).
     """
+    import os
+
     from lever_data.store.files import write_text
     from lever_train.evaluate.api import run_evaluation
+    from lever_train.evaluate.predictions import write_results
     from lever_train.evaluate.scoreboard_page import scoreboard_page
+    from lever_train.flow.run import RunRequest
 
+    from .run import show_run
+
+    if legacy_words:
+        if predictions is not None or html is not None:
+            raise UsageError("the legacy form names the files it writes itself")
+        asked = RunRequest.of_eval(legacy_words, request, dict(os.environ), encoder)
+        show_run(asked, False, (), json)
+        return
+    if encoder is not None:
+        raise UsageError("--encoder goes with the legacy words", value=encoder)
     with progress_bar("eval", "answers") as advance:
         found = run_evaluation(request, advance)
     board = found.scoreboard
@@ -33,6 +70,9 @@ def eval(request: EvalRequest, json: JsonFile = None, html: HtmlFile = None) -> 
     if html is not None:
         write_text(html, scoreboard_page(board))
         notice(f"wrote {html}")
+    if predictions is not None:
+        files = write_results(found.outcomes, found.question_ids, predictions)
+        notice(f"wrote {len(files)} results files to {predictions}")
     notice(f"{'committed' if found.is_new else 'already evaluated'} as {board.run}")
 
 

@@ -13,6 +13,7 @@ from .flags import with_flags
 
 if TYPE_CHECKING:
     from lever_train.flow.pipeline import Planned
+    from lever_train.flow.run import RunRequest
 
 
 @with_flags
@@ -20,7 +21,8 @@ def run(
     legacy_words: Annotated[
         tuple[str, ...],
         words(
-            "The legacy form: task dataset gpu lever_lm sampler model.",
+            "The legacy form: task dataset gpu lever_lm sampler model; v3 or v2 behind them "
+            "evaluates what was trained.",
             metavar="[LEGACY WORDS]",
             argument=True,
         ),
@@ -51,6 +53,13 @@ def run(
     request = library.RunRequest(
         legacy_words, config, answerer, encoder, device, Path(), dict(os.environ)
     )
+    show_run(request, dry_run, force, json)
+
+
+def show_run(request: RunRequest, dry_run: bool, force: tuple[str, ...], json: Path | None) -> None:
+    """Run, or plan, a request, and show what was made."""
+    from lever_train.flow import run as library
+
     say = print if json is None else notice
     for line in request.opening():
         say(line)

@@ -24,7 +24,7 @@ from lever_data.errors import LeverError
 from lever_data.readers.torch_file import read_torch
 from lever_data.store.store import Store
 from lever_train.embed import embed as embedding
-from lever_train.embed.embed import embed
+from lever_train.embed.embed import embed, require_same_space
 from lever_train.embed.encoders import Encoder
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.options.embed import EmbedRequest
@@ -83,6 +83,22 @@ def test_both_is_the_sum_of_text_and_image(store: Store, clip: Path) -> None:
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
     torch.testing.assert_close(both, normalize(text + image, dim=-1))
     assert not torch.allclose(text[0], text[1]) and not torch.allclose(image[0], image[1])
+
+
+def test_vectors_of_another_encoder_are_not_compared(
+    store: Store, clip: Path, tmp_path: Path
+) -> None:
+    request = _request(store, clip, out=tmp_path / "own")
+    own, _ = embed(request).files
+    require_same_space(request, own)
+    vectors, other = torch.load(own, weights_only=True), tmp_path / "other.pt"
+    for wrong, message in (
+        (vectors.flip(0), "the cosine of the same query is "),
+        (vectors[:, :5].clone(), "5 numbers a vector, the encoder gives 6"),
+    ):
+        torch.save(wrong, other)
+        with pytest.raises(LeverError, match=message):
+            require_same_space(request, other)
 
 
 _SMALL = {

@@ -284,6 +284,7 @@ def test_checkpoints_of_another_trainer_are_left_alone(
     [
         (("caption", *WORDS[1:]), "only the task vqa is supported"),
         (WORDS[:4], "the legacy form takes 6 words"),
+        ((*WORDS, "v9"), "unknown version of the selector"),
         ((*WORDS[:4], "a_sampler", WORDS[5]), "unknown sampler"),
     ],
 )
@@ -365,10 +366,35 @@ def test_the_legacy_form_makes_what_is_missing(
     assert json.loads(manifest.read_text())["details"]["order"] == "question_id"
     plan = json.loads(lever(*command, "--dry-run", "--json", "-").stdout)
     assert {item["verdict"] for item in plan} == {"skip", "idle"}
+    _infer(legacy, data, world, encoder)
     del rl_data["0"]
     legacy.rl_data.write_text(json.dumps(rl_data))
     plan = json.loads(lever(*command, "--dry-run", "--json", "-").stdout)
     assert {item["step"]: item["why"] for item in plan}["generate"] == "RL data is given"
+
+
+def _infer(legacy: LegacyPaths, data: Path, world: WorldFiles, encoder: Path) -> None:
+    """The words with a version evaluate what they trained, and answer in official files."""
+    words = [*WORDS, "v3", "--answerer", "nearest", "--encoder", encoder]
+    done = lever("run", *words, "--dry-run", check=False)
+    assert done.returncode == 1 and "annotations of the split val in " in done.stderr
+    (data / "val_annotations.json").write_bytes(world.annotations("val").read_bytes())
+    done = lever("run", *words, "--device", "cpu")
+    folder = legacy.results / "predictions" / legacy.v3_folder("").name
+    assert f"inference with {legacy.v3_folder('') / 'rce_epoch1.pt'}" in done.stdout
+    found = json.loads((folder / "rce_epoch1_shot2.json").read_text())
+    assert len(found) == 40 and found[0].keys() == {"question_id", "answer"}
+    place = ("--store", legacy.results / "lever-store", "--dataset", "okvqa", "--split", "val")
+    said = lever("ingest", folder / "rce_epoch1_shot2.json", *place).stderr
+    rows = json.loads((folder / "eval.json").read_text())["rows"]
+    (own,) = [r for r in rows if r["selector"] == "rce_epoch1" and r["shots"] == 2]
+    assert f"accuracy {own['accuracy']:.2%} of 40 questions" in said
+    done = lever("eval", *words, "--device", "cpu", "--shots", "1")
+    assert "[embed] skipped" in done.stderr and "shots: [1, 2, 3, 4] → [1]" in done.stderr
+    done = lever("eval", *WORDS, "--checkpoint", "x.pt", check=False)
+    assert done.returncode == 2 and "the legacy words say that themselves" in done.stderr
+    v2 = lever("run", *WORDS, "v2", "--answerer", "nearest", "--encoder", encoder, "--dry-run")
+    assert "/sft/sft_epoch" in v2.stdout
 
 
 def test_without_a_config_it_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ from lever_train.options.embed import EmbedRequest
 
 PART_ROWS = 512
 _BLANK = Image.new("RGB", (32, 32))  # in the place of an image that cannot be read
+_SAME = 0.99  # cosine of a vector with itself, made on another machine or in half precision
 _READERS = 4  # threads that read and hash image files
 Progress = Callable[[float, float | None, str], None]
 
@@ -58,17 +59,8 @@ def embed(request: EmbedRequest, progress: Progress = lambda done, total, note: 
         UsageError: the request contradicts itself, or the encoder cannot be loaded.
         LeverError: the store lacks the items, or an image cannot be read.
     """
-    request.require_images()
-    store = Store.open(request.store)
-    con = connect(store)
-    place = Place(
-        request.dataset or only_dataset(con), request.split, request.image_root, request.image_name
-    )
-    found = load_items(con, place, None)
-    items = [found[number] for number in sorted(found)]
-    _require_whole(items)
-    encoder = Encoder(request.encoder, request.device, images=request.features != "text")
-    task = _Task(request, store, place, items, encoder, progress)
+    task = _open(request, progress)
+    items = task.items
     queries, new_queries = task.run("query", [item.question for item in items])
     candidates, new_candidates = queries, False
     if request.with_answers:
@@ -81,6 +73,47 @@ def embed(request: EmbedRequest, progress: Progress = lambda done, total, note: 
         _legacy_files(request.out, (queries, candidates)),
         {index: task.reason(index) for index in queries.details.get("failed", ())},
     )
+
+
+def require_same_space(request: EmbedRequest, path: Path, count: int = 8) -> None:
+    """Refuse vectors of queries that the encoder of ``request`` did not make: those of another
+    split, made with it, would be compared with them. The first ``count`` queries are embedded.
+
+    Raises:
+        LeverError: another width, or a cosine below 0.99.
+    """
+    from lever_train.inputs.embeddings import load_embeddings
+
+    task = _open(request, lambda done, total, note: None)
+    texts = [item.question for item in task.items[:count]]
+    made = task.encode(slice(0, len(texts)), texts)
+    given = load_embeddings(str(path), connect(task.store))[: len(texts)]
+    what = None
+    if given.shape != made.shape:
+        what = f"{given.shape[1]} numbers a vector, the encoder gives {made.shape[1]}"
+    elif (cosine := float((normalize(given, dim=-1) * made).sum(-1).min())) < _SAME:
+        what = f"the cosine of the same query is {cosine:.2f}"
+    if what is not None:
+        raise LeverError(
+            f"the encoder did not make the given embeddings: {what}",
+            where=str(path),
+            value=f"{request.encoder}, features {request.features}",
+            hint="--encoder names the one that did; or give embeddings of the eval split, too",
+        )
+
+
+def _open(request: EmbedRequest, progress: Progress) -> _Task:
+    request.require_images()
+    store = Store.open(request.store)
+    con = connect(store)
+    place = Place(
+        request.dataset or only_dataset(con), request.split, request.image_root, request.image_name
+    )
+    found = load_items(con, place, None)
+    items = [found[number] for number in sorted(found)]
+    _require_whole(items)
+    encoder = Encoder(request.encoder, request.device, images=request.features != "text")
+    return _Task(request, store, place, items, encoder, progress)
 
 
 @dataclass(frozen=True)
@@ -183,7 +216,7 @@ class _Task:
         if path.exists():
             done = np.load(path, allow_pickle=False)
         else:
-            done = self._encode(slice(start, stop), texts).numpy()
+            done = self.encode(slice(start, stop), texts).numpy()
             folder.mkdir(parents=True, exist_ok=True)
             buffer = io.BytesIO()
             np.save(buffer, done)
@@ -191,7 +224,8 @@ class _Task:
         self.progress(stop, len(texts), role)
         return np.asarray(done)
 
-    def _encode(self, rows: slice, texts: Sequence[str]) -> Tensor:
+    def encode(self, rows: slice, texts: Sequence[str]) -> Tensor:
+        """Unit vectors [rows, d] of these items and their texts."""
         size, found = self.request.batch_size, []
         for first in range(rows.start, rows.stop, size):
             part = slice(first, min(first + size, rows.stop))

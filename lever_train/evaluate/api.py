@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from lever_data.errors import UsageError
 from lever_data.items.items import require_images
-from lever_data.items.prompts import Item, cut_mark
+from lever_data.items.prompts import Id, Item, cut_mark
 from lever_data.relations.db import connect
 from lever_data.store.schema import id_array
 from lever_data.store.store import Run, RunSpec, Store
@@ -54,7 +54,7 @@ Progress = Callable[[float, float | None, str], None]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation: its scoreboard, and what every selector showed every query.
+    """An evaluation: its scoreboard, what every selector showed every query, and which these are.
 
     ``is_new``: no evaluation of the store was made of the same and came out the same.
     """
@@ -62,6 +62,7 @@ class Evaluated:
     scoreboard: Scoreboard
     outcomes: tuple[Outcome, ...]
     is_new: bool
+    question_ids: tuple[Id | None, ...]
 
 
 def run_evaluation(
@@ -102,7 +103,7 @@ def run_evaluation(
             writer.write("evaluations", evaluations_table(held, outcomes, scorer))
             run = writer.commit({"scoreboard": board.to_json(), "inputs": inputs})
     board = replace(board, run=run.run, about=_about(request, run, answerer, inputs))
-    return Evaluated(board, tuple(outcomes), is_new)
+    return Evaluated(board, tuple(outcomes), is_new, tuple(q.question_id for q in held.queries))
 
 
 def _about(

@@ -12,13 +12,14 @@ from pathlib import Path
 from lever_data.errors import LeverError
 from lever_train.flow.legacy_environment import reward_suffix, train_config
 from lever_train.flow.legacy_files import LegacyFiles, has_examples, sees_images
-from lever_train.flow.legacy_names import SAMPLES, LegacyPaths, LegacyRun
-from lever_train.flow.pipeline import is_made
+from lever_train.flow.legacy_names import SAMPLES, LegacyPaths, LegacyRun, choose_checkpoint
+from lever_train.flow.pipeline import Pipeline, is_made
 from lever_train.options.embed import Encoding
 from lever_train.options.pipeline import (
     AnswererTable,
     BeamTable,
     DataTable,
+    EvalTable,
     PipelineConfig,
     PoolTable,
     SftTable,
@@ -109,6 +110,85 @@ class LegacyCall:
             train=training,
         )
 
+    def inference(self, version: str, training: TrainConfig) -> PipelineConfig:
+        """The evaluation of what was trained by these words: the v3 checkpoint that a training
+        with the same variables names as its result, or the v2 one it starts from.
+
+        Raises:
+            LeverError: something is missing that cannot be made; it names everything that is.
+        """
+        checkpoint = self._trained(version, training.grpo.epochs)
+        made = [path.is_file() for path in self.vectors]
+        held_out = self.out / "cache" / "val" / "query_embeddings.pt"
+        has_held_out = is_made(self.out, self.vectors[0]) and is_made(self.out, held_out)
+        judged, images = self.files.questions("val"), self.files.image_root()
+        self._require_inference(version, checkpoint, judged, has_held_out)
+        assert checkpoint is not None
+        out = self.paths.predictions(self.out.name if version == "v3" else checkpoint.stem)
+        sees = sees_images(self.encoder)
+        similar = self.paths.sampler in ("TextSimSampler", "ImgSimSampler")
+        return PipelineConfig(
+            data=DataTable(
+                store=self.store,
+                out=out,
+                dataset=self.paths.dataset,
+                order="question_id",
+                questions=self.questions[0],
+                annotations=self.questions[1],
+                eval_questions=judged[0],
+                eval_annotations=judged[1],
+                query_embeddings=self.vectors[0] if all(made) else None,
+                candidate_embeddings=self.vectors[1] if all(made) else None,
+                eval_embeddings=held_out if has_held_out else None,
+                image_root=images,
+            ),
+            embed=Encoding(encoder=self.encoder, features="both" if images and sees else "text"),
+            pool=PoolTable(size=POOL if similar else None),
+            answerer=AnswererTable(spec=self.answerer or "nearest"),
+            train=training,
+            eval=EvalTable(checkpoint=checkpoint, predictions=out),
+        )
+
+    def _trained(self, version: str, grpo_epochs: int) -> Path | None:
+        if version == "v2":  # else the one that a training by these words made
+            sft = Pipeline(self.out, []).state.get("sft", {}).get("outputs", {})
+            return self.sft or (Path(sft["checkpoint"]) if "checkpoint" in sft else None)
+        try:
+            return choose_checkpoint(self.out, grpo_epochs)
+        except LeverError:
+            return None  # named below, with all else that is missing
+
+    def _require_inference(
+        self,
+        version: str,
+        checkpoint: Path | None,
+        judged: tuple[Path | None, Path | None],
+        has_held_out: bool,
+    ) -> None:
+        missing: dict[str, str] = {}
+        if checkpoint is None:
+            folder = self.out if version == "v3" else self.paths.v2_folder
+            missing[f"a {version} checkpoint in {folder}"] = (
+                "the words without the version train one; the variables of the training name its "
+                "folder"
+            )
+        folders = " or ".join(map(str, self.files.folders))
+        known = {"train": has_examples(self.store, self.paths.dataset, "train"), "val": False}
+        for split, found in (("train", self.questions), ("val", judged)):
+            if found[0] is None and not known[split]:
+                missing[f"questions and annotations of the split {split} in {folders}"] = (
+                    "put the official files there, under their own names"
+                )
+        if self.answerer is None:
+            missing[f"the model {self.paths.model}, which answers"] = (
+                "fetch the model's weights, or --answerer says who answers"
+            )
+        if not has_held_out and sees_images(self.encoder) is None:
+            missing[f"the encoder {self.encoder}, which embeds the questions of the split val"] = (
+                "fetch it, or --encoder FOLDER names another"
+            )
+        _refuse(missing)
+
     def _is_given(self, path: Path) -> bool:
         """Whether a file is there that is not what an earlier run of this very call made."""
         return path.exists() and not is_made(self.out, path)
@@ -136,11 +216,15 @@ class LegacyCall:
             missing[f"the encoder {self.encoder}, which makes {self.vectors[0]}"] = (
                 "fetch it, or --encoder FOLDER names another"
             )
-        if missing:
-            raise LeverError(
-                "missing, and cannot be made here: " + "; ".join(missing),
-                hint="; ".join(missing.values()),
-            )
+        _refuse(missing)
+
+
+def _refuse(missing: Mapping[str, str]) -> None:
+    if missing:
+        raise LeverError(
+            "missing, and cannot be made here: " + "; ".join(missing),
+            hint="; ".join(dict.fromkeys(missing.values())),
+        )
 
 
 def legacy_config(
@@ -152,7 +236,7 @@ def legacy_config(
     answerer: str | None = None,
     encoder: str | None = None,
 ) -> PipelineConfig:
-    """The pipeline of a legacy call that trains on ``device``; the rest as :class:`LegacyCall`.
+    """The pipeline of a legacy call on ``device``; the rest as :class:`LegacyCall`.
 
     Raises:
         LeverError: something is missing that cannot be made; it names everything that is.
@@ -160,4 +244,4 @@ def legacy_config(
     """
     training = train_config(environment, device)
     call = LegacyCall(run, root, environment, answerer=answerer, encoder=encoder)
-    return call.config(training)
+    return call.config(training) if run.version is None else call.inference(run.version, training)

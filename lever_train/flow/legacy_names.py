@@ -1,8 +1,8 @@
 """The legacy pipeline's arguments, names and paths.
 
 In go the words of ``lever run vqa okvqa_local 0 query_img_text_icd_img_text rand_sampler
-qwen2.5_vl_3B``; out come how each name was read, and the place of everything the legacy code
-expects under ``results/``.
+qwen2.5_vl_3B`` (a seventh, ``v3`` or ``v2``, asks for inference); out come how each name was read,
+and the place of everything the legacy code expects under ``results/``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ SAMPLERS = {
 }
 SAMPLES = {"okvqa": 800, "vqav2": 5000}  # queries with InfoScore data, by dataset
 ARGUMENTS = ("task", "dataset", "gpu", "lever_lm", "sampler", "model")
+VERSIONS = ("v3", "v2")  # of the checkpoint that the seventh word asks to evaluate
 
 
 @dataclass(frozen=True)
 class LegacyRun:
-    """The six words, as they stand on the command line."""
+    """The words, as they stand on the command line.
+
+    ``version``: the seventh, which asks for the inference of that checkpoint.
+    """
 
     task: str
     dataset: str
@@ -38,17 +42,19 @@ class LegacyRun:
     lever_lm: str
     sampler: str
     model: str
+    version: str | None = None
 
     @classmethod
     def of(cls, words: Sequence[str]) -> LegacyRun:
         """Read the words.
 
         Raises:
-            UsageError: not six of them, or another task than vqa.
+            UsageError: neither six nor seven of them, another task than vqa, or no version.
         """
-        if len(words) != len(ARGUMENTS):
+        if len(words) not in (len(ARGUMENTS), len(ARGUMENTS) + 1):
             raise UsageError(
-                f"the legacy form takes {len(ARGUMENTS)} words: {' '.join(ARGUMENTS)}",
+                f"the legacy form takes {len(ARGUMENTS)} words: {' '.join(ARGUMENTS)}; and "
+                f"{' or '.join(VERSIONS)} to evaluate what was trained",
                 value=" ".join(words),
                 hint="lever run vqa okvqa_local 0 query_img_text_icd_img_text rand_sampler "
                 "qwen2.5_vl_3B",
@@ -61,6 +67,10 @@ class LegacyRun:
                 else "unknown task",
                 value=run.task,
                 hint="lever run vqa …",
+            )
+        if run.version not in (None, *VERSIONS):
+            raise UsageError(
+                "unknown version of the selector", value=run.version, hint=", ".join(VERSIONS)
             )
         return run
 
@@ -122,6 +132,10 @@ class LegacyPaths:
         """The folder of the RL checkpoints for a reward's suffix."""
         return self.results / "model_cpk" / f"v3_{self.sampler}_{self.model}{suffix}"
 
+    def predictions(self, name: str) -> Path:
+        """The folder of an inference; the legacy code's place for its answers is not known."""
+        return self.results / "predictions" / name
+
     def find_v2(self) -> Path | None:
         """The SFT checkpoint: by its name, else the first of this sampler, if any."""
         if self.v2_checkpoint.exists():
@@ -165,10 +179,10 @@ def choose_checkpoint(folder: Path, grpo_epochs: int) -> Path:
         found = sorted(folder.glob(f"{phase}_epoch*.pt"), key=_epoch)
         if found:
             return found[-1]
-    newest = sorted(folder.glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
-    if not newest:
-        raise LeverError("there is no checkpoint", where=str(folder))
-    return newest[-1]
+    for pattern in ("*.pt", "*.ckpt"):  # of a folder that was moved over only v2format may be there
+        if newest := sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns):
+            return newest[-1]
+    raise LeverError("there is no checkpoint", where=str(folder))
 
 
 def _epoch(path: Path) -> int:

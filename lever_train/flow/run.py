@@ -14,23 +14,25 @@ from pathlib import Path
 from lever_data.errors import UsageError
 from lever_train.flow.legacy import legacy_config
 from lever_train.flow.legacy_environment import not_understood
-from lever_train.flow.legacy_names import LegacyRun, choose_checkpoint
+from lever_train.flow.legacy_names import ARGUMENTS, VERSIONS, LegacyRun, choose_checkpoint
 from lever_train.flow.pipeline import Outputs, Pipeline, Planned, Say
 from lever_train.flow.steps import build_steps
 from lever_train.flow.work import Work
 from lever_train.inputs.devices import open_device
 from lever_train.learn.train import Advance
+from lever_train.options.evaluate import EvalRequest, Figures
 from lever_train.options.pipeline import PipelineConfig, load_pipeline
 
 DEFAULT_CONFIG = Path("lever.toml")
+_BESIDE_WORDS = ("contest", "answerer")  # parts of an EvalRequest that legacy words leave open
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A run of the pipeline: a config file, or the six legacy words.
+    """A run of the pipeline: a config file, or the legacy words.
 
     ``answerer``, ``encoder`` and ``device`` beat the config. ``environment`` is read in the
-    legacy form alone.
+    legacy form alone. ``asked``: what `lever eval` was given beside the words.
     """
 
     words: tuple[str, ...] = ()
@@ -40,6 +42,40 @@ class RunRequest:
     device: str | None = None
     folder: Path = Path()
     environment: Mapping[str, str] = field(default_factory=dict)
+    asked: EvalRequest | None = None
+
+    @classmethod
+    def of_eval(
+        cls,
+        words: Sequence[str],
+        asked: EvalRequest,
+        environment: Mapping[str, str],
+        encoder: str | None = None,
+    ) -> RunRequest:
+        """The inference that `lever eval` is asked for by legacy words; of v3 without a version.
+
+        Raises:
+            UsageError: an option that the words answer themselves.
+        """
+        given = asked.model_dump(exclude_unset=True)
+        own = [name for name, value in given.items() if value and name not in _BESIDE_WORDS]
+        if own:
+            raise UsageError(
+                "the legacy words say that themselves",
+                value=", ".join(own),
+                hint="give the options, or the words; figures and answerer go with both",
+            )
+        if len(words) == len(ARGUMENTS):
+            words = (*words, VERSIONS[0])
+        device, answerer = given["contest"].get("device"), given["answerer"].get("spec")
+        return cls(
+            tuple(words),
+            answerer=answerer,
+            encoder=encoder,
+            device=device,
+            environment=environment,
+            asked=asked,
+        )
 
     def opening(self) -> list[str]:
         """How the legacy words were read; nothing for a config file.
@@ -53,7 +89,7 @@ class RunRequest:
         lines = [f"{said} → {meant}" for said, meant in run.names() if said != meant]
         lines += not_understood(self.environment)
         if self.device is None and self._device(run) == "cpu":
-            lines.append(f"GPU {run.gpu} is not there: training on the CPU, as the script does")
+            lines.append(f"GPU {run.gpu} is not there: on the CPU, as the script does")
         return [f"task {run.task}, encoder setting {run.lever_lm}", *lines]
 
     def _device(self, run: LegacyRun) -> str:
@@ -96,6 +132,15 @@ class RunRequest:
         return self._overridden(config)
 
     def _overridden(self, config: PipelineConfig) -> PipelineConfig:
+        if self.asked is not None:
+            given = self.asked.model_dump(exclude_unset=True)
+            figures = {k: v for k, v in given["contest"].items() if k in Figures.model_fields}
+            config = config.model_copy(
+                update={
+                    "eval": config.eval.model_copy(update=figures),
+                    "answerer": config.answerer.model_copy(update=given["answerer"]),
+                }
+            )
         if self.answerer is not None:
             answerer = config.answerer.model_copy(update={"spec": self.answerer})
             config = config.model_copy(update={"answerer": answerer})
@@ -110,7 +155,9 @@ class RunRequest:
 
 
 def mode(config: PipelineConfig) -> str:
-    """``RCE only`` or ``RCE + GRPO``, with the epochs."""
+    """``RCE only`` or ``RCE + GRPO``, with the epochs; or what is evaluated."""
+    if config.eval.checkpoint is not None:
+        return f"inference with {config.eval.checkpoint}"
     rce, grpo = config.train.rce.epochs, config.train.grpo.epochs
     return f"RCE + GRPO ({rce} + {grpo} epochs)" if grpo else f"RCE only ({rce} epochs)"
 
@@ -146,6 +193,8 @@ def summary(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> list[tupl
     ):
         if key in outputs[step]:
             found.append((name, outputs[step][key]))
+    if config.eval.predictions is not None:
+        found.append(("answers", str(config.eval.predictions / "*_shot*.json")))
     return found
 
 
@@ -182,6 +231,8 @@ def use_it(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> str:
 
 
 def _selector(config: PipelineConfig) -> Path:
+    if config.eval.checkpoint is not None:
+        return config.eval.checkpoint
     folder = config.data.checkpoints or config.data.out / "rl"
     return choose_checkpoint(folder, config.train.grpo.epochs)
 

@@ -6,11 +6,15 @@ beam, sft, generate, audit, train, convert, evaluate. Each calls the library ver
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lever_train.flow import steps_learn, steps_make
 from lever_train.flow.pipeline import Say, Step
 from lever_train.flow.work import Work
 from lever_train.learn.train import Advance
 from lever_train.options.pipeline import PipelineConfig
+
+_LEARNING = ("beam", "sft", "generate", "audit", "train", "convert")
 
 
 def build_steps(config: PipelineConfig, say: Say, advance: Advance) -> list[Step]:
@@ -20,7 +24,7 @@ def build_steps(config: PipelineConfig, say: Say, advance: Advance) -> list[Step
         UsageError: there is neither RL data nor what is needed to generate it.
     """
     work = Work(config, say, advance)
-    return [
+    steps = [
         steps_make.ingest(work),
         steps_make.embed(work),
         steps_make.pool(work),
@@ -32,3 +36,7 @@ def build_steps(config: PipelineConfig, say: Say, advance: Advance) -> list[Step
         steps_learn.convert(work),
         steps_learn.evaluate(work),
     ]
+    if config.eval.checkpoint is None:
+        return steps
+    idle = f"nothing is trained: {config.eval.checkpoint} is evaluated"
+    return [replace(step, idle=idle) if step.name in _LEARNING else step for step in steps]

@@ -120,6 +120,7 @@ def convert(work: Work) -> Step:
 
 def evaluate(work: Work) -> Step:
     """SFT, RCE and GRPO beside the baselines on the eval split."""
+    from lever_train.evaluate.predictions import write_results
     from lever_train.evaluate.scoreboard_page import scoreboard_page
 
     data, table, answerer = work.config.data, work.config.eval, work.config.answerer
@@ -130,24 +131,30 @@ def evaluate(work: Work) -> Step:
             "rce": known["train"].get("rce"),
             "rce+grpo": known["train"].get("grpo"),
         }
+        if table.checkpoint is not None:
+            named = {table.checkpoint.stem: table.checkpoint}
         found = judge(work, known, {n: Path(path) for n, path in named.items() if path is not None})
-        files = work.out / "eval.json", work.out / "eval.html"
+        files = [work.out / "eval.json", work.out / "eval.html"]
         write_json(files[0], found.scoreboard.to_json())
         write_text(files[1], scoreboard_page(found.scoreboard))
+        if table.predictions is not None:
+            files += write_results(found.outcomes, found.question_ids, table.predictions)
         paths = [str(path) for path in files]
         return {"json": paths[0], "html": paths[1], "run": found.scoreboard.run, "paths": paths}
 
     idle = None
     if data.eval_questions is None:
         idle = "no eval_questions and eval_annotations are given"
-    elif data.query_embeddings is not None and data.eval_embeddings is None:
+    elif not work.embeds(data.eval_split) and data.eval_embeddings is None:
         idle = "no eval_embeddings are given"
     parameters = {
-        "eval": table.model_dump(),
-        "answerer": answerer.answerer.model_dump(),
+        "eval": table.figures.model_dump(),
+        "answerer": answerer.answerer.model_dump(mode="json"),
         "image_root": _text(data.image_root),
         "image_name": data.image_name,
     }
+    if table.predictions is not None:
+        parameters["predictions"] = str(table.predictions)
     after = ("ingest", "embed", "pool", "sft", "train")
     return Step("evaluate", act, parameters, work.evaluation_files(), after, idle=idle)
 
@@ -174,7 +181,7 @@ def judge(work: Work, known: Known, checkpoints: Mapping[str, Path]) -> Evaluate
             image_name=data.image_name,
         ),
         contest=Contest(
-            **work.config.eval.model_dump(),
+            **work.config.eval.figures.model_dump(),
             device=work.config.train.run.device,
             answerer_query_embeddings=_text(answerer.query_embeddings),
             answerer_candidate_embeddings=_text(answerer.candidate_embeddings),

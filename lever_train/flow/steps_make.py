@@ -70,6 +70,7 @@ def ingest(work: Work) -> Step:
 def embed(work: Work) -> Step:
     """Query, candidate and eval embeddings, where none are given."""
     from lever_train.embed.embed import embed as library
+    from lever_train.embed.embed import require_same_space
     from lever_train.options.embed import EmbedRequest
 
     data, table = work.config.data, work.config.embed
@@ -82,19 +83,22 @@ def embed(work: Work) -> Step:
 
     def act(known: Known, begun: bool) -> Outputs:
         files: dict[str, str] = {}
-        for split in dict.fromkeys((data.train_split, data.eval_split)):
+        request = EmbedRequest(
+            **table.model_dump(),
+            store=data.store,
+            dataset=data.dataset,
+            split=data.train_split,
+            image_root=data.image_root,
+            image_name=data.image_name,
+            device=work.config.train.run.device,
+        )
+        if data.query_embeddings is not None:
+            require_same_space(request, data.query_embeddings)
+        for split in splits:
             if split != data.train_split and not has_examples(data.store, data.dataset, split):
                 continue
-            request = EmbedRequest(
-                **table.model_dump(),
-                store=data.store,
-                dataset=data.dataset,
-                split=split,
-                image_root=data.image_root,
-                image_name=data.image_name,
-                device=work.config.train.run.device,
-                out=cache if split == data.train_split else work.out / "cache" / split,
-            )
+            out = cache if split == data.train_split else work.out / "cache" / split
+            request = request.model_copy(update={"split": split, "out": out})
             query, candidate = library(request, work.advance).files
             if split == data.train_split:
                 files |= {"query": str(query), "candidate": str(candidate)}
@@ -102,9 +106,11 @@ def embed(work: Work) -> Step:
                 files["eval"] = str(query)
         return {**files, "paths": list(files.values())}
 
-    idle = "embeddings are given" if data.query_embeddings is not None else None
+    splits = [s for s in dict.fromkeys((data.train_split, data.eval_split)) if work.embeds(s)]
+    idle = None if splits else "embeddings are given"
     parameters = {**table.model_dump(), **_images(work)}
-    return Step("embed", act, parameters, after=("ingest",), idle=idle, guard=guard)
+    reads = given(query_embeddings=data.query_embeddings)
+    return Step("embed", act, parameters, reads, after=("ingest",), idle=idle, guard=guard)
 
 
 def pool(work: Work) -> Step:
@@ -238,7 +244,7 @@ def _rolled_out(work: Work, outcome: Outcome) -> Outputs:
 
 def _answering(work: Work) -> dict[str, object]:
     """Who answers a rollout, and what may be shown."""
-    return {"answerer": work.config.answerer.answerer.model_dump(), **_images(work)}
+    return {"answerer": work.config.answerer.answerer.model_dump(mode="json"), **_images(work)}
 
 
 def _images(work: Work) -> dict[str, object]:

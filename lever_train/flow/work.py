@@ -44,6 +44,17 @@ class Work:
         held_out = data.eval_embeddings or made.get("eval")
         return query, candidate, None if held_out is None else str(held_out)
 
+    def embeds(self, split: str) -> bool:
+        """Whether the vectors of a split are made here.
+
+        Those of the eval split are made with those of the train split; beside given ones only for
+        a checkpoint that is to be evaluated, which wants them at any rate.
+        """
+        data = self.config.data
+        if split == data.train_split or data.query_embeddings is None:
+            return data.query_embeddings is None
+        return data.eval_embeddings is None and self.config.eval.checkpoint is not None
+
     def pools(self, known: Known) -> tuple[Path | None, Path | None]:
         """Pool files of train and eval queries: given, or made by the step pool."""
         data, made = self.config.data, known.get("pool", {})
@@ -72,6 +83,7 @@ class Work:
             eval_pool=data.eval_pool,
             eval_questions=data.eval_questions,
             eval_annotations=data.eval_annotations,
+            checkpoint=self.config.eval.checkpoint,
             query_embeddings_of_the_answerer=answerer.query_embeddings,
             candidate_embeddings_of_the_answerer=answerer.candidate_embeddings,
         )

@@ -126,6 +126,21 @@ class AuditTable(Section):
     fail_on: Gates = ()
 
 
+class EvalTable(Figures):
+    """What is evaluated: what was trained, or a checkpoint that is there; then nothing is trained
+    and nothing generated."""
+
+    checkpoint: Path | None = option(None, "Evaluate this selector, and train none.")
+    predictions: Path | None = option(
+        None, "Folder for the answers as official results files, one a selector and shot number."
+    )
+
+    @property
+    def figures(self) -> Figures:
+        """What is measured."""
+        return Figures(**self.model_dump(include=set(Figures.model_fields)))
+
+
 class PipelineConfig(Section):
     """Everything ``lever run`` depends on."""
 
@@ -138,7 +153,7 @@ class PipelineConfig(Section):
     answerer: AnswererTable = Field(default_factory=AnswererTable)
     audit: AuditTable = Field(default_factory=AuditTable)
     train: TrainConfig = Field(default_factory=TrainConfig)
-    eval: Figures = Field(default_factory=Figures)
+    eval: EvalTable = Field(default_factory=EvalTable)
 
 
 def load_pipeline(path: Path) -> PipelineConfig:
