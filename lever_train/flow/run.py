@@ -89,7 +89,8 @@ class RunRequest:
         lines = [f"{said} → {meant}" for said, meant in run.names() if said != meant]
         lines += not_understood(self.environment)
         if self.device is None and self._device(run) == "cpu":
-            lines.append(f"GPU {run.gpu} is not there: on the CPU, as the script does")
+            doing = "training" if run.version is None else "evaluating"
+            lines.append(f"GPU {run.gpu} is not there: {doing} on the CPU, as the script does")
         return [f"task {run.task}, encoder setting {run.lever_lm}", *lines]
 
     def _device(self, run: LegacyRun) -> str:
