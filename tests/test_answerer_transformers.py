@@ -22,12 +22,14 @@ from lever_data.store.store import Store
 from lever_train.inputs.model_folder import folder_identity
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers import make_answerer
+from lever_train.rollout.answerers.base import answer_of
 from lever_train.rollout.answerers.processor_model import ProcessorModel
 from lever_train.rollout.answerers.transformers import TransformersAnswerer, load_model
 from lever_train.rollout.answerers.vision_language import (
     Encoded,
     Generation,
     VisionLanguageModel,
+    spoken,
 )
 from tests.rollouts import add_images, make_world, rows
 from tests.tiny_vlm import PROCESSED, VISION, save_tiny_processed, save_tiny_vlm
@@ -132,7 +134,7 @@ def test_texts_are_those_of_transformers_and_do_not_depend_on_the_batch(
             length_penalty=0.0,
         )
         plain += model.tokenizer.batch_decode(out[:, len(one.ids) :], skip_special_tokens=True)
-    assert together == plain
+    assert [text for text, _ in together] == plain
     assert len(set(together)) > 1
 
 
@@ -165,7 +167,7 @@ def test_every_family_is_answered_as_transformers_answers_given_the_pixels(
         inputs = plain_inputs(model, one, [])
         out = model.model.generate(**inputs, do_sample=False, max_new_tokens=5, num_beams=3)
         plain += model.tokenizer.batch_decode(out[:, len(one.ids) :], skip_special_tokens=True)
-    assert model.generate(batch, Generation(5, 3, 1.0)) == plain
+    assert [text for text, _ in model.generate(batch, Generation(5, 3, 1.0))] == plain
 
 
 @pytest.mark.parametrize("family", PROCESSED)
@@ -287,12 +289,41 @@ def test_answers_come_back_in_order(
     encoded: list[Encoded],
 ) -> None:
     found = answerer.answer(prompts)
-    assert [a.text for a in found] == [model.generate([e], HOW)[0] for e in encoded]
+    assert [a.text for a in found] == [model.generate([e], HOW)[0][0] for e in encoded]
     for answer, one in zip(found, encoded, strict=True):
         expected = model.log_probs([one], [("red", "a dog")])[0]
         assert answer.log_probs == pytest.approx(expected, abs=1e-4)
     assert answerer.name.startswith("Tiny-VL@")
     assert answerer.usage.answers == 6
+
+
+def test_an_answer_that_the_token_limit_cut_says_so(
+    answerer: TransformersAnswerer, prompts: list[Prompt], encoded: list[Encoded]
+) -> None:
+    """The real model, told what to say: nothing up to the limit, thoughts up to it, an answer."""
+    answerer.answer(prompts[:1])
+    model = answerer._model
+    assert isinstance(model, VisionLanguageModel)
+    end, image = model._ends[0], model.image_token
+    words = model.tokenizer("<think> red", add_special_tokens=False)["input_ids"]
+    for tokens, cut, error in (
+        ([image] * 5, True, "the answer is empty before the token limit (--max-new-tokens)"),
+        ([image, end], False, None),
+        (words, True, "the model reasoned and gave no answer before the token limit"),
+        (model.tokenizer("red")["input_ids"], True, None),
+    ):
+        ((text, was_cut),) = spoken(model.tokenizer, torch.tensor([tokens]), model._ends)
+        found = answer_of(text, cut=was_cut)
+        assert was_cut == cut and (error or "None") in str(found.error)
+    model.model.register_forward_hook(lambda module, args, out: _say(out, image))
+    before = answerer.usage.cut
+    (failed,) = answerer.answer(prompts[1:2])
+    assert failed.text is None and "the answer is empty before" in str(failed.error)
+    assert answerer.usage.cut == before + 1
+
+
+def _say(out: Any, token: int) -> None:
+    out.logits[:, -1] = torch.nn.functional.one_hot(torch.tensor(token), out.logits.shape[-1]) * 99
 
 
 def test_out_of_memory_halves_the_batch(
@@ -334,7 +365,7 @@ def test_a_model_that_depends_on_the_batch_answers_one_by_one(
     model: VisionLanguageModel,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    alone = [model.generate([e], HOW)[0] for e in encoded]
+    alone = [model.generate([e], HOW)[0][0] for e in encoded]
     answerer._model = VisionLanguageModel.load(answerer.model_name, "cpu")
 
     def disturb(module: torch.nn.Module, args: Any, output: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Prompt, Template, Turn
 from lever_train.inputs.images import open_image
-from lever_train.rollout.answerers.vision_language import Encoded, Generation
+from lever_train.rollout.answerers.vision_language import Encoded, Generation, Spoken, spoken
 
 # Compared with transformers on tiny models of their own. Others want torchvision (SmolVLM2,
 # InternVL, LLaVA-OneVision: their processors have a video half) or have no chat (PaliGemma).
@@ -79,9 +79,9 @@ class ProcessorModel:
         return failed
 
     @torch.inference_mode()
-    def generate(self, batch: Sequence[Encoded], how: Generation) -> list[str]:
-        """Generated texts, one a prompt."""
-        texts: list[str] = []
+    def generate(self, batch: Sequence[Encoded], how: Generation) -> list[Spoken]:
+        """What is generated for every prompt."""
+        found: list[Spoken] = []
         for one in batch:
             inputs = self._inputs(one.turns)
             out = self.model.generate(
@@ -92,9 +92,9 @@ class ProcessorModel:
                 num_beams=how.num_beams,
                 **({"length_penalty": how.length_penalty} if how.num_beams > 1 else {}),
             )
-            spoken = out[:, inputs["input_ids"].shape[1] :]
-            texts += self.tokenizer.batch_decode(spoken, skip_special_tokens=True)
-        return texts
+            tokens = out[:, inputs["input_ids"].shape[1] :]
+            found += spoken(self.tokenizer, tokens, self._ends)
+        return found
 
     @torch.inference_mode()
     def log_probs(

@@ -36,6 +36,7 @@ from lever_train.rollout.answerers.vision_language import FAMILIES as REUSING
 from lever_train.rollout.answerers.vision_language import (
     Encoded,
     Generation,
+    Spoken,
     VisionLanguageModel,
 )
 
@@ -158,9 +159,10 @@ class TransformersAnswerer:
         if self.spec.generate and not self._tested and len(encoded) > 1 and self._batch > 1:
             self._self_test(model, [encoded[i] for i in list(encoded)[:SELF_TEST]])
         todo = sorted(encoded, key=lambda i: len(encoded[i].ids))
-        for indices, texts, log_probs in self._batches(model, prompts, encoded, todo):
-            for index, text, known in zip(indices, texts, log_probs, strict=True):
-                said = _OUT_OF_MEMORY if text is None else answer_of(text, cut=False)
+        for indices, found, log_probs in self._batches(model, prompts, encoded, todo):
+            for index, one, known in zip(indices, found, log_probs, strict=True):
+                said = _OUT_OF_MEMORY if one is None else answer_of(one[0], cut=one[1])
+                self.usage.cut += one is not None and one[1]
                 answers[index] = said if said.text is None else replace(said, log_probs=known)
         self.usage.answers += len(encoded)
         return [answers[i] for i in range(len(prompts))]
@@ -171,16 +173,16 @@ class TransformersAnswerer:
         prompts: Sequence[Prompt],
         encoded: dict[int, Encoded],
         todo: list[int],
-    ) -> Iterator[tuple[list[int], Sequence[str | None], Sequence[tuple[float, ...] | None]]]:
-        """Batches of indices with their texts and log-probabilities; a batch that does not fit in
-        memory is halved, and one prompt that does not fit alone has no text."""
+    ) -> Iterator[tuple[list[int], Sequence[Spoken | None], Sequence[tuple[float, ...] | None]]]:
+        """Batches of indices with what was said and log-probabilities; a batch that does not fit
+        in memory is halved, and one prompt that does not fit alone has no text."""
         while todo:
             indices = todo[: self._batch]
             batch = [encoded[i] for i in indices]
             try:
-                texts: Sequence[str | None] = [""] * len(batch)
+                said: Sequence[Spoken | None] = [("", False)] * len(batch)
                 if self.spec.generate:
-                    texts = model.generate(batch, self._how)
+                    said = model.generate(batch, self._how)
                 log_probs: Sequence[tuple[float, ...] | None] = [None] * len(batch)
                 if self.spec.log_probs is not False:
                     log_probs = model.log_probs(batch, [prompts[i].given for i in indices])
@@ -191,9 +193,9 @@ class TransformersAnswerer:
                     self._batch = len(indices) // 2
                     _LOG.warning("out of memory: batches of %d from here on", self._batch)
                     continue
-                texts, log_probs = [None], [None]
+                said, log_probs = [None], [None]
             todo = todo[len(indices) :]
-            yield indices, texts, log_probs
+            yield indices, said, log_probs
 
     def _self_test(self, model: LocalModel, sample: list[Encoded]) -> None:
         """Batch 1 against batch N."""

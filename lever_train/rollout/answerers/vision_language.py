@@ -50,6 +50,19 @@ class Generation:
     length_penalty: float
 
 
+# A generated text, and whether the token limit ended it.
+Spoken = tuple[str, bool]
+
+
+def spoken(tokenizer: Any, tokens: Tensor, ends: Sequence[int]) -> list[Spoken]:
+    """The texts of generated tokens [B, T]; one without an end token was cut at the limit."""
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [
+        (text, not any(token in ends for token in row))
+        for text, row in zip(texts, tokens.tolist(), strict=True)
+    ]
+
+
 @dataclass
 class _Feature:
     tokens: Tensor  # [n, h], as they replace the image's placeholder tokens
@@ -138,8 +151,8 @@ class VisionLanguageModel:
         return failed
 
     @torch.inference_mode()
-    def generate(self, batch: Sequence[Encoded], how: Generation) -> list[str]:
-        """Generated texts, one a prompt; prompts are padded on the left."""
+    def generate(self, batch: Sequence[Encoded], how: Generation) -> list[Spoken]:
+        """What is generated for every prompt; prompts are padded on the left."""
         inputs = self._inputs(batch)
         out = self.model.generate(
             **inputs,
@@ -151,8 +164,7 @@ class VisionLanguageModel:
             **({"length_penalty": how.length_penalty} if how.num_beams > 1 else {}),
         )
         width = inputs["input_ids"].shape[1]
-        texts: list[str] = self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-        return texts
+        return spoken(self.tokenizer, out[:, width:], self._ends)
 
     @torch.inference_mode()
     def log_probs(
