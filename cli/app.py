@@ -38,6 +38,7 @@ COMMANDS = (
         "runs",
         "sweep",
         "train",
+        "value",
         "views",
     ),
 )

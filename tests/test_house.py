@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "lever_train.rollout": ("lever_train.selector",),
     "lever_train.rollout.answerers": ("lever_train.inputs",),
     "lever_train.embed": ("lever_train.inputs",),
-    "lever_train.evaluate": ("lever_train.rollout",),
+    "lever_train.evaluate": ("lever_train.rollout", "lever_train.learn"),
     "lever_train.pack": ("lever_train.evaluate", "lever_train.embed"),
     "lever_train.flow": ("lever_train.learn", "lever_train.embed", "lever_train.evaluate"),
     "lever_demo": ("lever_train.flow",),
