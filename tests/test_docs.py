@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -150,13 +151,31 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_straight_line_is_where_it_says() -> None:
-    """Every arrow of README's table: its file is there and defines the names beside it."""
-    rows = re.findall(r"^\| .+→.+ \| (.+) \| (.+) \|$", (ROOT / "README.md").read_text(), re.M)
-    assert len(rows) == 7
-    for files, names in rows:
-        source = (ROOT / re.findall(r"`([^`*]+)`", files)[0]).read_text()
-        for name in re.findall(r"`(?:\w+\.)?(\w+)`", names):
-            assert re.search(rf"^ *def {name}\(", source, re.M), f"{files} has no {name}"
+    """Every arrow of README's table: its file defines the functions; the first of them, or what
+    its object is made of, takes the type that goes in, the last gives the one that comes out."""
+    row = r"^\| .+→.+ " + r"\| (.+) " * 4 + r"\|$"
+    rows = re.findall(row, (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) == 8
+    for files, names, given, made in rows:
+        tree = ast.parse((ROOT / re.findall(r"`([^`*]+)`", files)[0]).read_text())
+        scopes = [("", tree)] + [
+            (f"{n.name}.", n) for n in tree.body if isinstance(n, ast.ClassDef)
+        ]
+        defined = {
+            prefix + node.name: node
+            for prefix, scope in scopes
+            for node in scope.body
+            if isinstance(node, ast.FunctionDef)
+        }
+        calls = re.findall(r"`([\w.]+)`", names)
+        assert set(calls) <= defined.keys(), f"{files} lacks {set(calls) - defined.keys()}"
+        maker = defined.get(f"{calls[0].rpartition('.')[0]}.__init__", defined[calls[0]])
+        taken = f"{ast.unparse(defined[calls[0]].args)} {ast.unparse(maker.args)}"
+        returned = defined[calls[-1]].returns
+        gotten = "" if returned is None else ast.unparse(returned)
+        for kind, said in ((given, taken), (made, gotten)):
+            kind = re.escape(kind.strip("`"))
+            assert re.search(rf"(?<!\w){kind}(?!\w)", said), f"{names}: {kind} is not in {said}"
 
 
 def test_the_list_of_commands_is_up_to_date() -> None:

@@ -228,7 +228,8 @@ def _pointers(records: Sequence[Record], columns: Columns) -> dict[str, pa.Array
         RefusedError: a pointer repeats an id, or its positions are not those of its ids.
     """
     pointers, positions = columns.get("pointer", ()), columns.get("pointer_pos")
-    if "pointer_global" in columns or any(map(has_positions, records)):
+    is_plain = "pointer_global" not in columns and all(map(_is_plain, records))
+    if not is_plain and ("pointer_global" in columns or any(map(has_positions, records))):
         try:
             pairs = [resolve_pointer(r, i) for r in records for i in _indices(r)]
         except FaultError as fault:
