@@ -13,6 +13,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import open_session
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.report.audit import audit, audit_views
+from lever_data.report.gate import parse_gate, require_passed
 from lever_data.report.options import AuditRequest
 from lever_data.report.scored import put_settings
 from lever_data.report.verdict import verdict
@@ -22,7 +23,7 @@ from lever_data.store.files import write_json
 from lever_data.store.store import Store
 from tests.audits import KEYS, rows
 from tests.shared_data import OKVQA, needs_shared
-from tests.stores import candidate, commit, new_store
+from tests.stores import candidate, commit, commit_examples, new_store
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,37 @@ def test_missing_scores_are_told(store: Store) -> None:
     figures = audit(store, AuditRequest(reward=spec)).figures
     assert figures["missing_share"] == 0.75
     assert "75.0 % lack a score, which counts as 0" in verdict(figures)[1].text
+
+
+def test_few_annotators_and_string_matched_shots_are_said(tmp_path: Path) -> None:
+    """A row is official, a shorter prompt of it is not: multi_shot would train on that."""
+    made = new_store(tmp_path)
+    official = {"eval_mode": "file", "vqa_correct": 1, "vqa_acc_score": 0.67}
+    shot = {"shot": 1, "vqa_correct": 1, "vqa_acc_score": 1.0, "eval_mode": "fallback"}
+    unread = {"vqa_gt_prob": None, "vqa_pred_answer": "tea"}
+    commit(
+        made,
+        [
+            candidate(0, 0, [1, 2], **official, shot_scores=[shot | unread]),
+            candidate(1, 0, [0, 2], **official),
+        ],
+    )
+    place = {"dataset": "d", "split": "train", "question": "?", "image_id": 1}
+    commit_examples(
+        made,
+        [
+            {**place, "example_id": i, "question_id": i, "answers": ["tea"] * n, "answer": "tea"}
+            for i, n in ((0, 3), (1, 4), (2, 10))
+        ],
+    )
+    figures = audit(made, AuditRequest()).figures
+    assert (figures["fallback_share"], figures["fallback_shots_share"]) == (0.0, 0.5)
+    said = " ".join(finding.text for finding in verdict(figures))
+    assert "50.0 % hold a shorter prompt scored by string match" in said
+    assert "1 of 2 questions have one to three annotators" in said
+    assert "at most 0, 0.33 or 0.67 with one, two or three" in said
+    with pytest.raises(LeverError, match="fallback_shots_share"):
+        require_passed([parse_gate("fallback_shots_share > 0.1")], [figures])
 
 
 @pytest.mark.parametrize(

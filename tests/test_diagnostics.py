@@ -200,8 +200,10 @@ def test_eval_modes_count_failures_apart(tmp_path: Path) -> None:
     con = open_rows(
         tmp_path,
         [
-            scored(0, 0, 1.0, vqa_pred_answer="red"),
-            scored(0, 1, 0.0, vqa_pred_answer="dark"),  # string match: 0.5
+            scored(0, 0, 1.0, vqa_pred_answer="red", shot_scores=[_shot(1, "fallback")]),
+            scored(
+                0, 1, 0.0, vqa_pred_answer="dark", shot_scores=[_shot(1, "file")]
+            ),  # string match: 0.5
             scored(0, 2, 0.3, vqa_pred_answer="Dark Red"),  # string match: 1
             scored(0, 3, 0.5, eval_mode="fallback", vqa_pred_answer="red"),
             scored(0, 4, None, eval_mode=None),
@@ -210,8 +212,13 @@ def test_eval_modes_count_failures_apart(tmp_path: Path) -> None:
         gold,
     )
     assert ask(con, "select * exclude (run) from eval_modes") == [
-        ("beam", 6, 3, 1, 1, 1, 1, 3, pytest.approx(1 / 3), pytest.approx(2 / 3))
+        ("beam", 6, 3, 1, 1, 1, 1, 1, 3, pytest.approx(1 / 3), pytest.approx(2 / 3))
     ]
+
+
+def _shot(shot: int, mode: str) -> dict[str, object]:
+    scores = {"vqa_correct": 1, "vqa_acc_score": 1.0, "vqa_gt_prob": None, "vqa_pred_answer": "red"}
+    return {"shot": shot, **scores, "eval_mode": mode}
 
 
 words = st.text(alphabet="aB \n", max_size=4)

@@ -131,6 +131,8 @@ def _figures(con: duckdb.DuckDBPyConnection, store: Store, request: AuditRequest
     stored = sum(row["num_candidates"] for row in modes)
     failed = sum(row["num_failed"] for row in modes)
     figures["failed_share"] = failed / stored if stored else 0.0
+    shots = sum(row["num_fallback_shots"] for row in modes)
+    figures["fallback_shots_share"] = shots / stored if stored else 0.0
     oracle = _one_row(con, "select * from oracle_gap")
     figures |= {"oracle_gap": oracle["gap"], "oracle": oracle}
     figures |= {"duplicates": _one_row(con, _DUPLICATES_SQL)}

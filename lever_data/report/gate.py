@@ -28,6 +28,7 @@ NUMBERS = (  # figures that are one number each
     "mean_reward",
     "mixed_deviation",
     "fallback_share",
+    "fallback_shots_share",
     "unknown_share",
     "failed_share",
     "missing_share",

@@ -78,11 +78,17 @@ def _trust(figures: Mapping[str, Any]) -> Finding:
     )
     text = f"{percent(fallback)} of the rewards come from string match"
     text += f", {percent(unknown)} from an unknown evaluation" if unknown else ""
+    shots = figures["fallback_shots_share"]
+    text += f"; {percent(shots)} hold a shorter prompt scored by string match" if shots else ""
     text += f"; {percent(missing)} lack a score, which counts as 0" if missing else ""
     text += f"; {percent(failed)} of the stored evaluations failed" if failed else ""
-    noise = fallback > _MUCH_NOISE or missing > _MUCH_NOISE
-    level: Level = "bad" if noise else "fair" if fallback or unknown or missing else "good"
-    advice = "`lever rescore` replaces them by the official metric." if fallback or unknown else ""
+    noise = max(fallback, shots) > _MUCH_NOISE or missing > _MUCH_NOISE
+    level: Level = "bad" if noise else "fair" if fallback or shots or unknown or missing else "good"
+    advice = (
+        "`lever rescore` replaces them by the official metric."
+        if fallback or shots or unknown
+        else ""
+    )
     return Finding(level, text + ".", advice)
 
 

@@ -12,6 +12,7 @@
 --   num_unknown bigint: not known how
 --   num_failed bigint: evaluation failed; counted here and in none of the three above
 --   num_missing bigint: not failed, but without vqa_correct or vqa_acc_score, which count as 0
+--   num_fallback_shots bigint: not failed, with a prefix (shot_scores) scored by string match
 --   num_compared bigint: sampled official rows for which string match can be computed
 --   verdict_differs_share double: share of those where one says right and the other wrong
 --   accuracy_differs_share double: share of those where the accuracies differ
@@ -32,7 +33,12 @@ counts as (
         count(*) filter (where eval_failed) as num_failed,
         count(*) filter (
             where eval_failed is not true and (vqa_correct is null or vqa_acc_score is null)
-        ) as num_missing
+        ) as num_missing,
+        count(*) filter (
+            where
+                eval_failed is not true
+                and list_contains([shot.eval_mode for shot in shot_scores], 'fallback')
+        ) as num_fallback_shots
     from source
     group by run, gen_method
 ),
@@ -72,6 +78,7 @@ final as (
         counts.num_unknown,
         counts.num_failed,
         counts.num_missing,
+        counts.num_fallback_shots,
         coalesce(disagreements.num_compared, 0) as num_compared,
         disagreements.verdict_differs_share,
         disagreements.accuracy_differs_share
