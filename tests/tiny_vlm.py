@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.logging import disable_progress_bar
 
+from lever_train.rollout.answerers.processor_model import without_videos
+
 END, PAD, IMAGE = "<|im_end|>", "<|endoftext|>", "<|image_pad|>"
 SPECIAL = [PAD, "<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", IMAGE, "<|video_pad|>"]
 CHAT = """{% for m in messages %}<|im_start|>{{ m.role }}
@@ -117,6 +119,14 @@ PROCESSED = {
     "Llava": (["<image>"], "<image>"),
     "Idefics3": (["<image>", "<fake_token_around_image>", "<global-img>"], "<image>"),
     "Gemma3": (["<image>", "<soi>", "<eoi>"], "<soi>"),
+    "SmolVLM": (
+        ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"],
+        "<image>",
+    ),
+    "InternVL": (["<IMG_CONTEXT>", "<img>", "</img>", "<video>"], "<IMG_CONTEXT>"),
+    "LlavaOnevision": (["<image>", "<video>"], "<image>"),
+    "Qwen3_5": (SPECIAL[3:], "<|vision_start|><|image_pad|><|vision_end|>"),
+    "PaliGemma": (["<image>", "<bos>"], "<image>"),
 }
 
 
@@ -133,9 +143,17 @@ def save_tiny_processed(folder: Path, family: str) -> Path:
         "head_dim": 16,
     }
     text |= {"eos_token_id": ids[END], "pad_token_id": ids[PAD], "bos_token_id": None}
-    config, processor = {"Llava": _llava, "Idefics3": _idefics3, "Gemma3": _gemma3}[family](
-        tokenizer, text, ids
-    )
+    make = {
+        "Llava": _llava,
+        "Idefics3": _idefics3,
+        "Gemma3": _gemma3,
+        "SmolVLM": _smolvlm,
+        "InternVL": _internvl,
+        "LlavaOnevision": _llava_onevision,
+        "Qwen3_5": _qwen3_5,
+        "PaliGemma": _paligemma,
+    }[family]
+    config, processor = make(tokenizer, text, ids)
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
     for weights in model.parameters():
@@ -216,3 +234,135 @@ def _gemma3(tokenizer: Any, text: dict[str, Any], ids: dict[str, int]) -> tuple[
     return config, transformers.Gemma3Processor(
         images, tokenizer, image_seq_length=4, chat_template=chat
     )
+
+
+def _smolvlm(tokenizer: Any, text: dict[str, Any], ids: dict[str, int]) -> tuple[Any, Any]:
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    config = transformers.SmolVLMConfig(
+        vision_config=_SIZES | {"image_size": 56, "patch_size": 14},
+        text_config={"model_type": "llama"} | text,
+        image_token_id=ids["<image>"],
+        scale_factor=2,
+        pad_token_id=ids[PAD],
+    )
+    images = SmolVLMImageProcessorPil(
+        size={"longest_edge": 112}, max_image_size={"longest_edge": 56}, do_image_splitting=False
+    )
+    # its own processor wants num2words; of images it says the same
+    return config, transformers.Idefics3Processor(
+        images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template
+    )
+
+
+def _named(tokenizer: Any, **named: str) -> Any:
+    """The tokenizer with names for its special tokens, as a processor asks for them."""
+    start = "<bos>" if "<bos>" in tokenizer.get_vocab() else None
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        bos_token=start,
+        eos_token=END,
+        pad_token=PAD,
+        extra_special_tokens=named,
+    )
+
+
+def _internvl(tokenizer: Any, text: dict[str, Any], ids: dict[str, int]) -> tuple[Any, Any]:
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+        GotOcr2ImageProcessorPil,
+    )
+
+    config = transformers.InternVLConfig(
+        vision_config=_SIZES | {"image_size": [56, 56], "patch_size": [14, 14]},
+        text_config={"model_type": "qwen2"} | text,
+        image_token_id=ids["<IMG_CONTEXT>"],
+        image_seq_length=4,
+    )
+    images = GotOcr2ImageProcessorPil(
+        size={"height": 56, "width": 56}, crop_to_patches=True, max_patches=3
+    )
+    named = _named(
+        tokenizer,
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    return config, without_videos(transformers.InternVLProcessor)(
+        images, named, None, image_seq_length=4, chat_template=tokenizer.chat_template
+    )
+
+
+def _llava_onevision(tokenizer: Any, text: dict[str, Any], ids: dict[str, int]) -> tuple[Any, Any]:
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    sight = {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14}
+    tiles = [[28, 28], [28, 56], [56, 28]]
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=_SIZES | sight | {"vision_use_head": False},
+        text_config={"model_type": "qwen2"} | text,
+        image_token_index=ids["<image>"],
+        video_token_index=ids["<video>"],
+        image_grid_pinpoints=tiles,
+    )
+    images = LlavaOnevisionImageProcessorPil(
+        size={"height": 28, "width": 28}, image_grid_pinpoints=tiles
+    )
+    return config, without_videos(transformers.LlavaOnevisionProcessor)(
+        images,
+        tokenizer,
+        None,
+        num_image_tokens=4,
+        vision_feature_select_strategy="full",
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def _qwen3_5(tokenizer: Any, text: dict[str, Any], ids: dict[str, int]) -> tuple[Any, Any]:
+    sight = _SIGHT | VISION["Qwen3VL"]
+    del sight["deepstack_visual_indexes"]
+    config = transformers.Qwen3_5Config(
+        text_config=text
+        | {
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [1, 1, 0],
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.25,
+            },
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+        vision_config=sight | {"out_hidden_size": 32},
+        image_token_id=ids[IMAGE],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    images = Qwen2VLImageProcessorPil(min_pixels=32**2, max_pixels=32**2 * 6, patch_size=16)
+    return config, without_videos(transformers.Qwen3VLProcessor)(
+        images, tokenizer, None, chat_template=tokenizer.chat_template
+    )
+
+
+def _paligemma(tokenizer: Any, text: dict[str, Any], ids: dict[str, int]) -> tuple[Any, Any]:
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    images = SiglipImageProcessorPil(size={"height": 28, "width": 28})
+    images.image_seq_length = 4
+    sight = {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14}
+    named = _named(tokenizer, image_token="<image>")
+    processor = transformers.PaliGemmaProcessor(images, named)
+    config = transformers.PaliGemmaConfig(
+        vision_config=_SIZES | sight | {"vision_use_head": False},
+        # the processor adds tokens of its own
+        text_config={"model_type": "gemma"} | text | {"vocab_size": len(processor.tokenizer)},
+        image_token_index=ids["<image>"],
+        projection_dim=32,
+    )
+    return config, processor

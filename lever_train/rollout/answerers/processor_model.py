@@ -19,9 +19,18 @@ from lever_data.items.prompts import Prompt, Template, Turn
 from lever_train.inputs.images import open_image
 from lever_train.rollout.answerers.vision_language import Encoded, Generation, Spoken, spoken
 
-# Compared with transformers on tiny models of their own. Others want torchvision (SmolVLM2,
-# InternVL, LLaVA-OneVision: their processors have a video half) or have no chat (PaliGemma).
-FAMILIES = ("llava", "idefics3", "gemma3")
+# Each compared with transformers on a tiny model of its own
+FAMILIES = (
+    "gemma3",
+    "idefics3",
+    "internvl",
+    "llava",
+    "llava_onevision",
+    "paligemma",
+    "qwen3_5",
+    "smolvlm",
+)
+_NO_CHAT = ("paligemma",)  # shown the turns one under the other
 
 
 class ProcessorModel:
@@ -34,6 +43,8 @@ class ProcessorModel:
         self.device = device
         ends = model.generation_config.eos_token_id
         self._ends = list(ends) if isinstance(ends, list | tuple) else [ends]
+        # an answer is text, of type 0; PaliGemma's prompts are 0 and what it says 1
+        self._answer_type = int(model.config.model_type == "paligemma")
 
     @classmethod
     def load(cls, name: str, device: str) -> ProcessorModel:
@@ -42,11 +53,11 @@ class ProcessorModel:
         Raises:
             LeverError: it cannot be loaded, or has no chat template.
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
 
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         try:
-            processor = AutoProcessor.from_pretrained(name)
+            processor = load_processor(name)
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
         except (OSError, ValueError, ImportError) as error:
             raise LeverError(
@@ -54,7 +65,7 @@ class ProcessorModel:
                 where=name,
                 hint="name a folder or a model of the Hugging Face hub",
             ) from error
-        if processor.chat_template is None:
+        if processor.chat_template is None and model.config.model_type not in _NO_CHAT:
             raise LeverError("the model has no chat template", where=name)
         return cls(model, processor, device)
 
@@ -110,10 +121,10 @@ class ProcessorModel:
     def _log_prob(self, inputs: dict[str, Any], answer: str) -> float:
         ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
         said = torch.tensor([ids], dtype=torch.long, device=self.device)
-        longer = dict(inputs)
-        for name, beside in (("input_ids", said), ("token_type_ids", torch.zeros_like(said))):
-            if name in inputs:  # the answer is text: of type 0
-                longer[name] = torch.cat([inputs[name], beside], dim=1)
+        longer = dict(inputs, input_ids=torch.cat([inputs["input_ids"], said], dim=1))
+        for name in {"token_type_ids", "mm_token_type_ids"} & inputs.keys():
+            kind = torch.full_like(said, self._answer_type)
+            longer[name] = torch.cat([inputs[name], kind], dim=1)
         longer["attention_mask"] = torch.ones_like(longer["input_ids"])
         # what predicts answer token t is the output before it; the first is the prompt's last
         logits: Tensor = self.model(**longer).logits[0, -len(ids) - 1 :].float().log_softmax(-1)
@@ -122,11 +133,30 @@ class ProcessorModel:
 
     def _inputs(self, turns: Sequence[Turn]) -> dict[str, Any]:
         """What the model is given, as its own processor lays it out."""
+        pictures = [[open_image(p.image) for t in turns for p in t.parts if p.image is not None]]
+        text = self._text(turns)
+        start = self.tokenizer.bos_token  # some templates write it, some leave it to the tokenizer
+        found = self.processor(
+            text=[text],
+            images=pictures if pictures[0] else None,
+            add_special_tokens=start is None or not text.startswith(start),
+            return_tensors="np",  # of tensors PaliGemma's makes arrays in a way numpy warns of
+        ).convert_to_tensors("pt")
+        found.pop("labels", None)  # PaliGemma's, for training
+        moved: dict[str, Any] = found.to(self.device, dtype=self.model.dtype)
+        return moved
+
+    def _text(self, turns: Sequence[Turn]) -> str:
+        if self.processor.chat_template is None:
+            image = self.processor.image_token
+            return "\n".join(
+                "".join(p.text if p.image is None else image for p in turn.parts) for turn in turns
+            )
         messages = [
             {
                 "role": turn.role,
                 "content": [
-                    {"type": "image", "image": open_image(part.image)}
+                    {"type": "image"}
                     if part.image is not None
                     else {"type": "text", "text": part.text}
                     for part in turn.parts
@@ -134,12 +164,42 @@ class ProcessorModel:
             }
             for turn in turns
         ]
-        found = self.processor.apply_chat_template(
+        text: str = self.tokenizer.apply_chat_template(
             messages,
+            chat_template=self.processor.chat_template,
             add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
+            tokenize=False,
         )
-        moved: dict[str, Any] = found.to(self.device, dtype=self.model.dtype)
-        return moved
+        return text
+
+
+def load_processor(name: str) -> Any:
+    """The processor of a model, for images and text alone: a processor with a video half would
+    want torchvision. Raises what transformers raises where there is none."""
+    from transformers import PROCESSOR_MAPPING, AutoConfig, Idefics3Processor
+
+    config = AutoConfig.from_pretrained(name)
+    # SmolVLM's own differs in what it says of videos, for which it wants num2words
+    kind = Idefics3Processor if config.model_type == "smolvlm" else PROCESSOR_MAPPING[type(config)]
+    return without_videos(kind).from_pretrained(name)
+
+
+def without_videos(kind: Any) -> Any:
+    """A kind of processor without its video half, which stands after image and text."""
+    attributes = kind.get_attributes()
+    if "video_processor" not in attributes:
+        return kind
+    still = [name for name in attributes if name != "video_processor"]
+
+    def from_args_and_dict(cls: Any, parts: list[Any], *more: Any, **named: Any) -> Any:
+        return super(made, cls).from_args_and_dict([*parts, None], *more, **named)
+
+    made = type(
+        kind.__name__,
+        (kind,),
+        {
+            "get_attributes": staticmethod(lambda: still),
+            "from_args_and_dict": classmethod(from_args_and_dict),
+        },
+    )
+    return made
