@@ -170,7 +170,13 @@ def test_every_family_is_answered_as_transformers_answers_given_the_pixels(
     assert [text for text, _ in model.generate(batch, Generation(5, 3, 1.0))] == plain
 
 
-@pytest.mark.parametrize("family", PROCESSED)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(f, marks=pytest.mark.slow) if f in ("Gemma3", "LlavaOnevision") else f
+        for f in PROCESSED
+    ],
+)
 def test_a_model_with_its_own_processor_is_answered_as_transformers_answers(
     family: str, tmp_path: Path, prompts: list[Prompt]
 ) -> None:
@@ -181,7 +187,7 @@ def test_a_model_with_its_own_processor_is_answered_as_transformers_answers(
     ends = model.model.generation_config.eos_token_id
     for prompt, answer in zip(prompts, found, strict=True):
         content: list[dict[str, Any]] = []
-        pictures = []
+        pictures: list[Image.Image] = []
         for item in (*prompt.demonstrations, prompt.query):
             said = item.answer if item is not prompt.query else ""
             assert item.image is not None
@@ -213,6 +219,15 @@ def test_a_model_with_its_own_processor_is_answered_as_transformers_answers(
                 logits = model.model(**longer).logits[0, width - 1 :].float().log_softmax(-1)
             expected = sum(float(logits[i, t]) for i, t in enumerate([*ids, ends]))
             assert value == pytest.approx(expected, abs=1e-5, rel=1e-6)
+
+
+def test_paligemma_without_an_image_is_refused_in_one_line(
+    tmp_path: Path, prompts: list[Prompt]
+) -> None:
+    model = load_model(str(save_tiny_processed(tmp_path, "PaliGemma")), "cpu")
+    with pytest.raises(LeverError, match="only where it sees an image") as error:
+        model.encode(prompts[0], Template(images=False))
+    assert "--without-images" in str(error.value.hint)
 
 
 def shown(model: ProcessorModel, family: str, messages: list[dict[str, Any]]) -> str:

@@ -74,9 +74,16 @@ class ProcessorModel:
 
         Raises:
             OSError: an image cannot be read.
+            LeverError: the model takes no prompt without an image.
         """
         turns = tuple(template.turns(prompt))
         images = tuple(p.image for t in turns for p in t.parts if p.image is not None)
+        if not images and self.model.config.model_type in _NO_CHAT:
+            raise LeverError(
+                "the model answers only where it sees an image",
+                value=self.model.config.model_type,
+                hint="leave out --without-images",
+            )
         return Encoded(self._inputs(turns)["input_ids"][0].tolist(), images, turns)
 
     def read_images(self, paths: Sequence[Path]) -> dict[Path, str]:
@@ -148,9 +155,9 @@ class ProcessorModel:
 
     def _text(self, turns: Sequence[Turn]) -> str:
         if self.processor.chat_template is None:
-            image = self.processor.image_token
+            image = str(self.processor.image_token)
             return "\n".join(
-                "".join(p.text if p.image is None else image for p in turn.parts) for turn in turns
+                "".join(image if p.text is None else p.text for p in turn.parts) for turn in turns
             )
         messages = [
             {
@@ -192,9 +199,9 @@ def without_videos(kind: Any) -> Any:
     still = [name for name in attributes if name != "video_processor"]
 
     def from_args_and_dict(cls: Any, parts: list[Any], *more: Any, **named: Any) -> Any:
-        return super(made, cls).from_args_and_dict([*parts, None], *more, **named)
+        return kind.from_args_and_dict.__func__(cls, [*parts, None], *more, **named)
 
-    made = type(
+    return type(
         kind.__name__,
         (kind,),
         {
@@ -202,4 +209,3 @@ def without_videos(kind: Any) -> Any:
             "from_args_and_dict": classmethod(from_args_and_dict),
         },
     )
-    return made
