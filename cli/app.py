@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from enum import StrEnum
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Annotated, Any, NoReturn
@@ -55,6 +56,13 @@ Exit codes: 0    done
 """
 
 
+class Verify(StrEnum):
+    """When the bytes of the files that a command reads are compared with the manifest."""
+
+    once = "once"
+    full = "full"
+
+
 def command_line(names: Sequence[str] = COMMANDS, *, with_completion: bool = False) -> typer.Typer:
     """The command line with these commands, and the options that set up the shell's completion."""
     app = typer.Typer(
@@ -91,8 +99,18 @@ def _root(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
+    verify: Annotated[
+        Verify | None,
+        typer.Option(
+            "--verify",
+            help="once (default): a stored file is hashed when it is new here or was touched; "
+            "full: always, as with LEVER_VERIFY=full.",
+        ),
+    ] = None,
 ) -> None:
     _shown.tracebacks = debug
+    if verify is not None:
+        os.environ["LEVER_VERIFY"] = verify.value  # for the processes of this command too
 
 
 class _Shown:
