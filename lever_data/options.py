@@ -186,10 +186,10 @@ class Option:
         """What the option does, and its default where it has one to speak of."""
         default = self.field.default
         text = str(self.field.description)
-        if self.field.is_required():
-            return text
         if self.is_repeatable and not self.said("argument"):
             text = f"{text} Repeatable."
+        if self.field.is_required():
+            return text
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         return text if shown in (None, "", False) else f"{text} Default: {shown}."
 
