@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "lever_train.pack": ("lever_train.evaluate", "lever_train.embed"),
     "lever_train.flow": ("lever_train.learn", "lever_train.embed", "lever_train.evaluate"),
     "lever_demo": ("lever_train.flow",),
-    "cli": ("lever_demo", "lever_train.pack"),
+    "lever_board": ("lever_train.flow",),
+    "cli": ("lever_demo", "lever_board", "lever_train.pack"),
     "lever": ("lever_train.flow",),
 }
 DOORS = [ROOT / top / "__init__.py" for top in ("lever_data", "lever_train")]  # no rooms
@@ -60,7 +61,7 @@ def _imports(file: Path) -> Iterator[str]:
 
 
 def test_every_folder_of_code_has_its_place() -> None:
-    tops = ("lever_data", "lever_train", "lever_demo", "cli", "lever")
+    tops = ("lever_data", "lever_train", "lever_demo", "lever_board", "cli", "lever")
     found = {
         ".".join(f.parent.relative_to(ROOT).parts) for t in tops for f in (ROOT / t).rglob("*.py")
     }

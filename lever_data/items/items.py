@@ -95,6 +95,18 @@ def load_items(
     return items
 
 
+def some_items(con: duckdb.DuckDBPyConnection, place: Place, ids: Iterable[int]) -> dict[int, Item]:
+    """The items with these ids, from the table ``examples`` alone; unknown ids are left out."""
+    rows = con.cursor().execute(_SOME_EXAMPLES, [place.dataset, place.split, sorted({*ids})])
+    return _items(place, rows.fetchall())
+
+
+_SOME_EXAMPLES = """
+    select example_id, question_id, image_id, image_path, question, answers, answer, true
+    from examples
+    where dataset = ? and split = ? and example_id in (select unnest(?::bigint[]))
+    order by example_id
+"""
 _EXAMPLES = """
     select example_id, question_id, image_id, image_path, question, answers, answer, true
     from examples

@@ -8,7 +8,8 @@ and the SQL behind each. Every figure is a query over ``sql/diagnostics``, which
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,21 @@ def audit(store: Store, request: AuditRequest) -> Audit:
             the reward cannot be computed from its columns, or its queries are other questions
             than the examples of their numbers.
     """
-    if not store.runs():
+    with audited(store, request) as (_, found):
+        return found
+
+
+@contextmanager
+def audited(
+    store: Store, request: AuditRequest
+) -> Iterator[tuple[duckdb.DuckDBPyConnection, Audit]]:
+    """Audit one view, and keep open what it was computed from: the diagnostics over that view.
+
+    Raises:
+        LeverError: as :func:`audit`.
+    """
+    stored = store.inventory()
+    if not stored.runs and not stored.damaged:
         raise LeverError(
             "the store has no runs yet, so there is nothing to audit",
             where=str(store.path),
@@ -82,7 +97,7 @@ def audit(store: Store, request: AuditRequest) -> Audit:
             require_same_questions(session.con, dataset, split)
         figures = _figures(session.con, store, request)
         figures |= {"missing_share": survey.missing_share, "scorers": survey.scorers}
-        return Audit(figures, {"scored": scored, **_sql()})
+        yield session.con, Audit(figures, {"scored": scored, **_sql()})
     except duckdb.Error as error:
         raise LeverError(
             f"the audit's SQL failed over this view: {str(error).splitlines()[0]}",
@@ -103,7 +118,7 @@ def _open(store: Store, request: AuditRequest) -> Session:
     wanted = [request.view, *read_by_diagnostics(), *([request.policy] if request.policy else [])]
     runs = [*request.runs]
     if runs:  # chosen runs are chosen candidates; what is asked and answered comes along
-        runs += [run.run for run in store.runs() if run.kind == "examples"]
+        runs += [run.run for run in store.inventory().runs if run.kind == "examples"]
     session = open_session(
         store, runs=runs, scorer=request.scorer, sql_dir=request.sql_dir, only=wanted
     )

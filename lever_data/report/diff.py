@@ -119,7 +119,7 @@ def _open(store: Store, request: DiffRequest, runs: Sequence[str]) -> Session:
     tables = ["stg_candidates", "stg_evaluations", "stg_queries", "query_images"]
     wanted = [*tables, request.a, request.b]
     session = open_session(store, runs=runs, sql_dir=request.sql_dir, only=wanted)
-    names = [run.run for run in store.runs()]
+    names = [run.run for run in store.inventory().runs]
     for name in (request.a, request.b):
         wanted_run = name.partition(":")[0]
         if name not in session.relations and not any(n.startswith(wanted_run) for n in names):
@@ -279,7 +279,7 @@ def _struct_of(expressions: Sequence[str]) -> str:
 def _find_run(store: Store, name: str, session: Session) -> Run | None:
     """The run of this id; else, where no view has the name, the only run with this prefix."""
     wanted = name.partition(":")[0]
-    runs = store.runs()
+    runs = store.inventory().runs
     found = [run for run in runs if run.run == wanted]
     if not found and wanted and name not in session.relations:
         found = [run for run in runs if run.run.startswith(wanted)]

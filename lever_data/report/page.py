@@ -17,7 +17,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 # A selector has its colour on every page: those that are always there by name, others by a hash.
@@ -29,6 +29,7 @@ _COLOURS = {
     "sft": "c3",
 }
 _FREE = ("c0", "c4", "c6", "c7")
+SCRIPTS, STYLES = ("uplot.js", "page.js"), ("uplot.css", "page.css")
 _DASHES = ((), (7, 4), (2, 4), (9, 4, 2, 4))
 Cell = str | int | float | None | tuple[str, float | None]  # a pair: what is read, what sorts
 
@@ -130,13 +131,14 @@ def render(
         sections: the figures, where the page is made of them.
         template: a page with a body of its own; it extends ``page.html`` and takes ``more``.
     """
-    scripts = [_static("uplot.js"), _static("page.js")]
-    style = _static("uplot.css") + _static("page.css")
+    scripts = [static(name) for name in SCRIPTS]
+    style = "".join(static(name) for name in STYLES)
     digests = {"scripts": " ".join(map(_digest, scripts)), "style": _digest(style)}
     return (
-        _environment()
+        environment()
         .get_template(template)
         .render(
+            base="page.html",
             title=title,
             facts=list(facts.items()),
             made_by=made_by,
@@ -176,14 +178,15 @@ def number(value: float | None, sign: str = "-") -> str:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("lever_data.report"),
+def environment(*packages: str) -> Environment:
+    """The templates of pages, and those of other packages that extend them."""
+    made = Environment(
+        loader=ChoiceLoader([PackageLoader(name) for name in ("lever_data.report", *packages)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "count": lambda value: f"{value:,}",
         "number": number,
         "signed": lambda value: number(value, "+"),
@@ -193,11 +196,12 @@ def _environment() -> Environment:
         "sort_key": _sort_key,
         "json": _json,
     }
-    return environment
+    return made
 
 
 @cache
-def _static(name: str) -> str:
+def static(name: str) -> str:
+    """A script or style of the pages."""
     return (resources.files("lever_data.report") / "static" / name).read_text("utf-8")
 
 

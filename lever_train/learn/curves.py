@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from lever_data.report.page import Chart, Figure, Line, Section, render
 from lever_data.report.verdict import Finding
-from lever_train.learn.log import Log
+
+if TYPE_CHECKING:
+    from lever_train.learn.log import Log
 
 BINS = 240
 

@@ -183,5 +183,6 @@
   document.querySelectorAll(".scroll > table:not(.pairs)").forEach(enhance);
   offerSmoothing();
   drawAll();
+  document.addEventListener("lever:figures", drawAll); // who changed a `data-chart` says so
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 })();

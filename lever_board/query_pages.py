@@ -1,0 +1,350 @@
+"""The pages *Queries*, a grid of the queries of a view, and *One query*, with every candidate.
+
+In go a survey of the view (classes, spreads, best rewards) and the store's relations; out come the
+queries that meet a filter, and of one of them what was shown, answered and earned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lever_board.board import Survey
+from lever_board.page import Asked, Content, working
+from lever_data.catalog import reward_modes
+from lever_data.errors import LeverError, UsageError
+from lever_data.items.items import some_items
+from lever_data.items.prompts import Item, Prompt, Template
+from lever_data.relations.reward_spec import RewardSpec
+from lever_data.relations.rewards import needs, reward_sql
+from lever_data.relations.stream import readable_errors
+
+TILES = 24  # queries of a page of the grid
+CANDIDATES = 200  # of a query that are shown
+FILTERS = {  # name → (words, condition over survey_queries)
+    "all": ("all queries", "true"),
+    "mixed": ("mixed: rewards differ", "class = 'mixed'"),
+    "all_wrong": ("all wrong", "class = 'all_wrong'"),
+    "all_right": ("all right", "class = 'all_right'"),
+    "tied": ("tied in between", "class = 'tied'"),
+    "oracle": ("pick wrong, best right", "picked_accuracy = 0 and best_accuracy > 0"),
+    "fallback": ("with fallback rows", "num_fallback > 0"),
+    "failed": ("with failed answers", "num_failed > 0"),
+}
+SORTS = {  # name → (words, order)
+    "id": ("query id", "dataset, split, query_id"),
+    "spread": ("spread, widest first", "deviation desc nulls last, dataset, split, query_id"),
+    "best": ("best reward", "max_reward desc nulls last, dataset, split, query_id"),
+    "worst": ("worst best reward", "max_reward nulls last, dataset, split, query_id"),
+    "gap": (
+        "best above the pick",
+        "max_reward - picked_reward desc nulls last, dataset, split, query_id",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which query: its id is an index into the split."""
+
+    dataset: str
+    split: str
+    query_id: int
+
+
+def reward_of(asked: Asked) -> RewardSpec:
+    """The reward mode the reader chose.
+
+    Raises:
+        UsageError: there is no such mode.
+    """
+    mode = asked.text("mode", "hard_plus_soft")
+    if mode not in reward_modes():
+        raise UsageError("unknown reward mode", value=mode, hint=f"modes: {list(reward_modes())}")
+    return RewardSpec(mode=mode)
+
+
+def queries_page(asked: Asked) -> Content:
+    """A grid of a view's queries."""
+    view, reward = asked.text("view", "all_candidates"), reward_of(asked)
+    survey = asked.board.survey(asked.state, view, reward)
+    if survey is None:
+        return working(f"Queries of {view}")
+    chosen, sort = _one_of(asked, "filter", FILTERS), _one_of(asked, "sort", SORTS)
+    number = max(asked.number("page", 1), 1)
+    with survey.tables() as con:
+        counts = con.execute(
+            "select " + ", ".join(f"count(*) filter ({sql})" for _, sql in FILTERS.values())
+            + " from survey_queries"
+        ).fetchall()[0]  # fmt: skip
+        con.execute(
+            f"select * from survey_queries where {FILTERS[chosen][1]} order by {SORTS[sort][1]} "
+            "limit ? offset ?",
+            [TILES, (number - 1) * TILES],
+        )
+        names = [column[0] for column in con.description or ()]
+        rows = [dict(zip(names, row, strict=True)) for row in con.fetchall()]
+    known = _asked_items(asked, [Key(r["dataset"], r["split"], r["query_id"]) for r in rows])
+    shares = dict(zip(FILTERS, counts, strict=True))
+    parameters = {"view": view, "mode": reward.mode, "filter": chosen, "sort": sort}
+    return Content(
+        f"Queries of {view}",
+        {"reward": f"`{reward.name}`", "queries": f"{shares['all']:,}"},
+        template="queries.html",
+        more={
+            "tiles": [(row, known.get(_key(row))) for row in rows],
+            "filters": [(k, f"{words} ({shares[k]:,})") for k, (words, _) in FILTERS.items()],
+            "sorts": [(k, words) for k, (words, _) in SORTS.items()],
+            "modes": [(mode, mode) for mode in reward_modes()],
+            "views": training_views(asked),
+            "parameters": parameters,
+            "number": number,
+            "last": -(-shares[chosen] // TILES),
+            "shown": shares[chosen],
+        },
+    )
+
+
+def training_views(asked: Asked) -> list[tuple[str, str]]:
+    """The views that can be audited, as choices."""
+    names = ["candidates", "evaluations", "queries", "examples", "runs", "sweeps", "embeddings"]
+    hidden = {*names, "training_metrics", "evaluation_scores", "candidate_info", "own_pointers"}
+    known = asked.state.session().relations.values()
+    return [
+        (r.name, r.name)
+        for r in sorted(known, key=lambda r: r.name)
+        if r.folder in ("views", "user") and r.name not in hidden and r.name != "beam_infoscore"
+    ]
+
+
+def query_page(asked: Asked) -> Content:
+    """One query: what was asked, and every candidate with what it earned."""
+    key = Key(asked.text("dataset"), asked.text("split"), asked.number("id", -1))
+    reward = reward_of(asked)
+    rows = _candidates(asked, key, reward)
+    picks = _picks(asked, key)
+    item = _asked_items(asked, [key]).get(key)
+    if item is None and not rows and not picks:
+        raise UsageError(
+            "the store knows no such query",
+            value=f"{key.dataset}/{key.split}, query {key.query_id}",
+            hint="the page Queries lists them",
+        )
+    shown = _demonstrations(asked, key, [r["pointer"] for r in [*rows, *picks]])
+    before, after = _neighbours(asked, key, reward)
+    context = {name: asked.text(name) for name in ("view", "filter", "sort") if asked.text(name)}
+    return Content(
+        f"Query {key.query_id}",
+        {
+            "dataset/split": f"{key.dataset}/{key.split}",
+            "question id": str(item.question_id) if item and item.question_id is not None else None,
+            "image id": str(item.image_id) if item and item.image_id is not None else None,
+        },
+        template="query.html",
+        more={
+            "key": key,
+            "item": item,
+            "candidates": [_shown(row, picks, shown, item) for row in rows[:CANDIDATES]],
+            "num_candidates": len(rows),
+            "picks": picks,
+            "shown": shown,
+            "modes": [(mode, mode) for mode in reward_modes()],
+            "reward": reward,
+            "context": context,
+            "before": before,
+            "after": after,
+            "best": max((row["reward"] for row in rows if not row["eval_failed"]), default=None),
+        },
+    )
+
+
+def _one_of(asked: Asked, name: str, choices: Mapping[str, object]) -> str:
+    chosen = asked.text(name, next(iter(choices)))
+    if chosen not in choices:
+        raise UsageError(f"there is no such {name}", value=chosen, hint=", ".join(choices))
+    return chosen
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return Key(row["dataset"], row["split"], row["query_id"])
+
+
+def _asked_items(asked: Asked, keys: Sequence[Key]) -> dict[Key, Item]:
+    """The questions of these queries: from the examples, else as the RL data tells them."""
+    con = asked.state.session().con
+    found: dict[Key, Item] = {}
+    for dataset, split in dict.fromkeys((k.dataset, k.split) for k in keys):
+        ids = [k.query_id for k in keys if (k.dataset, k.split) == (dataset, split)]
+        items = some_items(con, asked.board.place(dataset, split), ids)
+        found |= {Key(dataset, split, number): item for number, item in items.items()}
+        rows = con.cursor().execute(_QUERIES, [dataset, split, ids]).fetchall()
+        for number, question, answers, question_id, image_id in rows:
+            key = Key(dataset, split, number)
+            said = tuple(answers or ())
+            found.setdefault(
+                key, Item(dataset, split, number, question, said, None, None, question_id, image_id)
+            )
+    return found
+
+
+_QUERIES = """
+    select query_id, question, gt_answers, question_id, image_id
+    from queries
+    where
+        dataset = ? and split = ? and query_id in (select unnest(?::bigint[]))
+        and question is not null
+"""
+
+
+def _candidates(asked: Asked, key: Key, reward: RewardSpec) -> list[dict[str, Any]]:
+    """Every candidate of the query, best reward first; what failed comes last.
+
+    Raises:
+        LeverError: the reward cannot be computed.
+    """
+    con = asked.state.session().con.cursor()
+    columns = [row[0] for row in con.execute("describe candidates").fetchall()]
+    lacking = " or ".join(f"({need.lacking})" for need in needs("candidates", reward, columns))
+    sql = f"""
+        select
+            v.*,
+            coalesce({reward_sql(reward)}, 0) as reward,
+            coalesce({lacking}, false) as is_lacking
+        from candidates as v
+        where v.dataset = ? and v.split = ? and v.query_id = ?
+        order by coalesce(v.eval_failed, false), reward desc, v.run, v.candidate
+    """
+    with readable_errors():
+        con.execute(sql, [key.dataset, key.split, key.query_id])
+        names = [column[0] for column in con.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in con.fetchall()]
+
+
+def _picks(asked: Asked, key: Key) -> list[dict[str, Any]]:
+    """What every evaluated selector picked for the query."""
+    con = asked.state.session().con.cursor()
+    con.execute(_PICKS, [key.dataset, key.split, key.query_id])
+    names = [column[0] for column in con.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in con.fetchall()]
+
+
+_PICKS = """
+    select evaluations.run, selector, shots, pointer, prediction, accuracy, error
+    from evaluations
+    where dataset = ? and split = ? and query_id = ?
+    order by evaluations.run desc, selector, shots
+"""
+
+
+def _demonstrations(asked: Asked, key: Key, pointers: Iterable[Sequence[int]]) -> dict[int, Item]:
+    """The examples of the pointers: of the split `train` where there is one, else the query's."""
+    ids = {example for pointer in pointers for example in pointer}
+    con = asked.state.session().con
+    for split in dict.fromkeys(("train", key.split)):
+        found = some_items(con, asked.board.place(key.dataset, split), ids)
+        if found:
+            return found
+    return {}
+
+
+def _shown(
+    row: Mapping[str, Any],
+    picks: Sequence[Mapping[str, Any]],
+    shown: Mapping[int, Item],
+    item: Item | None,
+) -> dict[str, Any]:
+    """A candidate as its row shows it."""
+    prompt, is_stored = _prompt(row, shown, item)
+    raw, kept = row["vqa_raw_generation"], row["vqa_pred_answer"]
+    at = raw.find(kept) + len(kept) if raw is not None and kept and kept in raw else None
+    return {
+        **row,
+        "demonstrations": [(number, shown.get(number)) for number in row["pointer"]],
+        "picked_by": sorted(
+            {f"{p['selector']} ({p['shots']})" for p in picks if p["pointer"] == row["pointer"]}
+        ),
+        "raw_kept": raw if at is None else raw[:at],
+        "raw_cut": "" if at is None else raw[at:],
+        "prompt": prompt,
+        "is_stored": is_stored,
+    }
+
+
+def _prompt(
+    row: Mapping[str, Any], shown: Mapping[int, Item], item: Item | None
+) -> tuple[str | None, bool]:
+    """The prompt as it is stored, else in lever's own words; ``None``: an item is not known."""
+    extra = json.loads(row["extra"]) if row["extra"] else {}
+    if isinstance(stored := extra.get("vqa_prompt_text"), str):
+        return stored, True
+    if item is None or any(number not in shown for number in row["pointer"]):
+        return None, False
+    prompt = Prompt(item, tuple(shown[number] for number in row["pointer"]))
+    return Template().shown(prompt), False
+
+
+def _neighbours(asked: Asked, key: Key, reward: RewardSpec) -> tuple[Key | None, Key | None]:
+    """The query before and the one after: of the grid the reader came from, else by number."""
+    if asked.text("filter") or asked.text("sort"):
+        view = asked.text("view", "all_candidates")
+        survey = asked.board.survey(asked.state, view, reward)
+        return (None, None) if survey is None else _in_grid(asked, survey, key)
+    con = asked.state.session().con.cursor()
+    found = con.execute(_NEIGHBOURS, {"d": key.dataset, "s": key.split, "q": key.query_id})
+    before, after = (
+        None if number is None else Key(key.dataset, key.split, number)
+        for number in found.fetchall()[0]
+    )
+    return before, after
+
+
+_NEIGHBOURS = """
+    with known as (
+        select query_id from stg_queries where dataset = $d and split = $s
+        union all
+        select example_id as query_id from examples
+        where dataset = $d and split = $s
+            and not exists (select 1 from stg_queries where dataset = $d and split = $s)
+    )
+
+    select
+        max(query_id) filter (query_id < $q),
+        min(query_id) filter (query_id > $q)
+    from known
+"""
+
+
+def _in_grid(asked: Asked, survey: Survey, key: Key) -> tuple[Key | None, Key | None]:
+    chosen, sort = _one_of(asked, "filter", FILTERS), _one_of(asked, "sort", SORTS)
+    sql = f"""
+        with placed as (
+            select
+                dataset, split, query_id,
+                row_number() over (order by {SORTS[sort][1]}) as place
+            from survey_queries
+            where {FILTERS[chosen][1]}
+        ),
+        own as (select place from placed where dataset = ? and split = ? and query_id = ?)
+        select placed.place - own.place as side, dataset, split, query_id
+        from placed, own
+        where abs(placed.place - own.place) = 1
+    """
+    with survey.tables() as con:
+        rows = con.execute(sql, [key.dataset, key.split, key.query_id]).fetchall()
+    found = {side: Key(*rest) for side, *rest in rows}
+    return found.get(-1), found.get(1)
+
+
+def example_of(asked: Asked, dataset: str, split: str, example_id: int) -> Item:
+    """One item of a split.
+
+    Raises:
+        LeverError: the store does not know it.
+    """
+    place = asked.board.place(dataset, split)
+    found = some_items(asked.state.session().con, place, [example_id])
+    if example_id not in found:
+        raise LeverError("there is no such example", value=f"{dataset}/{split} {example_id}")
+    return found[example_id]

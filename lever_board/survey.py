@@ -1,0 +1,96 @@
+"""The process that audits a view for the board: gigabytes for a moment, and none afterwards.
+
+In goes a folder with ``request.json``; out come ``audit.json``, ``queries.parquet`` and
+``examples.parquet`` beside it. The figures are those of :func:`lever_data.report.audit.audited`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+
+from lever_data.errors import LeverError, UsageError
+from lever_data.report.audit import audited
+from lever_data.report.options import AuditRequest
+from lever_data.store.files import write_json
+from lever_data.store.store import Store
+
+# query_rewards, and of the same queries what was not scored as it should be. A query whose answers
+# all failed is in no view for training; here it has a row without class.
+_QUERIES = """
+    with rewarded as (
+        select * replace (dataset::varchar as dataset, split::varchar as split)
+        from query_rewards
+    ),
+
+    fallback as (
+        select
+            dataset::varchar as dataset,
+            split::varchar as split,
+            query_id,
+            count(*) filter (eval_mode = 'fallback') as num_fallback
+        from scores
+        group by all
+    ),
+
+    failed as (
+        select dataset, split, query_id, count(*) as num_failed
+        from main.candidates
+        where eval_failed
+        group by all
+    )
+
+    select
+        rewarded.* exclude (dataset, split, query_id),
+        dataset,
+        split,
+        query_id,
+        coalesce(num_fallback, 0) as num_fallback,
+        coalesce(num_failed, 0) as num_failed,
+        sqrt(reward_variance) as deviation
+    from rewarded
+    left join fallback using (dataset, split, query_id)
+    full join failed using (dataset, split, query_id)
+    order by dataset, split, query_id
+"""
+_EXAMPLES = """
+    select
+        * exclude (dataset, split),
+        dataset::varchar as dataset,
+        split::varchar as split,
+        row_number() over (order by num_picks desc, dataset, split, example_id) as place
+    from demonstration_usage
+    order by place
+"""
+
+
+def survey(folder: Path) -> None:
+    """Answer the request that lies in ``folder``."""
+    asked = json.loads((folder / "request.json").read_bytes())
+    request = AuditRequest.model_validate_json(asked["request"])
+    try:
+        with audited(Store.open(asked["store"]), request) as (con, found):
+            _write(con, _QUERIES, folder / "queries.parquet")
+            _write(con, _EXAMPLES, folder / "examples.parquet")
+            write_json(folder / "audit.json", asdict(found))  # the last: it says that all is there
+    except LeverError as error:
+        said = {name: getattr(error, name) for name in ("what", "where", "hint")}
+        value = None if error.value is None else str(error.value)
+        is_usage = isinstance(error, UsageError)
+        write_json(folder / "audit.json", {"error": {**said, "value": value, "is_usage": is_usage}})
+
+
+def _write(con: duckdb.DuckDBPyConnection, sql: str, file: Path) -> None:
+    reader = con.sql(sql).to_arrow_reader(100_000)
+    with pq.ParquetWriter(file, reader.schema) as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+
+
+if __name__ == "__main__":
+    survey(Path(sys.argv[1]))
