@@ -32,8 +32,8 @@ from lever_data.store.schema import CANDIDATES, QUERIES
 from lever_data.store.store import RunSpec, Store
 from lever_train.learn.batch import Batch, Loader
 from lever_train.learn.data import Source, open_data
+from lever_train.learn.setup import new_selector
 from lever_train.learn.step import Learner, Phase
-from lever_train.learn.train import new_selector
 from lever_train.options.resolve import resolve
 
 SHOTS, DIM = 2, 512

@@ -16,8 +16,9 @@ from lever_train.learn import losses
 from lever_train.learn.batch import Loader
 from lever_train.learn.data import Source, TrainingData, open_data
 from lever_train.learn.distributed import World
+from lever_train.learn.setup import frozen_copy, new_selector
 from lever_train.learn.step import Learner, Phase, adapt_beta
-from lever_train.learn.train import frozen_copy, new_selector, train
+from lever_train.learn.train import train
 from lever_train.learn.validate import validate
 from lever_train.options.resolve import resolve
 from lever_train.options.train import TrainConfig

@@ -8,7 +8,6 @@ keeps the state.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -18,28 +17,22 @@ from typing import Any, Protocol
 
 import torch
 
-from lever_data.errors import LeverError, UsageError
+from lever_data.errors import LeverError
 from lever_train.learn import distributed
 from lever_train.learn.batch import Loader
 from lever_train.learn.data import Source, describe_data, open_data
 from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.log import require_tensorboard
 from lever_train.learn.losses import group_weights, tied_groups
+from lever_train.learn.setup import frozen_copy, new_selector, phases_of, set_trained, title_of
 from lever_train.learn.state import State, fingerprint, load_state, save_state
 from lever_train.learn.step import Figures, Learner, Phase, adapt_beta
 from lever_train.learn.validate import figure_names, is_better, judged, require_finite, validate
 from lever_train.options.resolve import to_toml
 from lever_train.options.train import TrainConfig
-from lever_train.selector.checkpoint import Progress, load_selector
-from lever_train.selector.kinds import make_selector
+from lever_train.selector.checkpoint import Progress
 from lever_train.selector.model import Selector
 
-# LEGACY: freezing the backbone trains the attention; its norms train with it, our choice
-TRAINED_WHEN_FROZEN = ("cross_attn_layers.", "attn_norms.")
-SHAPE = (  # options that a checkpoint decides
-    *("selector", "hidden", "num_layers", "num_heads", "max_shots"),
-    *("decoder_gru", "step_embedding", "can_stop"),
-)
 _SHOWN = {  # of an epoch's figures, and how the row of the epoch calls them
     "train_loss": "loss",
     "train_kl": "kl",
@@ -174,7 +167,7 @@ class _Training:
                 self.folder.clear()
             raise
         if config.run.stage == "rl" and config.grpo.epochs == 0:
-            self._say(f"{_title(Phase('grpo', 1, 0), config)}: the RCE model is the result")
+            self._say(f"{title_of(Phase('grpo', 1, 0), config)}: the RCE model is the result")
         if self.world.is_main:
             self._say(self.folder.commit(self.source, config, self.data, self.state.log))
         return self._result()
@@ -216,7 +209,7 @@ class _Training:
     def _run_phases(self) -> None:
         state, optimizer = self.state, self.state.optimizer
         for phase in self.phases[state.phase :]:
-            self._say(_title(phase, self.config))
+            self._say(title_of(phase, self.config))
             for line in set_trained(self.selector, phase, self.config):
                 self._say(line)
             learner = Learner(
@@ -344,77 +337,6 @@ class _Training:
             self.notify(line)
 
 
-def phases_of(config: TrainConfig) -> list[Phase]:
-    """The phases with at least one epoch.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if config.run.stage != "rl":
-        stage = config.run.stage
-        return [Phase(stage, 0, getattr(config, stage).epochs)]
-    rce, grpo = config.rce.epochs, config.grpo.epochs
-    found = [(name, epochs) for name, epochs in (("rce", rce), ("grpo", grpo)) if epochs]
-    if not found:
-        raise UsageError("nothing to train", value="--rce-epochs 0 --grpo-epochs 0")
-    first = {"rce": 0, "grpo": rce}
-    return [Phase(name, i, epochs, first[name]) for i, (name, epochs) in enumerate(found)]
-
-
-def new_selector(
-    config: TrainConfig, dim: int, say: Callable[[str], None]
-) -> tuple[Selector, TrainConfig]:
-    """A fresh selector for embeddings of width ``dim``, or the one of ``sft_checkpoint``.
-
-    A checkpoint decides the shape; where the config states another, that is an error. The config
-    comes back with the shape there is.
-    """
-    model = config.model
-    if model.sft_checkpoint is None:
-        torch.manual_seed(config.run.seed)
-        return make_selector(dim, model), config
-    selector, found = load_selector(
-        model.sft_checkpoint, dropout=model.dropout, attention_dropout=model.attention_dropout
-    )
-    if found.dim != dim:
-        raise LeverError(
-            f"the checkpoint takes embeddings of width {found.dim}, the embeddings have {dim}",
-            where=str(model.sft_checkpoint),
-        )
-    actual = {name: getattr(found.config, name) for name in SHAPE}
-    for name, value in actual.items():
-        if name in model.model_fields_set and getattr(model, name) != value:
-            raise UsageError(
-                f"the checkpoint has {name} = {value}, the config says {getattr(model, name)}",
-                where=str(model.sft_checkpoint),
-                hint="leave the option out: the checkpoint decides its shape",
-            )
-    say(f"start from {model.sft_checkpoint} ({found.layout}, {len(found.tensors)} tensors matched)")
-    if found.foreign:
-        say(f"not the selector's, left out: {', '.join(found.foreign)}")
-    return selector, config.model_copy(update={"model": model.model_copy(update=actual)})
-
-
-def frozen_copy(selector: Selector) -> Selector:
-    """A copy that no longer changes, in eval mode."""
-    return copy.deepcopy(selector).requires_grad_(False).eval()
-
-
-def set_trained(selector: Selector, phase: Phase, config: TrainConfig) -> list[str]:
-    """Choose the parameters that train in the phase; returns lines that say which."""
-    freeze = phase.name == "grpo" and config.grpo.freeze_backbone
-    trained: list[str] = []
-    frozen: list[str] = []
-    for name, parameter in selector.named_parameters():
-        trains = not freeze or name.startswith(TRAINED_WHEN_FROZEN)
-        parameter.requires_grad_(trains)
-        (trained if trains else frozen).append(name)
-    if not trained:
-        raise UsageError("nothing is left to train: the selector has no attention layer")
-    lines = [f"trains: {', '.join(trained)}"]
-    return [*lines, f"frozen: {', '.join(frozen)}"] if frozen else lines
-
-
 def nothing_to_learn(config: TrainConfig, tied: float, groups: float) -> LeverError:
     """The error of a training whose groups are all tied."""
     return LeverError(
@@ -424,19 +346,6 @@ def nothing_to_learn(config: TrainConfig, tied: float, groups: float) -> LeverEr
         hint="--tied-groups keep trains on them all the same; another reward may tell "
         "the candidates apart",
     )
-
-
-def _title(phase: Phase, config: TrainConfig) -> str:
-    """The line that opens the phase."""
-    if phase.name == "sft":
-        return f"[SFT] epochs={phase.epochs}, lr={config.sft.lr}, warm_up={config.sft.warm_up}"
-    if phase.name == "dense":
-        return f"[DENSE] epochs={phase.epochs}, lr={config.dense.lr}, {config.dense.objective}"
-    if phase.name == "rce":
-        low, high = config.rce.temperature_end, config.rce.temperature_start
-        return f"[RCE] epochs={phase.epochs}, lr={config.rce.lr}, temperature={high} to {low}"
-    grpo = config.grpo
-    return f"[GRPO] epochs={phase.epochs}, lr={grpo.lr}, kl_beta_init={grpo.kl_beta_init}"
 
 
 def _row(phase: Phase, epoch: int, figures: Figures) -> str:
