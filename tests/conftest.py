@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.torture.harness import Nursery
+
+if TYPE_CHECKING:  # it imports torch, which most files of tests go without
+    from tests.training import Bench
 
 # All that sweep, train, generate and rescore import; torch imports _dynamo when an optimizer is
 # made, which would take each child 1.4 s.
@@ -36,6 +41,22 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     """A nursery for the commands that train, generate and rescore."""
     with Nursery(tmp_path_factory.mktemp("nursery"), *_MODULES) as nursery:
         yield nursery
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A training in ``out`` as ``Bench.train`` makes it by default; only read."""
+    from tests.training import Bench
+
+    bench = Bench(tmp_path_factory.mktemp("finished"))
+    bench.train()
+    return bench
+
+
+@pytest.fixture
+def trained(finished: Bench, tmp_path: Path) -> Bench:
+    """A copy of the finished training, to be changed."""
+    return finished.copy(tmp_path)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

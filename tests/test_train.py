@@ -89,8 +89,8 @@ def test_every_epoch_says_a_row_when_it_ends(bench: Bench) -> None:
     assert not any("val_loss" in line for line in bench.said if "] epoch " in line)
 
 
-def test_metrics_are_a_relation_of_the_store(bench: Bench) -> None:
-    bench.train()
+def test_metrics_are_a_relation_of_the_store(trained: Bench) -> None:
+    bench = trained
     con = connect(bench.store)
     found = con.sql(
         "select metric, value from training_metrics where step is null and epoch = 2"
@@ -309,12 +309,11 @@ def test_training_from_a_checkpoint(bench: Bench) -> None:
         bench.train("bad", sft_checkpoint=str(first.last), num_layers=1)
 
 
-def test_an_output_folder_is_not_overwritten_by_accident(bench: Bench) -> None:
-    bench.train()
+def test_an_output_folder_is_not_overwritten_by_accident(trained: Bench) -> None:
     with pytest.raises(UsageError, match="holds another training"):
-        bench.train()
-    bench.train(overwrite=True, rce_epochs=1)
-    assert not (bench.folder / "out" / "rce_epoch2.pt").exists()
+        trained.train()
+    trained.train(overwrite=True, rce_epochs=1)
+    assert not (trained.folder / "out" / "rce_epoch2.pt").exists()
 
 
 @pytest.mark.parametrize(
@@ -332,26 +331,24 @@ def test_an_output_folder_is_not_overwritten_by_accident(bench: Bench) -> None:
     ],
 )
 def test_a_refused_training_overwrites_nothing(
-    bench: Bench, flags: dict[str, Any], message: str
+    trained: Bench, flags: dict[str, Any], message: str
 ) -> None:
-    bench.train()
-    before = contents(bench.folder / "out")
+    before = contents(trained.folder / "out")
     with pytest.raises(LeverError, match=message):
-        bench.train(overwrite=True, **flags)
-    assert contents(bench.folder / "out") == before
+        trained.train(overwrite=True, **flags)
+    assert contents(trained.folder / "out") == before
     with pytest.raises(LeverError, match=message):
-        bench.train("fresh", **flags)
-    assert not (bench.folder / "fresh").exists()
+        trained.train("fresh", **flags)
+    assert not (trained.folder / "fresh").exists()
 
 
-def test_overwriting_keeps_what_the_training_starts_from(bench: Bench) -> None:
-    bench.train()
-    before = contents(bench.folder / "out")
+def test_overwriting_keeps_what_the_training_starts_from(trained: Bench) -> None:
+    before = contents(trained.folder / "out")
     for name in ("rce_epoch1.pt", "best.pt"):
-        start = str(bench.folder / "out" / name)
+        start = str(trained.folder / "out" / name)
         with pytest.raises(UsageError, match="would delete the checkpoint"):
-            bench.train(overwrite=True, sft_checkpoint=start)
-    assert contents(bench.folder / "out") == before
+            trained.train(overwrite=True, sft_checkpoint=start)
+    assert contents(trained.folder / "out") == before
 
 
 def test_a_file_named_best_is_not_replaced_by_accident(bench: Bench) -> None:
@@ -365,11 +362,10 @@ def test_a_file_named_best_is_not_replaced_by_accident(bench: Bench) -> None:
         bench.train("file", overwrite=True)
 
 
-def test_only_checkpoints_the_described_training_made_are_its_own(bench: Bench) -> None:
-    bench.train()
-    outputs = TrainingFolder(bench.folder / "out")
+def test_only_checkpoints_the_described_training_made_are_its_own(trained: Bench) -> None:
+    outputs = TrainingFolder(trained.folder / "out")
     outputs.require_own()
-    TrainingFolder(bench.folder / "nowhere").require_own()
+    TrainingFolder(trained.folder / "nowhere").require_own()
     extra = outputs.out / "rce_epoch3.pt"  # it trained two epochs
     extra.touch()
     with pytest.raises(LeverError, match=r"did not make: rce_epoch3\.pt"):

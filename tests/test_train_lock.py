@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +15,21 @@ from tests.training import Bench, equal
 REFUSED = "another training writes --out at this moment"
 
 
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Another training than the default one, in ``out``; only read."""
+    bench = Bench(tmp_path_factory.mktemp("older"))
+    bench.train(rce_epochs=1, seed=1)
+    return bench
+
+
 @pytest.mark.parametrize("word", [{}, {"resume": True}, {"overwrite": True}])
 @pytest.mark.parametrize("begun", ["anew", "overwrite"])
 def test_a_second_training_is_refused_and_changes_nothing(
-    tmp_path: Path, word: dict[str, Any], begun: str
+    finished: Bench, older: Bench, tmp_path: Path, word: dict[str, Any], begun: str
 ) -> None:
-    bench, second = Bench(tmp_path), Bench(tmp_path / "second")
-    bench.train("alone")
-    if begun == "overwrite":
-        bench.train(rce_epochs=1, seed=1)
+    bench = older.copy(tmp_path) if begun == "overwrite" else Bench(tmp_path)
+    second = Bench(tmp_path / "second")
     errors: list[str] = []
 
     def meanwhile(done: float, total: float | None, note: str = "") -> None:
@@ -38,16 +40,14 @@ def test_a_second_training_is_refused_and_changes_nothing(
 
     bench.train(overwrite=begun == "overwrite", advance=meanwhile)
     assert errors == ["wait until it ends, or name another --out"]
-    assert equal(bench.tensors("out"), bench.tensors("alone"))
+    assert equal(bench.tensors("out"), finished.tensors("out"))
 
 
-def test_the_next_training_begins_where_one_ended_or_failed(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    bench.train()
+def test_the_next_training_begins_where_one_ended_or_failed(trained: Bench) -> None:
     for _ in range(2):
         with pytest.raises(UsageError, match="holds another training"):
-            bench.train()
-    bench.train(resume=True)
+            trained.train()
+    trained.train(resume=True)
 
 
 def test_two_that_begin_with_no_folder_do_not_mix(tmp_path: Path) -> None:
@@ -64,33 +64,6 @@ def test_two_that_begin_with_no_folder_do_not_mix(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds another training"):
         late.prepare()
     late.release()
-
-
-def test_a_killed_training_is_resumed(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    words = ["--store", bench.store.path, "--out", tmp_path / "out", "--threads", 1]
-    for name, value in bench.flags(rce_epochs=500).items():
-        words += [f"--{name.replace('_', '-')}", value]
-    command = [sys.executable, "-m", "lever_cli", "train", *map(str, words)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "out" / "rce_epoch1.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    with pytest.raises(LeverError, match=REFUSED):
-        TrainingFolder(tmp_path / "out").check(resume=True, overwrite=False)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    stopped = False
-
-    def stop(line: str) -> None:
-        nonlocal stopped
-        if line.startswith("resuming at") and not stopped:
-            stopped = True
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        bench.train(resume=True, rce_epochs=500, notify=stop)
-    assert stopped
 
 
 def test_a_lock_deleted_as_it_is_taken_is_not_held(

@@ -20,7 +20,6 @@ from lever_train.learn.state import STATE
 from tests.torture.harness import SIZES, Nursery, Outcome
 from tests.training import POOL, QUERIES, WIDTH, Bench
 
-OLD: dict[str, Any] = {"rce_epochs": 3}
 NEW: dict[str, Any] = {"rce_epochs": 1, "seed": 1}
 READING = "reading all data once before the training in"
 
@@ -44,28 +43,24 @@ def _contents(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_faults_of_the_data_are_found_before_the_old_training_goes(
-    tmp_path: Path, flags: dict[str, Any], message: str
+    trained: Bench, tmp_path: Path, flags: dict[str, Any], message: str
 ) -> None:
-    bench = Bench(tmp_path)
     np.save(tmp_path / "few.npy", np.ones((POOL, WIDTH), np.float32))
     pools = np.tile(np.arange(QUERIES), (QUERIES - 1, 1))
     np.save(tmp_path / "pool.npy", pools)
     np.save(tmp_path / "all.npy", np.tile(np.arange(QUERIES), (QUERIES, 1)))
     np.save(tmp_path / "empty.npy", np.full((QUERIES, 1), -1))
-    bench.train(**OLD)
     before = _contents(tmp_path / "out")
     files = {k: str(tmp_path / v) for k, v in flags.items() if str(v).endswith(".npy")}
     with pytest.raises(LeverError, match=message):
-        bench.train(overwrite=True, **flags | files)
+        trained.train(overwrite=True, **flags | files)
     assert _contents(tmp_path / "out") == before
 
 
 def test_the_data_is_read_in_the_order_of_the_first_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What only the shuffle can refuse, such as a seed, is found before the old training goes."""
-    bench = Bench(tmp_path)
-    bench.train(**OLD)
     before = _contents(tmp_path / "out")
     orders: list[dict[str, Any]] = []
     batches = Loader.batches
@@ -78,7 +73,7 @@ def test_the_data_is_read_in_the_order_of_the_first_epoch(
 
     monkeypatch.setattr(Loader, "batches", noted)
     with pytest.raises(LeverError, match="no order"):
-        bench.train(overwrite=True, seed=2**63 - 1)
+        trained.train(overwrite=True, seed=2**63 - 1)
     assert orders == [{"order": "random", "seed": 2**63 - 1}]
     assert _contents(tmp_path / "out") == before
 
@@ -96,15 +91,13 @@ def test_a_seed_that_is_none_is_refused_at_once(tmp_path: Path, seed: int) -> No
 
 def test_data_is_read_beforehand_only_where_something_would_go(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.train(overwrite=True, **OLD)
+    bench.train(overwrite=True, rce_epochs=1)
     assert not [line for line in bench.said if line.startswith(READING)]
     bench.train(overwrite=True, **NEW)
     assert [line for line in bench.said if line.startswith(READING)]
 
 
-def test_stopped_before_it_begins_it_replaces_nothing(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    bench.train(**OLD)
+def test_stopped_before_it_begins_it_replaces_nothing(trained: Bench, tmp_path: Path) -> None:
     before = _contents(tmp_path / "out")
 
     def stop(line: str) -> None:
@@ -112,17 +105,16 @@ def test_stopped_before_it_begins_it_replaces_nothing(tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        bench.train(overwrite=True, notify=stop, **NEW)
-    assert _contents(tmp_path / "out") == before and bench.said[-1] == "stopped: it stays"
+        trained.train(overwrite=True, notify=stop, **NEW)
+    assert _contents(tmp_path / "out") == before and trained.said[-1] == "stopped: it stays"
 
 
 @pytest.mark.parametrize("long", SIZES)
 def test_killed_at_any_change_one_of_the_two_is_whole(
-    warm: Nursery, tmp_path: Path, long: bool
+    warm: Nursery, trained: Bench, tmp_path: Path, long: bool
 ) -> None:
     """Killed before every change of the file system, until the first step has been made."""
-    bench, out = Bench(tmp_path), tmp_path / "out"
-    bench.train(**OLD)
+    bench, out = trained, tmp_path / "out"
     shutil.copytree(out, tmp_path / "old", symlinks=True)
     bench.train("new", **NEW)
     old, new = _contents(tmp_path / "old"), _contents(tmp_path / "new")
@@ -135,8 +127,8 @@ def test_killed_at_any_change_one_of_the_two_is_whole(
         return warm.run(*map(str, words), **kill)  # type: ignore[arg-type]
 
     stayed = replaced = number = 0
-    while replaced < (20 if long else 8):
-        number += 1
+    while replaced < (20 if long else 3):
+        number += 1 if long else 4
         shutil.rmtree(out)
         shutil.copytree(tmp_path / "old", out, symlinks=True)
         assert train("--overwrite", kill_before=number).killed
@@ -146,8 +138,6 @@ def test_killed_at_any_change_one_of_the_two_is_whole(
             stayed += 1
             continue
         replaced += 1
-        if not long and replaced % 3:
-            continue
         done = train("--resume")
         assert done.code == 0, done.stderr
         assert _contents(out).keys() == new.keys()
@@ -160,13 +150,14 @@ def _weights(folder: Path) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors.values()])
 
 
-def test_a_state_that_names_other_files_deletes_none_of_them(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    done = bench.train(**OLD)
+def test_a_state_that_names_other_files_deletes_none_of_them(
+    trained: Bench, tmp_path: Path
+) -> None:
+    last = tmp_path / "out" / "rce_epoch2.pt"
     others = [tmp_path / "precious.pt", tmp_path / "out" / "notes.txt"]
     for path in others:
         path.write_text("mine")
     outputs = TrainingFolder(tmp_path / "out")
-    outputs.delete(["../precious.pt", str(others[0]), "notes.txt", done.last.name])
+    outputs.delete(["../precious.pt", str(others[0]), "notes.txt", last.name])
     assert all(path.exists() for path in others)
-    assert not done.last.exists()
+    assert not last.exists()

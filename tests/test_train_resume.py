@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,31 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError, UsageError
+from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.state import STATE
 from tests.training import Bench, equal
 
-GRPO: dict[str, Any] = {"rce_epochs": 2, "grpo_epochs": 2, "grpo_lr": 1e-3, "save_every": 1}
+GRPO: dict[str, Any] = {
+    "rce_epochs": 2,
+    "grpo_epochs": 2,
+    "grpo_lr": 1e-3,
+    "save_every": 1,
+    "batch_size": 4,
+}
+Whole = Callable[[str], Bench]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """By the selector's kind, a training in both stages that nobody kills; only read."""
+
+    @functools.cache
+    def train(selector: str) -> Bench:
+        bench = Bench(tmp_path_factory.mktemp(selector))
+        bench.train(**GRPO | {"selector": selector})
+        return bench
+
+    return train
 
 
 class _StopError(Exception):
@@ -42,28 +65,27 @@ def _train_and_die(bench: Bench, out: str, after: int, **flags: Any) -> None:
     [("static", 0, 1), ("static", 3, 1), ("gru", 9, 2), ("static", 17, 4), ("static", 29, 3)],
 )
 def test_a_killed_training_ends_as_if_it_had_not_been(
-    tmp_path: Path, selector: str, after: int, save_every: int
+    whole: Whole, tmp_path: Path, selector: str, after: int, save_every: int
 ) -> None:
     bench = Bench(tmp_path)
     flags: dict[str, Any] = GRPO | {"selector": selector}
-    bench.train("whole", **flags)
     _train_and_die(bench, "killed", after, **flags | {"save_every": save_every})
     bench.train("killed", resume=True, **flags)
     assert any(line.startswith("resuming at") for line in bench.said)
+    undisturbed = whole(selector)
     for name in ("rce_epoch1.pt", "rce_epoch2.pt", "grpo_epoch1.pt", "grpo_epoch2.pt"):
-        assert equal(bench.tensors("whole", name), bench.tensors("killed", name)), name
-    assert bench.metrics("whole").equals(bench.metrics("killed"))
-    assert (tmp_path / "whole" / "best.pt").readlink() == (
+        assert equal(undisturbed.tensors("out", name), bench.tensors("killed", name)), name
+    assert undisturbed.metrics().equals(bench.metrics("killed"))
+    assert (undisturbed.folder / "out" / "best.pt").readlink() == (
         tmp_path / "killed" / "best.pt"
     ).readlink()
 
 
 @pytest.mark.parametrize("left", [(STATE,), (STATE, "config.toml")])
 def test_killed_before_its_first_step_it_starts_from_the_beginning(
-    tmp_path: Path, left: tuple[str, ...]
+    finished: Bench, tmp_path: Path, left: tuple[str, ...]
 ) -> None:
     bench = Bench(tmp_path)
-    bench.train("whole")
     _train_and_die(bench, "killed", 0)
     for path in (tmp_path / "killed").iterdir():
         if path.name not in left:
@@ -73,31 +95,29 @@ def test_killed_before_its_first_step_it_starts_from_the_beginning(
     assert {path.name for path in (tmp_path / "killed").iterdir()} == set(left)
     bench.train("killed", resume=True)
     assert "resuming at phase 1, epoch 1, step 0" in bench.said
-    assert equal(bench.tensors("whole"), bench.tensors("killed"))
-    assert bench.metrics("whole").equals(bench.metrics("killed"))
+    assert equal(finished.tensors("out"), bench.tensors("killed"))
+    assert finished.metrics().equals(bench.metrics("killed"))
 
 
-def test_resuming_nothing_makes_nothing(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
+def test_resuming_nothing_makes_nothing(trained: Bench, tmp_path: Path) -> None:
+    bench = trained
     with pytest.raises(LeverError, match="no training here to resume"):
         bench.train("nowhere", resume=True)
     assert not (tmp_path / "nowhere").exists()
-    bench.train()
     (tmp_path / "out" / STATE).unlink()  # its checkpoints are not to be taken for a beginning
     with pytest.raises(LeverError, match="no training here to resume") as error:
         bench.train(resume=True)
     assert "--overwrite" in str(error.value.hint)
 
 
-def test_it_can_die_again_and_again(tmp_path: Path) -> None:
+def test_it_can_die_again_and_again(whole: Whole, tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.train("whole", **GRPO)
     _train_and_die(bench, "killed", 2, **GRPO)
     for after in (0, 4, 11):
         _train_and_die(bench, "killed", after, resume=True, **GRPO)
     bench.train("killed", resume=True, **GRPO)
-    assert equal(bench.tensors("whole"), bench.tensors("killed"))
-    assert bench.metrics("whole").equals(bench.metrics("killed"))
+    assert equal(whole("static").tensors("out"), bench.tensors("killed"))
+    assert whole("static").metrics().equals(bench.metrics("killed"))
 
 
 def test_resuming_what_is_finished_changes_nothing(tmp_path: Path) -> None:
@@ -118,11 +138,9 @@ def test_resuming_what_is_finished_changes_nothing(tmp_path: Path) -> None:
         ({"hard_weight": 2.0}, r"\[reward\] hard_weight was '1.0', now it is '2.0'"),
     ],
 )
-def test_another_config_is_refused(tmp_path: Path, flags: dict[str, Any], message: str) -> None:
-    bench = Bench(tmp_path)
-    bench.train()
+def test_another_config_is_refused(trained: Bench, flags: dict[str, Any], message: str) -> None:
     with pytest.raises(LeverError, match=message):
-        bench.train(resume=True, **flags)
+        trained.train(resume=True, **flags)
 
 
 def test_another_number_of_threads_is_refused(tmp_path: Path) -> None:
@@ -153,24 +171,21 @@ def test_another_number_of_processes_is_refused_with_the_way_on(tmp_path: Path) 
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_where_nothing_is_left_to_sum_or_nothing_was_any_number_will_do(
-    tmp_path: Path, begun: bool
+    finished: Bench, tmp_path: Path, begun: bool
 ) -> None:
-    bench = Bench(tmp_path)
-    bench.train("whole")
-    if begun:
-        bench.train()
-    else:
+    bench = finished.copy(tmp_path) if begun else Bench(tmp_path)
+    if not begun:
         _train_and_die(bench, "out", 0)
     state = torch.load(tmp_path / "out" / STATE, weights_only=True)
     state["fingerprint"] |= {"processes": "4", "[run] threads": "8"}
     torch.save(state, tmp_path / "out" / STATE)
     bench.train(resume=True)
-    assert equal(bench.tensors("whole"), bench.tensors("out"))
+    assert equal(finished.tensors("out"), bench.tensors("out"))
 
 
 def test_other_vectors_are_refused(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.train()
+    _train_and_die(bench, "out", 0)
     torch.save(torch.randn(40, 6), bench.vectors)
     with pytest.raises(LeverError, match=r"sha256 of the (queries|candidates)' vectors was"):
         bench.train(resume=True)
@@ -204,9 +219,8 @@ def test_another_view_below_the_one_trained_on_is_refused(tmp_path: Path) -> Non
         bench.train(view=["mine"], resume=True)
 
 
-def test_another_version_and_a_broken_state_are_refused(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    bench.train()
+def test_another_version_and_a_broken_state_are_refused(trained: Bench, tmp_path: Path) -> None:
+    bench = trained
     state = torch.load(tmp_path / "out" / STATE, weights_only=True)
     torch.save(state | {"version": 99}, tmp_path / "out" / STATE)
     with pytest.raises(LeverError, match="is of version 99, this lever reads 2"):
@@ -223,26 +237,31 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_the_command_survives_a_signal(tmp_path: Path, sign: signal.Signals, code: int) -> None:
-    """The real process: stopped somewhere in the middle, resumed, equal to an uninterrupted one."""
-    bench = Bench(tmp_path)
-    flags: dict[str, Any] = {"rce_epochs": 8, "save_every": 5, "threads": 1}
+    """The real process: stopped somewhere in the middle, resumed, equal to an uninterrupted one.
+
+    While it lives, nobody else may write its folder.
+    """
+    bench, out = Bench(tmp_path), tmp_path / "killed"
+    flags: dict[str, Any] = {"rce_epochs": 5, "save_every": 5, "threads": 1}
     bench.train("whole", **flags)
-    out = tmp_path / "killed"
-    words = [sys.executable, "-m", "lever_cli", "train", "--store", str(bench.store.path)]
-    words += ["--out", str(out)]
+    words = [sys.executable, "-m", "lever_cli", "train", "--store", bench.store.path, "--out", out]
     for name, value in bench.flags(**flags).items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        while process.poll() is None and not (out / "rce_epoch2.pt").exists():
+        words += [f"--{name.replace('_', '-')}", value]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*map(str, words)], stderr=pipe, stdout=pipe) as process:
+        while process.poll() is None and not (out / "rce_epoch1.pt").exists():
             time.sleep(0.005)
+        process.send_signal(signal.SIGSTOP)  # it has little left to do
+        with pytest.raises(LeverError, match="another training writes --out at this moment"):
+            TrainingFolder(out).check(resume=True, overwrite=False)
         process.send_signal(sign)
+        process.send_signal(signal.SIGCONT)
         stderr = process.communicate(timeout=60)[1].decode()
     assert process.returncode == code, stderr
     if sign == signal.SIGINT:
         assert "--resume goes on from there" in stderr and "Traceback" not in stderr
-    assert not (out / "rce_epoch8.pt").exists()
-    done = subprocess.run([*words, "--resume"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert not (out / "rce_epoch5.pt").exists()
+    bench.train("killed", resume=True, **flags)
     assert equal(bench.tensors("whole"), bench.tensors("killed"))
     assert bench.metrics("whole").equals(bench.metrics("killed"))
 

@@ -1,8 +1,14 @@
-"""A small training for tests: a store of random candidates, vectors, and the call."""
+"""A small training for tests: a store of random candidates, vectors, and the call.
+
+What starts from a finished training takes the fixture ``trained``: one is made per session, and
+copied.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +67,20 @@ class Bench:
         self.vectors = folder / "vectors.pt"
         torch.save(torch.randn(QUERIES, WIDTH, generator=generator), self.vectors)
 
+    def copy(self, folder: Path) -> Bench:
+        """The same store and trainings in another folder; of the same vectors, to be resumable."""
+        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
+        copied = copy(self)
+        copied.folder, copied.store = folder, Store.open(folder / "store")
+        return copied
+
     def flags(self, **flags: object) -> dict[str, object]:
         """Small defaults, and the flags given, by their names on the command line."""
         small: dict[str, object] = {
             "query_embeddings": str(self.vectors),
             "hidden_dim": 8,
-            "batch_size": 4,
+            "batch_size": 8,
             "rce_epochs": 2,
-            "save_every": 3,
         }
         return small | flags
 

@@ -107,7 +107,11 @@ class Learner:
         config, name, device = self.config, self.phase.name, self.loader.device
         self.selector.train()
         # dropout is seeded by its place: a resumed training draws what the whole one drew
-        torch.manual_seed(noise_seed(config.run.seed, self.phase.number, step, self.world.rank))
+        noise = noise_seed(config.run.seed, self.phase.number, step, self.world.rank)
+        if device.type == "cpu":  # `torch.manual_seed` formats the stack for each accelerator
+            torch.default_generator.manual_seed(noise)
+        else:
+            torch.manual_seed(noise)
 
         # groups whose candidates are all worth the same teach RCE to imitate wrong answers
         # (LEGACY fault 6): their weight is 0 unless the config says otherwise, and they go before
