@@ -35,3 +35,15 @@ class PackRequest(Section):
         "store says of them.",
         metavar="NAME",
     )
+
+
+class ServeRequest(Section):
+    """What to serve, and to whom."""
+
+    folder: Path = option(..., "Folder that `lever pack` wrote.", metavar="DIR", argument=True)
+    host: str = option(
+        "127.0.0.1", "Address to listen at; another than this machine's lets others ask."
+    )
+    port: int = option(8750, "Port to listen at.", everyday=True, ge=1, le=65535)
+    max_bytes: int = option(16_000_000, "Bytes of the largest request.", metavar="N", ge=1)
+    max_questions: int = option(4096, "Questions of the largest request.", metavar="N", ge=1)
