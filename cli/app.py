@@ -96,23 +96,23 @@ def _root(
         ),
     ] = None,
 ) -> None:
-    _shown.tracebacks = debug
+    _display.tracebacks = debug
     if verify is not None:
         os.environ["LEVER_VERIFY"] = verify.value  # for the processes of this command too
 
 
-class _Shown:
+class _Display:
     """What this run shows beside its messages."""
 
     tracebacks = False
 
 
-_shown = _Shown()
+_display = _Display()
 
 
 def run(words: list[str]) -> NoReturn:
     """Run the command that ``words`` begin with, and exit (codes: see ``_HELP``)."""
-    _shown.tracebacks = False
+    _display.tracebacks = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a console may know neither τ nor 数
             stream.reconfigure(errors="backslashreplace")
@@ -191,6 +191,6 @@ def _report(message: str, hint: str | None, code: int) -> int:
     print(f"Error: {message}", file=sys.stderr)
     if hint:
         print(f"Hint: {hint}", file=sys.stderr)
-    if _shown.tracebacks:
+    if _display.tracebacks:
         traceback.print_exc()
     return code

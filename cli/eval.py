@@ -14,7 +14,7 @@ from .common import emit, emit_table, notice, progress_bar
 from .flags import with_flags
 
 if TYPE_CHECKING:
-    from lever_train.evaluate.scoreboard import Paired, Row, Scoreboard
+    from lever_train.evaluate.scoreboard import PairTest, Row, Scoreboard
 
 
 @with_flags
@@ -125,6 +125,6 @@ def _accuracy(row: Row) -> str:
     return f"{100 * row.accuracy:.1f} ({100 * row.low:.1f} to {100 * row.high:.1f})"
 
 
-def _difference(pair: Paired) -> str:
+def _difference(pair: PairTest) -> str:
     mean, low, high = (100 * value for value in (pair.difference, pair.low, pair.high))
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}; p {pair.p:.1g})"

@@ -12,7 +12,7 @@ from .common import emit, emit_table, notice, progress_bar
 from .flags import with_flags
 
 if TYPE_CHECKING:
-    from lever_train.flow.pipeline import Planned
+    from lever_train.flow.pipeline import PlanLine
     from lever_train.flow.run import RunRequest
 
 
@@ -87,7 +87,7 @@ def _show_result(outputs: dict[str, Any], summary: list[tuple[str, str]]) -> Non
     emit_table(["made", "where"], summary)
 
 
-def _show_plan(plan: list[Planned], json: Path | None) -> None:
+def _show_plan(plan: list[PlanLine], json: Path | None) -> None:
     rows = [[item.step.name, item.verdict, item.why] for item in plan]
     names = ("step", "verdict", "why")
     if not emit([dict(zip(names, row, strict=True)) for row in rows], json):

@@ -26,8 +26,8 @@ from lever_train.rollout.answerers.base import answer_of
 from lever_train.rollout.answerers.processor_model import ProcessorModel
 from lever_train.rollout.answerers.transformers import TransformersAnswerer, load_model
 from lever_train.rollout.answerers.vision_language import (
-    Encoded,
     Generation,
+    PromptTokens,
     VisionLanguageModel,
     spoken,
 )
@@ -74,11 +74,11 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def encoded(model: VisionLanguageModel, prompts: list[Prompt]) -> list[Encoded]:
+def encoded(model: VisionLanguageModel, prompts: list[Prompt]) -> list[PromptTokens]:
     return [model.encode(p, Template()) for p in prompts]
 
 
-def plain_inputs(model: VisionLanguageModel, one: Encoded, more: list[int]) -> dict[str, Any]:
+def plain_inputs(model: VisionLanguageModel, one: PromptTokens, more: list[int]) -> dict[str, Any]:
     """What transformers itself is given: pixels with every call, nothing reused."""
     ids = torch.tensor([one.ids + more])
     inputs = {
@@ -96,7 +96,7 @@ def plain_inputs(model: VisionLanguageModel, one: Encoded, more: list[int]) -> d
 
 
 def test_the_chat_is_interleaved_as_in_the_legacy_prompt(
-    model: VisionLanguageModel, prompts: list[Prompt], encoded: list[Encoded]
+    model: VisionLanguageModel, prompts: list[Prompt], encoded: list[PromptTokens]
 ) -> None:
     text = model.tokenizer.decode(encoded[2].ids)
     for part in ("<|image_pad|>",) * 40:
@@ -119,7 +119,7 @@ def test_the_chat_is_interleaved_as_in_the_legacy_prompt(
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_texts_are_those_of_transformers_and_do_not_depend_on_the_batch(
-    model: VisionLanguageModel, encoded: list[Encoded], beams: int
+    model: VisionLanguageModel, encoded: list[PromptTokens], beams: int
 ) -> None:
     how = Generation(5, beams, 0.0)
     together = model.generate(encoded, how)
@@ -139,7 +139,7 @@ def test_texts_are_those_of_transformers_and_do_not_depend_on_the_batch(
 
 
 def test_log_probabilities_equal_a_pass_over_the_whole_text(
-    model: VisionLanguageModel, prompts: list[Prompt], encoded: list[Encoded]
+    model: VisionLanguageModel, prompts: list[Prompt], encoded: list[PromptTokens]
 ) -> None:
     given = [("red", "a dog", "pizza train"), (), ("two",), ("red",), ("yes", "no"), ("",)]
     found = model.log_probs(encoded, given)
@@ -262,7 +262,7 @@ def test_a_model_of_another_family_is_refused_in_one_line(tmp_path: Path, kind: 
     assert error.value.value == kind and "openai:URL" in str(error.value.hint)
 
 
-def by_hand(model: VisionLanguageModel, one: Encoded, answer: str) -> float:
+def by_hand(model: VisionLanguageModel, one: PromptTokens, answer: str) -> float:
     """One forward pass over prompt and answer, and the probability of either end token."""
     tokens = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
     with torch.inference_mode():
@@ -295,7 +295,7 @@ def test_features_that_were_dropped_are_computed_again(
     prompts: list[Prompt],
     monkeypatch: pytest.MonkeyPatch,
     model: VisionLanguageModel,
-    encoded: list[Encoded],
+    encoded: list[PromptTokens],
 ) -> None:
     from lever_train.rollout.answerers import vision_language
 
@@ -327,7 +327,7 @@ def test_answers_come_back_in_order(
     answerer: TransformersAnswerer,
     model: VisionLanguageModel,
     prompts: list[Prompt],
-    encoded: list[Encoded],
+    encoded: list[PromptTokens],
 ) -> None:
     found = answerer.answer(prompts)
     assert [a.text for a in found] == [model.generate([e], HOW)[0][0] for e in encoded]
@@ -339,7 +339,7 @@ def test_answers_come_back_in_order(
 
 
 def test_an_answer_that_the_token_limit_cut_says_so(
-    answerer: TransformersAnswerer, prompts: list[Prompt], encoded: list[Encoded]
+    answerer: TransformersAnswerer, prompts: list[Prompt], encoded: list[PromptTokens]
 ) -> None:
     """The real model, told what to say: nothing up to the limit, thoughts up to it, an answer."""
     answerer.answer(prompts[:1])
@@ -402,7 +402,7 @@ def _never_fits(module: torch.nn.Module, args: Any) -> None:
 def test_a_model_that_depends_on_the_batch_answers_one_by_one(
     answerer: TransformersAnswerer,
     prompts: list[Prompt],
-    encoded: list[Encoded],
+    encoded: list[PromptTokens],
     model: VisionLanguageModel,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -28,7 +28,7 @@ from lever_data.store.store import Store
 from lever_demo.files import DATASET, WorldFiles, write_world
 from lever_demo.world import World, WorldSpec, make_world
 from lever_train.evaluate import baselines
-from lever_train.evaluate.api import Evaluated, predict, run_evaluation
+from lever_train.evaluate.api import Evaluation, predict, run_evaluation
 from lever_train.evaluate.evaluate import EvalOptions, evaluate
 from lever_train.evaluate.heldout import HeldOut, open_held_out
 from lever_train.evaluate.predictions import write_picks
@@ -109,7 +109,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def evaluated(place: Place) -> Evaluated:
+def evaluated(place: Place) -> Evaluation:
     return run_evaluation(place.request())
 
 
@@ -130,7 +130,7 @@ def _says(place: Place, query: int, shown: Sequence[int]) -> str:
     return max((round(value / total, 6), word) for word, value in sums.items())[1]
 
 
-def test_accuracies_are_those_of_the_rule(place: Place, evaluated: Evaluated) -> None:
+def test_accuracies_are_those_of_the_rule(place: Place, evaluated: Evaluation) -> None:
     answers = place.world.held_out.answers
     for outcome in evaluated.outcomes:
         if outcome.shots == 0:
@@ -140,7 +140,7 @@ def test_accuracies_are_those_of_the_rule(place: Place, evaluated: Evaluated) ->
         assert outcome.accuracy.tolist() == vqa_accuracy(said, answers).tolist()
 
 
-def test_zero_shot_gives_the_commonest_training_answer(place: Place, evaluated: Evaluated) -> None:
+def test_zero_shot_gives_the_commonest_training_answer(place: Place, evaluated: Evaluation) -> None:
     words = Counter(word for said in place.world.train.answers for word in said)
     commonest = max((count, word) for word, count in words.items())[1]
     outcome = evaluated.outcomes[0]
@@ -149,7 +149,7 @@ def test_zero_shot_gives_the_commonest_training_answer(place: Place, evaluated: 
 
 
 def test_nearest_is_the_head_of_the_pool_and_shots_are_nested(
-    place: Place, evaluated: Evaluated
+    place: Place, evaluated: Evaluation
 ) -> None:
     by_name = {(o.selector, o.shots): o for o in evaluated.outcomes}
     for name in ("random", "nearest", "oracle", "fresh"):
@@ -164,7 +164,7 @@ def test_nearest_is_the_head_of_the_pool_and_shots_are_nested(
 
 
 def test_the_oracle_is_exact_at_one_shot_and_greedy_after(
-    place: Place, evaluated: Evaluated
+    place: Place, evaluated: Evaluation
 ) -> None:
     by_name = {(o.selector, o.shots): o for o in evaluated.outcomes}
     answers, pool = place.world.held_out.answers, place.world.held_out_pool.tolist()
@@ -179,7 +179,7 @@ def test_the_oracle_is_exact_at_one_shot_and_greedy_after(
         assert by_name["oracle", 2].pointer[query].tolist() == shown
 
 
-def test_the_selector_picks_what_its_scores_say(place: Place, evaluated: Evaluated) -> None:
+def test_the_selector_picks_what_its_scores_say(place: Place, evaluated: Evaluation) -> None:
     policy = load_policy(place.checkpoint, "cpu")
     expected = baselines.greedy(policy, place.held().ask, 4)
     found = next(o for o in evaluated.outcomes if (o.selector, o.shots) == ("fresh", 4))
@@ -187,7 +187,7 @@ def test_the_selector_picks_what_its_scores_say(place: Place, evaluated: Evaluat
 
 
 def test_a_selector_that_ends_at_once_is_judged_as_zero_shot(
-    place: Place, evaluated: Evaluated, tmp_path: Path
+    place: Place, evaluated: Evaluation, tmp_path: Path
 ) -> None:
     selector = make_selector(96, ModelConfig(selector="stop", hidden=32))
     token = selector.state_dict()["stop_token"]
@@ -200,7 +200,7 @@ def test_a_selector_that_ends_at_once_is_judged_as_zero_shot(
     assert predict(request)["pointer"].to_pylist() == [[]] * 50
 
 
-def test_rows_and_pairs(evaluated: Evaluated) -> None:
+def test_rows_and_pairs(evaluated: Evaluation) -> None:
     board = evaluated.scoreboard
     by_name = {(o.selector, o.shots): o.accuracy for o in evaluated.outcomes}
     for row in board.rows:
@@ -217,7 +217,7 @@ def test_rows_and_pairs(evaluated: Evaluated) -> None:
 
 
 def test_an_evaluation_is_a_run_and_its_scores_are_a_query(
-    place: Place, evaluated: Evaluated
+    place: Place, evaluated: Evaluation
 ) -> None:
     run = place.store.run(str(evaluated.scoreboard.run))
     assert (run.kind, run.num_rows) == ("evaluation", 50 * (1 + 4 * 4))
@@ -229,7 +229,7 @@ def test_an_evaluation_is_a_run_and_its_scores_are_a_query(
     assert again.scoreboard == evaluated.scoreboard and not again.is_new
 
 
-def test_limits_are_nested_subsets(place: Place, evaluated: Evaluated) -> None:
+def test_limits_are_nested_subsets(place: Place, evaluated: Evaluation) -> None:
     found = run_evaluation(place.request(sizes=(10, 20, 400), shots=(1,), oracle="no"))
     whole = next(o for o in evaluated.outcomes if (o.selector, o.shots) == ("nearest", 1))
     rows = [r for r in found.scoreboard.rows if r.selector == "nearest"]
@@ -287,7 +287,7 @@ def test_failed_answers_are_left_out_and_counted(place: Place) -> None:
         scoreboard(everything)
 
 
-def test_predictions_are_the_picks(place: Place, evaluated: Evaluated) -> None:
+def test_predictions_are_the_picks(place: Place, evaluated: Evaluation) -> None:
     picks = predict(place.request(shots=(4,), oracle="no"))
     found = next(o for o in evaluated.outcomes if (o.selector, o.shots) == ("fresh", 4))
     assert picks.column("pointer").to_pylist() == found.pointer.tolist()
@@ -299,7 +299,7 @@ def test_predictions_are_the_picks(place: Place, evaluated: Evaluated) -> None:
 
 
 def test_an_evaluation_and_a_prediction_say_what_they_were_made_from(
-    place: Place, evaluated: Evaluated, tmp_path: Path
+    place: Place, evaluated: Evaluation, tmp_path: Path
 ) -> None:
     """The pool of another split gives other figures: `lever runs show` tells the two apart."""
     run = place.store.run(str(evaluated.scoreboard.run))
@@ -330,7 +330,7 @@ def _chart(text: str) -> dict[str, Any]:
 
 
 def test_the_page_says_what_it_is_of_and_draws_every_selector(
-    place: Place, evaluated: Evaluated
+    place: Place, evaluated: Evaluation
 ) -> None:
     text = scoreboard_page(evaluated.scoreboard)
     words = _words(text)
@@ -340,7 +340,7 @@ def test_the_page_says_what_it_is_of_and_draws_every_selector(
     assert names == ["zero_shot", "random", "nearest", "fresh", "oracle (≥)"]
 
 
-def test_the_page_calls_the_oracle_a_lower_bound(evaluated: Evaluated) -> None:
+def test_the_page_calls_the_oracle_a_lower_bound(evaluated: Evaluation) -> None:
     text = scoreboard_page(evaluated.scoreboard)
     words = _words(text)
     by_shots = {r.shots: r.accuracy for r in evaluated.scoreboard.rows if r.selector == "oracle"}
@@ -355,7 +355,9 @@ def test_the_page_calls_the_oracle_a_lower_bound(evaluated: Evaluated) -> None:
     assert "≥" not in "".join(_words(scoreboard_page(one)))
 
 
-def test_the_page_charts_the_most_questions_and_says_so(place: Place, evaluated: Evaluated) -> None:
+def test_the_page_charts_the_most_questions_and_says_so(
+    place: Place, evaluated: Evaluation
+) -> None:
     board = run_evaluation(place.request(sizes=(10, 20, 50), shots=(1, 2))).scoreboard
     text = scoreboard_page(board)
     said = "The chart shows the first 50 questions; the tables also hold the first 10 and the "

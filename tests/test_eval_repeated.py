@@ -9,7 +9,7 @@ import pytest
 
 from lever_data import connect
 from lever_data.store.store import Store
-from lever_train.evaluate.api import Evaluated, run_evaluation
+from lever_train.evaluate.api import Evaluation, run_evaluation
 from lever_train.options.evaluate import Contest, EvalRequest, Questions
 from lever_train.options.rollout import AnswererSpec
 from tests.endpoint import Endpoint, serving
@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> World:
     return world
 
 
-def _evaluate(world: World, endpoint: Endpoint) -> Evaluated:
+def _evaluate(world: World, endpoint: Endpoint) -> Evaluation:
     questions = Questions(
         dataset="d",
         split="train",
@@ -58,7 +58,7 @@ def _stored(world: World, run: str | None) -> list[tuple[object, ...]]:
     return connect(world.store).execute(sql, [run]).fetchall()
 
 
-def _shown(found: Evaluated) -> list[tuple[object, ...]]:
+def _shown(found: Evaluation) -> list[tuple[object, ...]]:
     rows = found.scoreboard.rows
     return sorted((r.selector, r.shots, round(r.accuracy, 9), r.n, r.failed) for r in rows)
 

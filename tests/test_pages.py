@@ -20,7 +20,7 @@ from lever_data.report.audit import Audit, audit_views
 from lever_data.report.audit_page import audit_page
 from lever_data.report.options import AuditRequest
 from lever_data.report.page import Chart, Figure, Line, Section, Table, render, selector_colours
-from lever_train.evaluate.scoreboard import Paired, Row, Scoreboard
+from lever_train.evaluate.scoreboard import PairTest, Row, Scoreboard
 from lever_train.evaluate.scoreboard_page import scoreboard_page
 from lever_train.flow.sweep import Cell, SweepReport
 from lever_train.flow.sweep_page import sweep_page
@@ -109,7 +109,7 @@ def audits(tmp_path_factory: pytest.TempPathFactory) -> list[Audit]:
 def _scoreboard() -> Scoreboard:
     names = ("random", "nearest", EVIL, "oracle")
     rows = [Row(n, k, 0.1 * k, 0.08 * k, 0.12 * k, 90, 10) for n in names for k in (1, 2, 3, 4)]
-    pair = Paired(EVIL, "random", 1, 0.1, 0.05, 0.15, 0.01, 9, 2, 0.07, 90)
+    pair = PairTest(EVIL, "random", 1, 0.1, 0.05, 0.15, 0.01, 9, 2, 0.07, 90)
     return Scoreboard(tuple(rows), (pair,), "evaluation-x", {"dataset/split": EVIL})
 
 

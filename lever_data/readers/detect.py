@@ -1,6 +1,6 @@
 """Tell what a source file holds, by its content: RL data, beams, items, results, vectors.
 
-In goes a :class:`~lever_data.readers.source.Source`, out comes a :class:`Found`. The name of a
+In goes a :class:`~lever_data.readers.source.Source`, out comes a :class:`SourceFile`. The name of a
 file plays no part.
 """
 
@@ -38,7 +38,7 @@ _HINT = (
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceFile:
     """A source and what it holds.
 
     Attributes:
@@ -57,7 +57,7 @@ class _Head:
     members: dict[str, Any] = field(default_factory=dict)
 
 
-def detect(source: Source) -> Found:
+def detect(source: Source) -> SourceFile:
     """What the file holds.
 
     Raises:
@@ -69,7 +69,7 @@ def detect(source: Source) -> Found:
             start += part
         kind = _binary_kind(start, source)
         if kind is not None:
-            return Found(source, kind)
+            return SourceFile(source, kind)
         text = start.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
         if not text.startswith((b"{", b"[")):
             raise _unknown(source, "the file is not a kind lever knows", start)
@@ -85,7 +85,7 @@ def detect(source: Source) -> Found:
             what = "the file is not a kind lever knows"
         raise _unknown(source, what, start)
     subtype = head.members.get("data_subtype")
-    return Found(source, head.kind, subtype if isinstance(subtype, str) else None)
+    return SourceFile(source, head.kind, subtype if isinstance(subtype, str) else None)
 
 
 def _binary_kind(start: bytes, source: Source) -> Kind | None:

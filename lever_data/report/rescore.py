@@ -53,7 +53,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Rescored:
+class RescoreResult:
     """The new run, or the one that was there already (``is_new`` false), and what it changed.
 
     ``num_unknown_before`` counts rows that did not say how they were scored.
@@ -78,7 +78,7 @@ class Rescored:
     num_few: int = 0
 
 
-def rescore(store: Store, request: RescoreRequest) -> Rescored:
+def rescore(store: Store, request: RescoreRequest) -> RescoreResult:
     """Commit the rescored run, or find it.
 
     New values: ``vqa_acc_score`` (official accuracy), ``vqa_correct`` (accuracy > 0),
@@ -126,13 +126,13 @@ def rescore(store: Store, request: RescoreRequest) -> Rescored:
     return _result(store, made, is_new=True)
 
 
-def _result(store: Store, made: Run, *, is_new: bool) -> Rescored:
+def _result(store: Store, made: Run, *, is_new: bool) -> RescoreResult:
     parent = made.parents[0]
     with connect(store, runs=[made.run, parent]) as con:
         rows = con.execute(_CHANGES, {"old": parent, "new": made.run}).fetchall()
         unknown = con.execute(_UNKNOWN, [parent]).fetchall()[0][0]
     changes = tuple(Change(*row) for row in rows)
-    return Rescored(made, parent, is_new, changes, unknown, **made.details["rescore"])
+    return RescoreResult(made, parent, is_new, changes, unknown, **made.details["rescore"])
 
 
 _UNKNOWN = """

@@ -15,7 +15,7 @@ from typing import Any
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.vqa_metric import METRIC_VERSION, few_annotators
-from lever_data.readers.detect import Found, detect
+from lever_data.readers.detect import SourceFile, detect
 from lever_data.readers.source import Source
 from lever_data.sources.belong import require_known_queries
 from lever_data.sources.ingest_options import IngestOptions
@@ -36,11 +36,11 @@ from lever_data.store.integrity import require_intact
 from lever_data.store.store import Run, RunSpec, Store
 
 _UNNAMED = "default"  # the dataset of a store that has but one
-__all__ = ["IngestOptions", "Ingested", "ingest"]
+__all__ = ["IngestOptions", "IngestResult", "ingest"]
 
 
 @dataclass(frozen=True)
-class Ingested:
+class IngestResult:
     """One run, and whether this call made it or found it there already."""
 
     run: Run
@@ -49,7 +49,7 @@ class Ingested:
 
 def ingest(
     paths: Sequence[str | Path], store: Store, options: IngestOptions | None = None
-) -> Iterator[Ingested]:
+) -> Iterator[IngestResult]:
     """Ingest files one after another, yielding each run as it is committed.
 
     Raises:
@@ -72,12 +72,12 @@ def ingest(
             yield _ingest_vectors(first, store, options)
 
 
-def _units(paths: Sequence[str | Path]) -> list[list[Found] | LeverError]:
+def _units(paths: Sequence[str | Path]) -> list[list[SourceFile] | LeverError]:
     """What becomes one run: a file, or a question file and its annotations.
 
     The error of a file that cannot be told apart stands in its place, to be raised in its turn.
     """
-    units: list[list[Found] | LeverError] = []
+    units: list[list[SourceFile] | LeverError] = []
     for path in paths:
         try:
             found = detect(Source.open(path))
@@ -92,14 +92,14 @@ def _units(paths: Sequence[str | Path]) -> list[list[Found] | LeverError]:
     return units
 
 
-def _fits(unit: list[Found], found: Found) -> bool:
+def _fits(unit: list[SourceFile], found: SourceFile) -> bool:
     """Whether a file completes a unit: questions with annotations, not of different splits."""
     if len(unit) != 1 or {unit[0].kind, found.kind} != {"questions", "annotations"}:
         return False
     return None in (unit[0].subtype, found.subtype) or unit[0].subtype == found.subtype
 
 
-def _ingest_legacy(found: Found, store: Store, options: IngestOptions) -> Ingested:
+def _ingest_legacy(found: SourceFile, store: Store, options: IngestOptions) -> IngestResult:
     spec = RunSpec(
         kind=found.kind,
         dataset=_assume(options, options.dataset, "dataset", _UNNAMED, found),
@@ -109,8 +109,8 @@ def _ingest_legacy(found: Found, store: Store, options: IngestOptions) -> Ingest
     )
     known = _find_early(store, spec, found.source)
     if known is not None:
-        return Ingested(known, is_new=False)
-    return Ingested(*ingest_legacy(found.source, store, spec, options.progress, options.notice))
+        return IngestResult(known, is_new=False)
+    return IngestResult(*ingest_legacy(found.source, store, spec, options.progress, options.notice))
 
 
 def _find_early(store: Store, spec: RunSpec, source: Source) -> Run | None:
@@ -122,7 +122,7 @@ def _find_early(store: Store, spec: RunSpec, source: Source) -> Run | None:
     return store.find(replace(spec, source_sha256=source.sha256()))
 
 
-def _ingest_examples(unit: list[Found], store: Store, options: IngestOptions) -> Ingested:
+def _ingest_examples(unit: list[SourceFile], store: Store, options: IngestOptions) -> IngestResult:
     by_kind = {found.kind: found.source for found in unit}
     kinds = [kind for kind in ("questions", "annotations", "items") if kind in by_kind]
     sources = [by_kind[kind] for kind in kinds]
@@ -140,7 +140,7 @@ def _ingest_examples(unit: list[Found], store: Store, options: IngestOptions) ->
         parameters={"files": kinds, **_further(options)},
     )
     if spec.split is not None and (known := store.find(spec)) is not None:
-        return Ingested(known, is_new=False)
+        return IngestResult(known, is_new=False)
     annotations = None
     if "annotations" in by_kind:
         source = by_kind["annotations"]
@@ -174,7 +174,7 @@ def _commit_examples(
     spec: RunSpec,
     files: tuple[ItemFile, ItemFile | None],
     options: IngestOptions,
-) -> Ingested:
+) -> IngestResult:
     questions, annotations = files
     split = spec.split or split_of(questions.head.get("data_subtype"))
     if split is None:
@@ -184,7 +184,7 @@ def _commit_examples(
         options.notice(f"{questions.source.path}: no --split given: it says {split}")
     spec = replace(spec, split=split)
     if (known := store.find(spec)) is not None:
-        return Ingested(known, is_new=False)
+        return IngestResult(known, is_new=False)
     numbers = place_of(questions, options.order if not spec.parents else "file")
     place = (str(spec.dataset), split)
     require_known_queries(store, place, numbers, questions, annotations)
@@ -204,7 +204,7 @@ def _commit_examples(
         for item in files:
             if item is not None:
                 item.source.check_unchanged()
-        return Ingested(writer.commit(details), is_new=True)
+        return IngestResult(writer.commit(details), is_new=True)
 
 
 def _tell_examples(
@@ -247,7 +247,7 @@ def _stored_questions(
     return stored_items(source, runs[-1]), runs[-1]
 
 
-def _ingest_results(found: Found, store: Store, options: IngestOptions) -> Ingested:
+def _ingest_results(found: SourceFile, store: Store, options: IngestOptions) -> IngestResult:
     spec = RunSpec(
         kind="evaluation",
         dataset=_assume(options, options.dataset, "dataset", _UNNAMED, found),
@@ -260,10 +260,10 @@ def _ingest_results(found: Found, store: Store, options: IngestOptions) -> Inges
             "metric_version": METRIC_VERSION,
         },
     )
-    return Ingested(*ingest_results(found.source, store, spec, options.notice))
+    return IngestResult(*ingest_results(found.source, store, spec, options.notice))
 
 
-def _ingest_vectors(found: Found, store: Store, options: IngestOptions) -> Ingested:
+def _ingest_vectors(found: SourceFile, store: Store, options: IngestOptions) -> IngestResult:
     from lever_data.readers.vectors import embedding_batches, read_vectors
 
     name = options.name or _stem(found.source.path)
@@ -276,7 +276,7 @@ def _ingest_vectors(found: Found, store: Store, options: IngestOptions) -> Inges
         parameters={"name": name},
     )
     if (known := store.find(spec)) is not None:
-        return Ingested(known, is_new=False)
+        return IngestResult(known, is_new=False)
     with found.source.unpacked() as path, store.begin(spec) as writer:
         values = read_vectors(path, found.kind)
         done = 0
@@ -289,7 +289,7 @@ def _ingest_vectors(found: Found, store: Store, options: IngestOptions) -> Inges
                 options.progress(found.source.size * done // len(values), found.source.size)
         found.source.check_unchanged()
         details = {"name": name, "width": int(values.shape[1]), "dtype": str(values.dtype)}
-        return Ingested(writer.commit(details), is_new=True)
+        return IngestResult(writer.commit(details), is_new=True)
 
 
 def _require_dataset(options: IngestOptions, store: Store) -> None:
@@ -304,7 +304,7 @@ def _require_dataset(options: IngestOptions, store: Store) -> None:
 
 
 def _assume(
-    options: IngestOptions, given: str | None, what: str, default: str, found: Found
+    options: IngestOptions, given: str | None, what: str, default: str, found: SourceFile
 ) -> str:
     """What the user gave, else the default, which is said aloud."""
     if given is not None:

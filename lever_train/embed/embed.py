@@ -41,7 +41,7 @@ Progress = Callable[[float, float | None, str], None]
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbedResult:
     """What was made: the run of the queries, that of the candidates (the same where they do not
     differ), whether each is new, the legacy files, and why items have no vector, by index."""
 
@@ -52,7 +52,9 @@ class Embedded:
     failed: dict[int, str]
 
 
-def embed(request: EmbedRequest, progress: Progress = lambda done, total, note: None) -> Embedded:
+def embed(
+    request: EmbedRequest, progress: Progress = lambda done, total, note: None
+) -> EmbedResult:
     """Embed the items of a split.
 
     Raises:
@@ -66,7 +68,7 @@ def embed(request: EmbedRequest, progress: Progress = lambda done, total, note: 
     if request.with_answers:
         texts = [f"Question:{i.question} Short answer:{i.answer or ''}" for i in items]
         candidates, new_candidates = task.run("candidate", texts)
-    return Embedded(
+    return EmbedResult(
         queries,
         candidates,
         new_queries or new_candidates,

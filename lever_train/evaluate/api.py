@@ -53,7 +53,7 @@ Progress = Callable[[float, float | None, str], None]
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class Evaluation:
     """An evaluation: its scoreboard, what every selector showed every query, and which these are.
 
     ``is_new``: no evaluation of the store was made of the same and came out the same.
@@ -67,7 +67,7 @@ class Evaluated:
 
 def run_evaluation(
     request: EvalRequest, progress: Progress = lambda done, total, note: None
-) -> Evaluated:
+) -> Evaluation:
     """Evaluate the checkpoints beside the baselines and commit what was found.
 
     What failed before is asked again; where that changes an outcome, it is a run of its own.
@@ -103,7 +103,7 @@ def run_evaluation(
             writer.write("evaluations", evaluations_table(held, outcomes, scorer))
             run = writer.commit({"scoreboard": board.to_json(), "inputs": inputs})
     board = replace(board, run=run.run, about=_about(request, run, answerer, inputs))
-    return Evaluated(board, tuple(outcomes), is_new, tuple(q.question_id for q in held.queries))
+    return Evaluation(board, tuple(outcomes), is_new, tuple(q.question_id for q in held.queries))
 
 
 def _about(

@@ -48,7 +48,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairTest:
     """How selector ``a`` differs from ``b`` at one shot number, on the n queries both answered.
 
     ``difference``: mean accuracy of a minus that of b, with its 95 % interval and ``p``, that of
@@ -75,7 +75,7 @@ class Scoreboard:
     says what it is of: dataset, split, checkpoints, answerer, date, by name."""
 
     rows: tuple[Row, ...]
-    paired: tuple[Paired, ...]
+    paired: tuple[PairTest, ...]
     run: str | None = None
     about: dict[str, str] = field(default_factory=dict)
 
@@ -130,7 +130,7 @@ def _pairs(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:
             yield a, b
 
 
-def _paired(a: Outcome, b: Outcome, images: np.ndarray) -> Paired:
+def _paired(a: Outcome, b: Outcome, images: np.ndarray) -> PairTest:
     size = len(images)
     left, right = a.accuracy[:size], b.accuracy[:size]
     both = ~np.isnan(left) & ~np.isnan(right)
@@ -143,7 +143,7 @@ def _paired(a: Outcome, b: Outcome, images: np.ndarray) -> Paired:
     change = bootstrap_mean(apart, images[both], confidence=CONFIDENCE)
     _, image = np.unique(images[both], return_inverse=True)
     test = mcnemar(_right(left[both]), _right(right[both]))
-    return Paired(
+    return PairTest(
         a.selector,
         b.selector,
         a.shots,
@@ -207,7 +207,7 @@ def read_json(path: Path) -> Scoreboard:
     found = json.loads(path.read_bytes())
     return Scoreboard(
         tuple(Row(**row) for row in found["rows"]),
-        tuple(Paired(**pair) for pair in found["paired"]),
+        tuple(PairTest(**pair) for pair in found["paired"]),
         found["run"],
         found["about"],
     )

@@ -47,7 +47,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlanLine:
     """What will happen to a step: ``run``, ``skip`` (unchanged) or ``idle``, and why.
 
     ``parts``: what its key is made of, by name.
@@ -78,9 +78,9 @@ class Pipeline:
         self.steps = list(steps)
         self.state = _read_state(folder / STATE)
         self.digests: dict[Path, str] = {}
-        self.planned: dict[str, Planned] = {}  # of the last plan, by the step's name
+        self.planned: dict[str, PlanLine] = {}  # of the last plan, by the step's name
 
-    def plan(self, force: Sequence[str] = ()) -> list[Planned]:
+    def plan(self, force: Sequence[str] = ()) -> list[PlanLine]:
         """What would be done, and why; nothing is changed.
 
         Raises:
@@ -104,7 +104,7 @@ class Pipeline:
         """
         planned = dict(self.planned)
         for step in steps:
-            planned[step.name] = Planned(step, "run", "", self._parts(step, planned))
+            planned[step.name] = PlanLine(step, "run", "", self._parts(step, planned))
         return planned[steps[-1].name].key
 
     def run(self, say: Say, force: Sequence[str] = ()) -> dict[str, Outputs]:
@@ -126,7 +126,7 @@ class Pipeline:
                 )
         return outputs
 
-    def _do(self, item: Planned, outputs: Mapping[str, Outputs], forced: bool) -> Outputs:
+    def _do(self, item: PlanLine, outputs: Mapping[str, Outputs], forced: bool) -> Outputs:
         name = item.step.name
         begun = self._known(name).get("begun") == item.key and not forced
         self._note(name, {**self._known(name), "begun": item.key, "begun_parts": dict(item.parts)})
@@ -136,12 +136,12 @@ class Pipeline:
         )
         return done
 
-    def _judge(self, step: Step, before: Mapping[str, Planned], forced: bool) -> Planned:
+    def _judge(self, step: Step, before: Mapping[str, PlanLine], forced: bool) -> PlanLine:
         if step.idle is not None:
-            return Planned(step, "idle", step.idle, {})
+            return PlanLine(step, "idle", step.idle, {})
         parts = self._parts(step, before)
         known = self._known(step.name)
-        item = Planned(step, "run", "", parts)
+        item = PlanLine(step, "run", "", parts)
         if forced:
             why = "forced"
         elif known.get("begun") == item.key:
@@ -156,11 +156,11 @@ class Pipeline:
         elif fault := _fault(known):
             why = f"its output {fault}"
         else:
-            return Planned(step, "skip", "unchanged", parts)
+            return PlanLine(step, "skip", "unchanged", parts)
         step.guard()
-        return Planned(step, "run", why, parts)
+        return PlanLine(step, "run", why, parts)
 
-    def _parts(self, step: Step, before: Mapping[str, Planned]) -> dict[str, str]:
+    def _parts(self, step: Step, before: Mapping[str, PlanLine]) -> dict[str, str]:
         parts = {"code": f"{__version__}/{step.code}"}
         parts |= {name: json.dumps(v, sort_keys=True) for name, v in _flat(step.parameters)}
         for name, path in step.reads.items():

@@ -15,7 +15,7 @@ from lever_data.errors import UsageError
 from lever_train.flow.legacy import legacy_config
 from lever_train.flow.legacy_environment import not_understood
 from lever_train.flow.legacy_names import ARGUMENTS, VERSIONS, LegacyRun, choose_checkpoint
-from lever_train.flow.pipeline import Outputs, Pipeline, Planned, Say
+from lever_train.flow.pipeline import Outputs, Pipeline, PlanLine, Say
 from lever_train.flow.steps import build_steps
 from lever_train.flow.work import Work
 from lever_train.inputs.devices import open_device
@@ -163,7 +163,7 @@ def mode(config: PipelineConfig) -> str:
     return f"RCE + GRPO ({rce} + {grpo} epochs)" if grpo else f"RCE only ({rce} epochs)"
 
 
-def plan(config: PipelineConfig, force: Sequence[str] = ()) -> list[Planned]:
+def plan(config: PipelineConfig, force: Sequence[str] = ()) -> list[PlanLine]:
     """What a run would do; nothing is changed."""
     return _pipeline(config, lambda line: None, lambda done, total, note="": None).plan(force)
 

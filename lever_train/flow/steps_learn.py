@@ -19,18 +19,18 @@ from lever_train.flow.training import (
     sft_config,
     with_data,
 )
-from lever_train.flow.work import Known, Work, given
+from lever_train.flow.work import StepOutputs, Work, given
 from lever_train.options.evaluate import Contest, EvalRequest, Questions
 
 if TYPE_CHECKING:
-    from lever_train.evaluate.api import Evaluated
+    from lever_train.evaluate.api import Evaluation
 
 
 def sft(work: Work) -> Step:
     """The checkpoint RL starts from, trained on InfoScore beams where none is given."""
     table, config = work.config.sft, sft_config(work.config)
 
-    def act(known: Known, begun: bool) -> Outputs:
+    def act(known: StepOutputs, begun: bool) -> Outputs:
         if work.has_sft:
             return {"checkpoint": str(table.checkpoint), "paths": [str(table.checkpoint)]}
         training = with_data(work, known, config, None)
@@ -60,7 +60,7 @@ def audit(work: Work) -> Step:
 
     config = work.config
 
-    def act(known: Known, begun: bool) -> Outputs:
+    def act(known: StepOutputs, begun: bool) -> Outputs:
         request = AuditRequest(
             reward=config.train.reward,
             runs=work.rl_runs(known),
@@ -86,7 +86,7 @@ def train(work: Work) -> Step:
     """RCE, then GRPO where it has epochs."""
     config = work.config.train
 
-    def act(known: Known, begun: bool) -> Outputs:
+    def act(known: StepOutputs, begun: bool) -> Outputs:
         start = known.get("sft", {}).get("checkpoint")
         training = with_data(work, known, config, start)
         result = run_training(work, work.checkpoints, training, work.rl_runs(known), begun)
@@ -110,7 +110,7 @@ def convert(work: Work) -> Step:
     from lever_train.selector.checkpoint import convert as library
     from lever_train.selector.checkpoint import not_in_v2format
 
-    def act(known: Known, begun: bool) -> Outputs:
+    def act(known: StepOutputs, begun: bool) -> Outputs:
         path, _ = library(Path(known["train"]["checkpoint"]), None)
         return {"checkpoint": str(path), "paths": [str(path)]}
 
@@ -125,7 +125,7 @@ def evaluate(work: Work) -> Step:
 
     data, table, answerer = work.config.data, work.config.eval, work.config.answerer
 
-    def act(known: Known, begun: bool) -> Outputs:
+    def act(known: StepOutputs, begun: bool) -> Outputs:
         named = {
             "sft": known.get("sft", {}).get("checkpoint"),
             "rce": known["train"].get("rce"),
@@ -159,7 +159,7 @@ def evaluate(work: Work) -> Step:
     return Step("evaluate", act, parameters, work.evaluation_files(), after, idle=idle)
 
 
-def judge(work: Work, known: Known, checkpoints: Mapping[str, Path]) -> Evaluated:
+def judge(work: Work, known: StepOutputs, checkpoints: Mapping[str, Path]) -> Evaluation:
     """Evaluate checkpoints by name on the eval split."""
     from lever_train.evaluate.api import run_evaluation
 

@@ -16,7 +16,7 @@ from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
 from lever_train.flow.legacy_files import has_examples
 from lever_train.flow.pipeline import Outputs, Step, require_own
-from lever_train.flow.work import Known, Work, given, save_array
+from lever_train.flow.work import StepOutputs, Work, given, save_array
 
 if TYPE_CHECKING:
     from lever_train.options.rollout import Recipe, Request
@@ -39,7 +39,7 @@ def ingest(work: Work) -> Step:
         if path is not None
     }
 
-    def act(known: Known, begun: bool) -> Outputs:
+    def act(known: StepOutputs, begun: bool) -> Outputs:
         store = Store.create(data.store)
         found = _ingest_split(
             work,
@@ -81,7 +81,7 @@ def embed(work: Work) -> Step:
             files = [cache / f"{role}_embeddings.pt" for role in ("query", "candidate")]
             require_own(work.out, files)
 
-    def act(known: Known, begun: bool) -> Outputs:
+    def act(known: StepOutputs, begun: bool) -> Outputs:
         files: dict[str, str] = {}
         request = EmbedRequest(
             **table.model_dump(),
@@ -120,7 +120,7 @@ def pool(work: Work) -> Step:
 
     data, size = work.config.data, work.config.pool.size
 
-    def act(known: Known, begun: bool) -> Outputs:
+    def act(known: StepOutputs, begun: bool) -> Outputs:
         assert size is not None
         con = connect(data.store)
         query, candidate, held_out = work.embeddings(known)
@@ -155,7 +155,7 @@ def beam(work: Work) -> Step:
 
     config = work.config
 
-    def act(known: Known, begun: bool) -> Outputs:
+    def act(known: StepOutputs, begun: bool) -> Outputs:
         table = config.beam
         recipe = table.recipe()
         request = _request(work, known, recipe, table.shot_num, table.limit)
@@ -180,7 +180,7 @@ def generate(work: Work) -> Step:
 
     data, table = work.config.data, work.config.generate
 
-    def act(known: Known, begun: bool) -> Outputs:
+    def act(known: StepOutputs, begun: bool) -> Outputs:
         recipe = Recipe(**table.model_dump(include=set(Recipe.model_fields)))
         request = _request(work, known, recipe, table.shot_num, table.limit)
         checkpoint = known.get("sft", {}).get("checkpoint")
@@ -204,7 +204,9 @@ def generate(work: Work) -> Step:
     return Step("generate", act, parameters, reads, after, idle=idle, guard=guard)
 
 
-def _request(work: Work, known: Known, recipe: Recipe, shot_num: int, limit: int | None) -> Request:
+def _request(
+    work: Work, known: StepOutputs, recipe: Recipe, shot_num: int, limit: int | None
+) -> Request:
     """A rollout over the train split, of queries and demonstrations alike."""
     from lever_train.options.rollout import Inputs, Request, Which
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lever_train.flow.work import Known, Work
+from lever_train.flow.work import StepOutputs, Work
 from lever_train.learn.data import Source
 from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.state import STATE, StateError
@@ -43,7 +43,9 @@ def keyed(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"run": _FREE})
 
 
-def with_data(work: Work, known: Known, config: TrainConfig, checkpoint: str | None) -> TrainConfig:
+def with_data(
+    work: Work, known: StepOutputs, config: TrainConfig, checkpoint: str | None
+) -> TrainConfig:
     """A training config with the pipeline's files in it."""
     query, candidate, _ = work.embeddings(known)
     changes: dict[str, Any] = {

@@ -15,7 +15,7 @@ from lever_train.flow.pipeline import Outputs, Say
 from lever_train.learn.train import Advance
 from lever_train.options.pipeline import PipelineConfig
 
-Known = Mapping[str, Outputs]
+StepOutputs = Mapping[str, Outputs]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Work:
         """The folder of the RL checkpoints."""
         return self.config.data.checkpoints or self.out / "rl"
 
-    def embeddings(self, known: Known) -> tuple[str, str, str | None]:
+    def embeddings(self, known: StepOutputs) -> tuple[str, str, str | None]:
         """Paths of query, candidate and eval embeddings: given, or made by the step embed."""
         data, made = self.config.data, known.get("embed", {})
         query = str(data.query_embeddings or made.get("query"))
@@ -55,7 +55,7 @@ class Work:
             return data.query_embeddings is None
         return data.eval_embeddings is None and self.config.eval.checkpoint is not None
 
-    def pools(self, known: Known) -> tuple[Path | None, Path | None]:
+    def pools(self, known: StepOutputs) -> tuple[Path | None, Path | None]:
         """Pool files of train and eval queries: given, or made by the step pool."""
         data, made = self.config.data, known.get("pool", {})
         given = (data.pool or made.get("train"), data.eval_pool or made.get("eval"))
@@ -104,12 +104,12 @@ class Work:
         given_one = self.config.sft.checkpoint
         return given_one is not None and given_one.is_file()
 
-    def beam_runs(self, known: Known) -> tuple[str, ...]:
+    def beam_runs(self, known: StepOutputs) -> tuple[str, ...]:
         """The runs SFT trains on."""
         searched = known.get("beam", {}).get("run")
         return (*known["ingest"]["beam"], *([searched] if searched else []))
 
-    def rl_runs(self, known: Known) -> tuple[str, ...]:
+    def rl_runs(self, known: StepOutputs) -> tuple[str, ...]:
         """The runs RL trains on."""
         generated = known.get("generate", {}).get("run")
         return (*known["ingest"]["rl"], *([generated] if generated else []))

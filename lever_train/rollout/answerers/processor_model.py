@@ -17,7 +17,7 @@ from torch import Tensor
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Prompt, Template, Turn
 from lever_train.inputs.images import open_image
-from lever_train.rollout.answerers.vision_language import Encoded, Generation, Spoken, spoken
+from lever_train.rollout.answerers.vision_language import Generation, PromptTokens, Spoken, spoken
 
 # Each compared with transformers on a tiny model of its own
 FAMILIES = (
@@ -69,7 +69,7 @@ class ProcessorModel:
             raise LeverError("the model has no chat template", where=name)
         return cls(model, processor, device)
 
-    def encode(self, prompt: Prompt, template: Template) -> Encoded:
+    def encode(self, prompt: Prompt, template: Template) -> PromptTokens:
         """The turns of a prompt, and its token ids, which tell how long it is.
 
         Raises:
@@ -84,7 +84,7 @@ class ProcessorModel:
                 value=self.model.config.model_type,
                 hint="leave out --without-images",
             )
-        return Encoded(self._inputs(turns)["input_ids"][0].tolist(), images, turns)
+        return PromptTokens(self._inputs(turns)["input_ids"][0].tolist(), images, turns)
 
     def read_images(self, paths: Sequence[Path]) -> dict[Path, str]:
         """Why some images cannot be read."""
@@ -97,7 +97,7 @@ class ProcessorModel:
         return failed
 
     @torch.inference_mode()
-    def generate(self, batch: Sequence[Encoded], how: Generation) -> list[Spoken]:
+    def generate(self, batch: Sequence[PromptTokens], how: Generation) -> list[Spoken]:
         """What is generated for every prompt."""
         found: list[Spoken] = []
         for one in batch:
@@ -116,7 +116,7 @@ class ProcessorModel:
 
     @torch.inference_mode()
     def log_probs(
-        self, batch: Sequence[Encoded], given: Sequence[Sequence[str]]
+        self, batch: Sequence[PromptTokens], given: Sequence[Sequence[str]]
     ) -> list[tuple[float, ...]]:
         """Log-probability (nats) of generating exactly each given answer and then stopping."""
         found = []

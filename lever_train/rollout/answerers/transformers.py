@@ -34,8 +34,8 @@ from lever_train.rollout.answerers.processor_model import FAMILIES as PLAIN
 from lever_train.rollout.answerers.processor_model import ProcessorModel
 from lever_train.rollout.answerers.vision_language import FAMILIES as REUSING
 from lever_train.rollout.answerers.vision_language import (
-    Encoded,
     Generation,
+    PromptTokens,
     Spoken,
     VisionLanguageModel,
 )
@@ -147,7 +147,7 @@ class TransformersAnswerer:
             self._model = load_model(self.model_name, self.spec.device)
         model = self._model
         answers: dict[int, Answer] = {}
-        encoded: dict[int, Encoded] = {}
+        encoded: dict[int, PromptTokens] = {}
         failed = model.read_images([i for p in prompts for i in _images(p)])
         for index, prompt in enumerate(prompts):
             broken = next((failed[i] for i in _images(prompt) if i in failed), None)
@@ -171,7 +171,7 @@ class TransformersAnswerer:
         self,
         model: LocalModel,
         prompts: Sequence[Prompt],
-        encoded: dict[int, Encoded],
+        encoded: dict[int, PromptTokens],
         todo: list[int],
     ) -> Iterator[tuple[list[int], Sequence[Spoken | None], Sequence[tuple[float, ...] | None]]]:
         """Batches of indices with what was said and log-probabilities; a batch that does not fit
@@ -197,7 +197,7 @@ class TransformersAnswerer:
             todo = todo[len(indices) :]
             yield indices, said, log_probs
 
-    def _self_test(self, model: LocalModel, sample: list[Encoded]) -> None:
+    def _self_test(self, model: LocalModel, sample: list[PromptTokens]) -> None:
         """Batch 1 against batch N."""
         self._tested = True
         together = model.generate(sample, self._how)

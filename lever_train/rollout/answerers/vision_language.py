@@ -32,7 +32,7 @@ _READERS = 4  # threads that decode and resize images
 
 
 @dataclass(frozen=True)
-class Encoded:
+class PromptTokens:
     """A prompt as the model reads it: token ids with one id per image patch group, and its
     images in order; ``turns`` where its own processor lays it out."""
 
@@ -120,7 +120,7 @@ class VisionLanguageModel:
             )
         return cls(model, tokenizer, images, device)
 
-    def encode(self, prompt: Prompt, template: Template) -> Encoded:
+    def encode(self, prompt: Prompt, template: Template) -> PromptTokens:
         """Token ids of the conversation, every image as many tokens as it has features.
 
         Raises:
@@ -136,7 +136,7 @@ class VisionLanguageModel:
         ids: list[int] = []
         for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
             ids += [token] * (next(counts) if token == self.image_token else 1)
-        return Encoded(ids, images)
+        return PromptTokens(ids, images)
 
     def read_images(self, paths: Sequence[Path]) -> dict[Path, str]:
         """Compute the features of images not seen before; returns why some cannot be read."""
@@ -151,7 +151,7 @@ class VisionLanguageModel:
         return failed
 
     @torch.inference_mode()
-    def generate(self, batch: Sequence[Encoded], how: Generation) -> list[Spoken]:
+    def generate(self, batch: Sequence[PromptTokens], how: Generation) -> list[Spoken]:
         """What is generated for every prompt; prompts are padded on the left."""
         inputs = self._inputs(batch)
         out = self.model.generate(
@@ -168,7 +168,7 @@ class VisionLanguageModel:
 
     @torch.inference_mode()
     def log_probs(
-        self, batch: Sequence[Encoded], given: Sequence[Sequence[str]]
+        self, batch: Sequence[PromptTokens], given: Sequence[Sequence[str]]
     ) -> list[tuple[float, ...]]:
         """Log-probability (nats) of generating exactly each given answer and then stopping."""
         inputs = self._inputs(batch)
@@ -226,7 +226,7 @@ class VisionLanguageModel:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self._ends[0])
 
-    def _inputs(self, batch: Sequence[Encoded]) -> dict[str, Any]:
+    def _inputs(self, batch: Sequence[PromptTokens]) -> dict[str, Any]:
         """The batch padded on the left, with the vision features of its images."""
         width = max(len(e.ids) for e in batch)
         ids = torch.tensor([[self._pad] * (width - len(e.ids)) + e.ids for e in batch])
