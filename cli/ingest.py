@@ -18,8 +18,8 @@ def ingest(
     paths: Annotated[
         tuple[Path, ...],
         words(
-            "RL data, beams, questions and annotations, results (JSON), embeddings (.pt, .npy, "
-            ".safetensors); plain, gzip or zstd.",
+            "RL data, beams, questions and annotations, results, a list of texts (JSON), "
+            "embeddings (.pt, .npy, .safetensors); plain, gzip or zstd.",
             metavar="PATH…",
             argument=True,
         ),

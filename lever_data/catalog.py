@@ -29,6 +29,7 @@ RAW_TABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "raw_queries": (RL_KINDS, "queries", "stg_queries"),
     "raw_examples": (("examples",), "examples", "stg_examples"),
     "raw_embeddings": (("embeddings",), "embeddings", "stg_embeddings"),
+    "raw_texts": (("texts",), "texts", "stg_texts"),
     "raw_evaluations": (("evaluation",), "evaluations", "stg_evaluations"),
     "raw_sweeps": (("sweep",), "sweeps", "stg_sweeps"),
     "raw_training_metrics": (("training",), "training_metrics", "stg_training_metrics"),

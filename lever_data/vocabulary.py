@@ -54,7 +54,7 @@ QueryEmbeddings = Annotated[
     Vectors,
     words(
         "Vectors of the queries: a .pt, .npy or .safetensors file, or a name in the store; "
-        "row = query id.",
+        "row = query id. Several, joined by commas, stand side by side.",
         everyday=True,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Tell what a source file holds, by its content: RL data, beams, items, results, vectors.
+"""Tell what a source file holds, by its content: RL data, beams, items, results, texts, vectors.
 
 In goes a :class:`~lever_data.readers.source.Source`, out comes a :class:`SourceFile`. The name of a
 file plays no part.
@@ -25,6 +25,7 @@ Kind = Literal[
     "annotations",
     "items",
     "results",
+    "texts",
     "npy",
     "safetensors",
     "torch",
@@ -33,7 +34,8 @@ Kind = Literal[
 _PEEK = 1 << 14  # bytes; a broken file is broken further on, where its reader says how
 _HINT = (
     "lever reads RL data and beam data (one JSON object, key = query id), official questions and "
-    "annotations, results files, and embeddings (.pt, .npy, .safetensors)"
+    "annotations, results files, a list of texts (one an item), and embeddings (.pt, .npy, "
+    ".safetensors)"
 )
 
 
@@ -143,10 +145,13 @@ def _is_result(members: Container[str]) -> bool:
 
 
 def _list_kind(scanner: Scanner) -> _Head:
-    """What the first object of a list is: an item, or a result."""
+    """What the first of a list is: an item, a result, or a text."""
     head = _Head()
     with suppress(LeverError):
-        if scanner.enter(b"[", "a list") and scanner.peek() == b"{":
+        opened = scanner.enter(b"[", "a list")
+        if opened and scanner.peek() == b'"':
+            head.kind = "texts"
+        elif opened and scanner.peek() == b"{":
             _, text = scanner.value()
             first = json_exact.parse(text, json_exact.Place("", 0))[0]
             assert isinstance(first, dict)

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pyarrow as pa
+
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.vqa_metric import METRIC_VERSION, few_annotators
 from lever_data.readers.detect import SourceFile, detect
@@ -33,6 +36,7 @@ from lever_data.sources.questions import (
 from lever_data.sources.results import ingest_results
 from lever_data.sources.rl_ingest import ingest_legacy
 from lever_data.store.integrity import require_intact
+from lever_data.store.schema import TEXTS
 from lever_data.store.store import Run, RunSpec, Store
 
 _UNNAMED = "default"  # the dataset of a store that has but one
@@ -66,6 +70,8 @@ def ingest(
             yield _ingest_examples(unit, store, options)
         elif first.kind == "results":
             yield _ingest_results(first, store, options)
+        elif first.kind == "texts":
+            yield _ingest_texts(first, store, options)
         elif first.kind in ("rl_data", "beam"):
             yield _ingest_legacy(first, store, options)
         else:
@@ -261,6 +267,37 @@ def _ingest_results(found: SourceFile, store: Store, options: IngestOptions) -> 
         },
     )
     return IngestResult(*ingest_results(found.source, store, spec, options.notice))
+
+
+def _ingest_texts(found: SourceFile, store: Store, options: IngestOptions) -> IngestResult:
+    """A JSON list of texts, one an item in the order of its split."""
+    name = options.name or _stem(found.source.path)
+    spec = RunSpec(
+        kind="texts",
+        dataset=_assume(options, options.dataset, "dataset", _UNNAMED, found),
+        split=_assume(options, options.split, "split", "train", found),
+        source=_describe(found.source),
+        source_sha256=found.source.sha256(),
+        parameters={"name": name},
+    )
+    if (known := store.find(spec)) is not None:
+        return IngestResult(known, is_new=False)
+    with found.source.reader(options.progress) as reader:
+        data = b"".join(iter(lambda: reader.read(1 << 20), b""))
+    try:
+        texts = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=list[str])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise LeverError(
+            f"this is not a list of texts ({error})",
+            where=str(found.source.path),
+            hint='["text of item 0", "text of item 1", ...]',
+        ) from None
+    columns = [pa.repeat(value, len(texts)) for value in (spec.dataset, spec.split, name)]
+    columns += [pa.array(range(len(texts)), pa.int64()), pa.array(texts, pa.string())]
+    with store.begin(spec) as writer:
+        writer.write("texts", pa.Table.from_arrays(columns, schema=TEXTS))
+        found.source.check_unchanged()
+        return IngestResult(writer.commit({"name": name}), is_new=True)
 
 
 def _ingest_vectors(found: SourceFile, store: Store, options: IngestOptions) -> IngestResult:

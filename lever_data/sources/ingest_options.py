@@ -22,7 +22,7 @@ class IngestOptions(Section):
     split: Split = None
     name: str | None = option(
         None,
-        "Name of embeddings or results in the store. Default: the file's stem.",
+        "Name of texts, embeddings or results in the store. Default: the file's stem.",
         metavar="NAME",
     )
     order: Order = option(

@@ -111,6 +111,16 @@ EVALUATIONS = pa.schema(
     ]
 )
 
+TEXTS = pa.schema(
+    [
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("example_id", pa.int64(), nullable=False),  # place in the source's list
+        pa.field("text", pa.string(), nullable=False),
+    ]
+)
+
 SWEEPS = pa.schema(
     [
         pa.field("sweep", pa.string(), nullable=False),
@@ -161,6 +171,7 @@ TABLES: dict[str, pa.Schema] = {
     "candidates": CANDIDATES,
     "queries": QUERIES,
     "examples": EXAMPLES,
+    "texts": TEXTS,
     "evaluations": EVALUATIONS,
     "sweeps": SWEEPS,
 }
@@ -170,13 +181,23 @@ SORT_KEYS: dict[str, tuple[str, ...]] = {
     "queries": ("query_id",),
     "examples": ("example_id",),
     "embeddings": ("example_id",),
+    "texts": ("example_id",),
     "evaluations": ("query_id",),
 }
 
 # Columns whose values hardly repeat: a dictionary of them takes time and a fifth more bytes.
 DISTINCT = frozenset(
     (
-        *("query_id", "candidate", "example_id", "vector", "image_id", "question_id", "question"),
+        *(
+            "query_id",
+            "candidate",
+            "example_id",
+            "vector",
+            "image_id",
+            "question_id",
+            "question",
+            "text",
+        ),
         *("beam_score", "logprob_score", "info_score", "vqa_gt_prob"),
     )
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Place, load_items, only_dataset
 from lever_data.items.prompts import Item
 from lever_data.readers.vectors import embedding_batches
@@ -37,6 +39,7 @@ PART_ROWS = 512
 _BLANK = Image.new("RGB", (32, 32))  # in the place of an image that cannot be read
 _SAME = 0.99  # cosine of a vector with itself, made on another machine or in half precision
 _READERS = 4  # threads that read and hash image files
+_FIELD = re.compile(r"\{(\w+)\}")
 Progress = Callable[[float, float | None, str], None]
 
 
@@ -63,7 +66,10 @@ def embed(
     """
     task = _open(request, progress)
     items = task.items
-    queries, new_queries = task.run("query", [item.question for item in items])
+    texts = [item.question for item in items]
+    if request.template is not None:
+        texts = fill(request.template, items, connect(task.store), task.place)
+    queries, new_queries = task.run("query", texts)
     candidates, new_candidates = queries, False
     if request.with_answers:
         texts = [f"Question:{i.question} Short answer:{i.answer or ''}" for i in items]
@@ -116,6 +122,46 @@ def _open(request: EmbedRequest, progress: Progress) -> _Task:
     _require_whole(items)
     encoder = Encoder(request.encoder, request.device, images=request.features != "text")
     return _Task(request, store, place, items, encoder, progress)
+
+
+def fill(
+    template: str, items: Sequence[Item], con: duckdb.DuckDBPyConnection, place: Place
+) -> list[str]:
+    """The template's words of every item.
+
+    Raises:
+        LeverError: the store has no text of a name, or not one for every item.
+        UsageError: the template names nothing of the item.
+    """
+    names = dict.fromkeys(_FIELD.findall(template))
+    if not names:
+        raise UsageError("the template reads nothing of an item", value=template)
+    said = {name: item_texts(name, items, con, place) for name in names}
+    return [
+        _FIELD.sub(lambda field: said[field[1]][row], template).strip()  # noqa: B023
+        for row in range(len(items))
+    ]
+
+
+def item_texts(
+    name: str, items: Sequence[Item], con: duckdb.DuckDBPyConnection, place: Place
+) -> Sequence[str]:
+    """The question, the shown answer or a stored text of every item."""
+    if name == "question":
+        return [item.question for item in items]
+    if name == "answer":
+        return [item.answer or "" for item in items]
+    sql = "select text from texts where dataset = ? and split = ? and name = ? order by example_id"
+    key = [place.dataset, place.split, name]
+    found = [text for (text,) in con.cursor().execute(sql, key).fetchall()]
+    if len(found) != len(items):
+        raise LeverError(
+            f"the store has {len(found):,} texts of this name, the split has {len(items):,} items",
+            where=f"{place.dataset}/{place.split}",
+            value=name,
+            hint=f"`lever ingest TEXTS.json --name {name}`: a JSON list, one text an item",
+        )
+    return found
 
 
 @dataclass(frozen=True)

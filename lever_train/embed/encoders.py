@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from lever_data.errors import UsageError
 from lever_train.inputs.devices import open_device
-from lever_train.inputs.model_folder import folder_identity
+from lever_train.inputs.model_folder import folder_identity, model_folder
 
 # Trained on texts padded to one length, most without a mask: shorter padding gives other vectors
 # (a question at batch 64 and at batch 1 had cosine 0.38). Their processors document it.
@@ -41,7 +41,7 @@ class Encoder:
     def __init__(self, name: str, device: str, *, images: bool) -> None:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        self.name = name
+        self.name = name = model_folder(name)
         try:
             # float32 whatever the file holds: in bfloat16 a vector depends on its batch
             model = AutoModel.from_pretrained(name, dtype=torch.float32)

@@ -221,9 +221,11 @@ def _answerer(request: EvalRequest, held: HeldOut, con: Any) -> Answerer:
     contest = request.contest
     queries, examples = held.query_table, held.ask.table
     if contest.answerer_query_embeddings is not None:
-        queries = load_embeddings(contest.answerer_query_embeddings, con)
+        place = (held.dataset, held.split)
+        queries = load_embeddings(contest.answerer_query_embeddings, con, place)
     if contest.answerer_candidate_embeddings is not None:
-        examples = load_embeddings(contest.answerer_candidate_embeddings, con)
+        place = (held.dataset, request.questions.candidate_split)
+        examples = load_embeddings(contest.answerer_candidate_embeddings, con, place)
     asked = contest.answerer_query_embeddings or request.questions.query_embeddings
     check_inputs(
         Vectors.of(asked, queries),

@@ -83,7 +83,7 @@ def open_held_out(
     examples = load_items(con, source, official if own else None)
     truths = load_truth(items, official) if is_judged else dict.fromkeys(items, _NO_TRUTH)
     numbers = np.array(sorted(items), dtype=np.int64)
-    queries, table = _embeddings(con, questions)
+    queries, table = _embeddings(con, questions, dataset)
     pool = _open_pools(con, questions, dataset, examples)
     check_inputs(
         Vectors.of(questions.query_embeddings, queries),
@@ -108,13 +108,16 @@ def open_held_out(
     )
 
 
-def _embeddings(con: duckdb.DuckDBPyConnection, questions: Questions) -> tuple[Tensor, Tensor]:
+def _embeddings(
+    con: duckdb.DuckDBPyConnection, questions: Questions, dataset: str
+) -> tuple[Tensor, Tensor]:
     """Query and candidate embeddings, row = item of their split."""
     if questions.query_embeddings is None:
         raise UsageError("no query embeddings are named", hint="--query-embeddings FILE")
-    queries = load_embeddings(questions.query_embeddings, con)
+    queries = load_embeddings(questions.query_embeddings, con, (dataset, questions.split))
     if questions.candidate_embeddings is not None:
-        table = load_embeddings(questions.candidate_embeddings, con)
+        source = (dataset, questions.candidate_split)
+        table = load_embeddings(questions.candidate_embeddings, con, source)
     elif questions.candidate_split == questions.split:
         table = queries
     else:

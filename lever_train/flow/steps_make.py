@@ -124,14 +124,16 @@ def pool(work: Work) -> Step:
         assert size is not None
         con = connect(data.store)
         query, candidate, held_out = work.embeddings(known)
-        table = load_embeddings(candidate, con)
+        of_train = (data.dataset, data.train_split)
+        table = load_embeddings(candidate, con, of_train)
         made: dict[str, str] = {}
         if data.pool is None:
-            pools = similar_pools(load_embeddings(query, con), table, size, leave_out_self=True)
+            queries = load_embeddings(query, con, of_train)
+            pools = similar_pools(queries, table, size, leave_out_self=True)
             made["train"] = save_array(work.out / "pools" / "train.npy", pools)
         if held_out is not None and data.eval_pool is None:
             own = data.eval_split == data.train_split
-            queries = load_embeddings(held_out, con)
+            queries = load_embeddings(held_out, con, (data.dataset, data.eval_split))
             pools = similar_pools(queries, table, size, leave_out_self=own)
             made["eval"] = save_array(work.out / "pools" / "eval.npy", pools)
         return {**made, "paths": list(made.values())}

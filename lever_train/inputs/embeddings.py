@@ -6,6 +6,7 @@ In go a path (.pt, .npy, .safetensors) or the name embeddings have in the store;
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.readers.vectors import read_vectors
@@ -31,13 +33,22 @@ def load_embeddings(
 ) -> Tensor:
     """Vectors [n, d] float32, row = example id.
 
-    ``prefer`` is the (dataset, split) to take where the store holds the name for several.
+    ``prefer`` is the (dataset, split) to take where the store holds the name for several. Several
+    sources, joined by commas, stand side by side: unit vectors of each, so scaled that a cosine of
+    the whole is the mean of the cosines.
 
     Raises:
-        UsageError: neither a file nor a name in the store.
+        UsageError: neither a file nor a name in the store; or those side by side differ in rows.
         LeverError: not one [n, d] tensor of finite floats, or rows are missing in the store.
     """
     path = Path(source)
+    if "," in source and not path.is_file():
+        parts = [load_embeddings(part.strip(), con, prefer) for part in source.split(",")]
+        if len({len(part) for part in parts}) > 1:
+            rows = ", ".join(f"{len(part):,}" for part in parts)
+            raise UsageError("vectors side by side differ in rows", where=source, value=rows)
+        joined = torch.cat([normalize(part, dim=-1) for part in parts], dim=-1)
+        return joined / math.sqrt(len(parts))
     if path.suffix in KINDS:
         if not path.is_file():
             raise UsageError("there is no such embeddings file", value=source)

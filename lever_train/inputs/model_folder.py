@@ -7,15 +7,38 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 from lever_data.store.files import sha256_file
 
+_PACKAGE = "package:"
 _TEMPLATES = "additional_chat_templates"  # the one folder below that transformers reads
 # no part of a model: documents, and what a trainer keeps beside it to go on from there
 _BESIDE = (".md", ".pt", ".pth")
 _READERS = 4  # hashing lets go of the interpreter: the shards of a model are read side by side
+
+
+def model_folder(name: str) -> str:
+    """The folder of the model that an installed package holds, of ``package:NAME``; any other name
+    as it is.
+
+    Raises:
+        UsageError: the package is not installed, or does not hold exactly one ``config.json``.
+    """
+    if not name.startswith(_PACKAGE):
+        return name
+    package = name.removeprefix(_PACKAGE).replace("-", "_")
+    spec = find_spec(package) if package.isidentifier() else None
+    places = () if spec is None else spec.submodule_search_locations or ()
+    if not places:
+        raise UsageError("the package is not installed", value=name, hint=f"pip install {package}")
+    found = sorted({path.parent for place in places for path in Path(place).rglob("config.json")})
+    found = [folder for folder in found if any(folder.glob("*.safetensors"))]
+    if len(found) != 1:
+        raise UsageError(f"the package holds {len(found)} models, not one", value=name)
+    return str(found[0])
 
 
 def folder_identity(folder: Path) -> str:

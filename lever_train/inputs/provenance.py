@@ -29,17 +29,20 @@ def input_records(named: Mapping[str, str | Path | None], store: Store) -> list[
     for role, source in named.items():
         if source is None:
             continue
-        path = Path(source)
-        if path.is_file():
-            found.append({"role": role, "path": str(source), "sha256": sha256_file(path)})
-            continue
-        con = open_session(store, only=("embeddings",)).con
-        sql = "select distinct run from embeddings where name = ? order by run"
-        for (run,) in con.execute(sql, [str(source)]).fetchall():
-            found += [
-                {"role": role, "path": f"{run}/{file}", "sha256": digest}
-                for file, digest in store.run(run).files.items()
-            ]
+        # several stand side by side, see `load_embeddings`
+        parts = [str(source)] if Path(source).is_file() else str(source).split(",")
+        for part in map(str.strip, parts):
+            path = Path(part)
+            if path.is_file():
+                found.append({"role": role, "path": part, "sha256": sha256_file(path)})
+                continue
+            con = open_session(store, only=("embeddings",)).con
+            sql = "select distinct run from embeddings where name = ? order by run"
+            for (run,) in con.execute(sql, [part]).fetchall():
+                found += [
+                    {"role": role, "path": f"{run}/{file}", "sha256": digest}
+                    for file, digest in store.run(run).files.items()
+                ]
     return found
 
 

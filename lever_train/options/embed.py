@@ -17,7 +17,8 @@ class Encoding(Section):
 
     encoder: str = option(
         "openai/clip-vit-base-patch32",
-        "A CLIP or text encoder: a folder, or a name that transformers knows.",
+        "A CLIP or text encoder: a folder, package:NAME (the one an installed Python package "
+        "holds), or a name that transformers knows.",
         everyday=True,
     )
     features: Literal["text", "image", "both"] = option(
@@ -37,6 +38,12 @@ class EmbedRequest(Encoding):
     with_answers: bool = option(
         False, "Candidates are embedded with their answers, apart from the queries."
     )
+    template: str | None = option(
+        None,
+        "What is read of an item in place of its question: words with {question}, {answer} and "
+        "the {NAME} of texts in the store; it needs a --name.",
+        everyday=True,
+    )
     name: str | None = option(None, "Name in the store. Default: encoder and features.")
     image_root: ImageRoot = None
     image_name: ImageName = None
@@ -55,6 +62,17 @@ class EmbedRequest(Encoding):
     def _answers_are_text(self) -> Self:
         if self.with_answers and self.features == "image":
             raise UsageError("--with-answers changes the text, and --features image has none")
+        return self
+
+    @model_validator(mode="after")
+    def _template_is_text(self) -> Self:
+        if self.template is not None and (self.features == "image" or self.with_answers):
+            raise UsageError(
+                "--template says all of the text: it goes with --features text or both, and "
+                "without --with-answers"
+            )
+        if self.template is not None and self.name is None:
+            raise UsageError("vectors of a template need a --name", value=self.template)
         return self
 
     def require_images(self) -> None:

@@ -275,7 +275,8 @@ class _Resolver:
         left = load_embeddings(inputs.query_embeddings, self.wide, self._place)
         right = left
         if inputs.candidate_embeddings is not None:
-            right = load_embeddings(inputs.candidate_embeddings, self.wide)
+            source = (self._place[0], self.request.which.candidate_split or "train")
+            right = load_embeddings(inputs.candidate_embeddings, self.wide, source)
         return left, right
 
     def _check(
