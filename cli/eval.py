@@ -14,7 +14,7 @@ from .common import emit, emit_table, notice, progress_bar
 from .flags import with_flags
 
 if TYPE_CHECKING:
-    from lever_train.evaluate.scoreboard import PairTest, Row, Scoreboard
+    from lever_train.evaluate.scores import PairTest, Row, Scoreboard
 
 
 @with_flags

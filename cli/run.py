@@ -78,7 +78,7 @@ def show_run(request: RunRequest, dry_run: bool, force: tuple[str, ...], json: P
 def _show_result(outputs: dict[str, Any], summary: list[tuple[str, str]]) -> None:
     scores = outputs["evaluate"].get("json")
     if scores is not None:
-        from lever_train.evaluate.scoreboard import read_json
+        from lever_train.evaluate.scores import read_json
 
         from .eval import show_scoreboard
 

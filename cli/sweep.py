@@ -14,7 +14,7 @@ from .common import emit, emit_table, notice, progress_bar
 from .flags import with_flags
 
 if TYPE_CHECKING:
-    from lever_train.flow.sweep import SweepReport
+    from lever_train.flow.sweep_page import SweepReport
 
 
 @with_flags

@@ -19,6 +19,12 @@ PAGES_SHOWN = {  # in the navigation
     "store": "Store",
     "view": "View",
     "queries": "Queries",
+    "audit": "Audit",
+    "training": "Training",
+    "evaluation": "Evaluation",
+    "sweep": "Sweep",
+    "compare": "Compare",
+    "demonstrations": "Demonstrations",
 }
 
 

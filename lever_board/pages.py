@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import duckdb
 
+from lever_board.example_pages import demonstrations_page
+from lever_board.figure_pages import (
+    audit_page,
+    compare_page,
+    disagree_page,
+    evaluation_page,
+    sweep_page,
+    training_page,
+)
 from lever_board.page import Asked, PageOf, html, refusal
 from lever_board.query_pages import queries_page, query_page
 from lever_board.store_pages import run_page, store_page
@@ -16,6 +25,13 @@ PAGES: dict[str, PageOf] = {
     "view": view_page,
     "queries": queries_page,
     "query": query_page,
+    "audit": audit_page,
+    "training": training_page,
+    "evaluation": evaluation_page,
+    "disagree": disagree_page,
+    "sweep": sweep_page,
+    "compare": compare_page,
+    "demonstrations": demonstrations_page,
 }
 
 

@@ -86,7 +86,7 @@ def queries_page(asked: Asked) -> Content:
         )
         names = [column[0] for column in con.description or ()]
         rows = [dict(zip(names, row, strict=True)) for row in con.fetchall()]
-    known = _asked_items(asked, [Key(r["dataset"], r["split"], r["query_id"]) for r in rows])
+    known = asked_items(asked, [Key(r["dataset"], r["split"], r["query_id"]) for r in rows])
     shares = dict(zip(FILTERS, counts, strict=True))
     parameters = {"view": view, "mode": reward.mode, "filter": chosen, "sort": sort}
     return Content(
@@ -125,7 +125,7 @@ def query_page(asked: Asked) -> Content:
     reward = reward_of(asked)
     rows = _candidates(asked, key, reward)
     picks = _picks(asked, key)
-    item = _asked_items(asked, [key]).get(key)
+    item = asked_items(asked, [key]).get(key)
     if item is None and not rows and not picks:
         raise UsageError(
             "the store knows no such query",
@@ -171,7 +171,7 @@ def _key(row: Mapping[str, Any]) -> Key:
     return Key(row["dataset"], row["split"], row["query_id"])
 
 
-def _asked_items(asked: Asked, keys: Sequence[Key]) -> dict[Key, Item]:
+def asked_items(asked: Asked, keys: Sequence[Key]) -> dict[Key, Item]:
     """The questions of these queries: from the examples, else as the RL data tells them."""
     con = asked.state.session().con
     found: dict[Key, Item] = {}

@@ -18,7 +18,7 @@ from lever_data.store.files import write_atomic
 from lever_data.store.store import Run, Store
 from lever_demo.files import DATASET, WorldFiles, write_world
 from lever_demo.world import WorldSpec, make_world
-from lever_train.evaluate.scoreboard import Scoreboard, read_json
+from lever_train.evaluate.scores import Scoreboard, read_json
 from lever_train.flow.pipeline import Outputs
 from lever_train.flow.run import run, use_it
 from lever_train.learn.train import Advance

@@ -20,10 +20,9 @@ from lever_data.report.audit import Audit, audit_views
 from lever_data.report.audit_page import audit_page
 from lever_data.report.options import AuditRequest
 from lever_data.report.page import Chart, Figure, Line, Section, Table, render, selector_colours
-from lever_train.evaluate.scoreboard import PairTest, Row, Scoreboard
 from lever_train.evaluate.scoreboard_page import scoreboard_page
-from lever_train.flow.sweep import Cell, SweepReport
-from lever_train.flow.sweep_page import sweep_page
+from lever_train.evaluate.scores import PairTest, Row, Scoreboard
+from lever_train.flow.sweep_page import Cell, SweepReport, sweep_page
 from lever_train.learn.curves import curves_page
 from lever_train.learn.log import Log
 from tests.stores import candidate, commit, new_store

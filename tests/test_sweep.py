@@ -14,20 +14,18 @@ from lever_data import connect
 from lever_data.catalog import macros
 from lever_data.errors import UsageError
 from lever_data.relations.rewards import reward_sql
+from lever_data.report.statistics import chance_lead
 from lever_data.store.store import Store
 from lever_demo.demo import DemoOptions, prepare_demo
 from lever_demo.world import WorldSpec
 from lever_train.flow.sweep import (
-    Cell,
-    SweepReport,
     _is_held_out,
-    _luck,
     _merit,
     _require_distinct,
     _shared,
     _task,
 )
-from lever_train.flow.sweep_page import choice, luck, sweep_page
+from lever_train.flow.sweep_page import Cell, SweepReport, choice, luck, sweep_page
 from lever_train.options.pipeline import PipelineConfig
 from lever_train.options.sweep import SweepConfig, cell_config, load_sweep
 from lever_train.options.train import TrainConfig
@@ -85,11 +83,13 @@ def test_a_bad_sweep_says_what_is_wrong(tmp_path: Path, text: str, message: str)
 def test_luck_grows_with_the_cells_and_is_none_for_one() -> None:
     rng = np.random.default_rng(0)
     scores = (rng.random((400, 20)) < 0.5).astype(np.float64)
-    assert _luck(scores[:, :1]) == pytest.approx(0)
-    assert 0 < _luck(scores[:, :2]) < _luck(scores)
+    assert chance_lead(scores[:, :1]) == pytest.approx(0)
+    assert 0 < chance_lead(scores[:, :2]) < chance_lead(scores)
     # the expected largest of 20 normal numbers is 1.87 standard deviations above their mean
-    assert _luck(scores) == pytest.approx(1.87 * np.sqrt(0.25 / 400), rel=0.15)
-    assert _luck(np.repeat(scores[:, :1], 20, axis=1)) == pytest.approx(0)  # all the same cell
+    assert chance_lead(scores) == pytest.approx(1.87 * np.sqrt(0.25 / 400), rel=0.15)
+    assert chance_lead(np.repeat(scores[:, :1], 20, axis=1)) == pytest.approx(
+        0
+    )  # all the same cell
 
 
 def _cell(base: PipelineConfig, **changes: dict[str, object]) -> str:

@@ -24,21 +24,26 @@ _BIN = 0.1  # width of the bars of reward_spread
 
 def audit_page(audits: Sequence[Audit]) -> str:
     """The page of one audit, or of several side by side."""
+    title, facts, more = audit_content(audits)
+    return render(title, facts, "lever audit", template="audit.html", **more)
+
+
+def audit_content(
+    audits: Sequence[Audit],
+) -> tuple[str, dict[str, str | None], dict[str, Any]]:
+    """Title and facts of the page, and what ``audit.html`` takes."""
     views = " and ".join(audit.figures["view"] for audit in audits)
     figures = audits[0].figures
     runs = dict.fromkeys(run for audit in audits for run in audit.figures["runs"])
-    return render(
-        f"Reward audit: {views}",
-        {
-            "dataset/split": ", ".join(figures["places"]),
-            "reward": f"`{figures['reward']}`",
-            "runs read": ", ".join(f"`{run}`" for run in runs),
-            "answered by": ", ".join(figures["scorers"]) or None,
-            "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        },
-        "lever audit",
-        template="audit.html",
-        audits=[
+    facts = {
+        "dataset/split": ", ".join(figures["places"]),
+        "reward": f"`{figures['reward']}`",
+        "runs read": ", ".join(f"`{run}`" for run in runs),
+        "answered by": ", ".join(figures["scorers"]) or None,
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }
+    more = {
+        "audits": [
             {
                 "figures": audit.figures,
                 "findings": verdict(audit.figures),
@@ -48,9 +53,10 @@ def audit_page(audits: Sequence[Audit]) -> str:
             }
             for audit in audits
         ],
-        class_names=CLASSES,
-        class_titles=_CLASS_TITLES,
-    )
+        "class_names": CLASSES,
+        "class_titles": _CLASS_TITLES,
+    }
+    return f"Reward audit: {views}", facts, more
 
 
 def _spread(audit: Audit) -> list[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 FloatArray = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 REPLICATES = 2000
+LUCK_REPLICATES = 1000
 _CELLS_AT_ONCE = 20_000_000  # counts drawn in one go: 160 MB
 
 
@@ -147,6 +148,20 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> McNemar:
         raise ValueError(f"outcomes of {len(a)} and of {len(b)} queries cannot be paired")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return McNemar(only_a, only_b, _two_sided_binomial(min(only_a, only_b), only_a + only_b))
+
+
+def chance_lead(scores: np.ndarray) -> float:
+    """Mean lead of the best cell over the mean cell, were all equally good; bootstrap over queries.
+
+    Args:
+        scores: [n, cells] accuracies; each cell's mean is taken out first.
+    """
+    level = scores - scores.mean(0)
+    n = len(level)
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=LUCK_REPLICATES) / n
+    means = weights @ level
+    return float((means.max(1) - means.mean(1)).mean())
 
 
 def effective_sample_size(log_weights: np.ndarray) -> float:

@@ -27,12 +27,8 @@ from lever_train.evaluate.baselines import greedy
 from lever_train.evaluate.evaluate import Answers, EvalOptions, Outcome, evaluate
 from lever_train.evaluate.heldout import HeldOut, open_held_out
 from lever_train.evaluate.predictions import PROVENANCE
-from lever_train.evaluate.scoreboard import (
-    Scoreboard,
-    evaluations_table,
-    image_numbers,
-    scoreboard,
-)
+from lever_train.evaluate.scoreboard import evaluations_table, image_numbers, scoreboard
+from lever_train.evaluate.scores import Scoreboard
 from lever_train.inputs.check import Vectors, check_inputs
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.provenance import Input, input_records, parents_of, said

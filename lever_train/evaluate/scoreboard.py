@@ -1,19 +1,15 @@
 """Outcomes become a scoreboard: accuracies with intervals, paired differences, a run in the store.
 
-In go the outcomes of ``evaluate``; out come :class:`Scoreboard` (what ``lever eval --json`` writes)
-and the rows of the table ``evaluations``. Intervals are bootstrapped over images, or over queries
-where those have none; a difference is paired by query, with a sign-flip test of it, which turns
-what shares an image together, and McNemar's exact test on right or wrong.
+In go the outcomes of ``evaluate``; out come a :class:`.Scoreboard`, which ``lever eval --json``
+writes, and the rows of the table ``evaluations``. Intervals are bootstrapped over images, or over
+queries where those have none; a difference is paired by query, with a sign-flip test of it, which
+turns what shares an image together, and McNemar's exact test on right or wrong.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,63 +21,10 @@ from lever_data.store.schema import EVALUATIONS
 from lever_train.evaluate.baselines import Accuracy
 from lever_train.evaluate.evaluate import BASELINES, Outcome
 from lever_train.evaluate.heldout import HeldOut
+from lever_train.evaluate.scores import PairTest, Row, Scoreboard
 from lever_train.rollout.propose import unpadded
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Row:
-    """One selector at one shot number over the first ``n + failed`` queries.
-
-    ``accuracy`` in [0, 1] over the ``n`` queries answered; ``low`` and ``high`` its 95 % bootstrap
-    interval; ``failed``: queries the answerer failed on.
-    """
-
-    selector: str
-    shots: int
-    accuracy: float
-    low: float
-    high: float
-    n: int
-    failed: int
-
-
-@dataclass(frozen=True)
-class PairTest:
-    """How selector ``a`` differs from ``b`` at one shot number, on the n queries both answered.
-
-    ``difference``: mean accuracy of a minus that of b, with its 95 % interval and ``p``, that of
-    no difference (sign-flip test). Of right or wrong alone: ``only_a`` and ``only_b``, queries only
-    one of them gets right, with ``mcnemar_p``.
-    """
-
-    a: str
-    b: str
-    shots: int
-    difference: float
-    low: float
-    high: float
-    p: float
-    only_a: int
-    only_b: int
-    mcnemar_p: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Scoreboard:
-    """What an evaluation found; ``run`` is its id in the store, where it went there, and ``about``
-    says what it is of: dataset, split, checkpoints, answerer, date, by name."""
-
-    rows: tuple[Row, ...]
-    paired: tuple[PairTest, ...]
-    run: str | None = None
-    about: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The scoreboard as JSON values."""
-        return asdict(self)
 
 
 def scoreboard(
@@ -200,14 +143,3 @@ def evaluations_table(held: HeldOut, outcomes: Sequence[Outcome], scorer: str) -
 
 def _as(values: object, kind: pa.DataType) -> pa.Array:
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
-
-
-def read_json(path: Path) -> Scoreboard:
-    """A scoreboard that `lever eval --json` wrote."""
-    found = json.loads(path.read_bytes())
-    return Scoreboard(
-        tuple(Row(**row) for row in found["rows"]),
-        tuple(PairTest(**pair) for pair in found["paired"]),
-        found["run"],
-        found["about"],
-    )

@@ -17,7 +17,7 @@ from lever_data.report.page import (
     render,
     selector_colours,
 )
-from lever_train.evaluate.scoreboard import Row, Scoreboard
+from lever_train.evaluate.scores import Row, Scoreboard
 
 _ORACLE = "oracle"
 _BOUND_NOTE = (
@@ -33,6 +33,16 @@ _PAIRED_NOTE = (
 
 def scoreboard_page(board: Scoreboard) -> str:
     """The page as HTML."""
+    return render(scoreboard_title(board), board.about, "lever eval", [scoreboard_figures(board)])
+
+
+def scoreboard_title(board: Scoreboard) -> str:
+    """Of how many questions it is."""
+    return f"VQA accuracy on {max(row.n + row.failed for row in board.rows):,} questions"
+
+
+def scoreboard_figures(board: Scoreboard) -> Section:
+    """Accuracy by shots as a chart, and the tables."""
     sizes = sorted({row.n + row.failed for row in board.rows})
     rows = [row for row in board.rows if row.n + row.failed == sizes[-1]]
     figures = [
@@ -41,8 +51,7 @@ def scoreboard_page(board: Scoreboard) -> str:
     ]
     if board.paired:
         figures.append(Figure("Paired by question", _PAIRED_NOTE, table=_paired(board)))
-    title = f"VQA accuracy on {sizes[-1]:,} questions"
-    return render(title, board.about, "lever eval", [Section(figures)])
+    return Section(figures)
 
 
 def _notes(rows: Sequence[Row], sizes: Sequence[int]) -> Iterable[str]:

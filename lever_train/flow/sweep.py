@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ import pyarrow as pa
 from lever_data import connect
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.rewards import reward_sql
-from lever_data.report.statistics import bootstrap_mean
+from lever_data.report.statistics import bootstrap_mean, chance_lead
 from lever_data.store.files import write_atomic
 from lever_data.store.schema import SWEEPS
 from lever_data.store.store import Run, RunSpec, Store
 from lever_train.flow.cell import CellTask, run_cell
 from lever_train.flow.pipeline import Outputs, Pipeline, Say, Step
 from lever_train.flow.steps import build_steps
-from lever_train.flow.sweep_page import sweep_page
+from lever_train.flow.sweep_page import Cell, SweepReport, sweep_page
 from lever_train.flow.training import keyed
 from lever_train.options.pipeline import PipelineConfig, load_pipeline
 from lever_train.options.sweep import Settings, SweepConfig, cell_config
@@ -39,56 +39,8 @@ from lever_train.options.train import TrainConfig
 
 SHARED = ("ingest", "embed", "pool", "beam", "sft", "generate")  # steps all cells have in common
 OWN = ("train", "evaluate")
-REPLICATES = 1000
 PAGE = "sweep.html"  # beside report.json
 Progress = Callable[[float, float | None, str], None]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A finished cell: ``accuracy`` in [0, 1], mean over queries and shot numbers, with its 95 %
-    interval; ``difference`` to the SFT model where there is one, paired by query. ``validation``:
-    accuracy of the stored candidate it likes best on training questions that were held out, where
-    there are any."""
-
-    cell: str
-    settings: Settings
-    accuracy: float
-    low: float
-    high: float
-    difference: float | None
-    difference_low: float | None
-    difference_high: float | None
-    num_queries: int
-    evaluation: str
-    checkpoint: str
-    validation: float | None = None
-
-
-@dataclass(frozen=True)
-class SweepReport:
-    """All cells, the chosen one first.
-
-    Args:
-        luck: by how much the best of ``num_distinct`` equally good cells would lead their mean by
-            chance alone, on the same queries; cells that answer every query alike are one.
-        is_held_out: whether the choice was made on held-out training questions, and not on the
-            split whose accuracy is reported, where the winner is partly the luckiest.
-        about: what the figures are of: dataset, split, answerer, run, date, by name.
-    """
-
-    name: str
-    cells: tuple[Cell, ...]
-    luck: float
-    run: str
-    failed: tuple[tuple[Settings, str], ...] = ()
-    num_distinct: int = 0
-    is_held_out: bool = False
-    about: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
 
 
 def sweep(
@@ -239,7 +191,7 @@ def _report(
     report = SweepReport(
         config.name,
         tuple(sorted(cells, key=lambda cell: _merit(cell, judged_on), reverse=True)),
-        _luck(distinct),
+        chance_lead(distinct),
         run.run,
         tuple(failed),
         distinct.shape[1],
@@ -306,20 +258,6 @@ def _cell(
         checkpoint=str(result["checkpoint"]),
         validation=result.get("validation"),
     )
-
-
-def _luck(scores: np.ndarray) -> float:
-    """Mean lead of the best cell over the mean cell, were all equally good; bootstrap over queries.
-
-    Args:
-        scores: [n, cells] accuracies; each cell's mean is taken out first.
-    """
-    level = scores - scores.mean(0)
-    n = len(level)
-    rng = np.random.default_rng(0)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES) / n
-    means = weights @ level
-    return float((means.max(1) - means.mean(1)).mean())
 
 
 def _commit(config: SweepConfig, base: PipelineConfig, cells: Sequence[Cell]) -> Run:

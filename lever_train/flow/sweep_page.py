@@ -5,18 +5,78 @@ In goes a :class:`SweepReport`; out comes HTML, and the sentences that the termi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from lever_data.report.page import Cell as TableCell
 from lever_data.report.page import Chart, Figure, Line, Section, Table, render
 from lever_data.report.verdict import Finding
+from lever_train.options.sweep import Settings
 
-if TYPE_CHECKING:
-    from lever_train.flow.sweep import SweepReport
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell: ``accuracy`` in [0, 1], mean over queries and shot numbers, with its 95 %
+    interval; ``difference`` to the SFT model where there is one, paired by query. ``validation``:
+    accuracy of the stored candidate it likes best on training questions that were held out, where
+    there are any."""
+
+    cell: str
+    settings: Settings
+    accuracy: float
+    low: float
+    high: float
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    num_queries: int
+    evaluation: str
+    checkpoint: str
+    validation: float | None = None
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """All cells, the chosen one first.
+
+    Args:
+        luck: by how much the best of ``num_distinct`` equally good cells would lead their mean by
+            chance alone, on the same queries; cells that answer every query alike are one.
+        is_held_out: whether the choice was made on held-out training questions, and not on the
+            split whose accuracy is reported, where the winner is partly the luckiest.
+        about: what the figures are of: dataset, split, answerer, run, date, by name.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    luck: float
+    run: str
+    failed: tuple[tuple[Settings, str], ...] = ()
+    num_distinct: int = 0
+    is_held_out: bool = False
+    about: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)
 
 
 def sweep_page(report: SweepReport) -> str:
     """The page as HTML."""
+    findings = [
+        Finding("good" if report.is_held_out else "fair", choice(report)),
+        Finding("good" if report.num_distinct == len(report.cells) else "fair", luck(report)),
+    ]
+    for settings, error in report.failed:
+        findings.append(Finding("bad", f"A cell failed: {_words(settings)}. {error}"))
+    note = "The chosen cell is the first. Accuracy: mean over shot numbers, with its 95 % interval."
+    title = f"Sweep {report.name}: {len(report.cells)} cells"
+    sections = [sweep_figures(report, note)]
+    return render(title, report.about, "lever sweep", sections, findings=findings)
+
+
+def sweep_figures(report: SweepReport, note: str) -> Section:
+    """The cells as a chart and as a table."""
     cells = report.cells
     numbers = list(range(1, len(cells) + 1))
     accuracy = Line(
@@ -39,19 +99,11 @@ def sweep_page(report: SweepReport) -> str:
         joined=False,
         height=320,
     )
-    note = "The chosen cell is the first. Accuracy: mean over shot numbers, with its 95 % interval."
-    findings = [
-        Finding("good" if report.is_held_out else "fair", choice(report)),
-        Finding("good" if report.num_distinct == len(cells) else "fair", luck(report)),
-    ]
-    for settings, error in report.failed:
-        findings.append(Finding("bad", f"A cell failed: {_words(settings)}. {error}"))
     figures = [
         Figure("Accuracy of every cell", note, chart),
         Figure("Cells", table=_table(report)),
     ]
-    title = f"Sweep {report.name}: {len(cells)} cells"
-    return render(title, report.about, "lever sweep", [Section(figures)], findings=findings)
+    return Section(figures)
 
 
 def choice(report: SweepReport) -> str:

@@ -8,7 +8,7 @@ and range of equal bins where there are many), or a line with a dot per epoch. W
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -83,13 +83,12 @@ def curves_page(log: Log, title: str, facts: Mapping[str, str], config: str) -> 
         config: the resolved configuration, as TOML.
     """
     table = pl.DataFrame(log.table()).drop_nulls("value")
-    sections, findings = [], []
-    for phase in table["phase"].unique(maintain_order=True):
-        rows = table.filter(pl.col("phase") == phase)
-        panels = sorted(_panels(rows).items(), key=lambda panel: _rank(panel[0]))
-        figures = [_figure(name, rows, metrics) for name, metrics in panels]
-        sections.append(Section(figures, _PHASES.get(phase, phase), grid=True))
-        findings += _overfits(phase, rows)
+    sections = curves({title: table})
+    findings = [
+        finding
+        for phase in table["phase"].unique(maintain_order=True)
+        for finding in _overfits(phase, table.filter(pl.col("phase") == phase))
+    ]
     folded = Figure("Configuration", _ABOUT, text=config, text_title="every option, as TOML")
     return render(
         f"Training curves: {title}",
@@ -98,6 +97,23 @@ def curves_page(log: Log, title: str, facts: Mapping[str, str], config: str) -> 
         [*sections, Section([folded])],
         findings=findings,
     )
+
+
+def curves(trainings: Mapping[str, pl.DataFrame]) -> list[Section]:
+    """Every metric as a chart, by phase; of several trainings, their lines over each other.
+
+    Args:
+        trainings: by name, rows of phase, epoch, step, metric and value.
+    """
+    known = pl.concat([t.with_columns(training=pl.lit(n)) for n, t in trainings.items()])
+    known = known.drop_nulls("value")
+    sections = []
+    for phase in known["phase"].unique(maintain_order=True):
+        rows = known.filter(pl.col("phase") == phase)
+        panels = sorted(_panels(rows).items(), key=lambda panel: _rank(panel[0]))
+        figures = [_figure(title, rows, metrics, list(trainings)) for title, metrics in panels]
+        sections.append(Section(figures, _PHASES.get(phase, phase), grid=True))
+    return sections
 
 
 def _rank(title: str) -> int:
@@ -139,18 +155,29 @@ def _panels(rows: pl.DataFrame) -> dict[str, dict[str, str]]:
     return found
 
 
-def _figure(title: str, rows: pl.DataFrame, metrics: Mapping[str, str]) -> Figure:
+def _figure(
+    title: str, rows: pl.DataFrame, metrics: Mapping[str, str], trainings: Sequence[str]
+) -> Figure:
     """One chart: steps where the metric has them, else epochs."""
     known = rows.filter(pl.col("metric").is_in(list(metrics.values())))
     axis = "step" if known["step"].null_count() < known.height else "epoch"
     known = known.drop_nulls(axis)
-    x, lines = [], []
-    for name, metric in metrics.items():
-        points = _points(known.filter(pl.col("metric") == metric), axis)
-        x = points["x"].to_list()  # metrics that share a chart are measured together
-        mean, low, high = (points[column].to_list() for column in ("mean", "low", "high"))
+    found = {
+        (training, name): _points(own.filter(pl.col("metric") == metric), axis)
+        for training, own in ((t, known.filter(pl.col("training") == t)) for t in trainings)
+        for name, metric in metrics.items()
+    }
+    x = sorted({at for points in found.values() for at in points["x"]})
+    lines = []
+    for (training, name), points in found.items():
         colour, dash = _LOOKS.get(name, ("c0", ()))
-        line = Line(name, mean, colour=colour, dash=dash)
+        words = name
+        if len(trainings) > 1:
+            colour = f"c{trainings.index(training) % 8}"
+            words = training if len(metrics) == 1 else f"{training}: {name}"
+        placed = pl.DataFrame({"x": x}, schema={"x": pl.Float64}).join(points, on="x", how="left")
+        mean, low, high = (placed[column].to_list() for column in ("mean", "low", "high"))
+        line = Line(words, mean, colour=colour, dash=dash)
         # where every step is shown there is no range
         lines.append(line if low == high else replace(line, low=low, high=high))
     chart = Chart(f"{title} by {axis}", x, lines, axis, smooth=axis == "step")
