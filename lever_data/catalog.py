@@ -34,6 +34,7 @@ RAW_TABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "raw_sweeps": (("sweep",), "sweeps", "stg_sweeps"),
     "raw_training_metrics": (("training",), "training_metrics", "stg_training_metrics"),
 }
+_WIDER = ("stg_examples",)  # staging files that document more than every run holds
 _FOLDERS = ("staging", "views", "diagnostics")
 _COLUMN = re.compile(r"^--   (\w+) (.+?): (.+)$")
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -203,10 +204,12 @@ def read_parquet_sql(files: Sequence[str], like: str) -> str:
         columns = ", ".join(f"null::{c.type} as {c.name}" for c in builtin()[like].columns)
         return f"select {columns} where false"
     listed = ", ".join(quote_literal(f) for f in files)
-    return (
+    read = (
         f"select * from read_parquet([{listed}], hive_partitioning = true, "
         "hive_types = {'run': varchar}, union_by_name = true)"
     )
+    # only examples with further fields have a column for them
+    return f"{read} union all by name {read_parquet_sql([], like)}" if like in _WIDER else read
 
 
 # Where the script lies: the shell's own command line says it (DuckDB 2 reads it, on Linux), else

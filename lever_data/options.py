@@ -174,7 +174,8 @@ class Option:
     @property
     def kind(self) -> Any:
         """The type of one value as the command line reads it."""
-        return str if self.is_numbers else self.inner
+        is_model = isinstance(self.inner, type) and issubclass(self.inner, BaseModel)
+        return str if self.is_numbers or is_model else self.inner
 
     @property
     def choices(self) -> tuple[str, ...]:

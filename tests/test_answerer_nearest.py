@@ -13,10 +13,12 @@ import pytest
 
 from lever_data.errors import LeverError
 from lever_data.items.items import Truth
-from lever_data.items.prompts import Item, Prompt, postprocess
+from lever_data.items.prompts import Item, Prompt
+from lever_data.items.scoring import Scoring
+from lever_data.items.task import Task
 from lever_data.readers.torch_file import read_torch
 from lever_train.rollout.answerers.nearest import NearestAnswerer
-from lever_train.rollout.score import expected_accuracy
+from lever_train.rollout.score import expected_score
 from tests.shared_data import OKVQA, needs_shared
 
 
@@ -99,7 +101,7 @@ def test_items_without_vectors_are_named() -> None:
     ],
 )
 def test_generations_are_cut_as_the_legacy_code_cuts_them(generated: str, answer: str) -> None:
-    assert postprocess(generated) == answer
+    assert Task().answer(generated) == answer
 
 
 @needs_shared
@@ -116,7 +118,9 @@ def test_stored_predictions_are_reproduced() -> None:
                 wanted.append(candidate["vqa_pred_answer"])
     assert len(prompts) == 86_184
     answers = answerer.answer(prompts)
-    other = [i for i, a in enumerate(answers) if a.text is None or postprocess(a.text) != wanted[i]]
+    other = [
+        i for i, a in enumerate(answers) if a.text is None or Task().answer(a.text) != wanted[i]
+    ]
     assert len(other) <= 4  # 99.995 %
     for i in other:  # both answers within 2e-6 of each other: the last bit of a dot product
         texts = (answers[i].text or "", wanted[i])
@@ -142,7 +146,7 @@ def test_stored_expected_accuracies_are_reproduced() -> None:
         for answer, candidate in zip(
             answerer.answer(prompts), value["pointer_candidates"], strict=True
         ):
-            expected = expected_accuracy(answer, Truth(asked.answers, True, given))
+            expected = expected_score(answer, Truth(asked.answers, True, given), Scoring(Task()))
             assert expected == pytest.approx(candidate["vqa_gt_prob"], abs=4e-6)
             checked += 1
     assert checked > 3800

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lever_data.errors import UsageError
-from lever_data.items.prompts import CUT_AT, cut_mark, postprocess
+from lever_data.items.scoring import Scoring
+from lever_data.items.task import Task
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
@@ -105,12 +106,17 @@ def _images(body: dict[str, Any]) -> list[Any]:
 
 def test_where_an_answer_is_cut() -> None:
     said = "red, blue Question: why"
-    assert postprocess(said) == "red"
-    assert postprocess(said, ("Question",)) == "red, blue"
-    assert postprocess(said, ("",)) == said
-    assert postprocess(" no cut ") == "no cut"
-    marks = {cut_mark(cuts) for cuts in (CUT_AT, ("Question",), ("",), ("Question", "Answer"))}
-    assert len(marks) == 4 and cut_mark(CUT_AT) == ""
+
+    def cut(*cut_at: str) -> Task:
+        return Task(cut_at=cut_at)
+
+    assert Task().answer(said) == "red"
+    assert cut("Question").answer(said) == "red, blue"
+    assert cut("").answer(said) == said
+    assert Task().answer(" no cut ") == "no cut"
+    tasks = [Task(), cut("Question"), cut(""), cut("Question", "Answer")]
+    assert len({Scoring(task).scorer("m") for task in tasks}) == 4
+    assert Scoring(Task()).scorer("m") == "m"
 
 
 def test_answers_cut_elsewhere_are_another_scorers_and_not_asked_anew(

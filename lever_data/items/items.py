@@ -7,6 +7,7 @@ ground truth that scores a query (``Truth``), and must be of the same questions.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def load_items(
         rows = con.cursor().execute(_QUERIES, key).fetchall()
     else:
         rows = [
-            (n, q.question_id, q.image_id, q.image_path, q.question, said, None, True)
+            (n, q.question_id, q.image_id, q.image_path, q.question, said, None, True, None)
             for n, q in official.questions.items()
             for said in [official.answers.get(q.question_id, ())]
         ]
@@ -108,13 +109,13 @@ _SOME_EXAMPLES = """
     order by example_id
 """
 _EXAMPLES = """
-    select example_id, question_id, image_id, image_path, question, answers, answer, true
+    select example_id, question_id, image_id, image_path, question, answers, answer, true, extra
     from examples
     where dataset = ? and split = ?
     order by example_id
 """
 _QUERIES = """
-    select query_id, question_id, image_id, null, question, gt_answers, null, false
+    select query_id, question_id, image_id, null, question, gt_answers, null, false, null
     from queries
     where dataset = ? and split = ? and question is not null
     order by query_id
@@ -136,6 +137,7 @@ def _items(place: Place, rows: Sequence[tuple[Any, ...]]) -> dict[int, Item]:
             official_id(question_id),
             image_id,
             is_official,
+            {} if extra is None else json.loads(extra),
         )
         for (
             number,
@@ -146,6 +148,7 @@ def _items(place: Place, rows: Sequence[tuple[Any, ...]]) -> dict[int, Item]:
             answers,
             answer,
             is_official,
+            extra,
         ), image_id, image in (zip(rows, ids, images, strict=True))
     }
 

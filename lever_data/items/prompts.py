@@ -8,8 +8,9 @@ system; its system prompt is not ours and can be read from a file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ SYSTEM_PROMPT = (
     "reply with the short answer only, usually one word or a short phrase."
 )
 Id = int | str  # of a question or an image, as the official files give it
+FIELD = re.compile(r"\{(\w+)\}")  # of a template: what an item holds under this name
 CUT_AT = ("Question", "Answer", "Short", ", ")  # where the legacy system ends an answer
 
 
@@ -28,7 +30,8 @@ class Item:
 
     ``example_id`` is its row in the split; ``image`` the file, where the model sees images;
     ``answers`` the annotators' answers; ``answer`` the one a demonstration shows; ``is_official``:
-    the answers came from annotations, and not from RL data.
+    the answers came from annotations, and not from RL data; ``fields``: what else a template may
+    show, by name.
     """
 
     dataset: str
@@ -41,6 +44,7 @@ class Item:
     question_id: Id | None = None
     image_id: Id | None = None
     is_official: bool = False
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,8 @@ class Template:
 
     ``form``: how demonstrations stand before the query. ``message``: glued together in one message,
     as in the legacy system; ``lines``: the same, each on a line of its own; ``turns``: as a
-    conversation, every answer a reply. ``images`` off leaves a text-only prompt.
+    conversation, every answer a reply. ``separator`` stands after each demonstration but in turns.
+    ``images`` off leaves a text-only prompt.
     """
 
     system: str = SYSTEM_PROMPT
@@ -88,6 +93,7 @@ class Template:
     query: str = "Question:{question} Short answer:"
     images: bool = True
     form: Literal["message", "lines", "turns"] = "message"
+    separator: str = ""
 
     def turns(self, prompt: Prompt) -> list[Turn]:
         """The conversation that asks for an answer: the system's words, where there are any, then
@@ -99,8 +105,8 @@ class Template:
                 found.append(Turn("assistant", (Part(item.answer or ""),)))
         said: list[Part] = []
         for item in prompt.demonstrations if self.form != "turns" else ():
-            text = _worded(self.demonstration, item)
-            said += [*self._image(item), Part(f"{text}\n" if self.form == "lines" else text)]
+            text = _worded(self.demonstration, item) + self._between
+            said += [*self._image(item), Part(text)]
         said += [*self._image(prompt.query), Part(_worded(self.query, prompt.query))]
         return [*found, Turn("user", tuple(said))]
 
@@ -122,27 +128,20 @@ class Template:
         words = [self.system, self.demonstration, self.query, str(self.images)]
         if self.form != "message":
             words.append(self.form)
+        if self.separator:
+            words.append(self.separator)
         return hashlib.sha256("\0".join(words).encode()).hexdigest()
+
+    @property
+    def _between(self) -> str:
+        return self.separator or ("\n" if self.form == "lines" else "")
 
     def _image(self, item: Item) -> list[Part]:
         return [Part(image=item.image)] if self.images and item.image is not None else []
 
 
 def _worded(form: str, item: Item) -> str:
-    # replace, not format: questions may hold braces
-    return form.replace("{answer}", item.answer or "").replace("{question}", item.question)
-
-
-def postprocess(generation: str, cut_at: Sequence[str] = CUT_AT) -> str:
-    """The answer in a generated text: what stands before the first of ``cut_at``, stripped; an
-    empty text there cuts nowhere."""
-    found = [at for text in cut_at if text and (at := generation.find(text)) >= 0]
-    return generation[: min(found, default=None)].strip()
-
-
-def cut_mark(cut_at: Sequence[str]) -> str:
-    """What the name of a scorer ends with where answers are cut elsewhere than by default, so that
-    a training never mixes their scores; else nothing."""
-    if tuple(cut_at) == CUT_AT:
-        return ""
-    return "~" + hashlib.sha256("\0".join(cut_at).encode()).hexdigest()[:8]
+    """The template with what the item holds; other braces stay, as in a question's own."""
+    said = {"question": item.question, "input": item.question, "answer": item.answer or ""}
+    known = {**item.fields, **said}
+    return FIELD.sub(lambda match: known.get(match[1], match[0]), form)

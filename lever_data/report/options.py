@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from lever_data.items.task import TaskGiven
 from lever_data.options import Section, option
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.vocabulary import (
@@ -56,6 +57,7 @@ class RescoreRequest(Section):
     run: RunName
     questions: Questions = None
     annotations: Annotations = None
+    task: TaskGiven = None
     allow_missing: bool = option(False, "Leave rows without annotation as they are.")
 
 

@@ -21,7 +21,9 @@ from lever_data.catalog import RL_KINDS
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Official, official_id
 from lever_data.items.prompts import Id
-from lever_data.items.vqa_metric import METRIC_VERSION, edit_similarity, token_f1, vqa_accuracy
+from lever_data.items.scoring import Scoring
+from lever_data.items.task import stored_task
+from lever_data.items.vqa_metric import edit_similarity, token_f1
 from lever_data.readers.source import Source
 from lever_data.relations.db import connect
 from lever_data.report.options import RescoreRequest
@@ -101,6 +103,9 @@ def rescore(store: Store, request: RescoreRequest) -> RescoreResult:
         )
     official = load_official(request.questions, request.annotations, split=run.split)
     examples = _examples(store, run)
+    truth = _Truth(run, examples, official)
+    task = request.task or stored_task(examples, run.dataset, run.split)
+    scoring = Scoring(task, truth.corpus)
     spec = RunSpec(
         kind="rescore",
         dataset=run.dataset,
@@ -109,14 +114,13 @@ def rescore(store: Store, request: RescoreRequest) -> RescoreResult:
         if official is not None
         else {},
         source_sha256="" if official is None else _digest(request),
-        parameters={"metric_version": METRIC_VERSION, "allow_missing": request.allow_missing},
+        parameters={"metric_version": scoring.name, "allow_missing": request.allow_missing},
         parents=(run.run, *(r.run for r in examples)),
     )
     if (found := store.find(spec)) is not None:
         return _result(store, found, is_new=False)
     require_intact([run, *examples])
-    truth = _Truth(run, examples, official)
-    scorer = _Scorer(truth, request.allow_missing)
+    scorer = _Scorer(truth, scoring, request.allow_missing)
     with store.begin(spec) as writer:
         for batch in _batches(run, "candidates"):
             writer.write("candidates", scorer.rescore(batch))
@@ -198,6 +202,11 @@ class _Truth:
             )
         self.evidence = Evidence()
 
+    @property
+    def corpus(self) -> list[tuple[str, ...]]:
+        """The answers to every question."""
+        return list(self._answers.values())
+
     def question_id(self, query_id: int) -> Id | None:
         """The question of a query; ``None`` where nothing tells."""
         for known in (self._own, self._stored):
@@ -221,8 +230,8 @@ class _Truth:
 class _Scorer:
     """Rescores batches and counts what happened."""
 
-    def __init__(self, truth: _Truth, allow_missing: bool) -> None:
-        self.truth, self.allow_missing = truth, allow_missing
+    def __init__(self, truth: _Truth, scoring: Scoring, allow_missing: bool) -> None:
+        self.truth, self.scoring, self.allow_missing = truth, scoring, allow_missing
         self.counts = dict.fromkeys(_COUNTS, 0)
 
     def rescore(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -242,8 +251,10 @@ class _Scorer:
         scored = answered & whole & np.array([a is not None for a in known], bool)
         rows = np.flatnonzero(scored)
         truths = [known[i] or () for i in rows]
-        new = _scores([predictions[i] for i in rows], truths)
-        new["shot_scores"] = _shot_scores([prefixes[i] for i in rows], truths)
+        new = _scores([predictions[i] for i in rows], truths, self.scoring)
+        new["shot_scores"] = _shot_scores([prefixes[i] for i in rows], truths, self.scoring)
+        said = column["scorer"].to_pylist()
+        new["scorer"] = [self._scorer(said[i]) for i in rows]
         self._count(batch, scored, answered, failed)
         self.counts["num_few"] += sum(len(truth) < 4 for truth in truths)
         self.counts["num_partial"] += int((answered & ~whole).sum())
@@ -253,6 +264,10 @@ class _Scorer:
         failure = column["eval_failed"]
         column["eval_failed"] = pa.compute.if_else(pa.array(scored & failed), False, failure)
         return pa.RecordBatch.from_arrays(list(column.values()), schema=batch.schema)
+
+    def _scorer(self, name: str | None) -> str | None:
+        """What a row is marked with once this metric has scored it."""
+        return None if name is None else self.scoring.scorer(name.partition("~")[0])
 
     def _answers(self, query_id: int) -> tuple[str, ...] | None:
         answers = self.truth.answers(query_id)
@@ -278,15 +293,17 @@ class _Scorer:
         self.counts["num_healed"] += int((scored & failed).sum())
 
 
-def _scores(texts: list[str], truths: list[tuple[str, ...]]) -> dict[str, list[Any]]:
+def _scores(
+    texts: list[str], truths: list[tuple[str, ...]], scoring: Scoring
+) -> dict[str, list[Any]]:
     """The new value of every column that rescoring writes, for the rows that can be scored."""
-    accuracy = vqa_accuracy(texts, truths).tolist()
+    accuracy = scoring.score(texts, truths)
     similar = [_similarities(text, truth) for text, truth in zip(texts, truths, strict=True)]
     return {
-        "vqa_acc_score": accuracy,
-        "vqa_correct": [int(score > 0) for score in accuracy],
+        "vqa_acc_score": accuracy.tolist(),
+        "vqa_correct": scoring.is_right(texts, truths, accuracy).astype(int).tolist(),
         "eval_mode": ["file"] * len(texts),
-        "metric_version": [METRIC_VERSION] * len(texts),
+        "metric_version": [scoring.name] * len(texts),
         "vqa_rel_token_f1": [f1 for f1, _ in similar],
         "vqa_rel_edit_sim": [edit for _, edit in similar],
         "vqa_rel_score": [max(pair) for pair in similar],
@@ -299,16 +316,18 @@ def _is_answered(prefixes: list[dict[str, Any]] | None) -> bool:
 
 
 def _shot_scores(
-    rows: list[list[dict[str, Any]] | None], truths: list[tuple[str, ...]]
+    rows: list[list[dict[str, Any]] | None], truths: list[tuple[str, ...]], scoring: Scoring
 ) -> list[list[dict[str, Any]] | None]:
     """The prefixes of every row with official scores."""
     found: list[list[dict[str, Any]] | None] = []
     for prefixes, truth in zip(rows, truths, strict=True):
         texts = [one["vqa_pred_answer"] for one in prefixes or ()]
-        scores = vqa_accuracy(texts, [truth] * len(texts)).tolist()
+        known = [truth] * len(texts)
+        scores = scoring.score(texts, known)
+        right = scoring.is_right(texts, known, scores).tolist()
         new = [
-            {**one, "vqa_acc_score": score, "vqa_correct": int(score > 0), "eval_mode": "file"}
-            for one, score in zip(prefixes or (), scores, strict=True)
+            {**one, "vqa_acc_score": score, "vqa_correct": int(hit), "eval_mode": "file"}
+            for one, score, hit in zip(prefixes or (), scores.tolist(), right, strict=True)
         ]
         found.append(None if prefixes is None else new)
     return found

@@ -17,7 +17,7 @@ import msgspec
 import pyarrow as pa
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.vqa_metric import METRIC_VERSION, few_annotators
+from lever_data.items.vqa_metric import few_annotators
 from lever_data.readers.detect import SourceFile, detect
 from lever_data.readers.source import Source
 from lever_data.sources.belong import require_known_queries
@@ -168,6 +168,8 @@ def _further(options: IngestOptions) -> dict[str, Any]:
     found: dict[str, Any] = {} if options.order == "file" else {"order": options.order}
     if options.image_name is not None:
         found["image_name"] = options.image_name
+    if options.task is not None and (task := options.task.stored()):
+        found["task"] = task
     return found | ({"salvage": True} if options.salvage else {})
 
 
@@ -229,7 +231,8 @@ def _tell_examples(
         options.notice(f"{where}: no annotations given: answers null")
     elif counts[0]:
         options.notice(f"{where}: {counts[0]:,} questions have no annotation: answers null")
-    if few := sum(counts[1:4]):
+    is_vqa = options.task is None or options.task.metric == "vqa-accuracy"
+    if is_vqa and (few := sum(counts[1:4])):
         options.notice(f"{where}: {few_annotators(few, total)}")
     if options.order == "file" and not is_ordered and not is_sorted(files[0]):
         options.notice(
@@ -263,7 +266,6 @@ def _ingest_results(found: SourceFile, store: Store, options: IngestOptions) -> 
         parameters={
             "results": options.name or _stem(found.source.path),
             "shots": options.shots,
-            "metric_version": METRIC_VERSION,
         },
     )
     return IngestResult(*ingest_results(found.source, store, spec, options.notice))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from lever_data.items.task import TaskGiven
 from lever_data.options import Section, option
 from lever_data.vocabulary import Dataset, Split
 
@@ -30,6 +31,7 @@ class IngestOptions(Section):
         "What numbers questions: their place in the file, or that among the sorted question ids, "
         "as in all legacy data.",
     )
+    task: TaskGiven = None
     image_name: str | None = option(
         None,
         "Names the image files in place of what the questions say: '{image_id}.jpg'.",

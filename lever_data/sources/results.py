@@ -18,7 +18,9 @@ import pyarrow as pa
 from lever_data.errors import LeverError
 from lever_data.items.items import official_id
 from lever_data.items.prompts import Id
-from lever_data.items.vqa_metric import METRIC_VERSION, few_annotators, vqa_accuracy
+from lever_data.items.scoring import Scoring
+from lever_data.items.task import stored_task
+from lever_data.items.vqa_metric import few_annotators
 from lever_data.readers import json_exact
 from lever_data.readers.detect import zipped_json
 from lever_data.readers.json_exact import Place
@@ -49,7 +51,17 @@ def ingest_results(
         LeverError: a question is not in the store, has no annotation, or is answered twice.
     """
     items = _items(store, spec)
-    spec = RunSpec(**{**vars(spec), "parents": tuple(sorted({i[0] for i in items.values()}))})
+    scoring = Scoring(
+        stored_task(store.runs(), spec.dataset, spec.split), [i[2] for i in items.values()]
+    )
+    parameters = spec.parameters | {"metric_version": scoring.name}
+    spec = RunSpec(
+        **{
+            **vars(spec),
+            "parameters": parameters,
+            "parents": tuple(sorted({i[0] for i in items.values()})),
+        }
+    )
     if (known := store.find(spec)) is not None:
         return known, False
     predictions = read_results(source)
@@ -69,12 +81,15 @@ def ingest_results(
                 where=f"question {question}",
                 hint="`lever ingest QUESTIONS ANNOTATIONS` stores both",
             )
-    accuracy = vqa_accuracy(list(predictions.values()), truths)
+    said = list(predictions.values())
+    accuracy = scoring.score(said, truths)
+    right = scoring.is_right(said, truths, accuracy)
     ids = [items[q][1] for q in predictions]
     with store.begin(spec) as writer:
-        writer.write("evaluations", _table(spec, ids, list(predictions.values()), accuracy))
+        writer.write("evaluations", _table(spec, ids, said, (accuracy, right)))
         made = writer.commit({"accuracy": float(accuracy.mean()), "questions": len(items)})
-    if few := sum(len(truth) < 4 for truth in truths):
+    few = sum(len(truth) < 4 for truth in truths)
+    if few and scoring.task.metric == "vqa-accuracy":
         notice(f"{source.path}: {few_annotators(few, len(truths))}")
     lacking = len(items) - len(predictions)
     if lacking:
@@ -156,7 +171,7 @@ def _items(store: Store, spec: RunSpec) -> dict[Id, tuple[str, int, tuple[str, .
     return found
 
 
-def _table(spec: RunSpec, ids: list[int], said: list[str], accuracy: Any) -> pa.Table:
+def _table(spec: RunSpec, ids: list[int], said: list[str], verdict: tuple[Any, Any]) -> pa.Table:
     name, count = str(spec.parameters["results"]), len(ids)
     columns: dict[str, Any] = {
         "dataset": [spec.dataset] * count,
@@ -166,11 +181,11 @@ def _table(spec: RunSpec, ids: list[int], said: list[str], accuracy: Any) -> pa.
         "shots": [spec.parameters["shots"]] * count,
         "pointer": [[]] * count,
         "prediction": said,
-        "accuracy": accuracy,
-        "correct": (accuracy > 0).astype("int8"),
+        "accuracy": verdict[0],
+        "correct": verdict[1].astype("int8"),
         "error": [None] * count,
         "scorer": ["unknown"] * count,
-        "metric_version": [METRIC_VERSION] * count,
+        "metric_version": [spec.parameters["metric_version"]] * count,
     }
     return pa.table(
         {f.name: pa.array(columns[f.name], f.type) for f in schema.EVALUATIONS},

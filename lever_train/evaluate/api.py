@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from lever_data.errors import UsageError
-from lever_data.items.items import require_images
-from lever_data.items.prompts import Id, Item, cut_mark
+from lever_data.items.items import only_dataset, require_images
+from lever_data.items.prompts import Id, Item
+from lever_data.items.task import Task, require_shown, stored_task
 from lever_data.relations.db import connect
 from lever_data.store.schema import id_array
 from lever_data.store.store import Run, RunSpec, Store
@@ -32,7 +33,7 @@ from lever_train.evaluate.scores import Scoreboard
 from lever_train.inputs.check import Vectors, check_inputs
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.provenance import Input, input_records, parents_of, said
-from lever_train.options.evaluate import EvalRequest
+from lever_train.options.evaluate import EvalRequest, Questions
 from lever_train.rollout.answerers import (
     Answerer,
     Surroundings,
@@ -40,7 +41,7 @@ from lever_train.rollout.answerers import (
     make_answerer,
     needs_images,
 )
-from lever_train.rollout.answerers.base import seen
+from lever_train.rollout.answerers.base import asked_task, seen
 from lever_train.rollout.ask import Asker, open_cache, scope
 from lever_train.rollout.policy import Policy, load_policy, widths
 from lever_train.rollout.propose import unpadded
@@ -76,16 +77,14 @@ def run_evaluation(
     con = connect(store, runs=request.runs)
     policies = load_policies(request.checkpoints, request.contest.device, request.names)
     limit = request.contest.most
-    images = images_of(request.answerer, request.questions.image_root)
-    questions = request.questions.but(image_root=images)
-    held = open_held_out(con, questions, limit, widths=widths(policies.values()))
+    questions, task = _asked(request, store, con)
+    held = open_held_out(con, questions, limit, task=task, widths=widths(policies.values()))
     answerer = _answerer(request, held, con)
-    scorer = answerer.name + cut_mark(request.answerer.cuts)
+    scorer = held.scoring.scorer(answerer.name)
     options = EvalOptions(
         request.contest.shots,
         request.contest.seed,
         request.wants_oracle,
-        request.answerer.cuts,
         progress,
     )
     outcomes = evaluate(held, _answers(answerer, store), policies, options)
@@ -100,6 +99,15 @@ def run_evaluation(
             run = writer.commit({"scoreboard": board.to_json(), "inputs": inputs})
     board = replace(board, run=run.run, about=_about(request, run, answerer, inputs))
     return Evaluation(board, tuple(outcomes), is_new, tuple(q.question_id for q in held.queries))
+
+
+def _asked(request: EvalRequest, store: Store, con: Any) -> tuple[Questions, Task]:
+    """The questions, with the images that the answerer looks at; and the task, that named or that
+    of the stored questions, as the answerer's options ask it."""
+    asked, spec = request.questions, request.answerer
+    dataset = asked.dataset or only_dataset(con)
+    task = asked_task(asked.task or stored_task(store.runs(), dataset, asked.split), spec)
+    return asked.but(image_root=images_of(spec, task, asked.image_root)), task
 
 
 def _about(
@@ -212,8 +220,11 @@ def load_policies(
 
 
 def _answerer(request: EvalRequest, held: HeldOut, con: Any) -> Answerer:
-    if needs_images(request.answerer):
-        require_images([*held.queries, *held.examples.values()])
+    task, items = held.scoring.task, [*held.queries, *held.examples.values()]
+    if request.answerer.spec != "nearest":  # which reads vectors, no words
+        require_shown(task, items)
+    if needs_images(request.answerer, task):
+        require_images(items)
     contest = request.contest
     queries, examples = held.query_table, held.ask.table
     if contest.answerer_query_embeddings is not None:
@@ -232,7 +243,7 @@ def _answerer(request: EvalRequest, held: HeldOut, con: Any) -> Answerer:
         candidate_size=len(held.ask.table),
     )
     prior = [item.answers for item in held.examples.values()]
-    around = Surroundings(queries.numpy(), examples.numpy(), prior)
+    around = Surroundings(queries.numpy(), examples.numpy(), prior, task)
     return make_answerer(request.answerer.but(device=contest.device), around)
 
 
@@ -270,7 +281,7 @@ def _spec(
         source_sha256=digest.hexdigest(),
         parameters={
             "selectors": {name: policy.name for name, policy in policies.items()},
-            "answerer": answerer.name + cut_mark(request.answerer.cuts),
+            "answerer": held.scoring.scorer(answerer.name),
             "answerer_embeddings": [
                 contest.answerer_query_embeddings,
                 contest.answerer_candidate_embeddings,

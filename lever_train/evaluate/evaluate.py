@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.prompts import CUT_AT, Prompt, postprocess
-from lever_data.items.vqa_metric import vqa_accuracy
+from lever_data.items.prompts import Prompt
 from lever_train.evaluate import baselines
 from lever_train.evaluate.baselines import Accuracy, Pointers, Rows
 from lever_train.evaluate.heldout import HeldOut
@@ -35,14 +35,12 @@ class EvalOptions:
         shots: numbers of demonstrations to show, each at least 1.
         seed: of the random baseline.
         oracle: whether to ask about every demonstration of every pool.
-        cut_at: where an answer is cut off before it is scored.
         progress: told (answers so far, answers in all, what they are for).
     """
 
     shots: tuple[int, ...] = (1, 2, 3, 4)
     seed: int = 0
     oracle: bool = True
-    cut_at: tuple[str, ...] = CUT_AT
     progress: Callable[[float, float | None, str], None] = field(default=lambda *_: None)
 
 
@@ -53,7 +51,7 @@ class Outcome:
     ``pointer`` [n, shots] int64: example ids in the order shown, -1 after the end of a pointer
     that the selector ended early. ``predictions``: n answers after
     post-processing, ``None`` where the answerer failed for the reason in ``errors``.
-    ``accuracy`` [n] float64: official, in [0, 1], NaN where it failed.
+    ``accuracy`` [n] float64: the task's score, in [0, 1], NaN where it failed. ``right`` [n] bool.
     """
 
     selector: str
@@ -62,6 +60,7 @@ class Outcome:
     predictions: tuple[str | None, ...]
     errors: tuple[str | None, ...]
     accuracy: Accuracy
+    right: npt.NDArray[np.bool_]
 
 
 def evaluate(
@@ -118,13 +117,19 @@ class _Court:
     def outcome(self, selector: str, pointer: Pointers) -> Outcome:
         rows = np.arange(len(self.held), dtype=np.int64)
         answers = self._ask(rows, pointer, f"{selector}, {pointer.shape[1]} shots")
+        predictions, accuracy = self._predictions(answers), self._score(rows, answers)
+        right = self.held.scoring.is_right(
+            [said or "" for said in predictions], [t.answers for t in self.held.truths], accuracy
+        )
+        errors = tuple(a.error for a in answers)
         return Outcome(
             selector,
             pointer.shape[1],
             pointer,
-            self._predictions(answers),
-            tuple(a.error for a in answers),
-            self._score(rows, answers),
+            predictions,
+            errors,
+            accuracy,
+            right & ~np.isnan(accuracy),
         )
 
     def accuracy(self, rows: Rows, pointers: Pointers) -> Accuracy:
@@ -147,11 +152,12 @@ class _Court:
         return found
 
     def _predictions(self, answers: Sequence[Answer]) -> tuple[str | None, ...]:
-        cut_at = self.options.cut_at
-        return tuple(None if a.text is None else postprocess(a.text, cut_at) for a in answers)
+        read = self.held.scoring.task.answer
+        return tuple(None if a.text is None else read(a.text) for a in answers)
 
     def _score(self, rows: Rows, answers: Sequence[Answer]) -> Accuracy:
         predictions = [said or "" for said in self._predictions(answers)]
-        accuracy = vqa_accuracy(predictions, [self.held.truths[r].answers for r in rows.tolist()])
+        truths = [self.held.truths[r].answers for r in rows.tolist()]
+        accuracy = self.held.scoring.score(predictions, truths)
         failed = np.array([a.text is None for a in answers], dtype=bool)
         return np.where(failed, np.nan, accuracy)

@@ -22,6 +22,8 @@ from lever_data.items.items import (
     only_dataset,
 )
 from lever_data.items.prompts import Item
+from lever_data.items.scoring import Scoring
+from lever_data.items.task import Task
 from lever_data.sources.official import load_official
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
@@ -38,7 +40,7 @@ class HeldOut:
 
     ``ask``: their ids, embeddings and pools. ``queries`` and ``truths``: n items and what their
     answers are compared with. ``examples``: the demonstrations by example id. ``query_table``: the
-    query embeddings whole, row = query id.
+    query embeddings whole, row = query id. ``scoring``: how answers become scores.
     """
 
     dataset: str
@@ -48,6 +50,7 @@ class HeldOut:
     truths: tuple[Truth, ...]
     examples: Mapping[int, Item]
     query_table: Tensor
+    scoring: Scoring
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -58,13 +61,14 @@ def open_held_out(
     questions: Questions,
     limit: int | None = None,
     *,
+    task: Task | None = None,
     is_judged: bool = True,
     widths: Mapping[str, int] | None = None,
 ) -> HeldOut:
     """Load everything an evaluation reads; of the first ``limit`` queries where it is given.
 
     Where nothing ``is_judged``, queries need no answers, and their truths are empty. ``widths`` are
-    those of the embeddings that each checkpoint takes, by its name.
+    those of the embeddings that each checkpoint takes, by its name. Without a ``task`` it is vqa.
 
     Raises:
         LeverError: items, answers, embeddings or pools are missing; it names the query.
@@ -76,6 +80,7 @@ def open_held_out(
     items = load_items(con, Place(dataset, questions.split, *images), official)
     own_size = split_size(con, dataset, questions.split)
     size = max(official.questions) + 1 if own_size is None and official else own_size
+    scoring = Scoring(task or Task(), [item.answers for item in items.values()])
     if limit is not None:
         items = {number: items[number] for number in sorted(items)[:limit]}
     own = questions.candidate_split == questions.split
@@ -105,6 +110,7 @@ def open_held_out(
         tuple(truths[int(i)] for i in numbers),
         examples,
         queries,
+        scoring,
     )
 
 

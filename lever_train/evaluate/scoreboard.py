@@ -15,10 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from lever_data.errors import LeverError
-from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.report.statistics import bootstrap_mean, mcnemar, sign_flip_p
 from lever_data.store.schema import EVALUATIONS
-from lever_train.evaluate.baselines import Accuracy
 from lever_train.evaluate.evaluate import BASELINES, Outcome
 from lever_train.evaluate.heldout import HeldOut
 from lever_train.evaluate.scores import PairTest, Row, Scoreboard
@@ -85,7 +83,7 @@ def _paired(a: Outcome, b: Outcome, images: np.ndarray) -> PairTest:
     apart = left[both] - right[both]
     change = bootstrap_mean(apart, images[both], confidence=CONFIDENCE)
     _, image = np.unique(images[both], return_inverse=True)
-    test = mcnemar(_right(left[both]), _right(right[both]))
+    test = mcnemar(a.right[:size][both], b.right[:size][both])
     return PairTest(
         a.selector,
         b.selector,
@@ -99,11 +97,6 @@ def _paired(a: Outcome, b: Outcome, images: np.ndarray) -> PairTest:
         test.p,
         int(both.sum()),
     )
-
-
-def _right(accuracy: Accuracy) -> np.ndarray:
-    right: np.ndarray = accuracy > 0
-    return right
 
 
 def image_numbers(held: HeldOut) -> np.ndarray:
@@ -121,6 +114,7 @@ def evaluations_table(held: HeldOut, outcomes: Sequence[Outcome], scorer: str) -
     n, m = len(held), len(outcomes)
     accuracy = np.stack([o.accuracy for o in outcomes], axis=1).ravel()
     failed = np.isnan(accuracy)
+    right = np.stack([o.right for o in outcomes], axis=1).ravel()
     picks = [unpadded(o.pointer) for o in outcomes]
     pointers = [picked[i] for i in range(n) for picked in picks]
     columns = {
@@ -132,10 +126,10 @@ def evaluations_table(held: HeldOut, outcomes: Sequence[Outcome], scorer: str) -
         "pointer": pointers,
         "prediction": [o.predictions[i] for i in range(n) for o in outcomes],
         "accuracy": pa.array(accuracy, mask=failed),
-        "correct": pa.array(accuracy > 0, mask=failed).cast(pa.int8()),
+        "correct": pa.array(right, mask=failed).cast(pa.int8()),
         "error": [o.errors[i] for i in range(n) for o in outcomes],
         "scorer": pa.repeat(scorer, n * m),
-        "metric_version": pa.repeat(METRIC_VERSION, n * m),
+        "metric_version": pa.repeat(held.scoring.name, n * m),
     }
     arrays = [_as(columns[f.name], f.type) for f in EVALUATIONS]
     return pa.Table.from_arrays(arrays, schema=EVALUATIONS)

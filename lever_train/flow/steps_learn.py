@@ -152,6 +152,7 @@ def evaluate(work: Work) -> Step:
         "answerer": answerer.answerer.model_dump(mode="json"),
         "image_root": _text(data.image_root),
         "image_name": data.image_name,
+        "task": None if work.config.given_task is None else work.config.given_task.stored(),
     }
     if table.predictions is not None:
         parameters["predictions"] = str(table.predictions)
@@ -179,6 +180,7 @@ def judge(work: Work, known: StepOutputs, checkpoints: Mapping[str, Path]) -> Ev
             annotations=data.eval_annotations,
             image_root=data.image_root,
             image_name=data.image_name,
+            task=work.config.given_task,
         ),
         contest=Contest(
             **work.config.eval.figures.model_dump(),

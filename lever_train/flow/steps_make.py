@@ -64,6 +64,8 @@ def ingest(work: Work) -> Step:
     }
     if data.order != "file":
         parameters["order"] = data.order
+    if work.config.given_task is not None:
+        parameters["task"] = work.config.given_task.stored()
     return Step("ingest", act, parameters, reads)
 
 
@@ -220,6 +222,7 @@ def _request(
             dataset=data.dataset,
             split=data.train_split,
             candidate_split=data.train_split,
+            task=work.config.given_task,
             limit=limit,
         ),
         inputs=Inputs(
@@ -248,7 +251,16 @@ def _rolled_out(work: Work, outcome: Outcome) -> Outputs:
 
 def _answering(work: Work) -> dict[str, object]:
     """Who answers a rollout, and what may be shown."""
-    return {"answerer": work.config.answerer.answerer.model_dump(mode="json"), **_images(work)}
+    return {
+        "answerer": work.config.answerer.answerer.model_dump(mode="json"),
+        **_images(work),
+        **_task(work),
+    }
+
+
+def _task(work: Work) -> dict[str, object]:
+    task = work.config.given_task
+    return {} if task is None else {"task": task.stored()}
 
 
 def _images(work: Work) -> dict[str, object]:
@@ -263,7 +275,13 @@ def _ingest_split(
 ) -> list[tuple[str, str]]:
     """(kind, run id) of every file; embeddings and pools are read where they lie."""
     data = work.config.data
-    options = IngestOptions(dataset=data.dataset, split=split, order=data.order, notice=work.say)
+    options = IngestOptions(
+        dataset=data.dataset,
+        split=split,
+        order=data.order,
+        task=work.config.given_task,
+        notice=work.say,
+    )
     return [(done.run.kind, done.run.run) for done in ingest_library(files, store, options)]
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from lever_data import vocabulary
 from lever_data.errors import UsageError
+from lever_data.items.task import TaskGiven
 from lever_data.options import Section, option
 from lever_data.vocabulary import (
     DEFAULT_STORE,
@@ -51,6 +52,7 @@ class Questions(Section):
     annotations: Annotations = None
     image_root: ImageRoot = None
     image_name: ImageName = None
+    task: TaskGiven = None
 
     @model_validator(mode="after")
     def _both_files(self) -> Self:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from lever_data.items.task import Task
 from lever_data.options import Section, option
 from lever_data.sources.ingest_options import Order
 from lever_data.toml import inside, read_toml, require_fields, validated
@@ -145,6 +146,7 @@ class PipelineConfig(Section):
     """Everything ``lever run`` depends on."""
 
     data: DataTable
+    task: Task = Field(default_factory=Task)
     embed: Encoding = Field(default_factory=Encoding)
     pool: PoolTable = Field(default_factory=PoolTable)
     beam: BeamTable = Field(default_factory=BeamTable)
@@ -154,6 +156,11 @@ class PipelineConfig(Section):
     audit: AuditTable = Field(default_factory=AuditTable)
     train: TrainConfig = Field(default_factory=TrainConfig)
     eval: EvalTable = Field(default_factory=EvalTable)
+
+    @property
+    def given_task(self) -> Task | None:
+        """The table ``[task]``, where the file has one: else it is as ingested."""
+        return self.task if self.task.model_fields_set else None
 
 
 def load_pipeline(path: Path) -> PipelineConfig:

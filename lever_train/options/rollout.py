@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lever_data.errors import UsageError
-from lever_data.items.prompts import CUT_AT
+from lever_data.items.task import TaskGiven
 from lever_data.options import Positive, Section, option, words
 from lever_data.vocabulary import (
     DEFAULT_STORE,
@@ -56,6 +56,7 @@ class Which(Section):
     sql_dir: SqlDir = None
     dataset: Dataset = None
     split: Split = None
+    task: TaskGiven = None
     candidate_split: str | None = option(
         None,
         "Split the demonstrations come from. Default: the queries' own, or train where "
@@ -180,11 +181,15 @@ class AnswererSpec(Section):
         "Whether prompts show the images, where the answerer looks at them.",
         "--images/--without-images",
     )
-    stop: tuple[str, ...] = option((), "Words that end an answer.", metavar="WORD")
+    stop: tuple[str, ...] = option(
+        (),
+        "Words that end an answer. Default: the task's, where a text is continued.",
+        metavar="WORD",
+    )
     cut_at: tuple[str, ...] = option(
         (),
-        "Where an answer is cut off before it is scored; '' cuts nowhere. Default: at Question, "
-        "Answer, Short and ', '.",
+        "Where an answer is cut off before it is scored; '' cuts nowhere. Default: as the task "
+        "says; at Question, Answer, Short and ', ' for vqa.",
         metavar="TEXT",
     )
     max_new_tokens: int = option(5, "Length of an answer in tokens.", ge=1)
@@ -204,11 +209,6 @@ class AnswererSpec(Section):
     # log-probabilities alone, no text
     device: str = "cpu"
     generate: bool = True
-
-    @property
-    def cuts(self) -> tuple[str, ...]:
-        """Where an answer is cut off."""
-        return self.cut_at or CUT_AT
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -145,7 +145,7 @@ def forecast(request: Request, show: int = 0) -> Forecast:
     folder = shard_folder(job)
     asker = new_asker(job)
     candidates = wanted = asked = 0
-    template, shown = template_of(request.answerer), list[str]()
+    template, shown = template_of(request.answerer, job.scoring.task), list[str]()
     words = template.shown if request.answerer.api == "chat" else template.text
     already = job.store.find(job.spec) is not None
     missing = [] if already else folder.missing()

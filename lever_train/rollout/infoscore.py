@@ -32,14 +32,13 @@ import pyarrow as pa
 
 from lever_data.items.items import Truth
 from lever_data.items.prompts import Item, Prompt
-from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.store.schema import CANDIDATES
 from lever_train.inputs.pools import SharedPool
 from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.ask import Talk
 from lever_train.rollout.generate import Outcome, Progress, make_run
 from lever_train.rollout.job import Job, resolve
-from lever_train.rollout.score import expected_accuracy, queries_table
+from lever_train.rollout.score import expected_score, queries_table
 from lever_train.rollout.shards import Report, ShardRows
 from lever_train.rollout.work import example_of, pools_of
 
@@ -134,7 +133,7 @@ class _Search:
         found: dict[tuple[int, tuple[int, ...]], float] = {}
         answered = yield prompts
         for key, (_, answer) in zip(wanted, answered, strict=True):
-            probability = expected_accuracy(answer, self._truth(key[0]))
+            probability = expected_score(answer, self._truth(key[0]), self.job.scoring)
             if probability is None:
                 self.failed += 1
             else:
@@ -175,7 +174,7 @@ def _table(job: Job, pools: dict[int, list[Item]], rows: list[tuple[int, int, Be
         "beam_rank": ranks,
         "info_score": [b.info for _, _, b in rows],
         "scorer": [job.label.scorer] * count,
-        "metric_version": [METRIC_VERSION] * count,
+        "metric_version": [job.label.metric] * count,
         "policy": ["infoscore"] * count,
         "extra": [extra] * count,
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import duckdb
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Official, Place, Truth, load_items, load_truth, require_images
-from lever_data.items.prompts import Item, cut_mark
-from lever_data.items.vqa_metric import METRIC_VERSION
+from lever_data.items.prompts import Item
+from lever_data.items.scoring import Scoring
+from lever_data.items.task import Task, require_shown, stored_task
 from lever_data.relations.db import open_session
 from lever_data.sources.official import load_official
 from lever_data.store.files import sha256_file
@@ -38,7 +40,7 @@ from lever_train.rollout.answerers import (
     make_answerer,
     needs_images,
 )
-from lever_train.rollout.answerers.base import canonical, seen
+from lever_train.rollout.answerers.base import asked_task, canonical, seen
 from lever_train.rollout.ask import Asker, Tally, open_cache, scope
 from lever_train.rollout.policy import Policy, load_policy, widths
 from lever_train.rollout.propose import PROPOSAL_VERSION, Proposals
@@ -68,6 +70,7 @@ class Job:
     query_ids: Ids
     items: Mapping[int, Item]
     truths: Mapping[int, Truth]
+    scoring: Scoring
     examples: Mapping[int, Item]
     own: bool
     answerer: Answerer
@@ -166,7 +169,10 @@ class _Resolver:
         queries, examples, own = self._items(official)
         query_ids, given = self._queries(queries)
         items = {q: queries[q] for q in query_ids.tolist()}
-        if needs_images(self.request.answerer):
+        scoring = Scoring(self._task, [item.answers for item in queries.values()])
+        if self.request.answerer.spec != "nearest":  # which reads vectors, no words
+            require_shown(self._task, [*items.values(), *examples.values()])
+        if needs_images(self.request.answerer, self._task):
             require_images([*items.values(), *examples.values()])
         truths = load_truth(items, official, allow_fallback=self.request.allow_fallback)
         left, right = self._vectors()
@@ -181,7 +187,8 @@ class _Resolver:
             spec=RunSpec(kind, *self._place),
             label=Label(
                 *self._place,
-                scorer=answerer.name + cut_mark(self.request.answerer.cuts),
+                scorer=scoring.scorer(answerer.name),
+                metric=scoring.name,
                 policy=f"view {which.from_view}" if policy is None else policy.name,
                 generation=answerer.generation(),
             ),
@@ -189,6 +196,7 @@ class _Resolver:
             query_ids=query_ids,
             items=items,
             truths=truths,
+            scoring=scoring,
             examples=examples,
             own=own,
             answerer=answerer,
@@ -211,6 +219,12 @@ class _Resolver:
         assert which.dataset is not None and which.split is not None
         return which.dataset, which.split
 
+    @cached_property
+    def _task(self) -> Task:
+        """The task named, else that of the queries' examples, as the answerer's options ask it."""
+        task = self.request.which.task or stored_task(self.store.runs(), *self._place)
+        return asked_task(task, self.request.answerer)
+
     def _answerer(
         self, queries: Tensor | None, examples: Tensor | None, items: Mapping[int, Item]
     ) -> Answerer:
@@ -218,6 +232,7 @@ class _Resolver:
             None if queries is None else queries.numpy(),
             None if examples is None else examples.numpy(),
             [item.answers for item in items.values()],
+            self._task,
         )
         return make_answerer(self.request.answerer, around)
 
@@ -232,7 +247,7 @@ class _Resolver:
         """Queries, examples, and whether they are the same items."""
         which, inputs = self.request.which, self.request.inputs
         dataset, split = self._place
-        images = images_of(self.request.answerer, inputs.image_root)
+        images = images_of(self.request.answerer, self._task, inputs.image_root)
         queries = load_items(self.wide, Place(dataset, split, images, inputs.image_name), official)
         default = split if inputs.candidate_embeddings is None else "train"
         source = which.candidate_split or default
@@ -353,7 +368,7 @@ def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
     request = job.request
     content = _digest(job)
     parameters: dict[str, Any] = {
-        "versions": {"proposals": PROPOSAL_VERSION, "metric": METRIC_VERSION},
+        "versions": {"proposals": PROPOSAL_VERSION, "metric": job.scoring.name},
         "scorer": job.label.scorer,
         "policy": job.label.policy,
         "generation": job.label.generation,
@@ -386,10 +401,12 @@ def _digest(job: Job) -> str:
     digest = hashlib.sha256(job.query_ids.tobytes())
     for number, item in job.items.items():
         truth = job.truths[number]
-        digest.update(canonical([item.question_id, item.question, truth.answers, truth.official]))
+        known = [item.question_id, item.question, truth.answers, truth.official]
+        digest.update(canonical([*known, *_further(item)]))
     if not job.own:
         for number, item in job.examples.items():
-            digest.update(canonical([number, item.question, item.answer, item.answers]))
+            whole = [number, item.question, item.answer, item.answers]
+            digest.update(canonical([*whole, *_further(item)]))
     for vectors in (job.query_vectors, None if job.own else job.example_vectors):
         if vectors is not None:
             digest.update(vectors.numpy().tobytes())
@@ -397,7 +414,7 @@ def _digest(job: Job) -> str:
         digest.update(job.given.row.tobytes())
     pointed = _pointed(job)
     digest.update(pointed.tobytes())
-    if needs_images(job.request.answerer):
+    if needs_images(job.request.answerer, job.scoring.task):
         for shown in seen(job.answerer, _shown(job, pointed)):
             digest.update(shown)
     if job.stock is not None:
@@ -406,6 +423,10 @@ def _digest(job: Job) -> str:
     if job.request.inputs.checkpoint is not None:
         digest.update(sha256_file(job.request.inputs.checkpoint).encode())
     return digest.hexdigest()
+
+
+def _further(item: Item) -> list[Mapping[str, str]]:
+    return [item.fields] if item.fields else []
 
 
 def _pointed(job: Job) -> Ids:

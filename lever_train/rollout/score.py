@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,14 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lever_data.items.items import Truth
-from lever_data.items.prompts import CUT_AT, Item, postprocess
-from lever_data.items.vqa_metric import (
-    METRIC_VERSION,
-    edit_similarity,
-    fallback_match,
-    token_f1,
-    vqa_accuracy,
-)
+from lever_data.items.prompts import Item
+from lever_data.items.scoring import Scoring
+from lever_data.items.vqa_metric import edit_similarity, fallback_match, token_f1
 from lever_data.store.schema import CANDIDATES, QUERIES, id_array, with_ids
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.propose import METHODS, Proposals
@@ -50,50 +44,57 @@ class Score:
     edit_sim: float | None = None
 
 
-def score(
-    answers: Sequence[Answer], truths: Sequence[Truth], cut_at: Sequence[str] = CUT_AT
-) -> list[Score]:
+def score(answers: Sequence[Answer], truths: Sequence[Truth], scoring: Scoring) -> list[Score]:
     """Score answers, one each, in order."""
-    predictions = [postprocess(a.text, cut_at) if a.text is not None else "" for a in answers]
+    read = scoring.task.answer
+    predictions = [read(a.text) if a.text is not None else "" for a in answers]
+    references = [t.answers for t in truths]
     # the metric's own cache makes repeated answer lists cheap
-    official = vqa_accuracy(predictions, [t.answers for t in truths]).tolist()
+    official = scoring.score(predictions, references)
+    right = scoring.is_right(predictions, references, official).tolist()
     return [
-        _one(answer, prediction, truth, accuracy)
-        for answer, prediction, truth, accuracy in zip(
-            answers, predictions, truths, official, strict=True
+        _one(answer, prediction, truth, verdict, scoring)
+        for answer, prediction, truth, *verdict in zip(
+            answers, predictions, truths, official.tolist(), right, strict=True
         )
     ]
 
 
-def _one(answer: Answer, prediction: str, truth: Truth, accuracy: float) -> Score:
+def _one(
+    answer: Answer, prediction: str, truth: Truth, verdict: list[Any], scoring: Scoring
+) -> Score:
     if answer.text is None:
         return Score(error=answer.error)
+    accuracy, is_right = verdict
     if not truth.official:
         accuracy = fallback_match(prediction, truth.answers)
+        is_right = accuracy > 0
     f1, edit = _similar(prediction, truth.given)
     return Score(
         eval_mode="file" if truth.official else "fallback",
         prediction=prediction,
         raw=answer.text,
-        correct=int(accuracy > 0),
+        correct=int(is_right),
         accuracy=accuracy,
-        gt_prob=expected_accuracy(answer, truth),
+        gt_prob=expected_score(answer, truth, scoring),
         token_f1=f1,
         edit_sim=edit,
     )
 
 
-def expected_accuracy(answer: Answer, truth: Truth) -> float | None:
-    """Σ_a P(a)·min(n_a / 3, 1) over the distinct ground-truth answers a that n_a annotators gave.
+def expected_score(answer: Answer, truth: Truth, scoring: Scoring) -> float | None:
+    """Σ_a P(a)·worth(a) over the distinct ground-truth answers a; of VQA the worth is
+    min(n_a / 3, 1) for the n_a annotators who gave it, see :meth:`Scoring.worth`.
 
     P(a) is the answerer's probability of exactly this string; ``None`` where it gives none.
     """
     if answer.log_probs is None:
         return None
-    counts = Counter(truth.answers)
     terms = (
-        math.exp(log_prob) * min(counts[said] / 3, 1.0)
-        for said, log_prob in zip(truth.given, answer.log_probs, strict=True)
+        math.exp(log_prob) * worth
+        for worth, log_prob in zip(
+            scoring.worth(truth.given, truth.answers), answer.log_probs, strict=True
+        )
     )
     return round(math.fsum(terms), DECIMALS)
 
@@ -111,6 +112,7 @@ class Label:
     dataset: str
     split: str
     scorer: str
+    metric: str
     policy: str
     generation: dict[str, Any]
 
@@ -152,7 +154,7 @@ def candidates_table(
         "error": [_error(s) for s in scored],
         "shot_scores": [_shot_scores(s) for s in scored],
         "scorer": [label.scorer] * count,
-        "metric_version": [METRIC_VERSION] * count,
+        "metric_version": [label.metric] * count,
         "policy": [label.policy] * count,
         "extra": _extra(label, proposals, scored),
     }

@@ -96,7 +96,7 @@ def scores_of(job: Job, ids: Ids, proposals: Proposals) -> Talk[list[CandidateSc
     prompts = prompts_of(job, ids, proposals)
     answered = yield prompts
     truths: list[Truth] = [job.truths[p.query.example_id] for p in prompts]
-    scored = score([a for _, a in answered], truths, job.request.answerer.cuts)
+    scored = score([a for _, a in answered], truths, job.scoring)
     scores = iter(zip(scored, answered, strict=True))
     found = []
     for pointer in proposals.pointer:

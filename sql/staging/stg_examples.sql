@@ -11,6 +11,7 @@
 --   question varchar: the question
 --   answers varchar[]: the annotators' answers
 --   answer varchar: the answer shown in a demonstration
+--   extra varchar: JSON object of further fields that a template may show; null where it has none
 with source as (select * from raw_examples),
 
 final as (
@@ -24,7 +25,8 @@ final as (
         image_path::varchar as image_path,
         question::varchar as question,
         answers::varchar[] as answers,
-        answer::varchar as answer
+        answer::varchar as answer,
+        extra::varchar as extra
     from source
 )
 

@@ -11,6 +11,7 @@
 --   question varchar: the question
 --   answers varchar[]: the annotators' answers
 --   answer varchar: the answer shown in a demonstration
+--   extra varchar: JSON object of further fields that a template may show; null where it has none
 with stored as (select * from stg_examples),
 
 compared as (
@@ -33,7 +34,8 @@ final as (
         image_path,
         question,
         answers,
-        answer
+        answer,
+        extra
     from compared
     where run_order = newest
 )

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lever_data.errors import UsageError
+from lever_data.items.task import Task
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import Answer, Answerer, Usage
 
@@ -36,32 +37,34 @@ LEGACY_MODELS = {
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What an answerer may draw on besides the prompts: vectors by item id, and the answers of
-    all examples."""
+    """What an answerer may draw on besides the prompts: vectors by item id, the answers of all
+    examples, and the task that says how items are shown."""
 
     query_vectors: npt.NDArray[np.float32] | None = None
     example_vectors: npt.NDArray[np.float32] | None = None
     prior: Iterable[tuple[str, ...]] = field(default_factory=tuple)
+    task: Task = field(default_factory=Task)
 
 
-def needs_images(spec: AnswererSpec) -> bool:
-    """Whether the answerer looks at images.
+def needs_images(spec: AnswererSpec, task: Task) -> bool:
+    """Whether the answerer looks at images of the task.
 
     Raises:
         UsageError: no such answerer.
     """
     kind, _ = _parse(spec)
-    return spec.images and (kind == "transformers" or (kind == "openai" and spec.api == "chat"))
+    sees = kind == "transformers" or (kind == "openai" and spec.api == "chat")
+    return sees and spec.images and task.images
 
 
-def images_of(spec: AnswererSpec, folder: Path | None) -> Path | None:
+def images_of(spec: AnswererSpec, task: Task, folder: Path | None) -> Path | None:
     """The folder of the images an answerer looks at; ``None`` where it looks at none, whatever
     folder is named.
 
     Raises:
         UsageError: it does, and there is no such folder.
     """
-    if not needs_images(spec):
+    if not needs_images(spec, task):
         return None
     if folder is None or not folder.is_dir():
         raise UsageError(
@@ -84,10 +87,10 @@ def make_answerer(spec: AnswererSpec, around: Surroundings) -> Answerer:
     if kind == "transformers":
         from lever_train.rollout.answerers.transformers import TransformersAnswerer
 
-        return TransformersAnswerer.load(rest, spec)
+        return TransformersAnswerer.load(rest, spec, around.task)
     from lever_train.rollout.answerers.openai import OpenAIAnswerer
 
-    return OpenAIAnswerer.connect(rest, spec)
+    return OpenAIAnswerer.connect(rest, spec, around.task)
 
 
 def _parse(spec: AnswererSpec) -> tuple[str, str]:

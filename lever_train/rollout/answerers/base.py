@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from lever_data.errors import UsageError
-from lever_data.items.prompts import SYSTEM_PROMPT, Item, Prompt, Template
+from lever_data.items.prompts import Item, Prompt, Template
+from lever_data.items.task import Task
 from lever_train.inputs.images import shown_bytes
 from lever_train.options.rollout import AnswererSpec
 
@@ -54,14 +55,23 @@ def answer_of(generation: str, *, cut: bool) -> Answer:
     return Answer(text)
 
 
-def template_of(spec: AnswererSpec) -> Template:
-    """The words of the prompts an answerer is shown.
+def asked_task(task: Task, spec: AnswererSpec) -> Task:
+    """The task as it is asked: what the answerer's options say goes before what the task says."""
+    given = {"stop": spec.stop, "cut_at": spec.cut_at}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value}
+    if task.images and not spec.images:
+        changes["images"] = False
+    return task.but(**changes) if changes else task
+
+
+def template_of(spec: AnswererSpec, task: Task | None = None) -> Template:
+    """The words of the prompts an answerer is shown; of ``vqa`` where no task is given.
 
     Raises:
         UsageError: the file of the system prompt cannot be read.
     """
-    is_chat = spec.api == "chat"
-    system = SYSTEM_PROMPT if is_chat else ""
+    is_chat, task = spec.api == "chat", task or Task()
+    system = task.system if is_chat else ""
     if spec.system_prompt is not None:
         try:
             system = spec.system_prompt.read_text(encoding="utf-8").strip()
@@ -70,7 +80,14 @@ def template_of(spec: AnswererSpec) -> Template:
                 f"the system prompt cannot be read ({error})", where=str(spec.system_prompt)
             ) from None
     form = spec.prompt_form or ("message" if is_chat else "lines")
-    return Template(system=system, images=is_chat and spec.images, form=form)
+    return Template(
+        system=system,
+        demonstration=task.demonstration,
+        query=task.query,
+        images=is_chat and task.images and spec.images,
+        form=form,
+        separator=task.separator,
+    )
 
 
 def scorer_name(model: str, spec: AnswererSpec, template: Template) -> str:
@@ -224,7 +241,7 @@ class ShownFingerprints:
         found = self._known.get(id(item))
         if found is None or found[0] is not item:
             image = None if item.image is None else self._image(item.image)
-            shown = [item.question, item.answer, image]
+            shown = [item.question, item.answer, image, *([item.fields] if item.fields else [])]
             found = (item, hashlib.sha256(canonical(shown)).digest())
             self._known[id(item)] = found
         return found[1]

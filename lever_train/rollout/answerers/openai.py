@@ -25,6 +25,7 @@ import httpx
 
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Item, Prompt
+from lever_data.items.task import Task
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import Answer, ShownFingerprints, Usage, scorer_name
 from lever_train.rollout.answerers.openai_exchange import Exchange
@@ -46,13 +47,13 @@ class OpenAIAnswerer:
     _shown: ShownFingerprints = field(default_factory=ShownFingerprints)
 
     @classmethod
-    def connect(cls, url: str, spec: AnswererSpec) -> OpenAIAnswerer:
+    def connect(cls, url: str, spec: AnswererSpec, task: Task | None = None) -> OpenAIAnswerer:
         """An answerer for the endpoint at ``url`` (``…/v1``); nothing is sent yet.
 
         Raises:
             UsageError: as :meth:`Exchange.connect` raises it.
         """
-        return cls(Exchange.connect(url, spec))
+        return cls(Exchange.connect(url, spec, task))
 
     @property
     def spec(self) -> AnswererSpec:

@@ -21,6 +21,7 @@ import httpx
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.prompts import Part, Prompt, Template, Turn
+from lever_data.items.task import Task
 from lever_train.inputs.images import open_image, shown_bytes
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import Answer, Usage, answer_of, template_of
@@ -67,7 +68,7 @@ class Exchange:
     _unwanted: set[str] = field(default_factory=set)
 
     @classmethod
-    def connect(cls, url: str, spec: AnswererSpec) -> Exchange:
+    def connect(cls, url: str, spec: AnswererSpec, task: Task | None = None) -> Exchange:
         """For the endpoint at ``url`` (``…/v1``); nothing is sent yet.
 
         Raises:
@@ -80,7 +81,10 @@ class Exchange:
             raise UsageError(
                 "the endpoint's URL must not hold credentials", hint=f"export {KEY_VARIABLE}=…"
             )
-        return cls(url.rstrip("/"), spec.model, spec, template_of(spec), _key=ApiKey.read())
+        template, model = template_of(spec, task), spec.model
+        if spec.api == "completions" and task is not None and not spec.stop:
+            spec = spec.but(stop=task.stop)  # a chat ends by itself
+        return cls(url.rstrip("/"), model, spec, template, _key=ApiKey.read())
 
     def generation(self) -> dict[str, Any]:
         """Prompt and parameters of the request."""

@@ -20,6 +20,7 @@ import torch
 
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Item, Prompt, Template
+from lever_data.items.task import Task
 from lever_train.inputs.model_folder import folder_identity
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import (
@@ -91,11 +92,13 @@ class TransformersAnswerer:
     _shown: ShownFingerprints = field(default_factory=ShownFingerprints)
 
     @classmethod
-    def load(cls, model_name: str, spec: AnswererSpec) -> TransformersAnswerer:
+    def load(
+        cls, model_name: str, spec: AnswererSpec, task: Task | None = None
+    ) -> TransformersAnswerer:
         """An answerer for a model of the hub or in a folder; nothing is loaded yet."""
         kind = spec.device.split(":")[0]
         return cls(
-            model_name, spec, template_of(spec), _batch=spec.batch_size or _BATCH.get(kind, 4)
+            model_name, spec, template_of(spec, task), _batch=spec.batch_size or _BATCH.get(kind, 4)
         )
 
     @cached_property

@@ -1,0 +1,152 @@
+"""Answers become scores: the metric of a task, built in or the user's own.
+
+In go predictions and the references of each; out come a score in [0, 1] and whether it is right.
+What a score depends on besides stands in its name, which every scored row keeps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lever_data.errors import LeverError, UsageError
+from lever_data.items import text_metrics
+from lever_data.items.task import Task
+from lever_data.items.vqa_metric import MATCHES_NEEDED, METRIC_VERSION, vqa_accuracy
+
+Scores = npt.NDArray[np.float64]
+References = Sequence[Sequence[str]]
+Function = Callable[[Sequence[str], References], Any]
+_VQA = "vqa-accuracy"
+_PYTHON = "python:"
+# with the version of each: a change of its figures is a new one
+_PLAIN: dict[str, tuple[str, Function]] = {
+    _VQA: (METRIC_VERSION, vqa_accuracy),
+    "squad-f1": ("squad-f1-1", text_metrics.squad_f1),
+    "label": ("label-1", text_metrics.label_match),
+    "rouge-l": ("rouge-l-1", text_metrics.rouge_l),
+}
+_CIDER = "cider-d"
+
+
+class Scoring:
+    """How the texts of a task become scores.
+
+    Args:
+        task: with the metric, and how a text is read.
+        corpus: the references of every item of the split, for a metric that asks how rare a word
+            is.
+
+    Raises:
+        UsageError: there is no such metric.
+    """
+
+    def __init__(self, task: Task, corpus: Iterable[Sequence[str]] = ()) -> None:
+        self.task = task
+        version, self._function = _metric(task.metric, corpus)
+        reading = task.reading()
+        self.name = f"{version}+{reading}" if reading else version
+
+    def scorer(self, answerer: str) -> str:
+        """What rows are marked with: the same answers scored otherwise are another scorer's, so
+        that a training never mixes them."""
+        return answerer if self.name == METRIC_VERSION else f"{answerer}~{self.name}"
+
+    def score(self, predictions: Sequence[str], references: References) -> Scores:
+        """The score of each prediction, float64 [N] in [0, 1].
+
+        Raises:
+            LeverError: a metric of the user's own fails, or gives something else.
+        """
+        if not self.task.metric.startswith(_PYTHON):
+            return np.asarray(self._function(predictions, references), np.float64)
+        return self._own(predictions, references)
+
+    def is_right(
+        self, predictions: Sequence[str], references: References, scores: Scores
+    ) -> npt.NDArray[np.bool_]:
+        """Whether each prediction is right, bool [N]: an exact match for SQuAD, else a score above
+        the task's ``correct_above``. A missing score, NaN, is not right."""
+        if self.task.metric == "squad-f1":
+            return np.asarray(text_metrics.squad_exact(predictions, references)) > 0
+        found: npt.NDArray[np.bool_] = scores > self.task.correct_above
+        return found
+
+    def worth(self, given: Sequence[str], references: Sequence[str]) -> list[float]:
+        """What it is worth to say each of ``given``: of the VQA accuracy min(n / 3, 1) for the n
+        annotators who did, else the score."""
+        if self.task.metric == _VQA:
+            counts = Counter(references)
+            return [min(counts[said] / MATCHES_NEEDED, 1.0) for said in given]
+        found: list[float] = self.score(given, [references] * len(given)).tolist()
+        return found
+
+    def _own(self, predictions: Sequence[str], references: References) -> Scores:
+        metric = self.task.metric
+        try:
+            found = np.asarray(self._function(list(predictions), [list(r) for r in references]))
+            scores = found.astype(np.float64)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise LeverError(f"the metric failed ({said})", where=metric) from error
+        if scores.shape != (len(predictions),):
+            raise LeverError(
+                "the metric does not give one number a prediction",
+                where=metric,
+                value=f"{scores.shape} for {len(predictions):,} predictions",
+            )
+        for said, score in zip(predictions, scores.tolist(), strict=True):
+            if not (math.isfinite(score) and 0 <= score <= 1):
+                raise LeverError(
+                    "the metric gives a score outside [0, 1]",
+                    where=metric,
+                    value=f"{score} for the prediction {said!r}",
+                )
+        return scores
+
+
+def _metric(name: str, corpus: Iterable[Sequence[str]]) -> tuple[str, Function]:
+    """The name a score by this metric has, and the metric."""
+    if name in _PLAIN:
+        return _PLAIN[name]
+    if name == _CIDER:
+        known = [tuple(references) for references in corpus]
+        digest = hashlib.sha256(repr(known).encode()).hexdigest()[:8]
+        return f"cider-d-1@{digest}", text_metrics.CiderD(known)
+    if name.startswith(_PYTHON):
+        return _own_metric(name)
+    raise UsageError(
+        "there is no such metric",
+        value=name,
+        hint=f"{', '.join([*_PLAIN, _CIDER])}, or python:module.function",
+    )
+
+
+def _own_metric(name: str) -> tuple[str, Function]:
+    """``python:module.function``, its module from the current folder or wherever Python finds it;
+    the digest of the module's source is part of its name."""
+    module_name, _, function_name = name.removeprefix(_PYTHON).rpartition(".")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+        function: Function = getattr(module, function_name)
+        source = Path(str(module.__file__)).read_bytes()
+    except Exception as error:  # whatever a module does when it is imported
+        raise UsageError(
+            f"the metric cannot be loaded ({type(error).__name__}: {error})",
+            value=name,
+            hint="python:module.function, the module in the current folder or installed",
+        ) from error
+    finally:
+        sys.path.remove(here)
+    return f"{name}@{hashlib.sha256(source).hexdigest()[:8]}", function
