@@ -296,3 +296,33 @@ def test_views_count_each_place_by_itself(world: World) -> None:
         asked = sql.format(view=view)
         assert whole.execute(asked).fetchall() == alone.execute(asked).fetchall(), view
     assert lever("check", "--store", world.whole, check=False).returncode == 0
+
+
+def test_plan(world: World) -> None:
+    found = []
+    for store in world.stores:
+        words: tuple[object, ...] = ("plan", "--store", store, *PLACE, "--scorer", "m1")
+        found.append(json.loads(lever(*words, "--json", "-").stdout))
+    assert found[0] == found[1]
+    mixed = lever("plan", "--store", world.whole, *PLACE, check=False)
+    assert mixed.returncode == 2 and "m1, m2" in mixed.stderr
+    places = lever("plan", "--store", world.whole, "--scorer", "m1", check=False)
+    assert places.returncode == 2 and "a/train" in places.stderr and "b/val" in places.stderr
+
+
+def test_value_and_pack(world: World, tmp_path: Path) -> None:
+    vectors, out = world.places[0].file("vectors.npy"), tmp_path / "o"
+    shared: tuple[object, ...] = ("--view", "mine", "--query-embeddings", vectors)
+    words: tuple[object, ...] = ("--out", out, "--hidden-dim", 8, "--rce-epochs", 1)
+    lever("train", "--store", world.alone, *shared, *words)
+    values, packs = [], []
+    for store in world.stores:
+        words = ("value", "--store", store, *shared, "--scorer", "m1", "--least-support", 0)
+        words += ("--checkpoint", out / "best.pt", "--json", "-")
+        values.append(json.loads(lever(*words).stdout))
+        folder = tmp_path / store.name
+        words = ("pack", out / "best.pt", "--store", store, "--dataset", "a", "--out", folder)
+        lever(*words, "--candidate-embeddings", vectors)
+        packs.append(pq.read_table(folder / "pool.parquet"))
+    assert values[0] == values[1]
+    assert packs[0].equals(packs[1])

@@ -103,6 +103,7 @@ class PlanRequest(Section):
     )
     dataset: Dataset = None
     split: Split = None
+    scorer: Scorer = None
     power: float = option(0.8, "Chance to see a difference that is there.", gt=0.05, lt=1)
     confidence: float = option(0.95, "1 - the chance to see one that is not.", gt=0, lt=1)
     looks: int = option(

@@ -122,6 +122,7 @@ def _open(store: Store, request: PlanRequest) -> tuple[Session, Run | None]:
     session = open_session(
         store,
         runs=request.runs,
+        scorer=request.scorer,
         sql_dir=request.sql_dir,
         only=["stg_evaluations", "stg_candidates", "query_images", request.source],
     )
@@ -205,6 +206,8 @@ def _independent(con: duckdb.DuckDBPyConnection, request: PlanRequest) -> list[_
             value=", ".join(f"{dataset}/{split}" for dataset, split in places),
             hint="--dataset NAME --split NAME",
         )
+    if "scorer" in columns:
+        _require_one_scorer(con, request)
     variance, n = con.execute(_WITHIN.format(source=_source(request))).fetchall()[0]
     if not n:
         raise LeverError(
@@ -212,6 +215,18 @@ def _independent(con: duckdb.DuckDBPyConnection, request: PlanRequest) -> list[_
             where=request.source,
         )
     return [(_INDEPENDENT, None, Spread(sqrt(2 * variance), 1.0, n))]
+
+
+def _require_one_scorer(con: duckdb.DuckDBPyConnection, request: PlanRequest) -> None:
+    named = f"select distinct scorer from {_source(request)} where scorer is not null order by all"
+    scorers = [scorer for (scorer,) in con.execute(named).fetchall()]
+    if len(scorers) > 1:
+        raise UsageError(
+            "the view holds answers of several models: what they differ by is not a selector's",
+            where=request.source,
+            value=", ".join(scorers),
+            hint="--scorer MODEL",
+        )
 
 
 _WITHIN = """
@@ -234,7 +249,7 @@ def _source(request: PlanRequest) -> str:
 
 def _noise(con: duckdb.DuckDBPyConnection, request: PlanRequest) -> Noise:
     """How far answers of one model to one prompt lie apart: pointers stored more than once."""
-    names = ("dataset", "split")
+    names = ("dataset", "split", "scorer")
     given = [getattr(request, name) for name in names]
     repeated, variance = con.execute(_REPEATED, given).fetchall()[0]
     within, _ = con.execute(_WITHIN.format(source=_source(request))).fetchall()[0]
@@ -251,6 +266,7 @@ _REPEATED = """
             and scorer is not null
             and dataset = coalesce($1, dataset)
             and split = coalesce($2, split)
+            and scorer = coalesce($3, scorer)
         group by dataset, split, query_id, pointer, scorer, metric_version
     )
 """
