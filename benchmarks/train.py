@@ -31,10 +31,11 @@ from benchmarks.measure import Figure, against, in_turns, print_figures, python,
 from lever_data.store.schema import CANDIDATES, QUERIES
 from lever_data.store.store import RunSpec, Store
 from lever_train.learn.batch import Batch, Loader
-from lever_train.learn.data import Source, open_data
+from lever_train.learn.data import open_data
 from lever_train.learn.setup import new_selector
 from lever_train.learn.step import Learner, Phase
 from lever_train.options.resolve import resolve
+from lever_train.options.train import Source
 
 SHOTS, DIM = 2, 512
 BATCH = 512  # of ours; the legacy loop has 1
@@ -151,7 +152,7 @@ def open_training(
             "run.batch_size": BATCH,
         },
     )
-    data = open_data(Source(folder / "store"), config)
+    data = open_data(Source(store=folder / "store"), config)
     selector, config = new_selector(config, dim, lambda line: None)
     loader = Loader(data, torch.device("cpu"), batch_size=BATCH)
     steps = -(-data.census.groups // BATCH)

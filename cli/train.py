@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from lever_data.options import Tables, TablesOf, words
-from lever_data.vocabulary import DEFAULT_STORE, RunNames, SqlDir, StorePath
 from lever_train.options.resolve import resolve
-from lever_train.options.train import TrainConfig
+from lever_train.options.train import Source, TrainConfig
 
 from .common import emit_table, notice, progress_bar
 from .flags import with_flags
@@ -24,10 +23,8 @@ if TYPE_CHECKING:
 @with_flags
 def train(
     given: Annotated[Tables, TablesOf(TrainConfig)],
+    source: Source,
     out: Annotated[Path, words("Folder for checkpoints and metrics.", metavar="DIR")],
-    store: StorePath = DEFAULT_STORE,
-    runs: RunNames = (),
-    sql_dir: SqlDir = None,
     config: Annotated[
         Path | None,
         words("TOML or YAML file of options; flags beat it.", metavar="FILE", everyday=True),
@@ -37,11 +34,10 @@ def train(
 ) -> None:
     """Train a selector: RCE, then GRPO if asked; or SFT on InfoScore beams."""
     from lever_train.learn import train as trainer
-    from lever_train.learn.data import Source
 
     with progress_bar("train", "queries") as advance:
         result = trainer.train(
-            Source(store, runs, sql_dir),
+            source,
             out,
             resolve(config, given),
             resume=resume,

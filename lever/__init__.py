@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from lever_data.relations.reward_spec import RewardSpec
     from lever_train.evaluate.api import predict
     from lever_train.evaluate.api import run_evaluation as evaluate
-    from lever_train.learn.data import Source
     from lever_train.learn.train import train
     from lever_train.options.evaluate import Contest, EvalRequest, Questions
     from lever_train.options.resolve import resolve
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
         RceConfig,
         RunConfig,
         SftConfig,
+        Source,
         TrainConfig,
     )
 
@@ -74,7 +74,7 @@ _HOMES = {  # name → where it is defined, and how it is called there
     "LeverError": ("lever_data.errors", "LeverError"),
     "UsageError": ("lever_data.errors", "UsageError"),
     "RewardSpec": ("lever_data.relations.reward_spec", "RewardSpec"),
-    "Source": ("lever_train.learn.data", "Source"),
+    "Source": ("lever_train.options.train", "Source"),
     "train": ("lever_train.learn.train", "train"),
     "evaluate": ("lever_train.evaluate.api", "run_evaluation"),
     "predict": ("lever_train.evaluate.api", "predict"),

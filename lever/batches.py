@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lever_data.errors import UsageError
 from lever_train.learn.batch import Batch, Loader
-from lever_train.learn.data import Source, open_data
-from lever_train.options.train import TrainConfig
+from lever_train.learn.data import open_data
+from lever_train.options.train import Source, TrainConfig
 from lever_train.selector.model import Pool
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def open_batches(view: View, config: TrainConfig) -> Batches:
     if data.scorer not in (None, view.scorer):
         raise UsageError("the config names another scorer", where=view.name, value=data.scorer)
     config = config.but(data=data.but(view=(view.name,), scorer=view.scorer))
-    opened = open_data(Source(view.store, view.runs, view.sql_dir), config)
+    opened = open_data(Source(store=view.store, runs=view.runs, sql_dir=view.sql_dir), config)
     loader = Loader(
         opened,
         torch.device(config.run.device),

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from lever_data.paths import uri_scheme
-from lever_data.toml import Keys, dotted, refusal, validated
+from lever_data.toml import Keys, dotted, refusal
 
 Model = TypeVar("Model", bound=BaseModel)
 Tables = dict[str, Any]  # options as given: section → name → value, at any depth
@@ -254,16 +254,6 @@ def tables_of(choices: Iterable[Option], flags: Mapping[str, Any]) -> Tables:
             inner = inner.setdefault(key, {})
         inner[item.keys[-1]] = value
     return tables
-
-
-def from_flags(model: type[Model], flags: Mapping[str, Any]) -> Model:
-    """The model of flags by :attr:`Option.key`.
-
-    Raises:
-        UsageError: a value that is not allowed; it names the flag.
-    """
-    choices = list(options(model))
-    return validated(model, tables_of(choices, flags), "the option", flag_of(choices))
 
 
 def flag_of(choices: Iterable[Option]) -> Any:

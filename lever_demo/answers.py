@@ -50,11 +50,6 @@ class DemoAnswerer:
         """Answers, strings [n, N], to queries shown ``shown`` [n, N, S]."""
         return self.choose(self.distribution(vision, shown))
 
-    def zero_shot(self) -> str:
-        """The answer without any demonstration: the most frequent one among the examples."""
-        total = self.shares.sum(0).round(DECIMALS)
-        return self.words[len(self.words) - 1 - int(total[::-1].argmax())]
-
 
 def counts(said: list[str], words: list[str]) -> np.ndarray:
     """How many annotators gave each of ``words``, float64 [V]."""

@@ -156,15 +156,15 @@ def test_check_finds_answers_to_other_questions(tmp_path: Path) -> None:
 
 
 def test_training_on_examples_of_other_numbers(tmp_path: Path) -> None:
-    from lever_train.learn.data import Source, open_data
-    from lever_train.options.train import TrainConfig
+    from lever_train.learn.data import open_data
+    from lever_train.options.train import Source, TrainConfig
 
     store = contradict(tmp_path)
     np.save(tmp_path / "v.npy", np.eye(2, dtype=np.float32))
     data = {"view": ["all_candidates"], "query_embeddings": str(tmp_path / "v.npy")}
     config = TrainConfig.model_validate({"data": {**data, "split_ratio": 1.0}})
     with pytest.raises(LeverError, match="question 5 in the RL data, 7 in the examples"):
-        open_data(Source(store.path), config)
+        open_data(Source(store=store.path), config)
 
 
 def test_a_query_in_its_own_pointer_is_found_left_out_and_counted(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from lever_train.learn import losses
 from lever_train.learn.batch import Loader
-from lever_train.learn.data import Source, TrainingData, open_data
+from lever_train.learn.data import TrainingData, open_data
 from lever_train.learn.distributed import World
 from lever_train.learn.setup import frozen_copy, new_selector
 from lever_train.learn.step import Learner, Phase, adapt_beta
 from lever_train.learn.train import train
 from lever_train.learn.validate import validate
 from lever_train.options.resolve import resolve
-from lever_train.options.train import TrainConfig
+from lever_train.options.train import Source, TrainConfig
 from lever_train.selector.model import Selector
 from tests.shared_data import GOLDEN, OKVQA, needs_shared
 from tests.stores import candidate, commit, new_store
@@ -59,7 +59,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
         for ordinal, c in enumerate(value["pointer_candidates"])
     ]
     commit(store, rows)
-    return Source(store.path)
+    return Source(store=store.path)
 
 
 def _close(found: list[float], wanted: list[float]) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.options import from_flags
+from lever_data.options import flag_of, options, tables_of
 from lever_data.store.schema import CANDIDATES
 from lever_data.store.store import RunSpec
+from lever_data.toml import validated
 from lever_train.learn import validate
 from lever_train.options.resolve import resolve, to_toml
 from lever_train.options.train import TrainConfig
@@ -268,10 +269,16 @@ def test_an_empty_store(tmp_path: Path) -> None:
 
 
 def test_a_list_of_numbers_is_written_with_commas() -> None:
-    config = from_flags(TrainConfig, {"reward__shot_weights": "0.5, 0.3,0.2"})
+    choices = list(options(TrainConfig))
+
+    def config_of(text: str) -> TrainConfig:
+        given = tables_of(choices, {"reward__shot_weights": text})
+        return validated(TrainConfig, given, "the option", flag_of(choices))
+
+    config = config_of("0.5, 0.3,0.2")
     assert config.reward.shot_weights == (0.5, 0.3, 0.2)
     with pytest.raises(UsageError, match="valid number") as caught:
-        from_flags(TrainConfig, {"reward__shot_weights": "0.5,half"})
+        config_of("0.5,half")
     assert "--shot-weights" in str(caught.value.where)
 
 

@@ -21,10 +21,9 @@ from lever_data.options import options
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
-from lever_train.learn.data import Source
 from lever_train.learn.train import train
 from lever_train.options.resolve import resolve
-from lever_train.options.train import TrainConfig
+from lever_train.options.train import Source, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("lever_data", "lever_train", "lever_demo", "lever", "cli")
@@ -132,7 +131,7 @@ def test_the_walk_of_a_record_from_json_to_the_gradient(tmp_path: Path) -> None:
     with Walk() as walk:
         list(ingest([rl_data], store, IngestOptions(dataset="d", split="train")))
         to_parquet = len(walk.files)
-        train(Source(store.path), tmp_path / "out", config)
+        train(Source(store=store.path), tmp_path / "out", config)
     said = f"{to_parquet} to Parquet, {len(walk.files) - to_parquet} to the gradient: {walk.files}"
     assert "lever_data/sources/rl.py" in walk.files[:to_parquet], said
     assert "lever_train/learn/losses.py" in walk.files[to_parquet:], said

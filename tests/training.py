@@ -18,10 +18,9 @@ import torch
 
 from lever_data.options import options
 from lever_data.store.store import Run, Store
-from lever_train.learn.data import Source
 from lever_train.learn.train import Advance, TrainResult, train
 from lever_train.options.resolve import resolve
-from lever_train.options.train import TrainConfig
+from lever_train.options.train import Source, TrainConfig
 from tests.stores import candidate, commit, new_store
 
 QUERIES, POOL, WIDTH = 40, 12, 6
@@ -104,7 +103,7 @@ class Bench:
         keys = {o.flag[2:].split("/")[0].replace("-", "_"): o.dotted for o in options(TrainConfig)}
         config = resolve(None, {keys[k]: v for k, v in self.flags(**flags).items()})
         return train(
-            Source(self.store.path),
+            Source(store=self.store.path),
             self.folder / out,
             config,
             resume=resume,

@@ -23,7 +23,6 @@ from lever_data.readers.torch_file import read_torch
 from lever_data.store import schema
 
 _ROWS = 8192
-_HEADER_ERRORS = (TypeError, OverflowError, RecursionError, MemoryError)
 _SAFE_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 

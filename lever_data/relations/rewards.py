@@ -23,7 +23,6 @@ from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.stream import readable_errors
 from lever_data.reward_modes import Read, RewardMode
 
-LIMIT = 5.0  # rewards are clipped to [-LIMIT, LIMIT], as in the legacy trainer
 # A clock in SQL is written like a column.
 _CLOCKS = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")
 # `info` lives beside the views: it is joined by the candidate's key.

@@ -48,7 +48,6 @@ _TABLES = {  # key of the figures → diagnostic shown whole
     "reward_modes": "reward_modes",
     "reward_spread": "reward_spread",
 }
-_ALONE = ("oracle_gap", "duplicate_candidates")  # shown in part
 CLASSES = ("mixed", "all_wrong", "all_right", "tied")
 _TOP = 10  # demonstrations listed
 

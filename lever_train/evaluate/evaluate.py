@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.prompts import Prompt
+from lever_data.report.diff import BASELINES
 from lever_train.evaluate import baselines
 from lever_train.evaluate.baselines import Accuracy, Pointers, Rows
 from lever_train.evaluate.heldout import HeldOut
@@ -23,7 +24,6 @@ from lever_train.rollout.policy import Policy
 from lever_train.rollout.propose import unpadded
 
 Answers = Callable[[Sequence[Prompt]], list[Answer]]
-BASELINES = ("zero_shot", "random", "nearest", "oracle")
 _PROMPTS_AT_ONCE = 65_536  # bounds the memory of the oracle's hundreds of thousands of prompts
 
 

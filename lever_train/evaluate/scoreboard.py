@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from lever_data.errors import LeverError
+from lever_data.report.diff import BASELINES
 from lever_data.report.statistics import bootstrap_mean, mcnemar, sign_flip_p
 from lever_data.store.schema import EVALUATIONS
-from lever_train.evaluate.evaluate import BASELINES, Outcome
+from lever_train.evaluate.evaluate import Outcome
 from lever_train.evaluate.heldout import HeldOut
 from lever_train.evaluate.scores import PairTest, Row, Scoreboard
 from lever_train.rollout.propose import unpadded

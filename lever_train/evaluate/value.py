@@ -26,9 +26,9 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.report.statistics import Interval, bootstrap_mean, effective_sample_size
 from lever_train.inputs.pools import SharedPool
 from lever_train.learn.batch import Batch, Loader
-from lever_train.learn.data import Source, open_data
+from lever_train.learn.data import open_data
 from lever_train.options.rollout import Recipe
-from lever_train.options.train import RunConfig, TrainConfig
+from lever_train.options.train import RunConfig, Source, TrainConfig
 from lever_train.options.value import ValueRequest
 from lever_train.rollout.propose import samples
 from lever_train.selector.checkpoint import load_selector
@@ -71,7 +71,9 @@ def value(request: ValueRequest) -> list[Value]:
         reward=request.reward,
         run=RunConfig(batch_size=request.batch_size, device=request.device),
     )
-    data = open_data(Source(request.store, request.runs, request.sql_dir), config)
+    data = open_data(
+        Source(store=request.store, runs=request.runs, sql_dir=request.sql_dir), config
+    )
     loader = Loader(data, torch.device(request.device), batch_size=request.batch_size)
     model = _Model(loader)
     selectors = [load_selector(path)[0].to(loader.device) for path in request.checkpoints]

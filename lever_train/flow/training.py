@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lever_train.flow.work import StepOutputs, Work
-from lever_train.learn.data import Source
 from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.state import STATE, StateError
 from lever_train.learn.train import TrainResult, train
 from lever_train.options.pipeline import PipelineConfig
-from lever_train.options.train import RunConfig, TrainConfig
+from lever_train.options.train import RunConfig, Source, TrainConfig
 
 # Of [run]: another value leaves a finished training as good as it was. Other threads would round
 # differently and end close to it, not with the same bits: a pipeline that moves to a machine with
@@ -69,7 +68,7 @@ def run_training(
     One that was ``begun`` goes on from its state. Where that no longer fits, because what it was
     begun with changed, it starts anew and says so.
     """
-    source = Source(work.config.data.store, runs, work.config.data.sql_dir)
+    source = Source(store=work.config.data.store, runs=runs, sql_dir=work.config.data.sql_dir)
 
     def start(resume: bool) -> TrainResult:
         return train(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -32,7 +31,7 @@ from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import PoolSource, open_pools
 from lever_train.inputs.provenance import Input, input_records
-from lever_train.options.train import TrainConfig
+from lever_train.options.train import Source, TrainConfig
 
 TRAIN, VALIDATION = "training_queries", "validation_queries"
 _KEY = "dataset, split, query_id"
@@ -40,15 +39,6 @@ _READ = (
     *("runs", "queries", "examples", "stg_candidates", "stg_beams"),
     *("candidate_info", "own_pointers"),
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the data is: a store, some of its runs (all where empty), a folder of views."""
-
-    store: Path
-    runs: tuple[str, ...] = ()
-    sql_dir: Path | None = None
 
 
 @dataclass(frozen=True)

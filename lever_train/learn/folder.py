@@ -26,11 +26,11 @@ from lever_data.store.locks import Lock
 from lever_data.store.store import RunSpec, Store
 from lever_train.inputs.provenance import said
 from lever_train.learn.curves import curves_page
-from lever_train.learn.data import Source, TrainingData
+from lever_train.learn.data import TrainingData
 from lever_train.learn.log import Log, write_events
 from lever_train.learn.state import STATE
 from lever_train.options.resolve import resolve, to_toml
-from lever_train.options.train import TrainConfig
+from lever_train.options.train import Source, TrainConfig
 from lever_train.selector.checkpoint import Progress, save_v3
 from lever_train.selector.model import Selector
 

@@ -20,7 +20,7 @@ import torch
 from lever_data.errors import LeverError
 from lever_train.learn import distributed
 from lever_train.learn.batch import Loader
-from lever_train.learn.data import Source, describe_data, open_data
+from lever_train.learn.data import describe_data, open_data
 from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.log import require_tensorboard
 from lever_train.learn.losses import group_weights, tied_groups
@@ -29,7 +29,7 @@ from lever_train.learn.state import State, fingerprint, load_state, save_state
 from lever_train.learn.step import Figures, Learner, Phase, adapt_beta
 from lever_train.learn.validate import figure_names, is_better, judged, require_finite, validate
 from lever_train.options.resolve import to_toml
-from lever_train.options.train import TrainConfig
+from lever_train.options.train import Source, TrainConfig
 from lever_train.selector.checkpoint import Progress
 from lever_train.selector.model import Selector
 

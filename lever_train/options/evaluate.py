@@ -10,55 +10,34 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lever_data import vocabulary
 from lever_data.errors import UsageError
 from lever_data.items.task import TaskGiven
 from lever_data.options import Section, option
 from lever_data.vocabulary import (
     DEFAULT_STORE,
-    Annotations,
-    CandidateEmbeddings,
     Dataset,
     Device,
-    ImageName,
-    ImageRoot,
     Limit,
-    Pool,
-    QueryEmbeddings,
     RunNames,
     Seed,
     StorePath,
     Vectors,
 )
-from lever_train.options.rollout import AnswererSpec
+from lever_train.options.rollout import AnswererSpec, QueryFiles
 
 Number = Annotated[int, Field(ge=1)]
 
 
-class Questions(Section):
+class Questions(QueryFiles):
     """Which questions, and what they may be shown.
 
-    ``split`` holds the queries, ``candidate_split`` the demonstrations. Without ``pool`` the
-    store's pools count, and without those every example is in every pool.
+    ``split`` holds the queries, ``candidate_split`` the demonstrations.
     """
 
     dataset: Dataset = None
     split: str = option("val", "Split of the queries.", metavar="NAME", everyday=True)
     candidate_split: str = option("train", "Split the demonstrations come from.", metavar="NAME")
-    query_embeddings: QueryEmbeddings = None
-    candidate_embeddings: CandidateEmbeddings = None
-    pool: Pool = None
-    questions: vocabulary.Questions = None
-    annotations: Annotations = None
-    image_root: ImageRoot = None
-    image_name: ImageName = None
     task: TaskGiven = None
-
-    @model_validator(mode="after")
-    def _both_files(self) -> Self:
-        if (self.questions is None) != (self.annotations is None):
-            raise UsageError("--questions and --annotations belong together: give both or neither")
-        return self
 
 
 class Figures(Section):

@@ -82,26 +82,34 @@ class Which(Section):
         return self
 
 
-class Inputs(Section):
-    """The files a rollout reads, and the device that proposes."""
+class QueryFiles(Section):
+    """The files that say what queries are and what they may be shown.
+
+    Without ``pool`` the store's pools count, and without those every example is in every pool.
+    """
 
     query_embeddings: QueryEmbeddings = None
     candidate_embeddings: CandidateEmbeddings = None
     pool: Pool = None
-    checkpoint: Path | None = option(
-        None, "The policy. Default: similarity alone.", metavar="FILE", everyday=True
-    )
     questions: Questions = None
     annotations: Annotations = None
     image_root: ImageRoot = None
     image_name: ImageName = None
-    device: Device = "cpu"
 
     @model_validator(mode="after")
     def _both_files(self) -> Self:
         if (self.questions is None) != (self.annotations is None):
             raise UsageError("--questions and --annotations go together")
         return self
+
+
+class Inputs(QueryFiles):
+    """The files a rollout reads, and the device that proposes."""
+
+    checkpoint: Path | None = option(
+        None, "The policy. Default: similarity alone.", metavar="FILE", everyday=True
+    )
+    device: Device = "cpu"
 
 
 class Recipe(Section):

@@ -14,7 +14,18 @@ from pydantic import Field, field_validator, model_validator
 
 from lever_data.options import Positive, Section, Share, option
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.vocabulary import CandidateEmbeddings, Device, Pool, QueryEmbeddings, Scorer, Seed
+from lever_data.vocabulary import (
+    DEFAULT_STORE,
+    CandidateEmbeddings,
+    Device,
+    Pool,
+    QueryEmbeddings,
+    RunNames,
+    Scorer,
+    Seed,
+    SqlDir,
+    StorePath,
+)
 
 # a selector has 0.5 million parameters; what is beyond these is a slip of the pen
 MAX_HIDDEN, MAX_LAYERS, MAX_SHOTS = 1 << 14, 256, 1024
@@ -238,6 +249,14 @@ class RunConfig(Section):
         ):
             raise ValueError("the stream needs 32MB, and there is no more than 1,000,000TB")
         return text
+
+
+class Source(Section):
+    """Where the data is. Without runs: all of the store."""
+
+    store: StorePath = DEFAULT_STORE
+    runs: RunNames = ()
+    sql_dir: SqlDir = None
 
 
 class TrainConfig(Section):
