@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 Show = Annotated[
-    int, words("With --dry-run: print the first N prompts, word by word.", metavar="N", ge=0)
+    int,
+    words(
+        "With --dry-run: ask the first N prompts and print them with their answers.",
+        metavar="N",
+        ge=0,
+    ),
 ]
 
 
@@ -52,8 +57,9 @@ def _show_forecast(forecast: Forecast, json: Path | None) -> None:
 
     if emit(asdict(forecast), json):
         return
-    for number, prompt in enumerate(forecast.prompts, 1):
-        print(f"-- prompt {number}\n{prompt}\n--")
+    shown = zip(forecast.prompts, forecast.answers, strict=True)
+    for number, (prompt, answer) in enumerate(shown, 1):
+        print(f"-- prompt {number}\n{prompt}\n-- answer {number}\n{answer}\n--")
     if forecast.already:
         print(f"already generated as {forecast.run}; nothing would be asked")
     else:

@@ -151,9 +151,8 @@ def test_too_many_failures_stop_with_their_reasons(world: World, endpoint: Endpo
 
 def test_a_job_of_failures_alone_is_no_run(world: World, endpoint: Endpoint) -> None:
     endpoint.fault = lambda handler, question, attempt: handler.send(400, "not that word")
-    for limit in ({"limit": 2}, {"max_failed": 1.0}):  # too few to stop early, or told not to
-        with pytest.raises(LeverError, match=r"all \d+ answers failed.*not that word"):
-            generate(request(world, endpoint, **limit))
+    with pytest.raises(LeverError, match=r"all \d+ answers failed.*not that word"):
+        generate(request(world, endpoint, max_failed=1.0))
     assert not Store.open(world.store).runs()
     assert not list((world.store / "jobs").iterdir())
 
@@ -216,9 +215,39 @@ def test_the_summary_says_what_the_answers_are_like(world: World, endpoint: Endp
     assert again["commonest"][0] == ["red", red]
 
 
-def test_a_dry_run_shows_prompts_word_by_word(world: World) -> None:
+def test_three_prompts_are_asked_before_all_others(world: World, endpoint: Endpoint) -> None:
+    endpoint.fault = lambda handler, question, attempt: handler.send(400, "not that word")
+    with pytest.raises(LeverError, match="none of the first 3 prompts") as error:
+        generate(request(world, endpoint))
+    assert error.value.value == "3 x HTTP 400: not that word" and len(endpoint.seen) == 3
+    assert not Store.open(world.store).runs()
+    endpoint.fault = None
+    whole = generate(request(world, endpoint))
+    assert len(endpoint.seen) == 3 + whole.tally.asked  # paid once, and counted
+
+
+def test_a_model_of_the_same_name_that_answers_otherwise_is_noticed(
+    world: World, endpoint: Endpoint
+) -> None:
+    for text in ("red", "red", "blue"):
+        endpoint.fault = lambda handler, question, attempt, said=text: handler.answer(said)
+        notices = generate(request(world, endpoint, seed=len(endpoint.seen))).notices
+        odd = [n for n in notices if "stored prompts otherwise" in n]
+        assert len(odd) == (text == "blue")
+    assert "answers 5 of 5 stored prompts otherwise ('red' is 'blue' now)" in odd[0]
+    assert "--scorer NAME" in odd[0]
+
+
+def test_a_dry_run_shows_prompts_and_their_answers_word_by_word(world: World) -> None:
     told = lever(*world.argv("--dry-run", "--show", "2")).stdout
-    assert told.count("-- prompt ") == 2
-    assert "Question:what is number 0? Short answer:\n--" in told
+    assert told.count("-- prompt ") == told.count("-- answer ") == 2
+    assert "Question:what is number 0? Short answer:\n-- answer 1\n" in told
+    assert "no answer" not in told
     refused = lever(*world.argv("--show", "2"), check=False)
     assert refused.returncode == 2 and "--show goes with --dry-run" in refused.stderr
+
+
+def test_a_dry_run_says_why_there_is_no_answer(world: World, endpoint: Endpoint) -> None:
+    endpoint.fault = lambda handler, question, attempt: handler.send(422, "no such image")
+    told = forecast(request(world, endpoint), show=3)
+    assert told.answers == ("no answer: HTTP 422: no such image",) * 3

@@ -8,16 +8,17 @@ process or by Ray workers, in any order, and when all of them are there they bec
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import duckdb
 
 from lever_data.errors import LeverError
+from lever_data.items.prompts import Prompt
 from lever_data.store.schema import TABLES as SCHEMAS
 from lever_data.store.schema import with_ids
 from lever_data.store.store import Run
 from lever_train.options.rollout import Execution, Request
-from lever_train.rollout.answerers.base import template_of
+from lever_train.rollout.answerers.base import Endpoint, template_of
 from lever_train.rollout.ask import Talk, Tally
 from lever_train.rollout.job import Job, new_asker, resolve, shard_folder
 from lever_train.rollout.ray_engine import make_with_ray
@@ -28,6 +29,8 @@ Progress = Callable[[float, float | None, str], None]
 Maker = Callable[[Job, slice], Talk[ShardRows]]
 FALLBACK_LIMIT = 0.1  # a larger share of fallback rows is called out
 REPEATED_LIMIT, CUT_LIMIT = 0.05, 0.5  # so are larger ones of odd and of cut answers
+FIRST = 3  # prompts that are asked before all others: where none succeeds, nothing else is paid for
+STORED = 5  # stored answers that an endpoint is asked for again: is it still the same model?
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Outcome:
 class Forecast:
     """What a call would do: ``asked`` answers to pay for, of ``wanted`` in all, in ``shards``
     that are not done. With a budget ``asked`` counts the first round. ``prompts``: the first ones,
-    as the answerer would be shown them."""
+    as the answerer is shown them, and ``answers`` what it says, or why nothing."""
 
     queries: int
     candidates: int
@@ -71,6 +74,7 @@ class Forecast:
     run: str
     already: bool
     prompts: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
 def generate(
@@ -86,7 +90,81 @@ def generate(
     """
     execution = execution or Execution()
     job = resolve(request, computes=execution.engine == "local")
-    return make_run(job, make_shard, execution, progress)
+    if job.store.find(job.spec) is not None or (
+        # the answerer of a Ray worker may need what this machine lacks
+        execution.engine != "local" and not isinstance(job.answerer, Endpoint)
+    ):
+        return make_run(job, make_shard, execution, progress)
+    before = _probe(job, execution)
+    notices = _changed(job) if before.wanted and isinstance(job.answerer, Endpoint) else []
+    outcome = make_run(job, make_shard, execution, progress)
+    tally = outcome.tally
+    tally.asked += before.asked
+    tally.hits -= before.asked - before.failed  # where they were found again
+    return replace(outcome, notices=[*notices, *outcome.notices])
+
+
+def _probe(job: Job, execution: Execution) -> Tally:
+    """Ask the first prompts end to end, before all others are paid for.
+
+    Raises:
+        LeverError: none is answered. With ``max_failed`` 1 that is for the rows to say.
+    """
+    asker, count = new_asker(job), len(job.shards)
+    missing = shard_folder(job).missing(range(execution.part[0], count, execution.part[1]))
+    if not missing:
+        return asker.tally
+    part = job.shards[missing[0]]
+    prompts = prompts_of(job, job.query_ids[part], candidates_of(job, part))[:FIRST]
+    asker.ask(prompts)
+    if len(prompts) == FIRST and asker.tally.failed == FIRST and job.request.max_failed < 1:
+        raise LeverError(
+            f"none of the first {FIRST} prompts was answered; nothing else was asked",
+            value=asker.tally.commonest(),
+            hint="mend the cause and run the same command again; --max-failed 1 goes on",
+        )
+    return asker.tally
+
+
+def _changed(job: Job) -> list[str]:
+    """A notice where a model of the same name now answers stored prompts otherwise."""
+    stored = _stored(job)
+    again = job.answerer.answer([prompt for prompt, _ in stored])
+    pairs = [(a.text, old) for a, (_, old) in zip(again, stored, strict=True) if a.text is not None]
+    other = [(new, old) for new, old in pairs if new != old]
+    if not other:
+        return []
+    new, old = other[0]
+    return [
+        f"WARNING: {job.label.scorer} answers {len(other)} of {len(pairs)} stored prompts "
+        f"otherwise ({old!r} is {new!r} now): if it is another model, tell them apart with "
+        "--scorer NAME"
+    ]
+
+
+def _stored(job: Job) -> list[tuple[Prompt, str]]:
+    """Prompts of the newest run of the same scorer about items of this job, and their answers."""
+    same = ("scorer", "generation")
+    runs = [
+        run
+        for run in job.store.runs()
+        if run.kind == job.spec.kind
+        and (run.dataset, run.split) == (job.spec.dataset, job.spec.split)
+        and all(run.parameters.get(k) == job.spec.parameters[k] for k in same)
+    ]
+    if not runs:
+        return []
+    found = duckdb.execute(
+        "select query_id, pointer, vqa_raw_generation "
+        "from read_parquet(?, hive_partitioning = false) where vqa_raw_generation is not null "
+        "and query_id in (select unnest(?)) limit ?",
+        [[str(f) for f in runs[-1].table_files("candidates")], list(job.items), STORED],
+    ).fetchall()
+    return [
+        (Prompt(job.items[query], tuple(job.examples[e] for e in pointer)), said)
+        for query, pointer, said in found
+        if all(e in job.examples for e in pointer)
+    ]
 
 
 def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) -> Outcome:
@@ -139,13 +217,13 @@ def _close(job: Job, folder: ShardFolder, tally: Tally) -> Run:
 
 
 def forecast(request: Request, show: int = 0) -> Forecast:
-    """How many answers :func:`generate` would ask for, and the words of the first ``show`` prompts;
-    nothing is written or asked."""
+    """How many answers :func:`generate` would ask for, and the words of the first ``show`` prompts
+    with their answers; nothing but these is asked, and what they cost is kept."""
     job = resolve(request)
     folder = shard_folder(job)
     asker = new_asker(job)
     candidates = wanted = asked = 0
-    template, shown = template_of(request.answerer, job.scoring.task), list[str]()
+    template, shown = template_of(request.answerer, job.scoring.task), list[Prompt]()
     words = template.shown if request.answerer.api == "chat" else template.text
     already = job.store.find(job.spec) is not None
     missing = [] if already else folder.missing()
@@ -153,10 +231,11 @@ def forecast(request: Request, show: int = 0) -> Forecast:
         part = job.shards[index]
         proposals = candidates_of(job, part)
         prompts = prompts_of(job, job.query_ids[part], proposals)
-        shown += [words(p) for p in prompts[: show - len(shown)]]
+        shown += prompts[: show - len(shown)]
         candidates += len(proposals.row)
         wanted += len(prompts)
         asked += asker.missing(prompts)
+    answered = asker.ask(shown) if shown else []
     return Forecast(
         queries=len(job.query_ids),
         candidates=candidates,
@@ -165,7 +244,8 @@ def forecast(request: Request, show: int = 0) -> Forecast:
         shards=len(missing),
         run=job.spec.run_id(),
         already=already,
-        prompts=tuple(shown),
+        prompts=tuple(words(p) for p in shown),
+        answers=tuple(f"no answer: {a.error}" if a.text is None else a.text for _, a in answered),
     )
 
 
