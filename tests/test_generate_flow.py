@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from lever_data.errors import LeverError
@@ -110,6 +115,49 @@ def test_an_interrupted_job_keeps_what_arrived(endpoint: Endpoint, tmp_path: Pat
     paid = len(endpoint.tries)
     asker = Asker(answerer(endpoint), AnswerCache(tmp_path))
     assert 40 - paid <= asker.missing(prompts(40)) <= 40 - paid + 4  # but for those in flight
+
+
+SOONER = """
+import sys
+from lever_cli.__main__ import main
+from lever_train.rollout import ask
+ask.FLUSH_SECONDS = 1.0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paid", random.Random(0).sample(range(4, 40), 2))
+def test_a_killed_job_asks_again_what_was_out_and_nothing_else(
+    world: World, endpoint: Endpoint, paid: int
+) -> None:
+    """The endpoint answers so many and then holds its tongue; once they are on disk, kill -9."""
+    arrivals, killed = itertools.count(1), threading.Event()
+
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
+        if next(arrivals) <= paid:
+            return False
+        assert killed.wait(WAIT)
+        return handler.raw(b"")
+
+    endpoint.fault = fault
+    words = ["--answerer", f"openai:{endpoint.url}", "--model", "m", "--concurrency", "4"]
+    argv = world.argv(*words, "--image-root", str(world.images))
+    with subprocess.Popen([sys.executable, "-c", SOONER, *argv]) as job:
+        while _on_disk(world) < paid:
+            assert job.poll() is None
+            killed.wait(0.05)
+        job.kill()
+    killed.set()
+    endpoint.fault = None
+    outcome = generate(request(world, endpoint))
+    distinct = {(r["query_id"], *r["pointer"]) for r in rows(outcome.run)}
+    assert outcome.tally.asked == len(distinct) - paid
+
+
+def _on_disk(world: World) -> int:
+    segments = world.store.glob("cache/*/seg-*.arrow")
+    return sum(pa.ipc.open_file(path).get_batch(0).num_rows for path in segments)
 
 
 def test_a_talk_that_is_given_up_lets_go_of_what_it_holds(
