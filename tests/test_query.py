@@ -25,7 +25,7 @@ from lever_data.relations.forms import write
 from lever_data.relations.query import query, write_query
 from lever_data.relations.query_options import QueryOptions
 from lever_data.store.store import Store
-from tests.commands import lever
+from tests.commands import Done, lever
 from tests.stores import candidate, commit, new_store
 
 
@@ -43,12 +43,8 @@ def _files(store: Store) -> list[str]:
     return sorted(str(p) for p in store.path.rglob("*"))
 
 
-def _lever(store: Store, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lever_cli", "query", "--store", str(store.path), *words],
-        capture_output=True,
-        text=True,
-    )
+def _lever(store: Store, *words: str) -> Done:
+    return lever("query", "--store", store.path, *words, check=False)
 
 
 def ask(store: Store, sql: str, form: str) -> str:
@@ -107,13 +103,11 @@ def test_the_process_refuses_it_too(store: Store, sql: str) -> None:
 
 def test_a_query_that_takes_too_long_is_killed_on_time(store: Store) -> None:
     endless = "select count(*) from range(1000000000) a, range(1000000) b"
-    start = time.monotonic()
     with (
         pytest.raises(LeverError, match="out of time"),
         query(store.path, endless, QueryOptions(timeout=1.5)) as reader,
     ):
         reader.read_all()
-    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(

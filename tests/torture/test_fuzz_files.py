@@ -24,7 +24,6 @@ from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, command, verify
 from tests.torture.test_fuzz_json import mutate
 
-SECONDS = 10  # for one small file
 BEAMS = {str(q): {"id_list": [[1, 2, q], [3, 4, q]], "score_list": [0.5, 0.25]} for q in range(9)}
 QUESTIONS = {
     "data_subtype": "train2014",
@@ -75,13 +74,11 @@ def test_a_mutated_file_is_ingested_or_refused(
     for number in range(3_000 if long else 40):
         path = tmp_path / kind
         path.write_bytes(text := mutate(roll, whole))
-        started = time.monotonic()
         try:
             seen[_ingest(tmp_path / f"s{number % 2}", path, questions)] += 1
         except BaseException as error:
             error.add_note(f"input {number}: {text!r}")
             raise
-        assert time.monotonic() - started < SECONDS, text
     report(str(dict(seen)))
     assert seen["refused"] > 0
 

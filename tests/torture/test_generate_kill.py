@@ -13,7 +13,7 @@ from tests.rollouts import World, make_world
 from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, Nursery, Snapshot, verify, verify_checks
 
-KILLS = 4  # at random moments; a run that was killed goes on until it ends
+KILLS = 2  # at random moments; a run that was killed goes on until it ends
 
 
 def undisturbed(warm: Nursery, world: World) -> tuple[Snapshot, float, int]:
@@ -30,7 +30,7 @@ def undisturbed(warm: Nursery, world: World) -> tuple[Snapshot, float, int]:
 def test_killed_at_random_moments(
     warm: Nursery, tmp_path: Path, report: Report, long: bool
 ) -> None:
-    world = make_world(tmp_path, queries=160)
+    world = make_world(tmp_path, queries=160 if long else 80)
     expected, _, _ = undisturbed(warm, world)
     _, seconds, _ = undisturbed(warm, world)  # warm caches: how long one really takes
     roll = random.Random(0)

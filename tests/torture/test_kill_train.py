@@ -33,7 +33,7 @@ class Room:
     def train(self, **kill: float | int) -> Outcome:
         """Start, or go on where there is a state; what lies there without one is replaced."""
         words = ["train", "--store", self.bench.store.path, "--out", self.out, "--threads", 1]
-        for name, value in self.bench.flags(grpo_epochs=1).items():
+        for name, value in self.bench.flags(grpo_epochs=1, save_every=3).items():
             words += [f"--{name.replace('_', '-')}", str(value)]
         words += ["--resume" if (self.out / "state.pt").exists() else "--overwrite"]
         return self.warm.run(*map(str, words), **kill)  # type: ignore[arg-type]
@@ -75,14 +75,19 @@ class Room:
         assert not [p.name for p in self.out.iterdir() if p.name.startswith(".")]
 
 
+@pytest.fixture(scope="module")
+def room(warm: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Room:
+    """As before the training; every test leaves it so."""
+    return Room(tmp_path_factory.mktemp("train"), warm)
+
+
 @pytest.mark.parametrize("long", SIZES)
 def test_train_killed_before_changes_of_the_file_system(
-    warm: Nursery, tmp_path: Path, report: Report, long: bool
+    room: Room, report: Report, long: bool
 ) -> None:
-    room = Room(tmp_path, warm)
     assert room.undisturbed.changes is not None
     moments = range(1, room.undisturbed.changes + 1)
-    moments = moments if long else moments[:: len(moments) // 2]
+    moments = moments if long else moments[:: len(moments) // 2 + 1]
     for number in moments:
         assert room.train(kill_before=number).killed
         room.left()
@@ -92,10 +97,7 @@ def test_train_killed_before_changes_of_the_file_system(
 
 
 @pytest.mark.parametrize("long", SIZES)
-def test_train_killed_again_and_again(
-    warm: Nursery, tmp_path: Path, report: Report, long: bool
-) -> None:
-    room = Room(tmp_path, warm)
+def test_train_killed_again_and_again(room: Room, report: Report, long: bool) -> None:
     roll = random.Random(0)
     kills = trainings = 0
     while kills < (150 if long else 1):
@@ -107,4 +109,5 @@ def test_train_killed_again_and_again(
             room.forget()
             trainings += 1
     room.finish()
+    room.forget()
     report(f"{kills} kills over {trainings + 1} trainings")
