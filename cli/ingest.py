@@ -19,7 +19,8 @@ def ingest(
         tuple[Path, ...],
         words(
             "RL data, beams, questions and annotations, results, a list of texts (JSON), "
-            "embeddings (.pt, .npy, .safetensors); plain, gzip or zstd.",
+            "embeddings (.pt, .npy, .safetensors), plain, gzip or zstd; any data set: JSON lines, "
+            "CSV, Parquet, a folder that datasets saved.",
             metavar="PATH…",
             argument=True,
         ),

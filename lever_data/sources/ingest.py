@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import pyarrow as pa
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.vqa_metric import few_annotators
 from lever_data.readers.detect import SourceFile, detect
+from lever_data.readers.rows import data_files, is_rows, rows_of
 from lever_data.readers.source import Source
 from lever_data.sources.belong import require_known_queries
+from lever_data.sources.dataset import guessed_task, meaning_of, read_dataset
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.sources.questions import (
     ItemFile,
@@ -62,9 +65,19 @@ def ingest(
     """
     options = options or IngestOptions()
     _require_dataset(options, store)
-    for unit in _units(paths):
+    units = _units(paths, options)
+    if options.columns.model_fields_set and not any(isinstance(u, Rows) for u in units):
+        raise UsageError(
+            "columns are named, and no file is a data set",
+            value=", ".join(map(str, paths)),
+            hint="JSON lines (.jsonl), CSV, Parquet, Arrow, or a folder of them",
+        )
+    for unit in units:
         if isinstance(unit, LeverError):
             raise unit
+        if isinstance(unit, Rows):
+            yield _ingest_rows(unit, store, options)
+            continue
         first = unit[0]
         if first.kind in ("questions", "annotations", "items"):
             yield _ingest_examples(unit, store, options)
@@ -78,14 +91,19 @@ def ingest(
             yield _ingest_vectors(first, store, options)
 
 
-def _units(paths: Sequence[str | Path]) -> list[list[SourceFile] | LeverError]:
+def _units(
+    paths: Sequence[str | Path], options: IngestOptions
+) -> list[list[SourceFile] | Rows | LeverError]:
     """What becomes one run: a file, or a question file and its annotations.
 
     The error of a file that cannot be told apart stands in its place, to be raised in its turn.
     """
-    units: list[list[SourceFile] | LeverError] = []
+    units: list[list[SourceFile] | Rows | LeverError] = []
     for path in paths:
         try:
+            if is_rows(Path(path)):
+                units.append(_rows(Path(path), options))
+                continue
             found = detect(Source.open(path))
         except LeverError as error:
             units.append(error)
@@ -96,6 +114,51 @@ def _units(paths: Sequence[str | Path]) -> list[list[SourceFile] | LeverError]:
         else:
             partner.append(found)
     return units
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A data set of any columns: its path as given, and the files that hold its rows."""
+
+    path: Path
+    files: list[Path]
+
+
+def _rows(path: Path, options: IngestOptions) -> list[SourceFile] | Rows:
+    """A data set; JSON lines may also be one of the kinds that lever knows by their content."""
+    files = data_files(path, options.split)
+    sources = [Source.open(file) for file in files]
+    if path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        with suppress(LeverError):
+            found = detect(sources[0])
+            asks = next(iter(rows_of(path)), {}).keys() & {"question", "input"}
+            if not (options.columns.model_fields_set or asks):
+                return [found]
+    return Rows(path, files)
+
+
+def _ingest_rows(rows: Rows, store: Store, options: IngestOptions) -> IngestResult:
+    meaning = meaning_of(rows.files, options.columns)
+    task = guessed_task(meaning, options.task)
+    shown = meaning.shown()
+    said = ", ".join(f"{name} = {column}" for name, column in shown.items())
+    options.notice(f"{rows.path}: {said}; task {task.name}, scored by {task.metric}")
+    sources = [Source.open(file) for file in rows.files]
+    digests = [source.sha256() for source in sources]
+    options = options.but(task=task)
+    first = SourceFile(sources[0], "items")
+    spec = RunSpec(
+        kind="examples",
+        dataset=_assume(options, options.dataset, "dataset", _UNNAMED, first),
+        split=_assume(options, options.split, "split", "train", first),
+        source={"path": str(rows.path), "bytes": sum(s.size for s in sources)},
+        source_sha256=digests[0] if len(digests) == 1 else _joint(digests),
+        parameters={"columns": shown, **_further(options)},
+    )
+    if (known := store.find(spec)) is not None:
+        return IngestResult(known, is_new=False)
+    items = read_dataset(rows.files, meaning, store.path)
+    return _commit_examples(store, spec, (items, None), options)
 
 
 def _fits(unit: list[SourceFile], found: SourceFile) -> bool:
@@ -197,7 +260,9 @@ def _commit_examples(
     place = (str(spec.dataset), split)
     require_known_queries(store, place, numbers, questions, annotations)
     counts = annotator_counts(questions, annotations)
-    _tell_examples(files, counts, options, is_ordered=bool(spec.parents))
+    _tell_examples(
+        files, counts, options, is_ordered=bool(spec.parents) or "columns" in spec.parameters
+    )
     details = {
         "data_subtype": questions.head.get("data_subtype"),
         "data_type": questions.head.get("data_type"),

@@ -5,11 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from pydantic import Field
+
 from lever_data.items.task import TaskGiven
 from lever_data.options import Section, option
 from lever_data.vocabulary import Dataset, Split
 
 Order = Literal["file", "question_id"]
+
+
+class Columns(Section):
+    """Which columns of a data set mean what. Default: guessed by their names, and shown."""
+
+    input: str | None = option(None, "Column of the input, such as the question.", metavar="COLUMN")
+    answers: str | None = option(None, "Column of the answers.", metavar="COLUMN")
+    image: str | None = option(
+        None, "Column of the image: its file, or the picture itself.", metavar="COLUMN"
+    )
+    context: str | None = option(None, "Column that templates show as {context}.", metavar="COLUMN")
+    choices: str | None = option(None, "Column of the choices to choose from.", metavar="COLUMN")
+    id: str | None = option(None, "Column of the ids, integers or text.", metavar="COLUMN")
+    field: tuple[str, ...] = option(
+        (), "A further column, and what templates call it.", metavar="NAME=COLUMN"
+    )
 
 
 class IngestOptions(Section):
@@ -40,6 +58,7 @@ class IngestOptions(Section):
     shots: int = option(
         0, "Demonstrations shown for the predictions of a results file.", metavar="N", ge=0
     )
+    columns: Columns = Field(default_factory=Columns)
     salvage: bool = option(False, "Commit what is whole of a broken file, list what is not.")
     # no options: told (bytes read, bytes in all) of a file, and what was assumed, a line at a time
     progress: Callable[[int, int], None] | None = None

@@ -184,6 +184,7 @@ def example_batches(
         "image_path": pa.array(paths, pa.string()),
     }
     fields = [f.with_type(columns[f.name].type) for f in schema.EXAMPLES]
+    fields += [schema.EXTRA] if "extra" in columns else []
     table = pa.table([columns[f.name] for f in fields], schema=pa.schema(fields))
     order = np.argsort(np.asarray(numbers), kind="stable")
     for start in range(0, table.num_rows, _ROWS):

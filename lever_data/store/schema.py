@@ -96,6 +96,9 @@ EXAMPLES = pa.schema(
     ]
 )
 
+# JSON object: further fields of an item, which templates show; only runs that have some hold it
+EXTRA = pa.field("extra", pa.string())
+
 EVALUATIONS = pa.schema(
     [
         *_QUERY_KEY,

@@ -115,7 +115,7 @@ def _open(request: EmbedRequest, progress: Progress) -> _Task:
     store = Store.open(request.store)
     con = connect(store)
     place = Place(
-        request.dataset or only_dataset(con), request.split, request.image_root, request.image_name
+        request.dataset or only_dataset(con), request.split, request.images, request.image_name
     )
     found = load_items(con, place, None)
     items = [found[number] for number in sorted(found)]

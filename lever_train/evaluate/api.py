@@ -107,7 +107,8 @@ def _asked(request: EvalRequest, store: Store, con: Any) -> tuple[Questions, Tas
     asked, spec = request.questions, request.answerer
     dataset = asked.dataset or only_dataset(con)
     task = asked_task(asked.task or stored_task(store.runs(), dataset, asked.split), spec)
-    return asked.but(image_root=images_of(spec, task, asked.image_root)), task
+    images = images_of(spec, task, asked.image_root, store.path)
+    return asked.but(image_root=images), task
 
 
 def _about(

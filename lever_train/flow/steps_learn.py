@@ -143,8 +143,8 @@ def evaluate(work: Work) -> Step:
         return {"json": paths[0], "html": paths[1], "run": found.scoreboard.run, "paths": paths}
 
     idle = None
-    if data.eval_questions is None:
-        idle = "no eval_questions and eval_annotations are given"
+    if data.eval_questions is None and data.eval_items is None:
+        idle = "no eval_questions and eval_annotations are given, and no eval_items"
     elif not work.embeds(data.eval_split) and data.eval_embeddings is None:
         idle = "no eval_embeddings are given"
     parameters = {

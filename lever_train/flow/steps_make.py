@@ -31,6 +31,8 @@ def ingest(work: Work) -> Step:
     reads |= {
         name: path
         for name, path in (
+            ("items", data.items),
+            ("eval items", data.eval_items),
             ("questions", data.questions),
             ("annotations", data.annotations),
             ("eval questions", data.eval_questions),
@@ -45,10 +47,18 @@ def ingest(work: Work) -> Step:
             work,
             store,
             data.train_split,
-            (*data.rl_data, *data.beam_data, *_both(data.questions, data.annotations)),
+            (
+                *data.rl_data,
+                *data.beam_data,
+                *_one(data.items),
+                *_both(data.questions, data.annotations),
+            ),
         )
         if data.eval_split != data.train_split:
-            files = _both(data.eval_questions, data.eval_annotations)
+            files = (
+                *_one(data.eval_items),
+                *_both(data.eval_questions, data.eval_annotations),
+            )
             found += _ingest_split(work, store, data.eval_split, files)
         return {
             "rl": [run for kind, run in found if kind == "rl_data"],
@@ -66,6 +76,8 @@ def ingest(work: Work) -> Step:
         parameters["order"] = data.order
     if work.config.given_task is not None:
         parameters["task"] = work.config.given_task.stored()
+    if columns := work.config.columns.model_dump(mode="json", exclude_defaults=True):
+        parameters["columns"] = columns
     return Step("ingest", act, parameters, reads)
 
 
@@ -280,9 +292,14 @@ def _ingest_split(
         split=split,
         order=data.order,
         task=work.config.given_task,
+        columns=work.config.columns,
         notice=work.say,
     )
     return [(done.run.kind, done.run.run) for done in ingest_library(files, store, options)]
+
+
+def _one(file: Path | None) -> tuple[Path, ...]:
+    return () if file is None else (file,)
 
 
 def _both(questions: Path | None, annotations: Path | None) -> tuple[Path, ...]:

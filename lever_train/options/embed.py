@@ -75,13 +75,19 @@ class EmbedRequest(Encoding):
             raise UsageError("vectors of a template need a --name", value=self.template)
         return self
 
+    @property
+    def images(self) -> Path | None:
+        """The folder of the images: that named, else the store where it holds them."""
+        holds_them = self.image_root is None and (self.store / "images").is_dir()
+        return self.store if holds_them else self.image_root
+
     def require_images(self) -> None:
         """Refuse to embed images from a folder that is not there.
 
         Raises:
             UsageError: it names the folder.
         """
-        if self.features != "text" and (self.image_root is None or not self.image_root.is_dir()):
+        if self.features != "text" and (self.images is None or not self.images.is_dir()):
             raise UsageError(
                 "images are needed",
                 value=None if self.image_root is None else str(self.image_root),

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from lever_data.items.task import Task
 from lever_data.options import Section, option
-from lever_data.sources.ingest_options import Order
+from lever_data.sources.ingest_options import Columns, Order
 from lever_data.toml import inside, read_toml, require_fields, validated
 from lever_data.vocabulary import (
     DEFAULT_STORE,
@@ -52,6 +52,10 @@ class DataTable(Section):
         "What numbers questions: their place in the file, or that among the sorted question ids, "
         "as in all legacy data.",
     )
+    items: Path | None = option(
+        None, "A data set of the train split in place of questions and annotations."
+    )
+    eval_items: Path | None = option(None, "One of the eval split.")
     questions: Questions = None
     annotations: Annotations = None
     eval_questions: Questions = None
@@ -146,6 +150,7 @@ class PipelineConfig(Section):
     """Everything ``lever run`` depends on."""
 
     data: DataTable
+    columns: Columns = Field(default_factory=Columns)
     task: Task = Field(default_factory=Task)
     embed: Encoding = Field(default_factory=Encoding)
     pool: PoolTable = Field(default_factory=PoolTable)

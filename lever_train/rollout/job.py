@@ -247,7 +247,7 @@ class _Resolver:
         """Queries, examples, and whether they are the same items."""
         which, inputs = self.request.which, self.request.inputs
         dataset, split = self._place
-        images = images_of(self.request.answerer, self._task, inputs.image_root)
+        images = images_of(self.request.answerer, self._task, inputs.image_root, self.store.path)
         queries = load_items(self.wide, Place(dataset, split, images, inputs.image_name), official)
         default = split if inputs.candidate_embeddings is None else "train"
         source = which.candidate_split or default

@@ -57,15 +57,17 @@ def needs_images(spec: AnswererSpec, task: Task) -> bool:
     return sees and spec.images and task.images
 
 
-def images_of(spec: AnswererSpec, task: Task, folder: Path | None) -> Path | None:
-    """The folder of the images an answerer looks at; ``None`` where it looks at none, whatever
-    folder is named.
+def images_of(spec: AnswererSpec, task: Task, folder: Path | None, store: Path) -> Path | None:
+    """The folder of the images an answerer looks at, the store where it holds them; ``None``
+    where it looks at none, whatever folder is named.
 
     Raises:
         UsageError: it does, and there is no such folder.
     """
     if not needs_images(spec, task):
         return None
+    if folder is None and (store / "images").is_dir():
+        return store
     if folder is None or not folder.is_dir():
         raise UsageError(
             "this answerer looks at images",

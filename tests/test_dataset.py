@@ -1,0 +1,224 @@
+"""Any data set in: JSON lines, CSV, Parquet, folders of `datasets`; what columns mean; tasks."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from lever_data import connect
+from lever_data.errors import LeverError, UsageError
+from lever_data.items.items import Place, load_items
+from lever_data.items.task import Task, stored_task
+from lever_data.sources.ingest import ingest
+from lever_data.sources.ingest_options import Columns, IngestOptions
+from lever_data.store.store import Store
+from lever_train.options.rollout import Inputs, Request, Which
+from lever_train.rollout.generate import generate
+
+ROWS = [
+    {"id": "004", "question": "Who sang?", "context": "Ann sang.", "answers": ["Ann", "Ann B."]},
+    {"id": "7", "question": "Who, {now}?", "context": "Bo, then Cy.", "answers": ["Bo"]},
+]
+
+
+def json_lines(folder: Path) -> Path:
+    path = folder / "a.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n")
+    return path
+
+
+def zipped_csv(folder: Path) -> Path:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["id", "question", "context", "answers"])
+    writer.writeheader()
+    writer.writerows({**row, "answers": row["answers"][0]} for row in ROWS)
+    (folder / "a.csv.gz").write_bytes(gzip.compress(text.getvalue().encode()))
+    return folder / "a.csv.gz"
+
+
+def parquet(folder: Path) -> Path:
+    pq.write_table(pa.Table.from_pylist(ROWS), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def saved_by_datasets(folder: Path) -> Path:
+    """As `save_to_disk` of a DatasetDict lays it out: streams, with a list of files."""
+    for split, rows in (("train", ROWS), ("validation", ROWS[:1])):
+        (folder / "hf" / split).mkdir(parents=True)
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_stream(folder / "hf" / split / "data-00000.arrow", table.schema) as file:
+            file.write_table(table)
+        state = {"_data_files": [{"filename": "data-00000.arrow"}], "_indices_data_files": None}
+        (folder / "hf" / split / "state.json").write_text(json.dumps(state))
+    splits = json.dumps({"splits": ["train", "validation"]})
+    (folder / "hf" / "dataset_dict.json").write_text(splits)
+    return folder / "hf"
+
+
+def hub_folder(folder: Path) -> Path:
+    (folder / "hub" / "data").mkdir(parents=True)
+    for split, rows in (("train", ROWS), ("test", ROWS[:1])):
+        path = folder / "hub" / "data" / f"{split}-00000-of-00001.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return folder / "hub"
+
+
+def put(folder: Path, path: Path, *, split: str = "train", **more: Any) -> tuple[Store, list[str]]:
+    store, said = Store.create(folder / "store"), list[str]()
+    options = IngestOptions(dataset="d", split=split, notice=said.append, **more)
+    list(ingest([path], store, options))
+    return store, said
+
+
+@pytest.mark.parametrize("write", [json_lines, zipped_csv, parquet, saved_by_datasets, hub_folder])
+def test_every_format_gives_the_same_items(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    store, said = put(tmp_path, write(tmp_path))
+    assert "input = question, answers = answers, id = id, context = context; task qa" in said[0]
+    items = load_items(connect(store), Place("d", "train"))
+    assert [(i.question, i.answer, i.question_id) for i in items.values()] == [
+        ("Who sang?", "Ann", "004"),
+        ("Who, {now}?", "Bo", 7),
+    ]
+    assert [item.fields["context"] for item in items.values()] == [r["context"] for r in ROWS]
+    task = stored_task(store.runs(), "d", "train")
+    assert task == Task(name="qa").with_field("context")
+    ((run, _),) = [(r.run, r) for r in store.runs()]
+    again, _ = put(
+        tmp_path, next(p for p in (tmp_path / "store").parent.iterdir() if p.name != "store")
+    )
+    assert [r.run for r in again.runs()] == [run]
+
+
+def test_the_split_of_a_folder_is_the_one_asked_for(tmp_path: Path) -> None:
+    path = saved_by_datasets(tmp_path)
+    store, _ = put(tmp_path, path, split="val")
+    assert len(load_items(connect(store), Place("d", "val"))) == 1
+    with pytest.raises(UsageError, match="several splits"):
+        put(tmp_path, path, split="dev2")
+
+
+def one_row(folder: Path, row: dict[str, Any], **columns: Any) -> Any:
+    path = folder / "row.jsonl"
+    path.write_text(json.dumps(row))
+    store, _ = put(folder, path, columns=Columns(**columns))
+    (item,) = load_items(connect(store), Place("d", "train")).values()
+    return item, stored_task(store.runs(), "d", "train")
+
+
+def test_answers_of_squad_are_texts(tmp_path: Path) -> None:
+    row = {"question": "?", "answers": {"text": ["a", "b", "a"], "answer_start": [1, 2, 1]}}
+    item, _ = one_row(tmp_path, row)
+    assert (item.answers, item.answer) == (("a", "b", "a"), "a")
+
+
+@pytest.mark.parametrize(
+    ("choices", "said", "answers"),
+    [
+        (["red", "blue"], 1, ("B", "blue")),
+        (["red", "blue"], "blue", ("B", "blue")),
+        ({"text": ["red", "blue"], "label": ["1", "2"]}, "2", ("2", "blue")),
+    ],
+)
+def test_choices_have_letters(
+    tmp_path: Path, choices: Any, said: Any, answers: Sequence[str]
+) -> None:
+    row = {"question": "Which?", "choices": choices, "answerKey": said}
+    item, task = one_row(tmp_path, row)
+    assert (item.answers, item.answer) == (answers, answers[0])
+    assert task.metric == "label" and "{question}\n{choices}\n" in task.query
+    assert item.fields["choices"].splitlines()[1] == f"{answers[0]}. blue"
+
+
+def test_labels_that_are_numbers_have_names(tmp_path: Path) -> None:
+    features = {"label": {"names": ["bad", "fair", "good"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"text": ["so so", "nice"], "label": [1, 2]}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "l.parquet")
+    store, said = put(tmp_path, tmp_path / "l.parquet")
+    items = load_items(connect(store), Place("d", "train"))
+    assert [item.answer for item in items.values()] == ["fair", "good"]
+    assert "task choice, scored by label" in said[0]
+
+
+def test_pictures_inside_a_file_are_put_into_the_store(tmp_path: Path) -> None:
+    pictures = []
+    for shade in (0, 255):
+        data = io.BytesIO()
+        Image.fromarray(np.full((4, 4, 3), shade, np.uint8)).save(data, "PNG")
+        pictures.append({"bytes": data.getvalue(), "path": None})
+    table = pa.table({"image": pictures, "captions": [["a black tile", "black"], ["white"]]})
+    pq.write_table(table, tmp_path / "c.parquet")
+    store, said = put(tmp_path, tmp_path / "c.parquet")
+    assert "task caption, scored by cider-d" in said[0]
+    items = load_items(connect(store), Place("d", "train", store.path))
+    shades = [np.asarray(Image.open(str(item.image)))[0, 0, 0] for item in items.values()]
+    assert shades == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"answers": "reply"}, "no such column"),
+        ({"field": ("x",)}, "--field is NAME=COLUMN"),
+        ({"answers": "id", "input": "x"}, "no such column"),
+    ],
+)
+def test_a_mapping_that_does_not_fit(tmp_path: Path, columns: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        put(tmp_path, json_lines(tmp_path), columns=Columns(**columns))
+    assert Store.create(tmp_path / "store").runs() == []
+
+
+def test_columns_of_what_has_none(tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text('{"questions": [{"question_id": 1, "question": "?"}]}')
+    with pytest.raises(UsageError, match="no file is a data set"):
+        put(tmp_path, tmp_path / "q.json", columns=Columns(input="question"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.jsonl", '{"question": "?", "answers": "x"}\n{"question"\n', "a.jsonl:2"),
+        ("a.jsonl", '{"question": "?", "answers": "x"}\n[1]\n', "not an object; at .*a.jsonl:2"),
+        ("a.jsonl", '{"question": 1, "a": 2}\n', "no column is called as if"),
+        ("a.jsonl", '{"question": [1], "answers": "x"}\n', "in the column question is no text"),
+        ("a.jsonl", '{"question": "?", "answers": [[1]]}\n', "in the column answers is no text"),
+        ("a.jsonl", '{"id": 1, "question": "?", "answers": "x"}\n' * 2, "an id occurs twice"),
+        ("a.csv", "question,answers\nx,y\nx\n", "another number of values"),
+        ("a.parquet", "PAR1 no", "cannot be read"),
+    ],
+)
+def test_a_broken_row_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(LeverError, match=said):
+        put(tmp_path, tmp_path / name)
+    assert Store.create(tmp_path / "store").runs() == []
+
+
+def test_what_is_stored_is_official(tmp_path: Path) -> None:
+    """A rollout needs neither --questions nor --annotations; text ids come back as they were."""
+    rows = [{"id": f"q{n:03d}", "question": f"n{n}?", "answers": [str(n % 3)]} for n in range(9)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    store, _ = put(tmp_path, tmp_path / "a.jsonl")
+    vectors = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    np.save(tmp_path / "v.npy", vectors)
+    request = Request(
+        which=Which(store=store.path, dataset="d", split="train"),
+        inputs=Inputs(query_embeddings=str(tmp_path / "v.npy")),
+        shot_num=1,
+    )
+    outcome = generate(request)
+    assert outcome.report.file == outcome.report.candidates > 0
+    found = connect(store).execute("select min(question_id), max(metric) from queries, answers")
+    assert found.fetchall() == [("q000", "squad-f1-1")]
