@@ -70,6 +70,25 @@ class Handler(BaseHTTPRequestHandler):
         body = {"choices": choices, "usage": usage, "model": "m-2026"}
         return self.send(200, json.dumps(body), "application/json")
 
+    def echo(self, text: str) -> bool:
+        """A reply as llama-cpp-python gives it to `echo`: it knows the probabilities of what it is
+        shown. A token per two characters, as likely as its place says, and one token more."""
+        starts = list(range(0, len(text), 2))
+        scores = [None, *(-0.01 * start for start in starts[1:]), -7.0]
+        logprobs = {"text_offset": [*starts, len(text)], "token_logprobs": scores}
+        choice = {"text": text + "!", "logprobs": logprobs, "finish_reason": "length"}
+        return self.send(200, json.dumps({"choices": [choice]}))
+
+    def prompt_logprobs(self, answer: str) -> bool:
+        """A reply as vLLM gives it to `prompt_logprobs`: 100 tokens of prompt, the answer's words,
+        each as likely as it is long, and the end of the turn."""
+        said = [(f" {w}" if i else w, -0.01 * len(w)) for i, w in enumerate(answer.split())]
+        said += [("<|im_end|>", -0.25), ("\n", -9.0)]
+        tokens = [{"7": {"logprob": p, "decoded_token": t}} for t, p in said]
+        known = [None, *[{"7": {"logprob": -3.0, "decoded_token": "x"}}] * 99, *tokens]
+        choice = {"message": {"content": "x"}, "finish_reason": "length"}
+        return self.send(200, json.dumps({"choices": [choice], "prompt_logprobs": known}))
+
     def send(
         self, status: int, text: str | bytes, kind: str = "text/plain", **headers: str
     ) -> bool:

@@ -107,21 +107,11 @@ def test_answers_to_other_words_have_another_scorer(endpoint: Endpoint, tmp_path
     assert answerer(endpoint, system_prompt=file).name not in names
 
 
-def _echo(handler: Handler, text: str) -> bool:
-    """A reply of a server that knows the probabilities of what it is shown: a token per two
-    characters, as likely as its place says, and one token more."""
-    starts = list(range(0, len(text), 2))
-    scores = [None, *(-0.01 * start for start in starts[1:]), -7.0]
-    logprobs = {"text_offset": [*starts, len(text)], "token_logprobs": scores}
-    choice = {"text": text + "!", "logprobs": logprobs, "finish_reason": "length"}
-    return handler.send(200, json.dumps({"choices": [choice]}))
-
-
 def test_probabilities_are_those_of_the_answers_tokens(endpoint: Endpoint) -> None:
     def fault(handler: Handler, question: str, attempt: int) -> bool:
         body = endpoint.seen[-1]
         if "echo" in body:
-            return _echo(handler, body["prompt"])
+            return handler.echo(body["prompt"])
         return handler.send(200, json.dumps({"choices": [{"text": "red"}]}))
 
     endpoint.fault = fault
@@ -147,15 +137,11 @@ def test_a_chat_with_prompt_logprobs_gives_the_answer_and_the_end_of_its_turn(
         if "prompt_logprobs" not in body:
             return False  # 100 tokens of prompt, as the endpoint says
         assert body["add_generation_prompt"] is False and body["messages"][-1]["content"] == "a dog"
-        said = [("a", -1.0), (" dog", -0.5), ("<|im_end|>", -0.25), ("\n", -9.0)]
-        tokens = [{"7": {"logprob": p, "decoded_token": t}} for t, p in said]
-        choice = {"message": {"content": "x"}, "finish_reason": "length"}
-        known = [None] + [{"7": {"logprob": -3.0, "decoded_token": "x"}}] * 99 + tokens
-        return handler.send(200, json.dumps({"choices": [choice], "prompt_logprobs": known}))
+        return handler.prompt_logprobs("a dog")
 
     endpoint.fault = fault
     (found,) = answerer(endpoint, log_probs=True).answer([prompt(given=("a dog",))])
-    assert found.text == "echo 2\n" and found.log_probs == (-1.75,)
+    assert found.text == "echo 2\n" and found.log_probs == pytest.approx((-0.01 - 0.03 - 0.25,))
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])

@@ -16,8 +16,10 @@ from lever_data.relations.db import connect
 from lever_data.store.store import Store
 from lever_train.options.rollout import BeamShape
 from lever_train.rollout.infoscore import FLOOR, search_beams
-from tests.endpoint import serving
+from tests.endpoint import Handler, serving
 from tests.rollouts import World, make_world, rows
+
+TEXT = json.dumps({"choices": [{"text": "x", "finish_reason": "length"}]})
 
 
 @pytest.fixture
@@ -128,6 +130,39 @@ def test_an_answerer_without_probabilities_is_refused(world: World) -> None:
         )
         with pytest.raises(LeverError, match="gives no log-probabilities of a prompt"):
             search_beams(request)
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_beams_of_an_endpoint_that_knows_probabilities(world: World, api: str) -> None:
+    """Of what is shown (`echo`, as llama.cpp), or of the last turn (`prompt_logprobs`, as vLLM)."""
+
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
+        body = endpoint.seen[-1]
+        if "prompt_logprobs" in body:
+            return handler.prompt_logprobs(body["messages"][-1]["content"])
+        if "echo" in body:
+            return handler.echo(body["prompt"])
+        return handler.answer("x") if api == "chat" else handler.send(200, TEXT)
+
+    with serving() as endpoint:
+        endpoint.fault = fault
+        found = search_beams(
+            world.request(
+                spec=f"openai:{endpoint.url}",
+                model="m",
+                api=api,
+                images=False,
+                concurrency=1,  # the last request seen is the one answered
+                limit=1,
+                num_beams=2,
+                shot_num=1,
+            )
+        )
+    beams = rows(found.run)
+    assert len(beams) == 2 and found.report.failed == 0
+    assert all(math.isfinite(row["info_score"]) for row in beams)
+    # what is shown before the answer moves its place in a text, and no probability of a turn
+    assert any(row["info_score"] for row in beams) == (api == "completions")
 
 
 def test_the_command(world: World, capfd: pytest.CaptureFixture[str]) -> None:

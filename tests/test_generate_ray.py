@@ -75,6 +75,59 @@ def test_workers_reserve_their_gpus(tmp_path: Path) -> None:
     assert float(free.removeprefix("free: ")) == 0
 
 
+LOST = """
+import os, signal, sys, threading
+from pathlib import Path
+from lever_cli.__main__ import main
+
+def parent(process):
+    return int(process.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+
+def is_worker(process):
+    try:
+        named = process.joinpath("cmdline").read_text().startswith("ray::MapWorker")
+        raylet = Path("/proc", str(parent(process)))
+        return named and parent(raylet) == os.getpid()
+    except OSError:
+        return False
+
+def kill_one():
+    while not over.wait(0.02):
+        found = [p for p in Path("/proc").glob("[0-9]*") if is_worker(p)]
+        if found:
+            os.kill(int(found[0].name), signal.SIGKILL)
+            print("killed one", file=sys.stderr)
+            return
+
+over = threading.Event()
+killer = threading.Thread(target=kill_one)
+killer.start()
+try:
+    code = main(sys.argv[1:])
+finally:
+    over.set()
+    killer.join()
+sys.exit(code)
+"""
+
+
+@needs_ray
+def test_json_stays_json_when_a_worker_is_lost(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    words = world.argv("--engine", "ray", "--workers", "2", "--json", "-")
+    quiet = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOST, *words],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=quiet,
+    )
+    assert "killed one" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == only_run(world).run
+
+
 def test_only_who_computes_needs_the_device(tmp_path: Path) -> None:
     request = make_world(tmp_path).request(device="cuda:77")
     assert resolve(request, computes=False).request.inputs.device == "cuda:77"
