@@ -12,6 +12,7 @@ from lever_data.relations.db import open_session, quote_identifier
 from lever_data.report.scored import share_tables
 
 _LISTED = ("views", "diagnostics", "user")
+_FOLDERS = (*_LISTED, "staging")  # in this order
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def list_views(
             ViewInfo(relation.name, relation.folder, relation.grain, rows, error, relation.purpose)
         )
     found += [ViewInfo(n, "user", "", None, why, "") for n, why in session.broken.items()]
-    return sorted(found, key=lambda v: (_rank(v.folder), v.name))
+    return sorted(found, key=lambda v: (_FOLDERS.index(v.folder), v.name))
 
 
 def view_sql(store: Path, name: str, *, sql_dir: Path | None = None) -> str:
@@ -64,7 +65,3 @@ def view_sql(store: Path, name: str, *, sql_dir: Path | None = None) -> str:
     if name not in session.relations:
         raise session.explain_missing(name)
     return session.relations[name].sql
-
-
-def _rank(folder: str) -> int:
-    return ("views", "diagnostics", "user", "staging").index(folder)

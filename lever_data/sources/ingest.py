@@ -152,7 +152,7 @@ def _ingest_rows(rows: Rows, store: Store, options: IngestOptions) -> IngestResu
         dataset=_assume(options, options.dataset, "dataset", _UNNAMED, first),
         split=_assume(options, options.split, "split", "train", first),
         source={"path": str(rows.path), "bytes": sum(s.size for s in sources)},
-        source_sha256=digests[0] if len(digests) == 1 else _joint(digests),
+        source_sha256=_joint(digests),
         parameters={"columns": shown, **_further(options)},
     )
     if (known := store.find(spec)) is not None:
@@ -205,7 +205,7 @@ def _ingest_examples(unit: list[SourceFile], store: Store, options: IngestOption
             "path": ", ".join(_describe(s)["path"] for s in sources),
             "bytes": sum(s.size for s in sources),
         },
-        source_sha256=digests[0] if len(digests) == 1 else _joint(digests),
+        source_sha256=_joint(digests),
         parameters={"files": kinds, **_further(options)},
     )
     if spec.split is not None and (known := store.find(spec)) is not None:
@@ -221,7 +221,8 @@ def _ingest_examples(unit: list[SourceFile], store: Store, options: IngestOption
     split = spec.split or split_of(annotations.head.get("data_subtype"))
     questions, parent = _stored_questions(store, str(spec.dataset), split, sources[0])
     # they are numbered as the questions are
-    parameters = {k: v for k, v in spec.parameters.items() if k != "order"} | _order_of(parent)
+    parameters = {k: v for k, v in spec.parameters.items() if k != "order"}
+    parameters |= {k: v for k, v in parent.parameters.items() if k == "order"}
     spec = replace(spec, parameters=parameters, parents=(parent.run,))
     return _commit_examples(store, spec, (questions, annotations), options)
 
@@ -234,10 +235,6 @@ def _further(options: IngestOptions) -> dict[str, Any]:
     if options.task is not None and (task := options.task.stored()):
         found["task"] = task
     return found | ({"salvage": True} if options.salvage else {})
-
-
-def _order_of(run: Run) -> dict[str, Any]:
-    return {"order": run.parameters["order"]} if "order" in run.parameters else {}
 
 
 def _commit_examples(
@@ -425,7 +422,9 @@ def _describe(source: Source) -> dict[str, Any]:
 
 
 def _joint(digests: list[str]) -> str:
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    """The sha256 of one file, or that of the sha256 of several."""
+    whole = hashlib.sha256("".join(digests).encode())
+    return digests[0] if len(digests) == 1 else whole.hexdigest()
 
 
 def _stem(path: Path) -> str:

@@ -231,7 +231,11 @@ def _pointers(records: Sequence[Record], columns: Columns) -> dict[str, pa.Array
     is_plain = "pointer_global" not in columns and all(map(_is_plain, records))
     if not is_plain and ("pointer_global" in columns or any(map(has_positions, records))):
         try:
-            pairs = [resolve_pointer(r, i) for r in records for i in _indices(r)]
+            pairs = [
+                resolve_pointer(record, index)
+                for record in records
+                for index in range(len(record.value.pointer_candidates))
+            ]
         except FaultError as fault:
             raise RefusedError(fault.what) from None
         pointers, positions = zip(*pairs, strict=True) if pairs else ((), ())
@@ -255,10 +259,6 @@ def _pointers(records: Sequence[Record], columns: Columns) -> dict[str, pa.Array
 def _lengths(lists: pa.ListArray) -> np.ndarray:
     """Elements of every list, int32; 0 for null."""
     return np.diff(lists.offsets.to_numpy())
-
-
-def _indices(record: Record) -> range:
-    return range(len(record.value.pointer_candidates))
 
 
 def _require_sense(columns: Columns, rows: int) -> None:
