@@ -271,6 +271,7 @@ def test_a_reward_that_cannot_be_computed(store: Store) -> None:
     assert "vqa_correct" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 @needs_shared
 def test_okvqa_agrees_with_an_independent_count(tmp_path: Path) -> None:
     source = OKVQA / "rl_data_TextSimSampler_NearestDemo.json.gz"

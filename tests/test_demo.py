@@ -48,6 +48,7 @@ def result(again: tuple[DemoResult, list[str]]) -> DemoResult:
     return again[0]
 
 
+@pytest.mark.slow
 def test_the_trained_selector_beats_the_baselines(result: DemoResult) -> None:
     accuracy = {(r.selector, r.shots): r.accuracy for r in result.scoreboard.rows}
     for shots in (1, 2, 3, 4):
@@ -59,6 +60,7 @@ def test_the_trained_selector_beats_the_baselines(result: DemoResult) -> None:
         assert pair.low > 0 and pair.p < 0.01 and pair.n == 300
 
 
+@pytest.mark.slow
 def test_without_training_there_is_no_win(result: DemoResult) -> None:
     """The win is not in the shape of the selector: a fresh one does no better than nearest."""
     files = result.files
@@ -80,6 +82,7 @@ def test_without_training_there_is_no_win(result: DemoResult) -> None:
     assert found["fresh"] <= found["nearest"] + 0.02
 
 
+@pytest.mark.slow
 def test_held_out_questions_are_no_demonstrations(result: DemoResult) -> None:
     train = np.load(result.files.embeddings("train"))
     held = np.load(result.files.embeddings("val"))
@@ -92,6 +95,7 @@ def test_held_out_questions_are_no_demonstrations(result: DemoResult) -> None:
     assert learned_from == {"train"}
 
 
+@pytest.mark.slow
 def test_again_nothing_is_redone(again: tuple[DemoResult, list[str]]) -> None:
     steps = [line for line in again[1] if line.startswith("[")]
     assert len(steps) == 10
@@ -107,6 +111,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_the_command(done: Done, folder: Path) -> None:
     for name in ("zero_shot", "nearest", "sft", "rce+grpo", "oracle", "beam_sample_file_only"):
         assert name in done.stdout

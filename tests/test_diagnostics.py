@@ -148,6 +148,7 @@ def test_what_each_source_contributes(tmp_path: Path) -> None:
     assert ask(con, "select shot_num, num_queries_needing from reward_by_shot") == [(2, 4)]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(

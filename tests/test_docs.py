@@ -250,6 +250,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", RUN)
 def test_every_command_runs(
     part: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -74,6 +74,7 @@ def _vectors(store: Store, name: str) -> torch.Tensor:
     return load_embeddings(name, connect(store))
 
 
+@pytest.mark.slow
 def test_both_is_the_sum_of_text_and_image(store: Store, clip: Path) -> None:
     for features in ("text", "image", "both"):
         embed(_request(store, clip, features=features, name=features, batch_size=3))
@@ -159,6 +160,7 @@ def test_a_text_has_the_same_vector_in_every_batch(family: str, tmp_path: Path) 
         torch.testing.assert_close(together, normalize(expected, dim=-1))
 
 
+@pytest.mark.slow
 def test_candidates_with_answers_are_another_set(store: Store, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "cache"
     found = embed(_request(store, clip, with_answers=True, out=out, name="x"))
@@ -210,6 +212,7 @@ def test_another_encoder_in_the_folder_makes_another_run(
     assert again.is_new and again.queries.run != first.queries.run
 
 
+@pytest.mark.slow
 def test_other_images_make_another_run(store: Store, clip: Path) -> None:
     """Under the same names; an encoder of texts does not look at them."""
     runs = {f: embed(_request(store, clip, features=f, name=f)) for f in ("text", "both")}
@@ -223,6 +226,7 @@ def test_other_images_make_another_run(store: Store, clip: Path) -> None:
         embed(_request(store, clip, features="both", name="both"))
 
 
+@pytest.mark.slow
 def test_one_bad_image_is_one_failed_item(store: Store, clip: Path) -> None:
     """Named, and where the user says so gone on without: its vector is zeros."""
     whole = embed(_request(store, clip, features="both", name="whole")).queries

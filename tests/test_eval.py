@@ -240,6 +240,7 @@ def test_limits_are_nested_subsets(place: Place, evaluated: Evaluation) -> None:
         place.request(limit=10, sizes=(20,))
 
 
+@pytest.mark.slow
 def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> None:
     """Under the same names: what was shown counts, and nothing else in the folder."""
     asked = place.questions.but(image_root=tmp_path)

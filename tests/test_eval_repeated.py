@@ -63,6 +63,7 @@ def _shown(found: Evaluation) -> list[tuple[object, ...]]:
     return sorted((r.selector, r.shots, round(r.accuracy, 9), r.n, r.failed) for r in rows)
 
 
+@pytest.mark.slow
 def test_answers_that_come_the_second_time_are_a_run_of_their_own(
     world: World, endpoint: Endpoint
 ) -> None:
@@ -81,6 +82,7 @@ def test_answers_that_come_the_second_time_are_a_run_of_their_own(
     assert not _evaluate(world, endpoint).is_new
 
 
+@pytest.mark.slow
 def test_another_image_is_another_evaluation_whatever_is_answered(
     world: World, endpoint: Endpoint
 ) -> None:

@@ -39,6 +39,7 @@ def round_trip(text: bytes, folder: Path) -> Any:
     return json.loads(out.read_bytes())
 
 
+@pytest.mark.slow
 @SLOW
 @given(texts(rl_files()))
 def test_rl_data_comes_back_equal(case: tuple[Json, bytes]) -> None:
@@ -48,6 +49,7 @@ def test_rl_data_comes_back_equal(case: tuple[Json, bytes]) -> None:
     assert difference(back, null_non_finite(file)) is None
 
 
+@pytest.mark.slow
 @SLOW
 @given(texts(beam_files()))
 def test_beam_data_comes_back_equal(case: tuple[Json, bytes]) -> None:

@@ -134,15 +134,16 @@ def _in_a_process(world: World, at_once: Any, asked: Any) -> None:
     asked.put((outcome.tally.asked, outcome.run.run if outcome.run else None))
 
 
+@pytest.mark.slow
 def test_processes_share_a_job_and_pay_once(world: World) -> None:
     whole = generate(world.request())
     assert whole.run is not None
     Store.open(world.store).remove(whole.run.run)
     shutil.rmtree(world.store / "cache")
     context = multiprocessing.get_context("spawn")
-    at_once, asked = context.Barrier(3), context.Queue()
+    at_once, asked = context.Barrier(2), context.Queue()
     workers = [
-        context.Process(target=_in_a_process, args=(world, at_once, asked)) for _ in range(3)
+        context.Process(target=_in_a_process, args=(world, at_once, asked)) for _ in range(2)
     ]
     for worker in workers:
         worker.start()

@@ -178,6 +178,7 @@ def test_a_talk_that_is_given_up_lets_go_of_what_it_holds(
     assert held == ["let go"]
 
 
+@pytest.mark.slow
 def test_too_many_failures_stop_with_their_reasons(world: World, endpoint: Endpoint) -> None:
     def fault(handler: Handler, question: str, attempt: int) -> bool:
         odd = int(question.split("?")[0].split()[-1]) % 2 == 1
@@ -205,6 +206,7 @@ def test_a_job_of_failures_alone_is_no_run(world: World, endpoint: Endpoint) -> 
     assert not list((world.store / "jobs").iterdir())
 
 
+@pytest.mark.slow
 def test_failed_answers_are_asked_anew_by_the_same_command(
     world: World, endpoint: Endpoint
 ) -> None:

@@ -18,6 +18,7 @@ def world(tmp_path: Path) -> World:
     return make_world(tmp_path)
 
 
+@pytest.mark.slow
 def test_from_view_answers_stored_pointers_afresh(world: World) -> None:
     first = generate(world.request())
     assert first.run is not None
@@ -39,6 +40,7 @@ def test_from_view_answers_stored_pointers_afresh(world: World) -> None:
         generate(again.but(shot_num=3))
 
 
+@pytest.mark.slow
 def test_target_view_adds_only_what_is_new(world: World) -> None:
     first = generate(world.request())
     assert first.run is not None
@@ -58,6 +60,7 @@ def test_target_view_adds_only_what_is_new(world: World) -> None:
     assert outcome.run.parents == (first.run.run,)
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_stops_at_queries_that_can_teach(world: World) -> None:
     first = generate(world.request(num_beams=2, temps=(1.0,), num_samples_per_temp=1))
     assert first.run is not None

@@ -66,6 +66,7 @@ def _close(found: list[float], wanted: list[float]) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_shared
 def test_rce_through_the_whole_trainer(
     source: Source, expected: dict[str, Any], tmp_path: Path
@@ -78,6 +79,7 @@ def test_rce_through_the_whole_trainer(
     _close(steps_of(table, "rce", "loss"), expected["losses"]["rce"])
 
 
+@pytest.mark.slow
 @needs_shared
 def test_every_step_of_both_stages_and_beta(
     source: Source, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch

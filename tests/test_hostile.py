@@ -165,6 +165,7 @@ def test_a_hostile_query_changes_and_reads_nothing(store: Store, sql: str, tmp_p
     assert _files(store) == before
 
 
+@pytest.mark.slow
 def test_hostile_views_are_broken_views(store: Store) -> None:
     folder = store.path / "views"
     folder.mkdir()
@@ -189,6 +190,7 @@ def test_hostile_views_are_broken_views(store: Store) -> None:
     assert "hostile_0" in listed.stdout and "Traceback" not in listed.stderr
 
 
+@pytest.mark.slow
 def test_a_hostile_reward_is_refused(store: Store) -> None:
     before = _files(store)
     con = connect(store)

@@ -79,6 +79,7 @@ def check_rl(file: Json, text: bytes, block: int) -> None:
     assert rows == rows_again
 
 
+@pytest.mark.slow
 @FAST
 @given(texts(rl_files()), st.integers(1, 600))
 def test_rl_data_is_the_same_in_blocks_of_any_size(case: tuple[Json, bytes], block: int) -> None:

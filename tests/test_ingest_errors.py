@@ -235,6 +235,7 @@ def test_a_gzip_file_cut_short_says_so_and_can_be_salvaged(tmp_path: Path) -> No
     assert 5_000 < run.rows["queries"] < 15_000
 
 
+@pytest.mark.slow
 def test_a_value_beyond_the_limit_is_refused_in_little_memory(tmp_path: Path) -> None:
     import resource
 

@@ -40,6 +40,7 @@ def members(text: bytes, size: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.dictionaries(st.text(max_size=5), ANYTHING, max_size=5),

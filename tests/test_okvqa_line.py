@@ -14,7 +14,7 @@ import pytest
 from tests import commands
 from tests.shared_data import OKVQA, needs_shared
 
-pytestmark = [needs_shared, pytest.mark.timeout(600)]
+pytestmark = [needs_shared, pytest.mark.slow, pytest.mark.timeout(600)]
 
 BIG = OKVQA / "rl_data_TextSimSampler_NearestDemo.json.gz"
 V4 = OKVQA / "rl_data_v4_strict_400.json"

@@ -140,6 +140,7 @@ def _without_names(value: Any) -> Any:
     return [_without_names(v) for v in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 def test_training(world: World, tmp_path: Path) -> None:
     """Figures of every step, and the validation's."""
     found = []
@@ -162,6 +163,7 @@ def test_training(world: World, tmp_path: Path) -> None:
     assert found[0].equals(found[1])
 
 
+@pytest.mark.slow
 def test_a_training_that_mixes_names_what_it_mixes(world: World, tmp_path: Path) -> None:
     base: tuple[object, ...] = (
         "train",
@@ -179,6 +181,7 @@ def test_a_training_that_mixes_names_what_it_mixes(world: World, tmp_path: Path)
     assert scorers.returncode == 2 and "m1" in scorers.stderr and "m2" in scorers.stderr
 
 
+@pytest.mark.slow
 def test_audit(world: World, tmp_path: Path) -> None:
     found = []
     for store in world.stores:
@@ -218,6 +221,7 @@ def test_generate(world: World, pool: bool) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_eval_and_predict(world: World, tmp_path: Path) -> None:
     train, val = world.places[0], world.places[1]
     np.save(
@@ -285,6 +289,7 @@ def test_rescore_and_export(world: World, tmp_path: Path) -> None:
     assert exported[0] == exported[1]
 
 
+@pytest.mark.slow
 def test_views_count_each_place_by_itself(world: World) -> None:
     """No view joins, groups or drops rows over the border of a place or of a scorer."""
     from lever_data import connect

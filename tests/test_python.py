@@ -141,6 +141,7 @@ def test_batches_of_another_view_are_refused(view: lever.View, config: lever.Tra
         view.batches(scored)
 
 
+@pytest.mark.slow
 def test_the_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_process_refuses_it_too(store: Store, sql: str) -> None:
     assert _files(store) == before
 
 
+@pytest.mark.slow
 def test_a_query_that_takes_too_long_is_killed_on_time(store: Store) -> None:
     endless = "select count(*) from range(1000000000) a, range(1000000) b"
     with (
@@ -155,6 +156,7 @@ def test_a_table_cuts_what_is_long(store: Store) -> None:
     assert number == "nan" and shown["more"] == 0
 
 
+@pytest.mark.slow
 def test_a_killed_query_leaves_no_spilled_files(store: Store) -> None:
     """Out of time while it spills: its folder goes with it."""
     spilling = "select md5(a::varchar) as h from range(100000000) t(a) order by h"
@@ -208,6 +210,7 @@ def test_the_error_of_a_column_names_the_candidates(store: Store) -> None:
     assert "LINE 1" not in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_formats(store: Store, tmp_path: Path) -> None:
     sql = (
         "select query_id, pointer, sum(vqa_correct) as n "
@@ -251,6 +254,7 @@ def test_usage_errors_exit_with_2(store: Store) -> None:
     assert _lever(store, "drop view beam").returncode == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_named(store: Store) -> None:
     endless = "select sum(hash(a.range + b.range)) from range(1000000) a, range(1000000) b"
     words = ["query", "--store", str(store.path), endless]
@@ -268,6 +272,7 @@ def test_ctrl_c_is_named(store: Store) -> None:
     assert "Error: interrupted" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_columns_of_one_name_are_shown_side_by_side_and_never_lost(store: Store) -> None:
     sql = "select 1 as a, 2 as a"
     assert ask(store, sql, "csv") == "a,a\n1,2\n"

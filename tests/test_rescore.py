@@ -298,6 +298,7 @@ def test_every_prefix_is_rescored_or_the_row_stays(store: Store, tmp_path: Path)
     assert (done.num_partial, done.num_missing) == (1, 0)
 
 
+@pytest.mark.slow
 @needs_shared
 def test_okvqa(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")

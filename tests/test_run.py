@@ -34,6 +34,7 @@ from lever_train.selector.kinds import make_selector
 from tests.commands import lever
 from tests.encoders import tiny_clip
 
+QUERIES, HELD_OUT = 60, 20  # of the legacy form's world
 WORDS = (
     "vqa",
     "okvqa_local",
@@ -212,7 +213,9 @@ def _use(output: str) -> int:
 @pytest.fixture
 def legacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LegacyPaths:
     """A folder with everything the legacy form expects, made from a small world."""
-    files: WorldFiles = write_world(make_world(WorldSpec(120, 40, 10)), tmp_path / "world")
+    files: WorldFiles = write_world(
+        make_world(WorldSpec(QUERIES, HELD_OUT, 10)), tmp_path / "world"
+    )
     paths = LegacyPaths.of(LegacyRun.of(WORDS), tmp_path)
     paths.rl_data.parent.mkdir(parents=True)
     paths.rl_data.write_bytes(files.rl_data.read_bytes())
@@ -228,6 +231,7 @@ def legacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LegacyPaths:
     return paths
 
 
+@pytest.mark.slow
 def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RCE_EPOCHS", "1"), ("GRPO_EPOCHS", "1"), ("BATCH_SIZE", "16")):
         monkeypatch.setenv(name, value)
@@ -248,7 +252,7 @@ def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPat
         load_selector(folder / name)
     assert "[RCE] epoch 1/1: loss " in done.stderr and "[GRPO] epoch 1/1: loss " in done.stderr
     assert "grpo_epoch1.pt" in done.stdout
-    assert _use(done.stdout) == 120  # the train split: nothing of another is known
+    assert _use(done.stdout) == QUERIES  # the train split: nothing of another is known
     assert lever(*command).stderr.count("skipped: unchanged") == 5
     older = folder / "grpo_epoch1_v2format.ckpt"
     stale = older.read_bytes()
@@ -331,6 +335,7 @@ def test_the_plan_names_everything_that_cannot_be_made(legacy: LegacyPaths) -> N
     assert done.returncode == 1 and "the encoder no-such-folder, which makes " in done.stderr
 
 
+@pytest.mark.slow
 def test_the_legacy_form_makes_what_is_missing(
     legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -355,12 +360,12 @@ def test_the_legacy_form_makes_what_is_missing(
     command = ["run", *WORDS, "--device", "cpu", "--answerer", "nearest", "--encoder", encoder]
     assert not (legacy.results / "lever-store").exists()
     outputs = json.loads(lever(*command, "--json", "-").stdout)
-    assert _use(lever(*command).stdout) == 120
+    assert _use(lever(*command).stdout) == QUERIES
     assert outputs["embed"]["query"] == str(legacy.embeddings("query"))
     assert outputs["beam"]["run"] and outputs["sft"]["checkpoint"]
     rl_data = json.loads(legacy.rl_data.read_text())
-    assert len(rl_data) == 121 and rl_data["_meta"]["vqa_model"].startswith("nearest")
-    assert len(torch.load(legacy.embeddings("candidate"), weights_only=True)) == 120
+    assert len(rl_data) == QUERIES + 1 and rl_data["_meta"]["vqa_model"].startswith("nearest")
+    assert len(torch.load(legacy.embeddings("candidate"), weights_only=True)) == QUERIES
     (run,) = outputs["ingest"]["examples"]
     manifest = legacy.results / "lever-store" / "runs" / f"run={run}" / "manifest.json"
     assert json.loads(manifest.read_text())["details"]["order"] == "question_id"
@@ -383,12 +388,12 @@ def _infer(legacy: LegacyPaths, data: Path, world: WorldFiles, encoder: Path) ->
     folder = legacy.results / "predictions" / legacy.v3_folder("").name
     assert f"inference with {legacy.v3_folder('') / 'rce_epoch1.pt'}" in done.stdout
     found = json.loads((folder / "rce_epoch1_shot2.json").read_text())
-    assert len(found) == 40 and found[0].keys() == {"question_id", "answer"}
+    assert len(found) == HELD_OUT and found[0].keys() == {"question_id", "answer"}
     place = ("--store", legacy.results / "lever-store", "--dataset", "okvqa", "--split", "val")
     said = lever("ingest", folder / "rce_epoch1_shot2.json", *place).stderr
     rows = json.loads((folder / "eval.json").read_text())["rows"]
     (own,) = [r for r in rows if r["selector"] == "rce_epoch1" and r["shots"] == 2]
-    assert f"accuracy {own['accuracy']:.2%} of 40 questions" in said
+    assert f"accuracy {own['accuracy']:.2%} of {HELD_OUT} questions" in said
     done = lever("eval", *words, "--device", "cpu", "--shots", "1")
     assert "[embed] skipped" in done.stderr and "shots: [1, 2, 3, 4] → [1]" in done.stderr
     done = lever("eval", *WORDS, "--checkpoint", "x.pt", check=False)
@@ -403,6 +408,7 @@ def test_without_a_config_it_says_how(tmp_path: Path, monkeypatch: pytest.Monkey
     assert done.returncode == 2 and "there is no lever.toml here" in done.stderr
 
 
+@pytest.mark.slow
 def test_from_questions_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No RL data, no beams, no pools, no checkpoint: the pipeline makes all of them."""
     monkeypatch.chdir(tmp_path)

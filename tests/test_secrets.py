@@ -40,6 +40,7 @@ def _texts(folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_command_keeps_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)

@@ -190,6 +190,7 @@ def test_cells_are_chosen_on_held_out_questions_where_all_hold_the_same_out() ->
     assert "partly luck" in page and 'class="marked"' in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_sweep_runs_resumes_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
@@ -228,6 +229,7 @@ def test_a_sweep_runs_resumes_and_reports(
     assert len([r for r in store.runs() if r.kind == "sweep"]) == 1  # the same cells, the same run
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_named_and_the_others_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

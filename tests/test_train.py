@@ -89,6 +89,7 @@ def test_every_epoch_says_a_row_when_it_ends(bench: Bench) -> None:
     assert not any("val_loss" in line for line in bench.said if "] epoch " in line)
 
 
+@pytest.mark.slow
 def test_metrics_are_a_relation_of_the_store(trained: Bench) -> None:
     bench = trained
     con = connect(bench.store)
@@ -104,6 +105,7 @@ def test_metrics_are_a_relation_of_the_store(trained: Bench) -> None:
     assert any("in the store already" in line for line in bench.said)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result(bench: Bench) -> None:
     bench.train("a", seed=3)
     bench.train("b", seed=3)
@@ -113,6 +115,7 @@ def test_one_seed_gives_one_result(bench: Bench) -> None:
     assert bench.metrics("a").equals(bench.metrics("b"))
 
 
+@pytest.mark.slow
 def test_tied_groups_are_counted_and_skipped_kept_or_downweighted(bench: Bench) -> None:
     for policy in ("skip", "keep", "downweight"):
         bench.train(policy, tied_groups=policy, split_ratio=1.0)
@@ -164,6 +167,7 @@ def test_every_variant_trains(bench: Bench, flags: dict[str, Any], kind: str) ->
     assert load_selector(result.last)[0].config.selector == kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in get_args(Kind) if kind not in ("static", "gru")])
 def test_every_kind_trains(bench: Bench, kind: str) -> None:
     result = bench.train(selector=kind, rce_epochs=2, grpo_epochs=1, rce_lr=1e-2, num_layers=2)
@@ -254,6 +258,7 @@ def test_multi_shot_rewards_put_all_lengths_into_one_group(tmp_path: Path) -> No
         broken.train(reward_mode="multi_shot")
 
 
+@pytest.mark.slow
 def test_several_views_are_interleaved(bench: Bench) -> None:
     both = bench.train(view=["beam", "all_candidates"], split_ratio=1.0)
     alone = bench.train("one", view=["beam"], split_ratio=1.0)
@@ -300,6 +305,7 @@ def test_supervised_training_learns_the_best_beam(tmp_path: Path) -> None:
     assert load_selector(result.last)[1].phase == "sft"
 
 
+@pytest.mark.slow
 def test_training_from_a_checkpoint(bench: Bench) -> None:
     first = bench.train("sft", num_layers=2)
     bench.train("next", sft_checkpoint=str(first.last), rce_epochs=1)
@@ -398,6 +404,7 @@ def test_bfloat16_is_close(bench: Bench) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_only_queries_with_a_right_candidate(bench: Bench) -> None:
     """The split stays what it is; the queries that go are counted and said."""
     rows = random_rows()

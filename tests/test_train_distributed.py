@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 import torch
 
 from tests.training import Bench, steps_of
@@ -22,6 +23,7 @@ FLAGS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.train("one", **FLAGS)

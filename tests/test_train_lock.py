@@ -23,6 +23,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return bench
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", [{}, {"resume": True}, {"overwrite": True}])
 @pytest.mark.parametrize("begun", ["anew", "overwrite"])
 def test_a_second_training_is_refused_and_changes_nothing(

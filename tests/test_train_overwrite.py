@@ -89,6 +89,7 @@ def test_a_seed_that_is_none_is_refused_at_once(tmp_path: Path, seed: int) -> No
     assert "--seed ([run] seed)" in str(error.value.where)
 
 
+@pytest.mark.slow
 def test_data_is_read_beforehand_only_where_something_would_go(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.train(overwrite=True, rce_epochs=1)
@@ -109,6 +110,7 @@ def test_stopped_before_it_begins_it_replaces_nothing(trained: Bench, tmp_path: 
     assert _contents(tmp_path / "out") == before and trained.said[-1] == "stopped: it stays"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", SIZES)
 def test_killed_at_any_change_one_of_the_two_is_whole(
     warm: Nursery, trained: Bench, tmp_path: Path, long: bool

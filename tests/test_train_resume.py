@@ -60,6 +60,7 @@ def _train_and_die(bench: Bench, out: str, after: int, **flags: Any) -> None:
         bench.train(out, advance=advance, **flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("selector", "after", "save_every"),
     [("static", 0, 1), ("static", 3, 1), ("gru", 9, 2), ("static", 17, 4), ("static", 29, 3)],
@@ -81,6 +82,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     ).readlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [(STATE,), (STATE, "config.toml")])
 def test_killed_before_its_first_step_it_starts_from_the_beginning(
     finished: Bench, tmp_path: Path, left: tuple[str, ...]
@@ -110,6 +112,7 @@ def test_resuming_nothing_makes_nothing(trained: Bench, tmp_path: Path) -> None:
     assert "--overwrite" in str(error.value.hint)
 
 
+@pytest.mark.slow
 def test_it_can_die_again_and_again(whole: Whole, tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     _train_and_die(bench, "killed", 2, **GRPO)
@@ -169,6 +172,7 @@ def test_another_number_of_processes_is_refused_with_the_way_on(tmp_path: Path) 
     assert "torchrun --nproc-per-node 4" in str(error.value.hint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", [True, False])
 def test_where_nothing_is_left_to_sum_or_nothing_was_any_number_will_do(
     finished: Bench, tmp_path: Path, begun: bool
@@ -203,6 +207,7 @@ def test_another_pool_in_the_same_file_is_refused(tmp_path: Path) -> None:
         bench.train(pool=str(pool), resume=True)
 
 
+@pytest.mark.slow
 def test_another_view_below_the_one_trained_on_is_refused(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     views = bench.store.path / "views"
@@ -235,6 +240,7 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
         Bench(tmp_path).train(resume=True, overwrite=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_the_command_survives_a_signal(tmp_path: Path, sign: signal.Signals, code: int) -> None:
     """The real process: stopped somewhere in the middle, resumed, equal to an uninterrupted one.

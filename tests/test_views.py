@@ -150,6 +150,7 @@ def test_beam_runs_appear_in_beam_infoscore_and_nowhere_else(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.slow
 def test_views_sql_gives_any_shell_the_same_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,7 @@ def test_views_sql_gives_any_shell_the_same_rows(
             assert shell.execute(sql).fetchall() == con.execute(sql).fetchall(), name
 
 
+@pytest.mark.slow
 def test_the_views_sql_of_a_copied_store_reads_the_copy(tmp_path: Path) -> None:
     """A shell names the script it starts with; the original stays where it is."""
     store = new_store(tmp_path)
@@ -192,6 +194,7 @@ def test_the_views_sql_of_a_copied_store_reads_the_copy(tmp_path: Path) -> None:
     assert refused is None or "start duckdb in the folder of the store" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_users_view_joins_and_a_broken_one_does_not_break_the_others(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, ROWS)

@@ -51,6 +51,7 @@ def _alone(tmp_path: Path, sources: dict[str, Path]) -> Snapshot:
     return verify(store.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", SIZES)
 def test_processes_ingest_the_same_and_different_sources_at_once(
     tmp_path: Path, report: Report, long: bool, monkeypatch: pytest.MonkeyPatch
@@ -78,6 +79,7 @@ def test_processes_ingest_the_same_and_different_sources_at_once(
     report(f"{rounds} rounds of four processes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", SIZES)
 def test_readers_see_whole_runs_while_runs_come_and_go(
     tmp_path: Path, report: Report, long: bool

@@ -41,6 +41,7 @@ def _bad_and_good(store: Store) -> tuple[Run, Run]:
     return by_name["bad"], by_name["good"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", SIZES)
 def test_no_flipped_bit_goes_unseen(store: Store, report: Report, long: bool) -> None:
     bad, good = _bad_and_good(store)

@@ -42,6 +42,7 @@ def _ingest(nursery: Nursery, source: Path, store: Path, **limits: int) -> Outco
     return nursery.run(*words, **limits)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", SIZES)
 @pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])
 def test_a_full_disk_commits_nothing(
@@ -113,6 +114,7 @@ def test_a_limit_on_file_sizes_commits_nothing(
     report(f"{len(limits)} limits")
 
 
+@pytest.mark.slow
 def test_a_read_only_store_is_read_and_not_written(tmp_path: Path) -> None:
     needs_mounts()
     store = Store.create(tmp_path / "s")

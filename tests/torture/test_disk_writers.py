@@ -52,6 +52,7 @@ def _train(folder: Path) -> tuple[Path, Words]:
     return bench.store.path, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [_generate, _rescore, _train])
 def test_a_limit_on_file_sizes_commits_nothing(
     tmp_path: Path, warm: Nursery, report: Report, make: Callable[[Path], tuple[Path, Words]]

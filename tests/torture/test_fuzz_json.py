@@ -106,6 +106,7 @@ def fuzz(seed: int, count: int) -> Counter[str]:
     return outcomes
 
 
+@pytest.mark.slow
 def test_mutated_files_are_read_right_or_refused_with_a_position(report: Report) -> None:
     outcomes = fuzz(0, 3_000)
     report(str(dict(outcomes)))

@@ -26,6 +26,7 @@ def undisturbed(warm: Nursery, world: World) -> tuple[Snapshot, float, int]:
     return snapshot, outcome.seconds, outcome.changes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", SIZES)
 def test_killed_at_random_moments(
     warm: Nursery, tmp_path: Path, report: Report, long: bool
@@ -50,6 +51,7 @@ def test_killed_at_random_moments(
     report(f"{kills} kills, {finished + 1} runs that ended after them")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", SIZES)
 def test_killed_before_every_change_of_the_file_system(
     warm: Nursery, tmp_path: Path, report: Report, long: bool
@@ -68,6 +70,7 @@ def test_killed_before_every_change_of_the_file_system(
     report(f"{len(moments)} of {changes} steps")
 
 
+@pytest.mark.slow
 def test_nothing_is_paid_twice_after_a_kill(warm: Nursery, tmp_path: Path) -> None:
     """Answers of finished shards are in the store: a resumed run asks for the others alone."""
     world = make_world(tmp_path, queries=160)

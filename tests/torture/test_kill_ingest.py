@@ -84,6 +84,7 @@ def _kills(command: Command, undisturbed: Outcome, step: int, spread: int) -> It
         yield command(kill_after=after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shuffled", "step", "spread"), KILLS)
 def test_ingest_killed_at_any_moment(
     tmp_path: Path, nursery: Nursery, report: Report, shuffled: bool, step: int, spread: int
@@ -106,6 +107,7 @@ def test_ingest_killed_at_any_moment(
     assert seen["killed"] > seen["committed"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shuffled", "step", "spread"), [KILLS[0], KILLS[2]])
 def test_rm_killed_at_any_moment(
     tmp_path: Path, nursery: Nursery, report: Report, shuffled: bool, step: int, spread: int

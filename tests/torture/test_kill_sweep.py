@@ -34,6 +34,7 @@ def _report_of(text: str) -> list[dict[str, Any]]:
     return sorted(cells, key=lambda cell: str(cell["cell"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", SIZES)
 def test_sweep_killed_at_random_moments(
     warm: Nursery, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch, long: bool

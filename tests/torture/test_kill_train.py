@@ -81,6 +81,7 @@ def room(warm: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Room:
     return Room(tmp_path_factory.mktemp("train"), warm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", SIZES)
 def test_train_killed_before_changes_of_the_file_system(
     room: Room, report: Report, long: bool
@@ -96,6 +97,7 @@ def test_train_killed_before_changes_of_the_file_system(
     report(f"{len(moments)} of {room.undisturbed.changes} changes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", SIZES)
 def test_train_killed_again_and_again(room: Room, report: Report, long: bool) -> None:
     roll = random.Random(0)
