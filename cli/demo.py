@@ -39,8 +39,8 @@ def demo(
     if emit(result.scoreboard.to_json(), json):
         return
     _show_result(result)
-    notice(f"look around: lever views --store {result.config.data.store}")
     notice(f"change {out / 'lever.toml'}, then: lever run --config {out / 'lever.toml'}")
+    notice(f"look around: lever board --store {result.config.data.store}")
 
 
 def _show_result(result: DemoResult) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 import duckdb
 
 from lever_board.example_pages import demonstrations_page
@@ -35,13 +37,22 @@ PAGES: dict[str, PageOf] = {
 }
 
 
-def show(name: str, asked: Asked) -> tuple[str, bool]:
-    """The page as HTML, and whether it is what was asked for: else it says what is wrong."""
+FINE, WORKING, REFUSED = 200, 202, 400
+
+
+def show(name: str, asked: Asked) -> tuple[str, int]:
+    """The page as HTML and its status: fine, still being worked on, or refused with the reason."""
     try:
-        content, is_right = PAGES[name](asked), True
+        content = PAGES[name](asked)
+        status = WORKING if content.refresh else FINE
     except LeverError as error:
-        content, is_right = refusal(error), False
+        content, status = refusal(error), REFUSED
     except duckdb.Error as error:  # a relation that takes more than the board may
         said = LeverError(str(error).strip().splitlines()[0], hint="`lever query` has more memory")
-        content, is_right = refusal(said), False
-    return html(name, asked, content), is_right
+        content, status = refusal(said), REFUSED
+    return html(name, asked, content), status
+
+
+def own_static(name: str) -> str:
+    """A script or style of the board."""
+    return (resources.files("lever_board") / "static" / name).read_text("utf-8")

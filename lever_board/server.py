@@ -12,7 +12,6 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -27,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lever_board.board import Board
 from lever_board.page import OWN, Asked, Links
-from lever_board.pages import PAGES, show
+from lever_board.pages import PAGES, own_static, show
 from lever_board.pictures import thumbnail
 from lever_board.query_pages import example_of
 from lever_data.errors import LeverError, UsageError
@@ -59,7 +58,7 @@ class ServedLinks:
 
     def page(self, name: str, **parameters: object) -> str | None:
         """The address of a page."""
-        given = {key: value for key, value in parameters.items() if value not in (None, "")}
+        given = {key: value for key, value in parameters.items() if value not in (None, "", [])}
         return f"{name}?{urlencode(given, doseq=True)}" if given else name
 
     def image(self, dataset: str, split: str, example_id: int) -> str | None:
@@ -123,8 +122,8 @@ def application(board: Board, token: str, port: int) -> Starlette:
         name = request.path_params["page"]
         if name not in PAGES:
             return PlainTextResponse("there is no such page\n", 404)
-        text, is_right = show(name, asked(request))
-        return Response(text, 200 if is_right else 400, media_type="text/html")
+        text, status = show(name, asked(request))
+        return Response(text, status, media_type="text/html")
 
     def script(request: Request) -> Response:
         name = request.path_params["name"]
@@ -192,11 +191,6 @@ def download(asked: Asked) -> Response:
         filename=f"lever.{form}",
         background=BackgroundTask(file.unlink),
     )
-
-
-def own_static(name: str) -> str:
-    """A script or style of the board."""
-    return (resources.files("lever_board") / "static" / name).read_text("utf-8")
 
 
 class Serving:

@@ -68,7 +68,7 @@ def view_page(asked: Asked) -> Content:
         "last": -(-total // ROWS) if total is not None else 1,
         "parameters": _parameters(asked, name, conditions),
         "bare": bare,
-        "train": _train(asked, name, bare, columns, is_plain=not own and not conditions),
+        "train": _train(asked, name, bare, found["names"], is_plain=not own and not conditions),
     }
     title = "Your query" if own else f"View {name}"
     rows = f"{total:,}" if total is not None else f"{len(found['rows']) + found['more']:,} here"
@@ -176,7 +176,7 @@ def _parameters(
 
 
 def _train(
-    asked: Asked, name: str, bare: str, columns: Mapping[str, str], *, is_plain: bool
+    asked: Asked, name: str, bare: str, columns: Sequence[str], *, is_plain: bool
 ) -> dict[str, str] | None:
     """The command that trains on these rows; of rows that are no view yet, the file to make."""
     if not {*TRAINING_COLUMNS} <= {*columns}:

@@ -51,6 +51,7 @@ MADE = {
     )
 }
 EXCUSED = {
+    "docs/board.md": "its command serves until it is ended: test_board.py",
     "docs/cli.md": "lists options and names no command to run",
     "docs/lab.md": "what was run at its date",
     "docs/python.md": "it is Python: test_python.py runs it",

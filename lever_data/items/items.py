@@ -103,7 +103,7 @@ def some_items(con: duckdb.DuckDBPyConnection, place: Place, ids: Iterable[int])
 
 
 _SOME_EXAMPLES = """
-    select example_id, question_id, image_id, image_path, question, answers, answer, true
+    select example_id, question_id, image_id, image_path, question, answers, answer, true, extra
     from examples
     where dataset = ? and split = ? and example_id in (select unnest(?::bigint[]))
     order by example_id

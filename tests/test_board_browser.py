@@ -1,0 +1,264 @@
+"""`lever board` in a browser, on the demo's store: each page light and dark, wide and narrow.
+
+Screenshots of what was seen lie in build/board/ afterwards, to be looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from lever_board.board import Board
+from lever_board.export import export
+from lever_board.page import PAGES_SHOWN
+from lever_board.server import Serving
+from lever_data.relations.db import connect
+from lever_data.store.store import Store
+from lever_demo.demo import DemoOptions, run_demo
+from lever_demo.world import WorldSpec
+from lever_train.learn.log import Log
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SHOTS = Path(__file__).resolve().parents[1] / "build" / "board"
+DEEP = {  # pages that others lead to
+    "run": "run?run=rl_data",
+    "query": "query?dataset=demo&split=train&id=7",
+    "query-val": "query?dataset=demo&split=val&id=3",
+    "disagree": "disagree?run=evaluation&a=sft&b=random&shots=2",
+    "disagree-oracle": "disagree?run=evaluation&only=1&shots=1",
+    "compare-views": "compare?a=beam&b=all_candidates",
+    "view-sql": "view?sql=select+gen_method,+count(*)+as+n+from+all_candidates+group+by+1",
+    "queries-wrong": "queries?filter=all_wrong",
+    "refusal": "view?view=nowhere",
+}
+ADDRESSES = {**{name: name for name in PAGES_SHOWN}, **DEEP}
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt install chromium)"),
+]
+
+
+class Visit:
+    """A page of the browser, what it asked for and what it complained of."""
+
+    def __init__(self, page: Any, base: str) -> None:
+        self.page, self.base = page, base
+        self.complaints: list[str] = []
+        page.on("console", lambda said: self.complaints.append(said.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self._require_inside(request.url))
+
+    def _require_inside(self, url: str) -> None:
+        if not url.startswith(self.base):
+            self.complaints.append(f"asked for {url}")
+
+    def go(self, address: str) -> None:
+        """Open a page of the board, and wait for what is being made."""
+        self.page.goto(f"{self.base}/{address}")
+        self.page.wait_for_selector("main h1")
+        while self.page.get_by_text("The view is being audited").count():
+            self.page.wait_for_timeout(200)
+
+    def see(self, title: str) -> None:
+        """Wait until a page with this title is there, scripts and all."""
+        self.page.wait_for_selector(f"h1:has-text('{title}')")
+        self.page.wait_for_load_state()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("board") / "demo"
+    run_demo(DemoOptions(folder, WorldSpec(train=240, held_out=80), epochs=2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serving(demo: Path) -> Iterator[Serving]:
+    (demo / "live").mkdir()
+    made = Serving(Board(Store.open(demo / "store"), trainings=[demo / "live"]))
+    thread = threading.Thread(target=made.serve)
+    thread.start()
+    yield made
+    made.server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def visit(browser: Any, serving: Serving) -> Iterator[Callable[..., Visit]]:
+    contexts = []
+
+    def open_page(width: int = 1200, scheme: str = "light") -> Visit:
+        size = {"width": width, "height": 900}
+        contexts.append(browser.new_context(viewport=size, color_scheme=scheme))
+        return Visit(contexts[-1].new_page(), serving.address.rpartition("/")[0])
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1200, "light"), (1200, "dark"), (400, "light"), (400, "dark")]
+)
+def test_every_page_opens_and_fits(visit: Callable[..., Visit], width: int, scheme: str) -> None:
+    seen = visit(width, scheme)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    for name, address in ADDRESSES.items():
+        seen.go(address)
+        sideways = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert seen.page.evaluate(sideways) == 0, name
+        assert seen.page.evaluate(UNLABELLED) == [], name
+        seen.page.screenshot(path=SHOTS / f"{name}-{scheme}-{width}.png")
+    expected = [c for c in seen.complaints if "status of 400" in c]  # of the page that refuses
+    assert seen.complaints == expected and len(expected) == 1
+
+
+UNLABELLED = """[...document.querySelectorAll(
+    'input:not([type=hidden]), select, textarea, img:not([alt]), svg[role=img]:not([aria-label])')]
+  .filter(e => !(e.labels?.length || e.ariaLabel || e.alt)).map(e => e.outerHTML)"""
+
+
+def test_every_text_has_contrast(visit: Callable[..., Visit]) -> None:
+    for scheme in ("light", "dark"):
+        seen = visit(1200, scheme)
+        for name in ("store", "queries", "query?dataset=demo&split=train&id=7", "evaluation"):
+            seen.go(name)
+            assert seen.page.evaluate(FAINT) == [], (scheme, name)
+
+
+FAINT = """(() => {
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const numbers = c => c.match(/[\\d.]+/g).map(Number);
+  const ground = e => {
+    for (; e; e = e.parentElement) {
+      const c = numbers(getComputedStyle(e).backgroundColor);
+      if (c.length === 3 || c[3] === 1) return c;
+    }
+    return [255, 255, 255];
+  };
+  return [...document.querySelectorAll('main *, nav *')].filter(e => e.closest('svg, canvas, .uplot, option') === null)
+    .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+    .filter(e => getComputedStyle(e).opacity === '1')
+    .filter(e => {
+      const [a, b] = [light(numbers(getComputedStyle(e).color)), light(ground(e))];
+      return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
+    }).map(e => e.outerHTML.slice(0, 120));
+})()"""  # noqa: E501 - a script
+
+
+def test_from_an_evaluation_down_to_a_query(visit: Callable[..., Visit], demo: Path) -> None:
+    seen = visit()
+    seen.go("evaluation")
+    con = connect(demo / "store")
+    rows = con.sql("""
+        select a.query_id, a.accuracy as a, b.accuracy as b
+        from evaluations as a
+        inner join evaluations as b using (run, dataset, split, query_id, shots)
+        where a.selector = 'rce' and b.selector = 'nearest' and shots = 2
+            and a.accuracy <> b.accuracy
+        order by a.accuracy - b.accuracy, a.query_id
+    """).fetchall()
+    seen.page.get_by_role("link", name="rce − nearest", exact=True).nth(1).click()
+    seen.see("rce and nearest disagree, 2 shots")
+    assert seen.page.get_by_text(f"{len(rows):,}", exact=True).count()
+    cells = seen.page.locator("tbody tr").first.locator("td").all_inner_texts()
+    assert cells[:2] == [f"{rows[0][1]:.3f}", f"{rows[0][2]:.3f}"]
+    seen.page.locator("tbody th a").first.click()
+    seen.see(f"Query {rows[0][0]}")
+    assert seen.complaints == []
+
+
+def test_filters_of_a_view_lead_to_the_rows_of_sql(visit: Callable[..., Visit], demo: Path) -> None:
+    seen = visit()
+    seen.go("view")
+    seen.page.get_by_label("Where").select_option("gen_method")
+    seen.page.get_by_label("value").fill("sample")
+    seen.page.get_by_role("button", name="Apply").click()
+    seen.page.wait_for_selector(".chip")
+    sql = "select count(*) from all_candidates where gen_method = 'sample'"
+    count = connect(demo / "store").sql(sql).fetchall()[0][0]
+    assert seen.page.locator(".facts dd").first.inner_text() == f"{count:,}"
+    seen.page.get_by_label("SQL", exact=True).fill("select 40 + 2 as answer")
+    seen.page.get_by_role("button", name="Run").click()
+    seen.see("Your query")
+    assert seen.page.locator("td.figure").inner_text() == "42"
+
+
+def test_keys_go_from_query_to_query(visit: Callable[..., Visit]) -> None:
+    seen = visit()
+    seen.go("query?dataset=demo&split=train&id=7")
+    seen.page.keyboard.press("ArrowRight")
+    seen.see("Query 8")
+    seen.page.keyboard.press("k")
+    seen.see("Query 7")
+    seen.page.keyboard.press("?")
+    assert seen.page.get_by_role("dialog", name="Keys").is_visible()
+    seen.page.keyboard.press("Escape")
+    seen.page.get_by_label("Reward mode").select_option("soft_only")
+    seen.page.get_by_role("button", name="Switch").click()
+    seen.page.wait_for_url("**mode=soft_only**")
+
+
+def test_a_live_training_moves_the_curve(visit: Callable[..., Visit], demo: Path) -> None:
+    log, file = Log(), demo / "live" / "metrics.parquet"
+
+    def epoch(number: int) -> None:
+        log.epoch("rce", number, {"val_loss": 2.0 / number})
+        pq.write_table(log.table(), file.with_suffix(".new"))
+        file.with_suffix(".new").rename(file)
+
+    epoch(1)
+    epoch(2)
+    seen = visit()
+    seen.go("training")
+    chart = seen.page.locator("[data-chart]").first
+    assert json.loads(chart.get_attribute("data-chart"))["lines"][0]["y"] == [2.0, 1.0]
+    before = chart.locator("canvas").evaluate("c => c.toDataURL()")
+    epoch(3)
+    seen.page.wait_for_selector("""[data-chart*='"x": [1.0, 2.0, 3.0]']""")
+    assert chart.locator("canvas").evaluate("c => c.toDataURL()") != before
+    file.unlink()
+    assert seen.complaints == []
+
+
+def test_an_export_opens_from_disk(browser: Any, demo: Path, tmp_path: Path) -> None:
+    board = Board(Store.open(demo / "store"))
+    export(board, tmp_path / "pages", queries=5)
+    board.close()
+    context = browser.new_context()
+    seen = Visit(context.new_page(), (tmp_path / "pages").as_uri())
+    for name in ("index.html", *(f"{name}.html" for name in PAGES_SHOWN if name != "store")):
+        seen.go(name)
+        assert seen.page.locator("form").count() == 0
+        assert (
+            seen.page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "flex"
+        )
+    files = {path.name for path in (tmp_path / "pages").glob("*.html")}
+    assert len([name for name in files if name.startswith("query-")]) == 5
+    seen.go("training.html")
+    assert seen.page.locator("canvas").count() > 0
+    for page in (tmp_path / "pages").glob("*.html"):
+        links = re.findall(r'href="([^"#]*)', page.read_text())
+        assert {link for link in links if not link.startswith("static/")} <= {*files, ""}
+    context.close()
+    assert seen.complaints == []
