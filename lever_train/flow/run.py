@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lever_data.errors import UsageError
+from lever_train.flow.foresight import require_sense
 from lever_train.flow.legacy import legacy_config
 from lever_train.flow.legacy_environment import not_understood
 from lever_train.flow.legacy_names import ARGUMENTS, VERSIONS, LegacyRun, choose_checkpoint
@@ -242,7 +243,8 @@ def _pipeline(config: PipelineConfig, say: Say, advance: Advance) -> Pipeline:
     """The steps, once everything that a plan can know is known to be there.
 
     Raises:
-        UsageError: this machine lacks the device, or a name of the training means nothing.
+        UsageError: this machine lacks the device, or a name in the config means nothing.
     """
     open_device(config.train.run.device)
+    require_sense(config)
     return Pipeline(config.data.out, build_steps(config, say, advance))

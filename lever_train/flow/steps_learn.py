@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lever_data.store.files import write_json, write_text
+from lever_train.flow.foresight import require_answerer, require_vectors
 from lever_train.flow.pipeline import Outputs, Step
 from lever_train.flow.training import (
     keyed,
@@ -21,6 +22,7 @@ from lever_train.flow.training import (
 )
 from lever_train.flow.work import StepOutputs, Work, given
 from lever_train.options.evaluate import Contest, EvalRequest, Questions
+from lever_train.selector.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from lever_train.evaluate.api import Evaluation
@@ -45,7 +47,9 @@ def sft(work: Work) -> Step:
     after = ("ingest", "embed", "pool", "beam")
 
     def guard() -> None:
-        if not work.has_sft:
+        if work.has_sft and table.checkpoint is not None:
+            read_checkpoint(table.checkpoint)
+        else:
             require_own(work.out / "sft")
 
     return Step("sft", act, parameters, reads, after, idle=idle, guard=guard)
@@ -100,6 +104,7 @@ def train(work: Work) -> Step:
     after = ("ingest", "embed", "pool", "sft", "generate", "audit")
 
     def guard() -> None:
+        require_vectors(work)
         require_own(work.checkpoints)
 
     return Step("train", act, keyed(config), reads, after, guard=guard)
@@ -157,7 +162,14 @@ def evaluate(work: Work) -> Step:
     if table.predictions is not None:
         parameters["predictions"] = str(table.predictions)
     after = ("ingest", "embed", "pool", "sft", "train")
-    return Step("evaluate", act, parameters, work.evaluation_files(), after, idle=idle)
+
+    def guard() -> None:
+        require_answerer(work)
+        if table.checkpoint is not None:
+            read_checkpoint(table.checkpoint)
+
+    reads = work.evaluation_files()
+    return Step("evaluate", act, parameters, reads, after, idle=idle, guard=guard)
 
 
 def judge(work: Work, known: StepOutputs, checkpoints: Mapping[str, Path]) -> Evaluation:

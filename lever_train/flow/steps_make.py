@@ -5,6 +5,7 @@ Each function takes the :class:`Work` of the pipeline and returns one :class:`St
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from lever_data.sources.export import export
 from lever_data.sources.ingest import ingest as ingest_library
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
+from lever_train.flow.foresight import require_answerer, require_encoder
 from lever_train.flow.legacy_files import has_examples
 from lever_train.flow.pipeline import Outputs, Step, require_own
 from lever_train.flow.work import StepOutputs, Work, given, save_array
@@ -91,6 +93,7 @@ def embed(work: Work) -> Step:
     cache = data.cache or work.out / "cache" / data.train_split
 
     def guard() -> None:
+        require_encoder(work)
         if data.cache is not None:
             files = [cache / f"{role}_embeddings.pt" for role in ("query", "candidate")]
             require_own(work.out, files)
@@ -186,7 +189,8 @@ def beam(work: Work) -> Step:
         idle = "InfoScore beams are given"
     parameters = {"beam": config.beam.model_dump(), **_answering(work)}
     reads, after = work.rollout_files(), ("ingest", "embed", "pool")
-    return Step("beam", act, parameters, reads, after, idle=idle)
+    guard = partial(require_answerer, work)
+    return Step("beam", act, parameters, reads, after, idle=idle, guard=guard)
 
 
 def generate(work: Work) -> Step:
@@ -214,6 +218,7 @@ def generate(work: Work) -> Step:
     reads, after = work.rollout_files(), ("ingest", "embed", "pool", "sft")
 
     def guard() -> None:
+        require_answerer(work)
         if data.rl_out is not None:
             require_own(work.out, [data.rl_out])
 

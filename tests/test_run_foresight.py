@@ -1,0 +1,84 @@
+"""What the plan of `lever run` refuses: everything it can know, before any step has run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lever_demo.files import WorldFiles, write_world
+from lever_demo.world import WorldSpec, make_world
+from tests.commands import lever
+
+CASES = {
+    "view": ('[train.data]\nview = ["nope"]', "there is no such view"),
+    "mode": ('[train.reward]\nmode = "nope"', "unknown reward mode"),
+    "expression": ('[train.reward]\nexpression = "vqa_correct + "', "not one SQL expression"),
+    "column": ('[train.reward]\nexpression = "no_such"', "no_such"),
+    "gate": ('[audit]\nfail_on = ["foo > 1"]', "the audit has no such figure"),
+    "answerer": ('[answerer]\nspec = "nonsense"', "unknown answerer"),
+    "images": ('[answerer]\nspec = "transformers:a/b"', "this answerer looks at images"),
+    "model": (
+        '[answerer]\nspec = "transformers:./no/such/folder"\nimages = false',
+        "there is no model for the answerer here",
+    ),
+    "words": ('[answerer]\nsystem_prompt = "no.txt"', "the system prompt"),
+    "start": ('[sft]\ncheckpoint = "bad.pt"', "not a torch file"),
+    "checkpoint": ('[eval]\ncheckpoint = "bad.pt"', "not a torch file"),
+    "pool": ("[pool]\nsize = 60", "a pool cannot be larger"),
+    "device": ('[train.run]\ndevice = "cuda:7"', "CUDA device"),
+}
+FILES = {
+    "RL data": ('rl_data = ["none.json"]', "the RL data 1 are not there"),
+    "store": ('store = "bad.pt"', "lever.json"),
+    "vectors": ('candidate_embeddings = "bad.pt"', "bad.pt"),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> WorldFiles:
+    return write_world(make_world(WorldSpec(60, 20, 8)), tmp_path_factory.mktemp("world"))
+
+
+def _config(world: WorldFiles, folder: Path, more: str, vectors: bool = True) -> Path:
+    lines = ["[data]", 'dataset = "demo"']
+    for name, split in (("", "train"), ("eval_", "val")):
+        lines += [f'{name}questions = "{world.questions(split)}"']
+        lines += [f'{name}annotations = "{world.annotations(split)}"']
+        if vectors:
+            name = name or "query_"
+            lines += [f'{name}embeddings = "{world.embeddings(split)}"']
+    path = folder / "lever.toml"
+    path.write_text("\n".join([*lines, more]))
+    (folder / "bad.pt").write_text("no checkpoint")
+    return path
+
+
+@pytest.mark.parametrize("case", [*CASES, *FILES])
+def test_the_plan_refuses_what_it_can_know(case: str, world: WorldFiles, tmp_path: Path) -> None:
+    more, message = (CASES | FILES)[case]
+    path = _config(world, tmp_path, more)
+    before = sorted(tmp_path.rglob("*"))
+    for words in (("--dry-run",), ()):
+        done = lever("run", "--config", path, *words, check=False)
+        assert done.returncode != 0 and message in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_plan_refuses_an_encoder_or_images_that_are_not_there(
+    world: WorldFiles, tmp_path: Path
+) -> None:
+    for more, message in (
+        ("", "images are needed"),
+        ('[embed]\nfeatures = "text"\nencoder = "./no/such"', "no model for the encoder here"),
+    ):
+        path = _config(world, tmp_path, more, vectors=False)
+        done = lever("run", "--config", path, "--dry-run", check=False)
+        assert done.returncode == 2 and message in done.stderr
+
+
+def test_the_users_own_view_is_known_to_the_plan(world: WorldFiles, tmp_path: Path) -> None:
+    (tmp_path / "sql").mkdir()
+    (tmp_path / "sql" / "mine.sql").write_text("select * from all_candidates")
+    path = _config(world, tmp_path, 'sql_dir = "sql"\n[train.data]\nview = ["mine"]')
+    assert lever("run", "--config", path, "--dry-run").returncode == 0
