@@ -6,7 +6,7 @@ import gzip
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 
 from lever_data.sources.export import export
 from lever_data.sources.ingest import ingest
-from lever_data.sources.ingest_options import IngestOptions
+from lever_data.sources.ingest_options import IngestOptions, Reader
 from lever_data.store.store import Run, Store
 from tests.commands import lever
 from tests.legacy_strategies import (
@@ -132,6 +132,62 @@ def test_a_file_for_a_state_of_the_legacy_code_is_as_that_state_reads_it(
         assert (second["vqa_pred_answer"], second["vqa_acc_score"]) == ("", 0.0)
     for record in (first, second):  # either key would give `pointer` another meaning
         assert record.keys().isdisjoint({"pointer_pos", "pointer_global", "candidate_pool_ids"})
+
+
+def _read_as_notes(file: Json) -> list[tuple[int, list[int], float]]:
+    """What the state of the notes reads: every key is a query, fallback rows are skipped ones."""
+    return [
+        (int(key), c["pointer"], c["vqa_correct"] + c["vqa_acc_score"])
+        for key, value in file.items()
+        for c in value["pointer_candidates"]
+        if c["vqa_eval_mode"] != "fallback"
+    ]
+
+
+def _read_as_newest(file: Json) -> list[tuple[int, list[int], float]]:
+    """What the newest state reads: `_` keys and errors are skipped, pointer_pos goes first."""
+    return [
+        (int(key), c.get("pointer_pos", c["pointer"]), c["vqa_correct"] + c["vqa_acc_score"])
+        for key, value in file.items()
+        if not key.startswith("_")
+        for c in value["pointer_candidates"]
+        if c["vqa_eval_mode"] not in ("error", "fallback")
+    ]
+
+
+def _sources() -> dict[str, Json]:
+    """The same three rows, as every generation writes them; the last one failed."""
+    scores: Json = {"vqa_correct": 1, "vqa_acc_score": 0.6}
+    failed: Json = {"vqa_correct": 0, "vqa_acc_score": 0.0}
+    pool = [9, 8, 5]
+    rows = [([8, 9], [1, 0], scores), ([5, 8], [2, 1], scores), ([9, 5], [0, 2], failed)]
+
+    def mode(row: Json, spelled: str) -> Json:
+        return row | {"vqa_eval_mode": "error" if row is failed else spelled}
+
+    v2 = [{"pointer": p, **mode(s, "file")} for p, _, s in rows]
+    v4 = [{"pointer": p, "pointer_pos": at, **mode(s, "vqaEval")} for p, at, s in rows]
+    k64 = [{"pointer": at, "pointer_global": p, **mode(s, "vqaEval")} for p, at, s in rows]
+    return {
+        "v2": {"4": {"pointer_candidates": v2}},
+        "v4": {
+            "_meta": {"vqa_model": "m"},
+            "4": {"candidate_pool_indices": pool, "pointer_candidates": v4},
+        },
+        "k64": {"4": {"candidate_pool_ids": pool, "pointer_candidates": k64}},
+    }
+
+
+@pytest.mark.parametrize("generation", ["v2", "v4", "k64"])
+def test_each_state_reads_the_pointers_that_its_file_means(tmp_path: Path, generation: str) -> None:
+    (tmp_path / "in.json").write_text(json.dumps(_sources()[generation]))
+    store = Store.create(tmp_path / "store")
+    (done,) = ingest([tmp_path / "in.json"], store, IngestOptions(dataset="d", split="train"))
+    expected = [(4, [8, 9], 1.6), (4, [5, 8], 1.6)]
+    for reader, read in (("notes", _read_as_notes), ("newest", _read_as_newest)):
+        out = tmp_path / f"{reader}.json"
+        export(store, done.run.run, out, reader=cast(Reader, reader))
+        assert read(json.loads(out.read_bytes())) == expected, reader
 
 
 def test_several_scorers_stand_with_their_rows(tmp_path: Path) -> None:

@@ -13,7 +13,12 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.readers.vectors import read_vectors
 from lever_demo.files import WorldFiles, write_world
 from lever_demo.world import WorldSpec, make_world
-from lever_train.flow.legacy_environment import not_understood, reward_suffix, train_config
+from lever_train.flow.legacy_environment import (
+    not_understood,
+    reward_suffix,
+    rl_reader,
+    train_config,
+)
 from lever_train.flow.legacy_names import (
     LegacyPaths,
     LegacyRun,
@@ -116,6 +121,11 @@ def test_the_reward_names_the_folder_as_it_is_written(
     environment: dict[str, str], suffix: str
 ) -> None:
     assert reward_suffix(environment) == suffix
+
+
+def test_rl_data_is_written_for_the_state_whose_words_are_used() -> None:
+    assert rl_reader({"RCE_EPOCHS": "5", "HARD_WEIGHT": "2"}) == "notes"
+    assert rl_reader({"REL_WEIGHT": "0.1"}) == rl_reader({"RL_DATA_PATH": "x"}) == "newest"
 
 
 def test_every_variable_of_the_script_counts_or_is_named() -> None:
@@ -364,7 +374,8 @@ def test_the_legacy_form_makes_what_is_missing(
     assert outputs["embed"]["query"] == str(legacy.embeddings("query"))
     assert outputs["beam"]["run"] and outputs["sft"]["checkpoint"]
     rl_data = json.loads(legacy.rl_data.read_text())
-    assert len(rl_data) == QUERIES + 1 and rl_data["_meta"]["vqa_model"].startswith("nearest")
+    assert len(rl_data) == QUERIES  # no _meta: these are words of the notes, whose code has none
+    assert rl_data["0"]["pointer_candidates"][0]["scorer"].startswith("nearest")
     assert len(torch.load(legacy.embeddings("candidate"), weights_only=True)) == QUERIES
     (run,) = outputs["ingest"]["examples"]
     manifest = legacy.results / "lever-store" / "runs" / f"run={run}" / "manifest.json"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, cast
+from typing import IO, Any, Protocol, cast
 
 import msgspec
 import pyarrow.parquet as pq
@@ -27,6 +27,7 @@ from lever_data.sources.fields import (
     RESERVED,
     Layout,
 )
+from lever_data.sources.ingest_options import Reader
 from lever_data.store.files import writing
 from lever_data.store.integrity import require_intact
 from lever_data.store.store import Run, Store
@@ -34,7 +35,6 @@ from lever_data.store.store import Run, Store
 KINDS = ("rl_data", "beam", "rollout", "rescore")
 _BATCH = 4096
 
-Reader = Literal["notes", "newest"]  # states of the legacy code: of its notes, and of 2025-12-29
 Progress = Callable[[int, int], None]  # candidates written, candidates in all
 
 

@@ -11,6 +11,7 @@ from lever_data.items.task import TaskGiven
 from lever_data.options import Section, option
 from lever_data.vocabulary import Dataset, Split
 
+Reader = Literal["notes", "newest"]  # states of the legacy code: of its notes, and of 2025-12-29
 Order = Literal["file", "question_id"]
 
 

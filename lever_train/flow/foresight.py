@@ -99,8 +99,11 @@ def require_vectors(work: Work) -> None:
                 f"embeddings of {table.shape[1]} numbers beside others of {first.shape[1]}",
                 where=str(path),
             )
-    shown = tables.get(data.candidate_embeddings or data.query_embeddings)
-    if size is not None and data.pool is None and shown is not None and size >= len(shown):
+    named = data.candidate_embeddings or data.query_embeddings
+    if size is None or data.pool is not None or named is None:
+        return
+    shown = tables[named]
+    if size >= len(shown):
         raise UsageError(
             "a pool cannot be larger than the items that may be shown",
             value=f"{size} of {len(shown)}",

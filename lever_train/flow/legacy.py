@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lever_data.errors import LeverError
-from lever_train.flow.legacy_environment import reward_suffix, train_config
+from lever_train.flow.legacy_environment import reward_suffix, rl_reader, train_config
 from lever_train.flow.legacy_files import LegacyFiles, has_examples, sees_images
 from lever_train.flow.legacy_names import SAMPLES, LegacyPaths, LegacyRun, choose_checkpoint
 from lever_train.flow.pipeline import Pipeline, is_made
@@ -54,6 +54,7 @@ class LegacyCall:
     ) -> None:
         self.paths = LegacyPaths.of(run, root)
         self.out = self.paths.v3_folder(reward_suffix(environment))
+        self.reader = rl_reader(environment)
         self.store = self.paths.results / "lever-store"
         self.rl_data = self.paths.rl_data
         if named := environment.get("RL_DATA_PATH"):
@@ -91,6 +92,7 @@ class LegacyCall:
                 order="question_id",
                 rl_data=(self.rl_data,) if self.has_rl else (),
                 rl_out=None if self.has_rl else self.rl_data,
+                rl_reader=self.reader,
                 questions=self.questions[0],
                 annotations=self.questions[1],
                 eval_questions=judged[0],

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 
 from lever_data.errors import UsageError
 from lever_data.relations.reward_spec import RewardSpec
+from lever_data.sources.ingest_options import Reader
 from lever_train.options.train import (
     DataConfig,
     GrpoConfig,
@@ -22,11 +23,12 @@ from lever_train.options.train import (
 
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 # What the legacy script reads, at its state of the notes and at its newest.
+_NEWEST = ("RCE_USE_RAW_REWARD", "REL_WEIGHT", "REQUIRE_POSITIVE_QUERY", "RL_DATA_PATH")
 VARIABLES = (
     *("RCE_EPOCHS", "GRPO_EPOCHS", "BATCH_SIZE", "RCE_LR", "GRPO_LR", "KL_BETA", "NUM_LAYERS"),
-    *("REWARD_MODE", "HARD_WEIGHT", "SOFT_WEIGHT", "REL_WEIGHT", "SKIP_FALLBACK_REWARD"),
-    *("RCE_USE_NORMALIZED_REWARD", "RCE_USE_RAW_REWARD", "FREEZE_BACKBONE_IN_GRPO"),
-    *("REQUIRE_POSITIVE_QUERY", "RL_DATA_PATH"),
+    *("REWARD_MODE", "HARD_WEIGHT", "SOFT_WEIGHT", "SKIP_FALLBACK_REWARD"),
+    *("RCE_USE_NORMALIZED_REWARD", "FREEZE_BACKBONE_IN_GRPO"),
+    *_NEWEST,
 )
 # What looks like one of them: of the same words, but not read by anything here.
 _LOOKS_LIKE = re.compile(
@@ -44,6 +46,11 @@ def not_understood(environment: Mapping[str, str]) -> list[str]:
             meant = f"; did you mean {near[0]}?" if near else ""
             lines.append(f"{name} is set and not understood: it changes nothing{meant}")
     return lines
+
+
+def rl_reader(environment: Mapping[str, str]) -> Reader:
+    """The state of the legacy code whose words these are: RL data is written as it reads them."""
+    return "newest" if any(name in environment for name in _NEWEST) else "notes"
 
 
 def train_config(environment: Mapping[str, str], device: str) -> TrainConfig:

@@ -209,12 +209,14 @@ def generate(work: Work) -> Step:
         done = _rolled_out(work, outcome)
         if data.rl_out is not None:
             data.rl_out.parent.mkdir(parents=True, exist_ok=True)
-            export(Store.open(data.store), done["run"], data.rl_out, reader="newest")
+            export(Store.open(data.store), done["run"], data.rl_out, reader=data.rl_reader)
             done["paths"].append(str(data.rl_out))
         return done
 
     idle = "RL data is given" if data.rl_data and not table.also else None
     parameters = {"generate": table.model_dump(mode="json"), **_answering(work)}
+    if data.rl_reader != "newest":
+        parameters["rl_reader"] = data.rl_reader
     reads, after = work.rollout_files(), ("ingest", "embed", "pool", "sft")
 
     def guard() -> None:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from lever_data.items.task import Task
 from lever_data.options import Section, option
-from lever_data.sources.ingest_options import Columns, Order
+from lever_data.sources.ingest_options import Columns, Order, Reader
 from lever_data.toml import inside, read_toml, require_fields, validated
 from lever_data.vocabulary import (
     DEFAULT_STORE,
@@ -47,6 +47,7 @@ class DataTable(Section):
     rl_data: tuple[Path, ...] = option((), "RL data JSON files.")
     beam_data: tuple[Path, ...] = option((), "InfoScore beam JSON files, for SFT.")
     rl_out: Path | None = option(None, "Generated RL data is written here, too, as legacy JSON.")
+    rl_reader: Reader = option("newest", "State of the legacy code that file is written for.")
     order: Order = option(
         "file",
         "What numbers questions: their place in the file, or that among the sorted question ids, "
