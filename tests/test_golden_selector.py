@@ -143,6 +143,31 @@ def test_the_network(name: str) -> None:
     _close(torch.from_numpy(picks.positions), golden["greedy"])
 
 
+@needs_shared
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gate_that_keeps_the_query_gives_the_legacy_figures(name: str) -> None:
+    """The one figure the legacy code gives of its gate: held open, it is the static selector."""
+    with np.load(GOLDEN / f"{name}.npz") as figures:
+        golden = {key: torch.tensor(figures[key]) for key in figures}
+    tensors = torch.load(GOLDEN / f"{name}.v3.pt", weights_only=True)["model_state_dict"]
+    layers = sum(key.endswith("in_proj_weight") for key in tensors)
+    shots = golden["labels"].shape[-1]
+    gated = make_selector(
+        golden["query_emb"].shape[-1],
+        ModelConfig(selector="gated", num_layers=layers, max_shots=shots),
+    ).eval()
+    assert gated.load_state_dict(tensors, strict=False).missing_keys == [
+        "query_update_gate.weight",
+        "query_update_gate.bias",
+    ]
+    gated.state_dict()["query_update_gate.bias"].fill_(1e4)
+    query, candidates = golden["query_emb"], golden["cand_emb"]
+    log_probs = sequence_log_prob(gated, query, candidates, golden["labels"])
+    _close(log_probs, golden["log_probs"])
+    picks = greedy(gated, query, candidates, shots)
+    _close(torch.from_numpy(picks.positions), golden["greedy"])
+
+
 def _load(name: str) -> Selector:
     tensors = torch.load(GOLDEN / f"{name}.v3.pt", weights_only=True)["model_state_dict"]
     layers = sum(key.endswith("in_proj_weight") for key in tensors)

@@ -16,6 +16,7 @@ import duckdb
 
 from lever_data.catalog import quote_identifier
 from lever_data.errors import LeverError, UsageError
+from lever_data.items.task import Task, stored_task
 from lever_data.relations.db import open_session
 from lever_data.relations.rewards import reward_sql
 from lever_data.relations.stream import readable_errors
@@ -27,6 +28,7 @@ from lever_train.inputs.embeddings import load_embeddings
 from lever_train.options.embed import EmbedRequest
 from lever_train.options.pipeline import PipelineConfig
 from lever_train.rollout.answerers import images_of, needs_images
+from lever_train.rollout.answerers.base import asked_task
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # what may be fetched; anything else is a path
 
@@ -39,7 +41,7 @@ def require_sense(config: PipelineConfig) -> None:
         LeverError: the store is none, or a view of the user's is broken.
     """
     require_known([parse_gate(text) for text in config.audit.fail_on])
-    needs_images(config.answerer.answerer)
+    needs_images(config.answerer.answerer, Task())
     data = config.data
     if data.store.exists():
         Store.open(data.store)
@@ -76,7 +78,12 @@ def require_answerer(work: Work) -> None:
         UsageError: it names what is missing.
     """
     spec = work.config.answerer.answerer
-    images_of(spec, work.config.data.image_root)
+    data = work.config.data
+    task = work.config.given_task
+    if task is None:
+        runs = Store.open(data.store).runs() if data.store.exists() else []
+        task = stored_task(runs, data.dataset, data.train_split)
+    images_of(spec, asked_task(task, spec), data.image_root)
     kind, _, name = spec.spec.partition(":")
     if kind == "transformers":
         _require_model(name, "answerer")
