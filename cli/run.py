@@ -64,7 +64,8 @@ def show_run(request: RunRequest, dry_run: bool, force: tuple[str, ...], json: P
     for line in request.opening():
         say(line)
     resolved = request.resolve()
-    say(f"mode: {library.mode(resolved)}")
+    for line in [f"mode: {library.mode(resolved)}", *library.found(request, resolved)]:
+        say(line)
     if dry_run:
         _show_plan(library.plan(resolved, force), json)
         return

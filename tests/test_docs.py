@@ -54,6 +54,7 @@ EXCUSED = {
     "docs/board.md": "its command serves until it is ended: test_board.py",
     "docs/cli.md": "lists options and names no command to run",
     "docs/lab.md": "what was run at its date",
+    "docs/legacy.md": "of a folder of the legacy code: test_run.py, test_export.py",
     "docs/python.md": "it is Python: test_python.py runs it",
     "docs/reliability.md": "its commands mend a damaged run: tests/torture/test_damage.py",
     "docs/scale.md": "all its commands need a GPU",

@@ -11,8 +11,11 @@ import torch
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.readers.vectors import read_vectors
+from lever_data.store.schema import EXAMPLES
+from lever_data.store.store import RunSpec, Store
 from lever_demo.files import WorldFiles, write_world
 from lever_demo.world import WorldSpec, make_world
+from lever_train.flow.legacy import LegacyCall, sources
 from lever_train.flow.legacy_environment import (
     not_understood,
     reward_suffix,
@@ -28,9 +31,8 @@ from lever_train.flow.legacy_names import (
     sampler_name,
 )
 from lever_train.flow.similar import similar_pools
-from lever_train.options.pipeline import (
-    load_pipeline,
-)
+from lever_train.flow.steps import build_steps
+from lever_train.options.pipeline import DataTable, PipelineConfig, load_pipeline
 from lever_train.options.resolve import resolve
 from lever_train.options.train import ModelConfig, TrainConfig
 from lever_train.selector.checkpoint import Progress, load_selector, save_v3
@@ -38,8 +40,10 @@ from lever_train.selector.checkpoint import convert as convert_checkpoint
 from lever_train.selector.kinds import make_selector
 from tests.commands import lever
 from tests.encoders import tiny_clip
+from tests.stores import table
 
 QUERIES, HELD_OUT = 60, 20  # of the legacy form's world
+ROLES = ("query", "candidate")
 WORDS = (
     "vqa",
     "okvqa_local",
@@ -343,6 +347,54 @@ def test_the_plan_names_everything_that_cannot_be_made(legacy: LegacyPaths) -> N
     legacy.embeddings("query").unlink()
     done = lever("run", *WORDS, "--encoder", "no-such-folder", "--dry-run", check=False)
     assert done.returncode == 1 and "the encoder no-such-folder, which makes " in done.stderr
+
+
+def test_the_call_says_which_way_it_went(legacy: LegacyPaths, tmp_path: Path) -> None:
+    """Images where there are some, else the text; files, else the store; given data, else made."""
+    encoder = str(tiny_clip(tmp_path / "encoder"))
+
+    def config() -> PipelineConfig:
+        call = LegacyCall(LegacyRun.of(WORDS), tmp_path, {}, answerer="nearest", encoder=encoder)
+        return call.config(TrainConfig())
+
+    given = config()
+    assert f"embeddings: {legacy.embeddings('query')}" in sources(given)
+    assert f"RL starts from: {legacy.v2_checkpoint}" in sources(given)
+    assert f"RL data: {legacy.rl_data}" in sources(given)
+    for path in (legacy.v2_checkpoint, legacy.rl_data, *map(legacy.embeddings, ROLES)):
+        path.unlink()
+    with pytest.raises(LeverError, match="questions and annotations of the split train in"):
+        config()
+    store = Store.create(legacy.results / "lever-store")
+    with store.begin(RunSpec("examples", "okvqa", "train")) as writer:
+        place = {"dataset": "okvqa", "split": "train"}
+        item = {"example_id": 0, "question_id": 5, "question": "?", "answers": ["tea"]}
+        writer.write("examples", table(EXAMPLES, [place | item | {"answer": "tea"}]))
+        writer.commit()
+    stored = config()
+    assert stored.data.questions is None and stored.embed.features == "text"
+    assert "questions of train: those of the store, if it has any" in sources(stored)
+    assert f"embeddings: made by {encoder} from the text alone" in sources(stored)
+    assert "RL starts from: SFT on beams that are searched" in sources(stored)
+    written = f"RL data: made by nearest, and written to {legacy.rl_data} (notes)"
+    assert written in sources(stored)
+    (tmp_path / "data" / "mscoco" / "train2014").mkdir(parents=True)
+    seeing = config()
+    assert seeing.embed.features == "both"
+    assert seeing.data.image_root == tmp_path / "data" / "mscoco"
+    assert f"embeddings: made by {encoder} from images and text" in sources(seeing)
+
+
+def test_rl_data_of_another_is_not_written_over(tmp_path: Path) -> None:
+    theirs = tmp_path / "rl_data.json"
+    theirs.write_text("{}")
+    data = DataTable(dataset="d", store=tmp_path / "store", out=tmp_path, rl_out=theirs)
+    steps = build_steps(PipelineConfig(data=data), print, lambda done, total, note="": None)
+    (generate,) = [step for step in steps if step.name == "generate"]
+    with pytest.raises(LeverError, match="a file is in the way that this pipeline did not make"):
+        generate.guard()
+    theirs.unlink()
+    generate.guard()
 
 
 @pytest.mark.slow

@@ -229,6 +229,21 @@ def _refuse(missing: Mapping[str, str]) -> None:
         )
 
 
+def sources(config: PipelineConfig) -> list[str]:
+    """Where everything of a legacy call comes from: what was found, and what is made instead."""
+    data, lines = config.data, []
+    for split, path in (("train", data.questions), ("val", data.eval_questions)):
+        lines.append(f"questions of {split}: {path or 'those of the store, if it has any'}")
+    seen = "images and text" if config.embed.features == "both" else "the text alone"
+    made = f"made by {config.embed.encoder} from {seen}"
+    lines.append(f"embeddings: {data.query_embeddings or made}")
+    if config.eval.checkpoint is not None:
+        return [*lines, f"answers: {config.answerer.spec}, written to {config.eval.predictions}"]
+    lines.append(f"RL starts from: {config.sft.checkpoint or 'SFT on beams that are searched'}")
+    rolled = f"made by {config.answerer.spec}, and written to {data.rl_out} ({data.rl_reader})"
+    return [*lines, f"RL data: {data.rl_data[0] if data.rl_data else rolled}"]
+
+
 def legacy_config(
     run: LegacyRun,
     root: Path,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lever_data.errors import UsageError
 from lever_train.flow.foresight import require_sense
-from lever_train.flow.legacy import legacy_config
+from lever_train.flow.legacy import legacy_config, sources
 from lever_train.flow.legacy_environment import not_understood
 from lever_train.flow.legacy_names import ARGUMENTS, VERSIONS, LegacyRun, choose_checkpoint
 from lever_train.flow.pipeline import Outputs, Pipeline, PlanLine, Say
@@ -154,6 +154,11 @@ class RunRequest:
             train = config.train.model_copy(update={"run": run})
             config = config.model_copy(update={"train": train})
         return config
+
+
+def found(request: RunRequest, config: PipelineConfig) -> list[str]:
+    """Which files the legacy words led to, and what is made for want of them."""
+    return sources(config) if request.words else []
 
 
 def mode(config: PipelineConfig) -> str:
