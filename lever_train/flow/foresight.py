@@ -26,7 +26,7 @@ from lever_train.flow.legacy_files import sees_images
 from lever_train.flow.work import Work
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.options.embed import EmbedRequest
-from lever_train.options.pipeline import PipelineConfig
+from lever_train.options.pipeline import DataTable, PipelineConfig
 from lever_train.rollout.answerers import images_of, needs_images
 from lever_train.rollout.answerers.base import asked_task
 
@@ -66,8 +66,9 @@ def require_encoder(work: Work) -> None:
         UsageError: it names what is missing.
     """
     config = work.config
-    images = {"image_root": config.data.image_root, "image_name": config.data.image_name}
-    EmbedRequest(**config.embed.model_dump(), **images).require_images()
+    if not _may_bring_images(config.data):
+        images = {"image_root": config.data.image_root, "store": config.data.store}
+        EmbedRequest(**config.embed.model_dump(), **images).require_images()
     _require_model(config.embed.encoder, "encoder")
 
 
@@ -83,7 +84,8 @@ def require_answerer(work: Work) -> None:
     if task is None:
         runs = Store.open(data.store).runs() if data.store.exists() else []
         task = stored_task(runs, data.dataset, data.train_split)
-    images_of(spec, asked_task(task, spec), data.image_root)
+    if not _may_bring_images(data):
+        images_of(spec, asked_task(task, spec), data.image_root, data.store)
     kind, _, name = spec.spec.partition(":")
     if kind == "transformers":
         _require_model(name, "answerer")
@@ -115,6 +117,12 @@ def require_vectors(work: Work) -> None:
             "a pool cannot be larger than the items that may be shown",
             value=f"{size} of {len(shown)}",
         )
+
+
+def _may_bring_images(data: DataTable) -> bool:
+    """Whether the step ingest may find pictures inside the data, as in Parquet files."""
+    given = data.questions is not None and not data.questions.name.endswith((".json", ".json.gz"))
+    return data.image_root is None and given
 
 
 def _require_model(name: str, what: str) -> None:
