@@ -52,7 +52,7 @@ def save_tiny_vlm(folder: Path, family: str = "Qwen2_5_VL", spread: float = 0.0)
     """Make and save the model; the same weights every time. ``spread``: standard deviation of
     what is added to all of them, so that every branch of the model matters."""
     disable_progress_bar()
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(folder)
     side = 2 * VISION[family]["patch_size"]
     images = Qwen2VLImageProcessorPil(
@@ -98,7 +98,7 @@ def save_tiny_vlm(folder: Path, family: str = "Qwen2_5_VL", spread: float = 0.0)
     return folder
 
 
-def _tokenizer(special: list[str] = SPECIAL) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(special: list[str] = SPECIAL) -> PreTrainedTokenizerFast:
     found = Tokenizer(models.BPE())
     found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     found.decoder = decoders.ByteLevel()
@@ -134,7 +134,7 @@ def save_tiny_processed(folder: Path, family: str) -> Path:
     """Make and save such a model with its processor, weights large enough for texts to differ."""
     disable_progress_bar()
     special, shown = PROCESSED[family]
-    tokenizer = _tokenizer([PAD, END, *special])
+    tokenizer = tiny_tokenizer([PAD, END, *special])
     tokenizer.chat_template = CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", shown)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (PAD, END, *special)}
     text: dict[str, Any] = _SIZES | {

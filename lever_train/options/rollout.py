@@ -172,7 +172,7 @@ class AnswererSpec(Section):
         "Name of the scorer in the store. Default: the model and a digest of the prompt's words.",
     )
     api: Literal["chat", "completions"] = option(
-        "chat", "What an endpoint is asked: chat, or completions for a base model (no images)."
+        "chat", "How a model is asked: chat, or completions for a base model (no images)."
     )
     prompt_form: Literal["message", "lines", "turns"] | None = option(
         None,

@@ -1,4 +1,4 @@
-"""Answers from a local vision-language model through transformers, Qwen2.5-VL first.
+"""Answers from a local model through transformers: vision-language or language alone.
 
 In go prompts, out come answers with the log-probabilities of the ground truth. Prompts are batched
 by length. The answer to a prompt must not depend on what else is in the batch: the first batch is
@@ -31,6 +31,7 @@ from lever_train.rollout.answerers.base import (
     scorer_name,
     template_of,
 )
+from lever_train.rollout.answerers.causal_language import CausalModel, is_causal
 from lever_train.rollout.answerers.processor_model import FAMILIES as PLAIN
 from lever_train.rollout.answerers.processor_model import ProcessorModel
 from lever_train.rollout.answerers.vision_language import FAMILIES as REUSING
@@ -46,11 +47,14 @@ _BATCH = {"cpu": 4, "cuda": 32}
 _LOG = logging.getLogger("lever.transformers")
 
 
-LocalModel = VisionLanguageModel | ProcessorModel
+LocalModel = VisionLanguageModel | ProcessorModel | CausalModel
 
 
-def load_model(name: str, device: str) -> LocalModel:
-    """The model of a name or folder, in the way its family is answered.
+def load_model(
+    name: str, device: str, *, as_chat: bool = True, stop: Sequence[str] = ()
+) -> LocalModel:
+    """The model of a name or folder, in the way its family is answered; ``as_chat`` and ``stop``
+    as :meth:`CausalModel.load` takes them.
 
     Raises:
         LeverError: there is no such model, or its family is not known.
@@ -69,12 +73,14 @@ def load_model(name: str, device: str) -> LocalModel:
         return VisionLanguageModel.load(name, device)
     if kind in PLAIN:
         return ProcessorModel.load(name, device)
+    if is_causal(kind):
+        return CausalModel.load(name, device, as_chat=as_chat, stop=stop)
     raise LeverError(
         "this answerer does not know models of this family",
         where=name,
         value=kind,
-        hint=f"it knows {', '.join((*REUSING, *PLAIN))}; serve others with vLLM and use "
-        "--answerer openai:URL",
+        hint=f"it knows {', '.join((*REUSING, *PLAIN))} and causal language models; serve "
+        "others with vLLM and use --answerer openai:URL",
     )
 
 
@@ -97,9 +103,10 @@ class TransformersAnswerer:
     ) -> TransformersAnswerer:
         """An answerer for a model of the hub or in a folder; nothing is loaded yet."""
         kind = spec.device.split(":")[0]
-        return cls(
-            model_name, spec, template_of(spec, task), _batch=spec.batch_size or _BATCH.get(kind, 4)
-        )
+        template, batch = template_of(spec, task), spec.batch_size or _BATCH.get(kind, 4)
+        if task is not None and not spec.stop:
+            spec = spec.but(stop=task.stop)
+        return cls(model_name, spec, template, _batch=batch)
 
     @cached_property
     def name(self) -> str:
@@ -120,7 +127,9 @@ class TransformersAnswerer:
     def generation(self) -> dict[str, Any]:
         """Prompt and parameters; a model in a folder is known by the digest of its files."""
         is_folder = Path(self.model_name).is_dir()
-        return {
+        text: dict[str, Any] = {"api": self.spec.api} if self.spec.api != "chat" else {}
+        text |= {"stop": list(self.spec.stop)} if self.spec.stop else {}
+        return text | {
             "generate": self.spec.generate,
             "dtype": "bfloat16" if self.spec.device.startswith("cuda") else "float32",
             "length_penalty": self.spec.length_penalty,
@@ -147,7 +156,10 @@ class TransformersAnswerer:
             LeverError: the model cannot be loaded.
         """
         if self._model is None:
-            self._model = load_model(self.model_name, self.spec.device)
+            as_chat = self.spec.api == "chat"
+            self._model = load_model(
+                self.model_name, self.spec.device, as_chat=as_chat, stop=self.spec.stop
+            )
         model = self._model
         answers: dict[int, Answer] = {}
         encoded: dict[int, PromptTokens] = {}
