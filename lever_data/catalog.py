@@ -29,6 +29,7 @@ RAW_TABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "raw_queries": (RL_KINDS, "queries", "stg_queries"),
     "raw_examples": (("examples",), "examples", "stg_examples"),
     "raw_embeddings": (("embeddings",), "embeddings", "stg_embeddings"),
+    "raw_features": (("features",), "features", "stg_features"),
     "raw_texts": (("texts",), "texts", "stg_texts"),
     "raw_evaluations": (("evaluation",), "evaluations", "stg_evaluations"),
     "raw_sweeps": (("sweep",), "sweeps", "stg_sweeps"),
@@ -60,7 +61,7 @@ class Relation:
     """
 
     name: str
-    folder: str  # staging | views | diagnostics | user
+    folder: str  # staging | views | diagnostics | features | user
     sql: str
     purpose: str
     grain: str
@@ -82,6 +83,15 @@ def builtin() -> dict[str, Relation]:
     rewards = comparison_sql(reward_modes(), [column.name for column in settings.columns])
     found.append(parse("mode_rewards", "diagnostics", rewards))
     return {relation.name: relation for relation in sorted(found, key=lambda r: r.name)}
+
+
+@cache
+def features() -> dict[str, Relation]:
+    """Every feature of pairs that comes with lever, by name; see ``relations.features``."""
+    root = resources.files("lever_sql") / "features"
+    files = sorted((e for e in root.iterdir() if e.name.endswith(".sql")), key=lambda e: e.name)
+    named = {e.name.removesuffix(".sql"): e.read_text("utf-8") for e in files}
+    return {name: parse(name, "features", text) for name, text in named.items()}
 
 
 @cache
@@ -167,9 +177,14 @@ def builtin_reads(name: str) -> frozenset[str]:
     By its words: to parse all of lever's own files takes 90 ms of every command. A test compares
     this with :func:`tables_read`, which is what anybody else's SQL goes through.
     """
-    text = _COMMENT.sub("", builtin()[name].sql)
+    text = without_comments(builtin()[name].sql)
     known = builtin().keys() | RAW_TABLES.keys()
     return frozenset(known & {*_READ.findall(text)} - {*_OWN.findall(text), name})
+
+
+def without_comments(sql: str) -> str:
+    """SQL without its ``--`` comments."""
+    return _COMMENT.sub("", sql)
 
 
 def tables_read(con: duckdb.DuckDBPyConnection, sql: str) -> set[str]:

@@ -207,7 +207,7 @@ def test_rows_and_pairs(evaluated: Evaluation) -> None:
         assert row.accuracy == pytest.approx(by_name[row.selector, row.shots].mean())
         assert row.low <= row.accuracy <= row.high and (row.n, row.failed) == (50, 0)
     assert {(p.a, p.b, p.shots) for p in board.paired} == {
-        ("fresh", b, s) for b in ("random", "nearest") for s in (1, 2, 3, 4)
+        ("fresh", b, s) for b in ("random", "nearest", "vote") for s in (1, 2, 3, 4)
     }
     for pair in board.paired:
         change = by_name[pair.a, pair.shots] - by_name[pair.b, pair.shots]
@@ -220,7 +220,7 @@ def test_an_evaluation_is_a_run_and_its_scores_are_a_query(
     place: Place, evaluated: Evaluation
 ) -> None:
     run = place.store.run(str(evaluated.scoreboard.run))
-    assert (run.kind, run.num_rows) == ("evaluation", 50 * (1 + 4 * 4))
+    assert (run.kind, run.num_rows) == ("evaluation", 50 * (1 + 5 * 4))
     con = connect(place.store, runs=[run.run])
     found = con.execute("select selector, shots, mean_accuracy from evaluation_scores").fetchall()
     expected = {(r.selector, r.shots): r.accuracy for r in evaluated.scoreboard.rows}
@@ -338,7 +338,7 @@ def test_the_page_says_what_it_is_of_and_draws_every_selector(
     for said in (f"{DATASET}/val", "nearest", str(place.checkpoint), evaluated.scoreboard.run):
         assert said in words
     names = [line["name"] for line in _chart(text)["lines"]]
-    assert names == ["zero_shot", "random", "nearest", "fresh", "oracle (≥)"]
+    assert names == ["zero_shot", "random", "nearest", "vote", "fresh", "oracle (≥)"]
 
 
 def test_the_page_calls_the_oracle_a_lower_bound(evaluated: Evaluation) -> None:

@@ -496,7 +496,7 @@ def test_from_questions_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert outputs["sft"]["checkpoint"].endswith("sft/sft_epoch1.pt")
     found = json.loads(Path(outputs["evaluate"]["json"]).read_text())
     assert {row["selector"] for row in found["rows"]} == {
-        "zero_shot", "random", "nearest", "oracle", "sft", "rce",
+        "zero_shot", "random", "nearest", "vote", "oracle", "sft", "rce",
     }  # fmt: skip
     plan = json.loads(lever("run", "--config", config, "--dry-run", "--json", "-").stdout)
     verdicts = {item["step"]: item["verdict"] for item in plan}

@@ -124,6 +124,15 @@ TEXTS = pa.schema(
     ]
 )
 
+FEATURES = pa.schema(
+    [
+        *_QUERY_KEY,
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("name", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("value", pa.float32(), nullable=False),
+    ]
+)
+
 SWEEPS = pa.schema(
     [
         pa.field("sweep", pa.string(), nullable=False),
@@ -175,6 +184,7 @@ TABLES: dict[str, pa.Schema] = {
     "queries": QUERIES,
     "examples": EXAMPLES,
     "texts": TEXTS,
+    "features": FEATURES,
     "evaluations": EVALUATIONS,
     "sweeps": SWEEPS,
 }
@@ -185,6 +195,7 @@ SORT_KEYS: dict[str, tuple[str, ...]] = {
     "examples": ("example_id",),
     "embeddings": ("example_id",),
     "texts": ("example_id",),
+    "features": ("query_id",),  # within it by place in the pool, then as features were named
     "evaluations": ("query_id",),
 }
 

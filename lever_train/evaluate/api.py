@@ -79,6 +79,7 @@ def run_evaluation(
     limit = request.contest.most
     questions, task = _asked(request, store, con)
     held = open_held_out(con, questions, limit, task=task, widths=widths(policies.values()))
+    held = held.with_features(store, policies.values())
     answerer = _answerer(request, held, con)
     scorer = held.scoring.scorer(answerer.name)
     options = EvalOptions(
@@ -170,7 +171,8 @@ def predict(request: EvalRequest) -> pa.Table:
     policy = load_policy(request.checkpoints[0], request.contest.device)
     takes = widths([policy])
     held = open_held_out(con, request.questions, limit, is_judged=False, widths=takes)
-    picks = greedy(policy, held.ask, max(request.contest.shots))
+    held = held.with_features(store, [policy])
+    picks = greedy(policy, held.ask_for(policy), max(request.contest.shots))
     pointers = unpadded(picks)
     provenance = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

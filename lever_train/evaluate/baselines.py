@@ -1,4 +1,4 @@
-"""What a selector has to beat: random, nearest-neighbour and the best of the pool.
+"""What a selector has to beat: random, nearest-neighbour, the pool's vote and its best.
 
 In go the held-out queries (an ``Ask`` with their pools); out come ordered pointers [n, S] of
 example ids. Picks at fewer shots are the first of the picks at more: a selector trained on two
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lever_data.errors import LeverError
+from lever_train.inputs.pair_features import Pairs, votes
 from lever_train.options.rollout import Recipe
 from lever_train.rollout.policy import Policy, Similarity
 from lever_train.rollout.propose import Ask, propose
@@ -38,6 +39,25 @@ def random(ask: Ask, shots: int, seed: int) -> Pointers:
     """Demonstrations drawn uniformly from each pool; depends on (seed, query id) alone."""
     recipe = Recipe(shot_num=shots, num_beams=0, temps=(), num_random=1, seed=seed)
     return _only(Similarity(), ask, recipe)
+
+
+def vote(pairs: Pairs, ask: Ask, shots: int) -> Pointers:
+    """The demonstrations whose answers the pool votes for most, int64 [n, shots].
+
+    Candidates vote for the answers of their annotators, weighed by softmax(cosine / 0.05); the
+    answers of the queries are not read. Ties go to the more similar, then to the earlier.
+
+    Raises:
+        LeverError: a pool is too small.
+    """
+    share, cosine = votes(pairs)
+    closed = pairs.pool < 0
+    if ask.own:
+        closed = closed | (pairs.pool == ask.query_ids[:, None])
+    share[closed] = -1.0
+    order = np.lexsort((-cosine, -share), axis=-1)[:, :shots]
+    _require_choice(np.take_along_axis(share, order, 1).min(1), ask, shots)
+    return np.take_along_axis(pairs.pool, order, 1)
 
 
 def oracle(ask: Ask, shots: int, judge: Judge) -> Pointers:

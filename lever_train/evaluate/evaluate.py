@@ -2,7 +2,8 @@
 
 In go a :class:`HeldOut`, an answerer and policies by name; out come :class:`Outcome` records, one
 per selector and shot number: what was shown, what was answered, how right it was. Zero-shot,
-random and nearest-neighbour are always among them, the oracle where it is asked for.
+random, nearest-neighbour and the vote of the pool are always among them, the oracle where it is
+asked for.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ def _picks(
 ) -> Iterator[tuple[str, Pointers]]:
     yield "random", baselines.random(held.ask, most, options.seed)
     yield "nearest", baselines.nearest(held.ask, most)
+    yield "vote", baselines.vote(held.pairs, held.ask, most)
     for name, policy in policies.items():
-        yield name, baselines.greedy(policy, held.ask, most)
+        yield name, baselines.greedy(policy, held.ask_for(policy), most)
 
 
 def _require(held: HeldOut, policies: Mapping[str, Policy], options: EvalOptions) -> None:

@@ -6,8 +6,8 @@ items of another split, ``train`` as a rule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import duckdb
 import numpy as np
@@ -25,10 +25,13 @@ from lever_data.items.prompts import Item
 from lever_data.items.scoring import Scoring
 from lever_data.items.task import Task
 from lever_data.sources.official import load_official
+from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
+from lever_train.inputs.pair_features import Pairs
 from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
 from lever_train.options.evaluate import Questions
+from lever_train.rollout.policy import Policy, policy_features
 from lever_train.rollout.propose import Ask
 
 _NO_TRUTH = Truth((), False, ())
@@ -41,6 +44,8 @@ class HeldOut:
     ``ask``: their ids, embeddings and pools. ``queries`` and ``truths``: n items and what their
     answers are compared with. ``examples``: the demonstrations by example id. ``query_table``: the
     query embeddings whole, row = query id. ``scoring``: how answers become scores.
+    ``pairs``: what features of them are computed from; ``features``: those [n, K, F] that
+    policies read, by a policy's name.
     """
 
     dataset: str
@@ -51,9 +56,20 @@ class HeldOut:
     examples: Mapping[int, Item]
     query_table: Tensor
     scoring: Scoring
+    pairs: Pairs
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    def with_features(self, store: Store, policies: Iterable[Policy]) -> HeldOut:
+        """The same with what these policies read of pairs."""
+        found = {p.name: policy_features(policy=p, store=store, pairs=self.pairs) for p in policies}
+        return replace(self, features={n: f.values for n, f in found.items() if f is not None})
+
+    def ask_for(self, policy: Policy) -> Ask:
+        """The queries as this policy sees them."""
+        return replace(self.ask, features=self.features.get(policy.name))
 
 
 def open_held_out(
@@ -102,15 +118,20 @@ def open_held_out(
     )
     shown = pool.ids if isinstance(pool, SharedPool) else pool.of(numbers)
     _require_examples(shown, questions, examples)
+    asked = [items[int(i)].question for i in numbers]
+    place = dataset, questions.split, questions.candidate_split
+    each = np.broadcast_to(shown, (len(numbers), shown.shape[-1]))
+    vectors = queries[numbers], table
     return HeldOut(
         dataset,
         questions.split,
-        Ask(numbers, queries[numbers], table, shown, own),
+        Ask(numbers, *vectors, shown, own),
         tuple(items[int(i)] for i in numbers),
         tuple(truths[int(i)] for i in numbers),
         examples,
         queries,
         scoring,
+        Pairs(con, place, numbers, each, *vectors, asked, examples),
     )
 
 

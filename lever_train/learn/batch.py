@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -130,7 +130,11 @@ class Loader:
         if self.shared is not None:
             return query, self.shared
         assert batch.pool is not None
-        return query, Pool.distinct(self.candidates, batch.pool)
+        pool = Pool.distinct(self.candidates, batch.pool)
+        if self.data.features is not None:
+            values = self.data.features.of(batch.query.cpu().numpy())[:, : pool.size]
+            pool = replace(pool, features=torch.from_numpy(values).to(self.device))
+        return query, pool
 
 
 def collate(

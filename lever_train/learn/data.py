@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from lever_data.catalog import quote_literal
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.items import require_same_questions
+from lever_data.items.items import Place, load_items, require_same_questions
 from lever_data.relations.db import Session, open_session, quote_identifier
 from lever_data.relations.rewards import (
     prepare_reward,
@@ -29,7 +30,8 @@ from lever_data.relations.stream import Census, Selection, census, readable_erro
 from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
-from lever_train.inputs.pools import PoolSource, open_pools
+from lever_train.inputs.pair_features import PairFeatures, Pairs, pair_features
+from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
 from lever_train.inputs.provenance import Input, input_records
 from lever_train.options.train import Source, TrainConfig
 
@@ -54,6 +56,7 @@ class TrainingData:
     pools: PoolSource
     queries: Float[Tensor, "n d"]  # float32 on the CPU, as are the candidates
     candidates: Float[Tensor, "m d"]
+    features: PairFeatures | None  # what the selector reads of pairs, where it reads some
     provenance: dict[str, Any]
 
 
@@ -90,6 +93,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
         validation = None  # the filters left nothing of it; the notices say so
     pools = open_pools(con, data.pool, base, *places)
     queries, candidates = _embeddings(source, config, places, pools, counted, held_out)
+    features = _features(source, session, config, places, pools, queries, candidates)
     provenance = {
         "runs": runs_read(con, data.view),
         "views": _views_read(session, data.view),
@@ -105,9 +109,54 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
         "pool_sha256": pools.sha256(),
         "embeddings": [list(queries.shape), list(candidates.shape)],
     }
+    if features is not None:
+        provenance |= {"pair_features": list(features.features), "features_run": features.run}
+    vectors = queries, candidates
     return TrainingData(
-        con, train, counted, validation, held_out, pools, queries, candidates, provenance
+        con, train, counted, validation, held_out, pools, *vectors, features, provenance
     )
+
+
+def _features(
+    source: Source,
+    session: Session,
+    config: TrainConfig,
+    places: Sequence[tuple[str, str]],
+    pools: PoolSource,
+    queries: Tensor,
+    candidates: Tensor,
+) -> PairFeatures | None:
+    """The pair features of all queries of the split, where the selector reads any.
+
+    Raises:
+        UsageError: there is one pool for all, or several splits: no pairs to compute them of.
+    """
+    names = config.model.pair_features
+    if not names:
+        return None
+    if isinstance(pools, SharedPool) or len(places) > 1:
+        raise UsageError(
+            "pair features are of one split, with a pool of its own for every query",
+            value=", ".join(names),
+            hint="--pool FILE.npy gives every query one",
+        )
+    place, con = places[0], session.con
+    rows = con.cursor().execute("select distinct query_id from split_queries order by 1").fetchall()
+    ids = np.array([row[0] for row in rows], dtype=np.int64)
+    # what lies beside the runs that are trained on: items and vectors of the whole store
+    wide = open_session(source.store, only=("examples", "queries", "embeddings")).con
+    items = load_items(wide, Place(*place))
+    pairs = Pairs(
+        wide,
+        (*place, place[1]),
+        ids,
+        pools.of(ids),
+        queries[ids],
+        candidates,
+        [items[int(number)].question for number in ids],
+        items,
+    )
+    return pair_features(Store.open(source.store), pairs, names)
 
 
 def _inputs(source: Source, config: TrainConfig) -> list[Input]:

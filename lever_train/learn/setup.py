@@ -12,9 +12,11 @@ from collections.abc import Callable
 import torch
 
 from lever_data.errors import LeverError, UsageError
+from lever_train.inputs.pair_features import PairFeatures
 from lever_train.learn.step import Phase
 from lever_train.options.train import TrainConfig
 from lever_train.selector.checkpoint import load_selector
+from lever_train.selector.features import FeatureSelector
 from lever_train.selector.kinds import make_selector
 from lever_train.selector.model import Selector
 
@@ -44,7 +46,10 @@ def phases_of(config: TrainConfig) -> list[Phase]:
 
 
 def new_selector(
-    config: TrainConfig, dim: int, say: Callable[[str], None]
+    config: TrainConfig,
+    dim: int,
+    say: Callable[[str], None],
+    features: PairFeatures | None = None,
 ) -> tuple[Selector, TrainConfig]:
     """A fresh selector for embeddings of width ``dim``, or the one of ``sft_checkpoint``.
 
@@ -54,7 +59,14 @@ def new_selector(
     model = config.model
     if model.sft_checkpoint is None:
         torch.manual_seed(config.run.seed)
-        return make_selector(dim, model), config
+        if features is None:
+            return make_selector(dim, model), config
+        named = model.model_copy(update={"pair_features": features.features})
+        fresh = make_selector(dim, named, len(features.names))
+        assert isinstance(fresh, FeatureSelector)
+        values = torch.from_numpy(features.values)
+        fresh.standardise(values[values.any(-1)])  # a padded pair is 0 throughout
+        return fresh, config
     selector, found = load_selector(
         model.sft_checkpoint, dropout=model.dropout, attention_dropout=model.attention_dropout
     )
@@ -62,6 +74,13 @@ def new_selector(
         raise LeverError(
             f"the checkpoint takes embeddings of width {found.dim}, the embeddings have {dim}",
             where=str(model.sft_checkpoint),
+        )
+    if found.config.pair_features != (() if features is None else features.features):
+        raise UsageError(
+            "the checkpoint reads other features of pairs than the config names",
+            where=str(model.sft_checkpoint),
+            value=", ".join(found.config.pair_features) or "none",
+            hint="--pair-feature names each",
         )
     actual = {name: getattr(found.config, name) for name in SHAPE}
     for name, value in actual.items():

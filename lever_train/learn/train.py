@@ -131,7 +131,9 @@ class _Training:
         self.data = open_data(source, config)
         for line in describe_data(self.data):
             self._say(line)
-        self.selector, self.config = new_selector(config, self.data.queries.shape[1], self._say)
+        self.selector, self.config = new_selector(
+            config, self.data.queries.shape[1], self._say, self.data.features
+        )
         device = torch.device(config.run.device)
         self.selector.to(device)
         self.loader = Loader(

@@ -84,6 +84,13 @@ class ModelConfig(Section):
         True, "decoder, mmr, additive, bilinear, stop: carry what was chosen in a GRU."
     )
     step_embedding: bool = option(True, "The same kinds: add an embedding of the step.")
+    pair_features: tuple[str, ...] = option(
+        (),
+        "features: what it reads of every pair beside the vectors, by the names of "
+        "sql/features/*.sql and <store>/features/*.sql.",
+        "--pair-feature",
+        metavar="NAME",
+    )
     can_stop: bool = option(False, "features: may end a pointer early, or show nothing.")
     dropout: float = option(0.1, "Dropout of the projections.", ge=0, lt=1)
     attention_dropout: float = option(0.1, "Dropout of the attention weights.", ge=0, lt=1)
@@ -96,6 +103,12 @@ class ModelConfig(Section):
     def ends_pointers(self) -> bool:
         """Whether the selector may end a pointer early, or show nothing."""
         return self.selector == "stop" or (self.selector == "features" and self.can_stop)
+
+    @model_validator(mode="after")
+    def _reads_features(self) -> Self:
+        if self.pair_features and self.selector != "features":
+            raise ValueError(f"a {self.selector} selector reads no pair_features")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

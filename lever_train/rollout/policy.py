@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from lever_data.store.files import sha256_file
+from lever_data.store.store import Store
 from lever_train.inputs.devices import open_device
+from lever_train.inputs.pair_features import PairFeatures, Pairs, pair_features
 from lever_train.selector.model import History, Pool, Selector, StaticHistory, cosine_scores
 
 SCORE_DECIMALS = 6
@@ -86,6 +88,17 @@ def load_policy(checkpoint: Path | None, device: str) -> Policy:
     selector, _ = load_selector(checkpoint)
     name = f"{checkpoint.name}@{sha256_file(checkpoint)[:12]}"
     return SelectorPolicy(name, selector.double().to(device))
+
+
+def policy_features(policy: Policy, store: Store, pairs: Pairs) -> PairFeatures | None:
+    """What the policy reads of the pairs, defined as when it was trained; ``None``: nothing.
+
+    Raises:
+        LeverError: a feature is no longer what it was, or cannot be computed.
+    """
+    if not isinstance(policy, SelectorPolicy) or not policy.selector.config.pair_features:
+        return None
+    return pair_features(store, pairs, policy.selector.config.pair_features)
 
 
 def widths(policies: Iterable[Policy]) -> dict[str, int]:

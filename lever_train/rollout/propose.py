@@ -15,7 +15,7 @@ neighbours that starts at rank i of the cosine similarity.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,8 @@ class Ask:
 
     ``query_ids`` [B] int64; ``query`` [B, d] float; ``table`` [n, d] float, a row per example id;
     ``pool`` [B, K] int64 example ids (-1 where padded) or [K], shared; ``own`` whether examples
-    and queries are the same items, so that a query must not be shown itself.
+    and queries are the same items, so that a query must not be shown itself; ``features``
+    [B, K, F] what the policy reads of pairs.
     """
 
     query_ids: npt.NDArray[np.int64]
@@ -47,6 +48,7 @@ class Ask:
     table: Tensor
     pool: npt.NDArray[np.int64]
     own: bool
+    features: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,9 @@ def _block(policy: Policy, ask: Ask, recipe: Recipe, part: slice) -> Proposals:
     ids, query = ask.query_ids[part], ask.query[part].double()
     shown = ask.pool[part] if ask.pool.ndim == 2 else ask.pool
     pool, closed = _open_pool(ask, ids, shown, recipe.shot_num)
+    if ask.features is not None:
+        given = torch.from_numpy(ask.features[part]).to(ask.table.device)
+        pool = replace(pool, features=given.double())
     history = policy.begin(query, pool)
     plan = _Plan.of(recipe)
     # a policy that can stop has one more position, behind the pool: to end the pointer there

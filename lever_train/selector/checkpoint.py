@@ -223,6 +223,8 @@ def _entry(dim: int, config: ModelConfig, num_features: int) -> dict[str, object
     names += ["dropout", "attention_dropout"]
     if config.selector not in ("static", "gru"):  # older levers read these two, and no other entry
         names += ["decoder_gru", "step_embedding", "can_stop"]
+    if config.pair_features:
+        names.append("pair_features")
     shape = {"dim": dim} | ({"features": num_features} if num_features else {})
     return shape | {ENTRY.get(n, n): getattr(config, n) for n in names}
 

@@ -2,7 +2,7 @@
 
 In go vectors and, beside the pool, features [B, K, F]; out come scores by a small network:
 
-    x_k = [cosine, cosine less the best, log(1 + rank), features]        of query and candidate k
+    x_k = [cosine, cosine less the best, log(1 + rank), (features - mean) / deviation]
     score_k = v · gelu(W_x x_k + W_p [mean x of the chosen; step] + W_n [max, mean cos(k, chosen)])
               + (A q) · (B c_k) / √r
 
@@ -44,9 +44,20 @@ class FeatureSelector(Selector):
         self.score = nn.Linear(h, 1, bias=False)  # the softmax does not see a constant
         self.low_query = nn.Linear(dim, RANK, bias=False)
         self.low_cand = nn.Linear(dim, RANK, bias=False)
+        # nothing of the chosen counts until a training with several steps says so
+        nn.init.zeros_(self.past.weight)
+        nn.init.zeros_(self.near.weight)
+        if num_features:
+            self.register_buffer("feature_mean", torch.zeros(num_features))
+            self.register_buffer("feature_std", torch.ones(num_features))
         if config.can_stop:
             self.end = nn.Linear(2 * size, h)
             self.end_score = nn.Linear(h, 1)
+
+    def standardise(self, values: Float[Tensor, "R F"]) -> None:
+        """Take mean and deviation of the features from those of the training."""
+        self.feature_mean = values.mean(0)
+        self.feature_std = values.std(0).clamp(min=1e-6)
 
     def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
         """Start choosing; see :meth:`Selector.begin`.
@@ -89,7 +100,7 @@ class PairHistory(History):
         self.stops = selector.config.ends_pointers
         self.units = functional.normalize(pool.vectors, dim=-1)
         query = functional.normalize(query, dim=-1)
-        self.x = _with_own(self._cosines(query[:, None])[:, 0], pool)
+        self.x = _with_own(self._cosines(query[:, None])[:, 0], pool, selector)
         self.hidden = selector.pair(self.x)
         self.bilinear = selector.bilinear(query, self.units, pool)
 
@@ -138,7 +149,9 @@ class PairHistory(History):
         return picked_dots(unit, self.units, self.pool.index)
 
 
-def _with_own(cosine: Float[Tensor, "B K"], pool: Pool) -> Float[Tensor, "B K P"]:
+def _with_own(
+    cosine: Float[Tensor, "B K"], pool: Pool, selector: FeatureSelector
+) -> Float[Tensor, "B K P"]:
     """The features that the selector computes itself, and those given."""
     open_ = cosine if pool.mask is None else cosine.masked_fill(~pool.mask, float("-inf"))
     rank = open_.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
@@ -146,7 +159,8 @@ def _with_own(cosine: Float[Tensor, "B K"], pool: Pool) -> Float[Tensor, "B K P"
     own = torch.stack([cosine, gap, rank.to(cosine.dtype).log1p()], dim=-1)
     if pool.features is None:
         return own
-    return torch.cat([own, pool.features.to(own.dtype)], dim=-1)
+    given = (pool.features.to(own.dtype) - selector.feature_mean) / selector.feature_std
+    return torch.cat([own, given], dim=-1)
 
 
 def _of(values: Float[Tensor, "B W c"], parent: Int[Tensor, "B V"]) -> Float[Tensor, "B V c"]:

@@ -29,6 +29,7 @@ _OWN = re.compile(
     r"|attn_norms\.[0-9]{1,9}\.(weight|bias)|(history|decoder_gru)\.(weight|bias)_(ih|hh)"
     r"|(query_update_gate|attn_Wq)\.(weight|bias)|div_lambda|stop_token"
     r"|(past|near|score|low_query|low_cand)\.weight|(pair|end|end_score)\.(weight|bias)"
+    r"|feature_(mean|std)"
 )
 ONE_LAYER = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
 # what wrappers put in front: Lightning, the legacy adapter, DistributedDataParallel, torch.compile

@@ -1,0 +1,276 @@
+"""Features of the pairs that a selector is to read: from vectors, pools and answers to [n, K, F].
+
+In go :class:`Pairs`, queries with the pools they choose from; out come the values of named features
+(``lever_data.relations.features``), computed block by block and kept as a run of the store, so that
+the same pairs are computed once. What a feature may read of answers is decided here: of candidates
+that are the query itself, or ask the same question in the query's own split, it sees none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lever_data.catalog import Relation, features
+from lever_data.errors import LeverError
+from lever_data.items.prompts import Item
+from lever_data.relations import features as sql
+from lever_data.store.schema import FEATURES
+from lever_data.store.store import RunSpec, Store
+from lever_train.inputs.embeddings import load_embeddings
+
+_BLOCK = 1 << 18  # pairs computed at once
+_GATHER = 64  # queries whose candidates' vectors are gathered at once, in float64
+
+Ids = np.ndarray
+Values = np.ndarray
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """n queries and the pools of K candidates they choose from.
+
+    ``place``: dataset, split of the queries, split of the candidates. ``query_ids`` [n] int64;
+    ``pool`` [n, K] int64 example ids, -1 where padded; ``query`` [n, d] and ``table`` [m, d] the
+    vectors whose cosine is the similarity; ``asked`` n questions; ``examples`` by example id.
+    """
+
+    con: duckdb.DuckDBPyConnection
+    place: tuple[str, str, str]
+    query_ids: Ids
+    pool: Ids
+    query: Tensor
+    table: Tensor
+    asked: Sequence[str]
+    examples: Mapping[int, Item]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether candidates and queries are of one split."""
+        return self.place[1] == self.place[2]
+
+
+@dataclass(frozen=True)
+class PairFeatures:
+    """``values`` [n, K, F] float32, 0 where a pool is padded, of ``query_ids`` [n] ascending.
+
+    ``names`` of the F values; ``features`` as checkpoints name them, ``vote@1b2c3d4e5f60``, by the
+    digest of their SQL; ``run`` holds the values in the store.
+    """
+
+    query_ids: Ids
+    values: Values
+    names: tuple[str, ...]
+    features: tuple[str, ...]
+    run: str
+
+    def of(self, query_ids: Ids) -> Values:
+        """Values [B, K, F] of these queries."""
+        return self.values[np.searchsorted(self.query_ids, query_ids)]
+
+
+def pair_features(store: Store, pairs: Pairs, names: Sequence[str]) -> PairFeatures:
+    """The features of these names, from the store where they were computed before.
+
+    Raises:
+        UsageError: there is no such feature, or no such vectors.
+        LeverError: a feature cannot be computed; see ``relations.features.compute``.
+    """
+    asked = sql.find_features(names, store.path)
+    named = tuple(f"{feature.name}@{sql.sha256(feature)}" for feature in asked)
+    spaces = _spaces(pairs, sql.cosines_read(asked))
+    spec = RunSpec(
+        kind="features",
+        dataset=pairs.place[0],
+        split=pairs.place[1],
+        source={"path": ", ".join(named)},
+        source_sha256=_digest(pairs, spaces),
+        parameters={"features": list(named), "candidate_split": pairs.place[2]},
+    )
+    real = pairs.pool >= 0
+    run = store.find(spec)
+    if run is None:
+        columns: list[str] = []
+        with store.begin(spec) as writer:
+            for part, columns, values, _ in _blocks(pairs, asked, spaces):
+                writer.write("features", _rows(pairs, part, columns, values))
+            run = writer.commit({"names": columns})
+    found = tuple(run.details["names"])
+    flat = [
+        pq.read_table(file, columns=["value"])["value"].to_numpy()
+        for file in run.table_files("features")
+    ]
+    made = np.zeros((*real.shape, len(found)), np.float32)
+    made[real] = np.concatenate(flat).reshape(-1, len(found))
+    return PairFeatures(pairs.query_ids, made, found, named, run.run)
+
+
+def votes(pairs: Pairs) -> tuple[Values, Values]:
+    """The share of the pool's votes for each candidate's answer at softmax(cosine / 0.05), and the
+    cosine, both [n, K]; -1 where padded. Candidates vote for the answers of their annotators."""
+    share, cosine = np.full((2, *pairs.pool.shape), -1.0)
+    for part, names, values, near in _blocks(pairs, [features()["vote"]], {}):
+        real = pairs.pool[part] >= 0
+        share[part][real] = values[:, names.index("vote_05")]
+        cosine[part][real] = near
+    return share, cosine
+
+
+def _spaces(
+    pairs: Pairs, cosines: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+    """Unit vectors of queries [n, d] and candidates [m, d] for every cosine that is read."""
+    dataset, split, candidate_split = pairs.place
+    found = {}
+    for left, right in cosines:
+        query = load_embeddings(left, pairs.con, (dataset, split))[pairs.query_ids]
+        table = load_embeddings(right, pairs.con, (dataset, candidate_split))
+        if query.shape[1] != table.shape[1] or len(table) <= int(pairs.pool.max(initial=-1)):
+            raise LeverError(
+                "a feature compares vectors of two widths, or of another split",
+                where=f"cosine__{left}__{right}",
+                value=f"{list(query.shape)} and {list(table.shape)}",
+            )
+        found[left, right] = (normalize(query, dim=-1), normalize(table, dim=-1))
+    return found
+
+
+def _blocks(
+    pairs: Pairs,
+    asked: Sequence[Relation],
+    spaces: Mapping[tuple[str, str], tuple[Tensor, Tensor]],
+) -> Iterator[tuple[slice, list[str], Values, Values]]:
+    """Rows of the queries; names and values [R, F] of their R pairs, and similarities [R]."""
+    n, K = pairs.pool.shape
+    answers = _Answers(pairs) if n else None
+    size = max(1, _BLOCK // K)
+    unit = normalize(pairs.query, dim=-1), normalize(pairs.table, dim=-1)
+    for start in range(0, n, size):
+        part = slice(start, min(start + size, n))
+        assert answers is not None
+        pool = pairs.pool[part]
+        real = pool >= 0
+        query, place = np.nonzero(real)
+        near = _cosines(unit[0][part], unit[1], pool)[real]
+        columns = {
+            "query": pa.array(query, pa.int32()),
+            "place": pa.array(place, pa.int32()),
+            "similarity": pa.array(near),
+        }
+        for (left, right), (vectors, table) in spaces.items():
+            cosine = _cosines(vectors[part], table, pool)[real]
+            columns[f"cosine__{left}__{right}"] = pa.array(cosine)
+        columns["answer"] = answers.shown(part, query, pool[real])
+        tables = {sql.PAIRS: pa.table(columns)}
+        if sql.reads_answers(asked):
+            tables[sql.ANSWERS] = answers.given(part, query, place, pool[real])
+        yield part, *sql.compute(asked, tables, alone=start == 0), near
+
+
+def _cosines(query: Tensor, table: Tensor, pool: Ids) -> Values:
+    """Cosines [B, K] of unit vectors, rounded: the last bits would differ from block to block."""
+    found = np.empty(pool.shape)
+    ids = torch.from_numpy(np.where(pool < 0, 0, pool))
+    for start in range(0, len(pool), _GATHER):
+        part = slice(start, start + _GATHER)
+        near = table[ids[part]].double()
+        cosine = torch.einsum("bd,bkd->bk", query[part].double(), near)
+        found[part] = cosine.round(decimals=sql.DECIMALS).numpy()
+    return found
+
+
+class _Answers:
+    """What annotators said of every example, as flat arrays, and who may not be read."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs, self.codes = pairs, dict[str, int]()
+        last = max(int(pairs.pool.max(initial=-1)), *pairs.examples, 0)
+        self.of = np.full(last + 1, -1, dtype=np.int64)  # example → its answer
+        self.asks = np.full(last + 1, -1, dtype=np.int64)  # example → its question
+        sizes = np.zeros(last + 2, dtype=np.int64)
+        code, share, questions = [], [], dict[str, int]()
+        for number, item in sorted(pairs.examples.items()):
+            self.asks[number] = questions.setdefault(_plain(item.question), len(questions))
+            if item.answer is not None:
+                self.of[number] = self._code(item.answer)
+            for text, count in Counter(item.answers).items():
+                code.append(self._code(text))
+                share.append(count / len(item.answers))
+                sizes[number + 1] += 1
+        self.starts, self.code = sizes.cumsum(), np.array(code, dtype=np.int64)
+        self.share = np.array(share)
+        self.words = pa.array(list(self.codes), pa.string())
+        self.question = np.array([questions.get(_plain(text), -2) for text in pairs.asked])
+
+    def _code(self, text: str) -> int:
+        return self.codes.setdefault(text, len(self.codes))
+
+    def _hidden(self, part: slice, query: Ids, example: Ids) -> np.ndarray:
+        """Pairs whose answers no feature may read: the query's own, and those of its question."""
+        if not self.pairs.is_own:
+            return np.zeros(len(query), dtype=bool)
+        own = self.pairs.query_ids[part][query] == example
+        return np.asarray(own | (self.question[part][query] == self.asks[example]))
+
+    def shown(self, part: slice, query: Ids, example: Ids) -> pa.Array:
+        """The answer each pair's candidate shows, null where it may not be read."""
+        code = np.where(self._hidden(part, query, example), -1, self.of[example])
+        return self.words.take(pa.array(code, mask=code < 0))
+
+    def given(self, part: slice, query: Ids, place: Ids, example: Ids) -> pa.Table:
+        """The relation ``pool_answers``."""
+        hidden = self._hidden(part, query, example)
+        sizes = np.where(hidden, 0, self.starts[example + 1] - self.starts[example])
+        row = np.repeat(np.arange(len(query)), sizes)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        at = self.starts[example][row] + within
+        return pa.table(
+            {
+                "query": pa.array(query[row], pa.int32()),
+                "place": pa.array(place[row], pa.int32()),
+                "answer": self.words.take(pa.array(self.code[at])),
+                "share": pa.array(self.share[at]),
+            }
+        )
+
+
+def _plain(question: str) -> str:
+    """A question as it is compared: letter case, punctuation and spaces do not make another."""
+    return "".join(c for c in question.lower() if c.isalnum())
+
+
+def _rows(pairs: Pairs, part: slice, names: Sequence[str], values: Values) -> pa.Table:
+    """The table ``features`` of a block."""
+    query, place = np.nonzero(pairs.pool[part] >= 0)
+    count = len(names)
+    codes = pa.array(np.tile(np.arange(count, dtype=np.int32), len(query)))
+    columns = [
+        *(pa.repeat(text, values.size) for text in pairs.place[:2]),
+        pa.array(np.repeat(pairs.query_ids[part][query], count)),
+        pa.array(np.repeat(pairs.pool[part][query, place], count)),
+        pa.DictionaryArray.from_arrays(codes, pa.array(names, pa.string())),
+        pa.array(values.ravel()),
+    ]
+    return pa.Table.from_arrays(columns, schema=FEATURES)
+
+
+def _digest(pairs: Pairs, spaces: Mapping[tuple[str, str], tuple[Tensor, Tensor]]) -> str:
+    """A digest of everything values depend on beside the SQL."""
+    digest = hashlib.sha256(repr(list(pairs.asked)).encode())
+    vectors = [pairs.query, pairs.table, *(table for pair in spaces.values() for table in pair)]
+    for array in (pairs.query_ids, pairs.pool, *(table.numpy() for table in vectors)):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    for number, item in sorted(pairs.examples.items()):
+        digest.update(repr((number, item.question, item.answer, item.answers)).encode())
+    return digest.hexdigest()
