@@ -159,6 +159,29 @@ def metric(plan: Plan) -> Iterator[Figure]:
     yield from _program(plan, "benchmarks.metric")
 
 
+def board(plan: Plan) -> Iterator[Figure]:
+    """Pages of `lever board` over 1 and 10 million candidates, and the start of the command."""
+    help_of = {f"lever {n} --help": python("lever_cli", n, "--help") for n in ("board", "query")}
+    yield from _figures("start", 1, "command", interleave(help_of, plan.repeats), plan.repeats)
+    for millions in (1, 10):
+        store = plan.work / f"board-{millions}"
+        plan.say(f"making {millions} million candidates")
+        queries = millions * 1_000_000 // PER_QUERY
+        _call(python("benchmarks.synthetic", store, str(queries)))
+        done = subprocess.run(
+            [str(w) for w in python("benchmarks.board", store)],
+            check=True,
+            stdout=subprocess.PIPE,
+        )
+        found = json.loads(done.stdout)
+        peak = found.pop("peak_mb")
+        for case, seconds in found.items():
+            note = "goal 2 s and 400 MB" if case == "cold" else "goal 0.5 s"
+            size = queries * PER_QUERY
+            yield Figure("board", case, size, "candidates", seconds, 1, peak, note=note)
+        shutil.rmtree(store)
+
+
 BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "ingest": ingest,
     "stream": stream,
@@ -167,6 +190,7 @@ BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "proposals": proposals,
     "endpoint": endpoint,
     "metric": metric,
+    "board": board,
 }
 
 

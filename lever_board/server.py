@@ -224,6 +224,7 @@ def _bound(port: int) -> socket.socket:
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind(("127.0.0.1", port))
+        made.listen()  # who has the address may come at once, and waits
     except OSError as error:
         made.close()
         raise UsageError(
