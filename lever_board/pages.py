@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-from importlib import resources
+from importlib import import_module, resources
 
 import duckdb
 
-from lever_board.example_pages import demonstrations_page
-from lever_board.figure_pages import (
-    audit_page,
-    compare_page,
-    disagree_page,
-    evaluation_page,
-    sweep_page,
-    training_page,
-)
 from lever_board.page import Asked, PageOf, html, refusal
-from lever_board.query_pages import queries_page, query_page
-from lever_board.store_pages import run_page, store_page
-from lever_board.view_page import view_page
 from lever_data.errors import LeverError
 
-PAGES: dict[str, PageOf] = {
-    "store": store_page,
-    "run": run_page,
-    "view": view_page,
-    "queries": queries_page,
-    "query": query_page,
-    "audit": audit_page,
-    "training": training_page,
-    "evaluation": evaluation_page,
-    "disagree": disagree_page,
-    "sweep": sweep_page,
-    "compare": compare_page,
-    "demonstrations": demonstrations_page,
+# Name → module of `<name>_page`, imported when it is first asked for: the first page of a board
+# waits for neither polars nor numpy.
+PAGES = {
+    "store": "store_pages",
+    "run": "store_pages",
+    "view": "view_page",
+    "queries": "query_pages",
+    "query": "query_pages",
+    "audit": "figure_pages",
+    "training": "figure_pages",
+    "evaluation": "figure_pages",
+    "disagree": "figure_pages",
+    "sweep": "figure_pages",
+    "compare": "figure_pages",
+    "demonstrations": "example_pages",
 }
-
-
 FINE, WORKING, REFUSED = 200, 202, 400
 
 
 def show(name: str, asked: Asked) -> tuple[str, int]:
     """The page as HTML and its status: fine, still being worked on, or refused with the reason."""
     try:
-        content = PAGES[name](asked)
+        page: PageOf = getattr(import_module(f"lever_board.{PAGES[name]}"), f"{name}_page")
+        content = page(asked)
         status = WORKING if content.refresh else FINE
     except LeverError as error:
         content, status = refusal(error), REFUSED

@@ -27,8 +27,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lever_board.board import Board
 from lever_board.page import OWN, Asked, Links
 from lever_board.pages import PAGES, own_static, show
-from lever_board.pictures import thumbnail
-from lever_board.query_pages import example_of
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.query import write_query
 from lever_data.report.page import SCRIPTS, STYLES, static
@@ -163,6 +161,9 @@ def asked_of(board: Board, links: Links, request: Request) -> Asked:
 
 def image(asked: Asked) -> Response:
     """The picture of an example, small."""
+    from lever_board.pictures import thumbnail
+    from lever_board.query_pages import example_of
+
     item = example_of(asked, asked.text("dataset"), asked.text("split"), asked.number("id", -1))
     found = thumbnail(item, asked.board.images)
     if found is None:

@@ -224,6 +224,13 @@ def test_the_command_refuses_what_is_no_store(tmp_path: Path) -> None:
     assert done.returncode == 1 and "there is no store here" in done.stderr
 
 
-def test_the_server_needs_no_torch() -> None:
-    code = "import sys, lever_board.server; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_no_page_needs_torch_and_the_first_one_neither_polars_nor_numpy() -> None:
+    code = (
+        "import sys, lever_board.server, lever_board.store_pages\n"
+        "assert {'polars', 'numpy', 'torch'}.isdisjoint(sys.modules)\n"
+        "from lever_board.pages import PAGES\n"
+        "from importlib import import_module\n"
+        "for name in PAGES.values(): import_module(f'lever_board.{name}')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
