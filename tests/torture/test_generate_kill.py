@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from lever_train.rollout.ask import FLUSH_SECONDS
+from tests.endpoint import Handler, serving
 from tests.rollouts import World, make_world
 from tests.torture.conftest import Report
 from tests.torture.harness import SIZES, Nursery, Snapshot, verify, verify_checks
@@ -86,6 +92,41 @@ def test_nothing_is_paid_twice_after_a_kill(warm: Nursery, tmp_path: Path) -> No
     if not outcome["already"]:
         assert 0 < done <= 20  # it may die between its last shard and the commit
         assert outcome["asked"] < asked * (20 - done + 1) / 20
+
+
+@pytest.mark.long
+def test_what_an_endpoint_said_is_on_disk_within_15_seconds(tmp_path: Path, report: Report) -> None:
+    """kill -9 at random: lost is what arrived in the last 15 s, and what was on its way."""
+    world, roll = make_world(tmp_path, queries=160), random.Random(0)
+    lost = held = 0
+    with serving() as endpoint:
+        endpoint.delay, said = 0.5, list[float]()
+
+        def fault(handler: Handler, question: str, attempt: int) -> bool:
+            said.append(time.monotonic())
+            return False
+
+        endpoint.fault = fault
+        words = ["--answerer", f"openai:{endpoint.url}", "--model", "m", "--without-images"]
+        argv = [sys.executable, "-m", "lever_cli", *world.argv(*words, "--concurrency", "4")]
+        for _ in range(4):
+            said.clear()
+            with subprocess.Popen(argv) as job:
+                time.sleep(roll.uniform(20, 45))
+                assert job.poll() is None
+                job.kill()
+                killed = time.monotonic()
+            before, held = held, _on_disk(world)
+            # a second more: the client looks at its clock that often
+            young = sum(killed - t <= FLUSH_SECONDS + 1 for t in said)
+            assert len(said) - (held - before) <= young + endpoint.active
+            lost += len(said) - (held - before)
+    report(f"4 kills, {held} answers kept, {lost} asked again")
+
+
+def _on_disk(world: World) -> int:
+    segments = world.store.glob("cache/*/seg-*.arrow")
+    return sum(pa.ipc.open_file(path).get_batch(0).num_rows for path in segments)
 
 
 def _done(world: World) -> list[Path]:
