@@ -40,6 +40,12 @@ def run(
     answerer: Annotated[str | None, words("Who answers; beats the config.")] = None,
     encoder: Annotated[str | None, words("Who embeds; beats the config.")] = None,
     device: Annotated[str | None, words("cpu, cuda:N, mps; beats the config.")] = None,
+    rounds: Annotated[
+        int | None, words("Rounds at most; beats the config.", metavar="N", ge=1)
+    ] = None,
+    budget: Annotated[
+        int | None, words("Answers in all rounds together; beats the config.", metavar="N", ge=1)
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Run embeddings → SFT → RL data → audit → RCE (+ GRPO) → older format → evaluation.
@@ -51,7 +57,15 @@ def run(
     from lever_train.flow import run as library
 
     request = library.RunRequest(
-        legacy_words, config, answerer, encoder, device, Path(), dict(os.environ)
+        legacy_words,
+        config,
+        answerer,
+        encoder,
+        device,
+        Path(),
+        dict(os.environ),
+        rounds=rounds,
+        budget=budget,
     )
     show_run(request, dry_run, force, json)
 

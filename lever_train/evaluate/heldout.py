@@ -33,6 +33,7 @@ from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
 from lever_train.options.evaluate import Questions
 from lever_train.rollout.policy import Policy, policy_features
 from lever_train.rollout.propose import Ask
+from lever_train.rollout.views import query_ids
 
 _NO_TRUTH = Truth((), False, ())
 
@@ -95,6 +96,15 @@ def open_held_out(
     images = questions.image_root, questions.image_name
     items = load_items(con, Place(dataset, questions.split, *images), official)
     own_size = split_size(con, dataset, questions.split)
+    if questions.queries is not None:
+        wanted = query_ids(con, questions.queries, dataset, questions.split).tolist()
+        items = {number: items[number] for number in wanted if number in items}
+        if not items:
+            raise UsageError(
+                "the view holds no query of this place",
+                where=questions.queries,
+                value=f"{dataset}/{questions.split}",
+            )
     size = max(official.questions) + 1 if own_size is None and official else own_size
     scoring = Scoring(task or Task(), [item.answers for item in items.values()])
     if limit is not None:

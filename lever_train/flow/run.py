@@ -32,8 +32,9 @@ _BESIDE_WORDS = ("contest", "answerer")  # parts of an EvalRequest that legacy w
 class RunRequest:
     """A run of the pipeline: a config file, or the legacy words.
 
-    ``answerer``, ``encoder`` and ``device`` beat the config. ``environment`` is read in the
-    legacy form alone. ``asked``: what `lever eval` was given beside the words.
+    ``answerer``, ``encoder``, ``device``, ``rounds`` and ``budget`` beat the config.
+    ``environment`` is read in the legacy form alone. ``asked``: what `lever eval` was given beside
+    the words.
     """
 
     words: tuple[str, ...] = ()
@@ -44,6 +45,8 @@ class RunRequest:
     folder: Path = Path()
     environment: Mapping[str, str] = field(default_factory=dict)
     asked: EvalRequest | None = None
+    rounds: int | None = None
+    budget: int | None = None
 
     @classmethod
     def of_eval(
@@ -146,6 +149,9 @@ class RunRequest:
         if self.answerer is not None:
             answerer = config.answerer.model_copy(update={"spec": self.answerer})
             config = config.model_copy(update={"answerer": answerer})
+        given = {"count": self.rounds, "budget": self.budget}
+        if told := {name: value for name, value in given.items() if value is not None}:
+            config = config.model_copy(update={"rounds": config.rounds.but(**told)})
         if self.encoder is not None:
             embed = config.embed.model_copy(update={"encoder": self.encoder})
             config = config.model_copy(update={"embed": embed})
@@ -198,7 +204,7 @@ def summary(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> list[tupl
         ("curves", "train", "curves"),
         ("scoreboard", "evaluate", "html"),
     ):
-        if key in outputs[step]:
+        if key in outputs.get(step, {}):
             found.append((name, outputs[step][key]))
     if config.eval.predictions is not None:
         found.append(("answers", str(config.eval.predictions / "*_shot*.json")))

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from lever_train.flow import steps_learn, steps_make
 from lever_train.flow.pipeline import Say, Step
+from lever_train.flow.steps_rounds import rounds
 from lever_train.flow.work import Work
 from lever_train.learn.train import Advance
 from lever_train.options.pipeline import PipelineConfig
@@ -30,9 +31,7 @@ def build_steps(config: PipelineConfig, say: Say, advance: Advance) -> list[Step
         steps_make.pool(work),
         steps_make.beam(work),
         steps_learn.sft(work),
-        steps_make.generate(work),
-        steps_learn.audit(work),
-        steps_learn.train(work),
+        *_learning(work),
         steps_learn.convert(work),
         steps_learn.evaluate(work),
     ]
@@ -40,3 +39,10 @@ def build_steps(config: PipelineConfig, say: Say, advance: Advance) -> list[Step
         return steps
     idle = f"nothing is trained: {config.eval.checkpoint} is evaluated"
     return [replace(step, idle=idle) if step.name in _LEARNING else step for step in steps]
+
+
+def _learning(work: Work) -> list[Step]:
+    """One rollout, its audit and one training; or rounds of them."""
+    if work.config.rounds.count:
+        return rounds(work)
+    return [steps_make.generate(work), steps_learn.audit(work), steps_learn.train(work)]

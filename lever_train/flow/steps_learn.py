@@ -172,24 +172,33 @@ def evaluate(work: Work) -> Step:
     return Step("evaluate", act, parameters, reads, after, idle=idle, guard=guard)
 
 
-def judge(work: Work, known: StepOutputs, checkpoints: Mapping[str, Path]) -> Evaluation:
-    """Evaluate checkpoints by name on the eval split."""
+def judge(
+    work: Work,
+    known: StepOutputs,
+    checkpoints: Mapping[str, Path],
+    *,
+    queries: str | None = None,
+) -> Evaluation:
+    """Evaluate checkpoints by name on the eval split; on the training questions of a view where
+    ``queries`` names one."""
     from lever_train.evaluate.api import run_evaluation
 
     data, answerer = work.config.data, work.config.answerer
-    _, candidate, held_out = work.embeddings(known)
+    query, candidate, held_out = work.embeddings(known)
+    own = queries is not None
     request = EvalRequest(
         store=data.store,
         checkpoints=tuple(checkpoints.values()),
         questions=Questions(
             dataset=data.dataset,
-            split=data.eval_split,
+            split=data.train_split if own else data.eval_split,
+            queries=queries,
             candidate_split=data.train_split,
-            query_embeddings=held_out,
+            query_embeddings=query if own else held_out,
             candidate_embeddings=candidate,
-            pool=work.pools(known)[1],
-            questions=data.eval_questions,
-            annotations=data.eval_annotations,
+            pool=work.pools(known)[0 if own else 1],
+            questions=data.questions if own else data.eval_questions,
+            annotations=data.annotations if own else data.eval_annotations,
             image_root=data.image_root,
             image_name=data.image_name,
             task=work.config.given_task,
@@ -197,7 +206,9 @@ def judge(work: Work, known: StepOutputs, checkpoints: Mapping[str, Path]) -> Ev
         contest=Contest(
             **work.config.eval.figures.model_dump(),
             device=work.config.train.run.device,
-            answerer_query_embeddings=_text(answerer.query_embeddings),
+            answerer_query_embeddings=_text(
+                answerer.candidate_embeddings if own else answerer.query_embeddings
+            ),
             answerer_candidate_embeddings=_text(answerer.candidate_embeddings),
         ),
         answerer=answerer.answerer,

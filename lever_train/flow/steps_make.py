@@ -177,8 +177,8 @@ def beam(work: Work) -> Step:
     def act(known: StepOutputs, begun: bool) -> Outputs:
         table = config.beam
         recipe = table.recipe()
-        request = _request(work, known, recipe, table.shot_num, table.limit)
-        return _rolled_out(work, search_beams(request, progress=work.advance))
+        request = rollout_request(work, known, recipe, table.shot_num, table.limit)
+        return as_outputs(work, search_beams(request, progress=work.advance))
 
     idle = None
     if work.has_sft:
@@ -187,7 +187,7 @@ def beam(work: Work) -> Step:
         idle = "SFT is turned off"
     elif config.data.beam_data:
         idle = "InfoScore beams are given"
-    parameters = {"beam": config.beam.model_dump(), **_answering(work)}
+    parameters = {"beam": config.beam.model_dump(), **answering(work)}
     reads, after = work.rollout_files(), ("ingest", "embed", "pool")
     guard = partial(require_answerer, work)
     return Step("beam", act, parameters, reads, after, idle=idle, guard=guard)
@@ -202,11 +202,11 @@ def generate(work: Work) -> Step:
 
     def act(known: StepOutputs, begun: bool) -> Outputs:
         recipe = Recipe(**table.model_dump(include=set(Recipe.model_fields)))
-        request = _request(work, known, recipe, table.shot_num, table.limit)
+        request = rollout_request(work, known, recipe, table.shot_num, table.limit)
         checkpoint = known.get("sft", {}).get("checkpoint")
         inputs = request.inputs.but(checkpoint=checkpoint)
         outcome = library(request.but(inputs=inputs), progress=work.advance)
-        done = _rolled_out(work, outcome)
+        done = as_outputs(work, outcome)
         if data.rl_out is not None:
             data.rl_out.parent.mkdir(parents=True, exist_ok=True)
             export(Store.open(data.store), done["run"], data.rl_out, reader=data.rl_reader)
@@ -214,7 +214,7 @@ def generate(work: Work) -> Step:
         return done
 
     idle = "RL data is given" if data.rl_data and not table.also else None
-    parameters = {"generate": table.model_dump(mode="json"), **_answering(work)}
+    parameters = {"generate": table.model_dump(mode="json"), **answering(work)}
     if data.rl_reader != "newest":
         parameters["rl_reader"] = data.rl_reader
     reads, after = work.rollout_files(), ("ingest", "embed", "pool", "sft")
@@ -227,7 +227,7 @@ def generate(work: Work) -> Step:
     return Step("generate", act, parameters, reads, after, idle=idle, guard=guard)
 
 
-def _request(
+def rollout_request(
     work: Work, known: StepOutputs, recipe: Recipe, shot_num: int, limit: int | None
 ) -> Request:
     """A rollout over the train split, of queries and demonstrations alike."""
@@ -260,7 +260,8 @@ def _request(
     )
 
 
-def _rolled_out(work: Work, outcome: Outcome) -> Outputs:
+def as_outputs(work: Work, outcome: Outcome) -> Outputs:
+    """What a step that rolled out made: the run, and its folder."""
     for line in outcome.notices:
         work.say(line)
     assert outcome.run is not None
@@ -268,7 +269,7 @@ def _rolled_out(work: Work, outcome: Outcome) -> Outputs:
     return {"run": run, "paths": [str(Store.open(work.config.data.store).run(run).path)]}
 
 
-def _answering(work: Work) -> dict[str, object]:
+def answering(work: Work) -> dict[str, object]:
     """Who answers a rollout, and what may be shown."""
     return {
         "answerer": work.config.answerer.answerer.model_dump(mode="json"),

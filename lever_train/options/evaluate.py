@@ -36,6 +36,7 @@ class Questions(QueryFiles):
 
     dataset: Dataset = None
     split: str = option("val", "Split of the queries.", metavar="NAME", everyday=True)
+    queries: str | None = option(None, "Only the queries of this view.", metavar="VIEW")
     candidate_split: str = option("train", "Split the demonstrations come from.", metavar="NAME")
     task: TaskGiven = None
 

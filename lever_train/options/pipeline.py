@@ -7,10 +7,11 @@ to the file. An unknown key is an error that suggests the nearest one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from lever_data.errors import UsageError
 from lever_data.items.task import Task
 from lever_data.options import Section, option
 from lever_data.sources.ingest_options import Columns, Order, Reader
@@ -126,6 +127,25 @@ class AnswererTable(AnswererSpec):
         return AnswererSpec(**self.model_dump(include=set(AnswererSpec.model_fields)))
 
 
+class RoundsTable(Section):
+    """Rollout, training and a judgement, again and again: each round asks where the last one may
+    still learn, and the rounds end where one adds nothing."""
+
+    count: int = option(0, "Rounds at most; 0: one rollout and one training.", ge=0, le=100)
+    budget: int | None = option(
+        None, "Answers in all rounds together; what the first leaves is shared by the others.", ge=1
+    )
+    p: float = option(
+        0.05, "A round that gains less than chance would, at this level, is the last.", gt=0, lt=1
+    )
+
+    @model_validator(mode="after")
+    def _has_a_budget(self) -> Self:
+        if self.count > 1 and self.budget is None:
+            raise UsageError("rounds need a budget of answers", hint="[rounds] budget = N")
+        return self
+
+
 class AuditTable(Section):
     """The gate before training."""
 
@@ -158,6 +178,7 @@ class PipelineConfig(Section):
     beam: BeamTable = Field(default_factory=BeamTable)
     sft: SftTable = Field(default_factory=SftTable)
     generate: GenerateTable = Field(default_factory=GenerateTable)
+    rounds: RoundsTable = Field(default_factory=RoundsTable)
     answerer: AnswererTable = Field(default_factory=AnswererTable)
     audit: AuditTable = Field(default_factory=AuditTable)
     train: TrainConfig = Field(default_factory=TrainConfig)
