@@ -25,7 +25,7 @@ from lever_data.items.items import Place
 from lever_data.relations.db import Session, open_session
 from lever_data.relations.query_options import QueryOptions
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.report.options import AuditRequest
+from lever_data.report.options import AuditRequest, DiffRequest
 from lever_data.store.integrity import require_intact
 from lever_data.store.spill import new_spill_folder
 from lever_data.store.store import Run, Store
@@ -103,7 +103,7 @@ class Board:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._state: tuple[str, State] | None = None
-        self._surveys: dict[Path, subprocess.Popen[bytes]] = {}
+        self._jobs: dict[Path, subprocess.Popen[bytes]] = {}
 
     def state(self) -> State:
         """The store as it is now; made anew where a run came, went or changed."""
@@ -120,31 +120,44 @@ class Board:
     def survey(self, state: State, view: str, reward: RewardSpec) -> Survey | None:
         """The audit of a view and what its pages list; ``None`` while it is being made.
 
-        It is made by a process of its own, which may take gigabytes for a moment.
-
         Raises:
             LeverError: the audit refuses the view or the reward.
         """
         request = AuditRequest(view=view, reward=reward, runs=state.names)
-        words = json.dumps(request.model_dump(mode="json"), sort_keys=True)
-        folder = state.folder / sha256(words.encode()).hexdigest()[:16]
+        made = self._made(state, "audit", request.model_dump_json())
+        return None if made is None else Survey(*made)
+
+    def difference(self, state: State, a: str, b: str) -> dict[str, Any] | None:
+        """How two sides differ, as `lever diff` says; ``None`` while it is being computed.
+
+        Raises:
+            LeverError: the two cannot be compared.
+        """
+        request = DiffRequest(a=a, b=b, runs=state.names)
+        made = self._made(state, "diff", request.model_dump_json())
+        return None if made is None else made[1]
+
+    def _made(self, state: State, kind: str, words: str) -> tuple[Path, dict[str, Any]] | None:
+        """What a process of its own made, which may take gigabytes for a moment: its folder and
+        its answer. It is asked once for each state of the store."""
+        folder = state.folder / sha256(f"{kind} {words}".encode()).hexdigest()[:16]
         with self._lock:
-            if folder not in self._surveys:
+            if folder not in self._jobs:
                 folder.mkdir(parents=True, exist_ok=True)
-                asked = {"store": str(self.store.path.resolve()), "request": words}
+                asked = {"store": str(self.store.path.resolve()), "kind": kind, "request": words}
                 (folder / "request.json").write_text(json.dumps(asked))
-                command = [sys.executable, "-m", "lever_board.survey", str(folder)]
-                self._surveys[folder] = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            child = self._surveys[folder]
+                command = [sys.executable, "-m", "lever_board.job", str(folder)]
+                self._jobs[folder] = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            child = self._jobs[folder]
         try:
             child.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             return None
-        return Survey(folder, _outcome(folder, child))
+        return folder, _answer(folder, child)
 
     def close(self) -> None:
         """End what is being made."""
-        for child in self._surveys.values():
+        for child in self._jobs.values():
             child.kill()
             child.wait()
 
@@ -166,13 +179,13 @@ class Survey:
             yield con
 
 
-def _outcome(folder: Path, child: subprocess.Popen[bytes]) -> dict[str, Any]:
-    file = folder / "audit.json"
+def _answer(folder: Path, child: subprocess.Popen[bytes]) -> dict[str, Any]:
+    file = folder / "answer.json"
     if not file.exists():
         raise LeverError(
-            "the audit's process ended without a result",
+            "the process that computes this ended without a result",
             value=f"status {child.returncode}",
-            hint="was it out of memory? `lever audit` shows more",
+            hint="was it out of memory? `lever audit` and `lever diff` show more",
         )
     found: dict[str, Any] = json.loads(file.read_bytes())
     if error := found.get("error"):

@@ -22,8 +22,6 @@ from lever_data.catalog import RL_KINDS, reward_modes
 from lever_data.errors import LeverError
 from lever_data.report.audit import Audit
 from lever_data.report.audit_page import audit_content
-from lever_data.report.diff import diff
-from lever_data.report.options import DiffRequest
 from lever_data.report.page import Figure, Section, Table, percent
 from lever_data.report.statistics import chance_lead
 from lever_data.store.store import Run
@@ -303,8 +301,10 @@ def compare_page(asked: Asked) -> Content:
     a, b = asked.text("a"), asked.text("b")
     sections = []
     if a and b:
-        found = diff(asked.state.store, DiffRequest(a=a, b=b, runs=asked.state.names))
-        sections = [Section([_difference(asdict(found))])]
+        found = asked.board.difference(asked.state, a, b)
+        if found is None:
+            return working("Compare")
+        sections = [Section([_difference(found)])]
     return Content(
         "Compare",
         {"A": f"`{a}`" if a else None, "B": f"`{b}`" if b else None},

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import duckdb
+
 from lever_board.page import Asked, Content
 from lever_data.store.store import Run
 
@@ -39,6 +41,7 @@ def store_page(asked: Asked) -> Content:
     lost = sorted(state.damaged.keys() - {run.run for run in runs})
     nodes, lines = lineage(state.all_runs, state.damaged)
     total = sum(size(run) for run in runs)
+    scorers = scorers_of(state.runs)
     return Content(
         "Store",
         {
@@ -48,7 +51,7 @@ def store_page(asked: Asked) -> Content:
         },
         template="store.html",
         more={
-            "rows": [_row(run) for run in runs],
+            "rows": [_row(run, scorers.get(run.run)) for run in runs],
             "lost": lost,
             "nodes": nodes,
             "lines": lines,
@@ -93,7 +96,7 @@ def run_page(asked: Asked) -> Content:
     )
 
 
-def _row(run: Run) -> Mapping[str, Any]:
+def _row(run: Run, scorer: str | None) -> Mapping[str, Any]:
     return {
         "run": run.run,
         "kind": run.kind,
@@ -101,10 +104,34 @@ def _row(run: Run) -> Mapping[str, Any]:
         "rows": run.num_rows,
         "bytes": size(run),
         "size": bytes_text(size(run)),
-        "scorer": run.parameters.get("scorer") or run.parameters.get("answerer") or "–",
+        "scorer": scorer or run.parameters.get("answerer") or "–",
         "when": time_text(run),
         "parents": run.parents,
     }
+
+
+def scorers_of(runs: Sequence[Run]) -> dict[str, str]:
+    """The model that answered the candidates of each run; of several, the first and the last.
+
+    From what the Parquet files say of themselves: no row is read.
+    """
+    run_of = {str(file): run.run for run in runs for file in run.table_files("candidates")}
+    if not run_of:
+        return {}
+    found: dict[str, set[str]] = {}
+    with duckdb.connect() as con:
+        rows = con.execute(_SCORERS, [list(run_of)]).fetchall()
+    for file, *names in rows:
+        found.setdefault(run_of[file], set()).update(name for name in names if name is not None)
+    return {run: " … ".join(sorted({min(n), max(n)})) for run, n in found.items() if n}
+
+
+_SCORERS = """
+    select file_name, min(stats_min_value), max(stats_max_value)
+    from parquet_metadata(?)
+    where path_in_schema = 'scorer'
+    group by file_name
+"""
 
 
 def lineage(runs: Sequence[Run], damaged: Mapping[str, object]) -> tuple[list[Node], list[str]]:

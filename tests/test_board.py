@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import subprocess
 import sys
@@ -13,12 +14,20 @@ import pytest
 from starlette.testclient import TestClient
 
 from lever_board.board import Board
+from lever_board.export import export
 from lever_board.page import PAGES_SHOWN
 from lever_board.server import application
+from lever_data.errors import UsageError
 from lever_data.relations.db import connect
-from lever_data.store.store import Store
+from lever_data.report.audit import audit
+from lever_data.report.diff import diff
+from lever_data.report.options import AuditRequest, DiffRequest
+from lever_data.store.schema import EVALUATIONS, SWEEPS
+from lever_data.store.store import Run, RunSpec, Store
+from lever_train.evaluate.scores import PairTest, Row, Scoreboard
+from lever_train.learn.log import Log
 from tests.commands import lever
-from tests.stores import candidate, commit, commit_examples, new_store
+from tests.stores import candidate, commit, commit_examples, new_store, table
 
 PORT, TOKEN = 8000, "secret"
 EVIL = "<script>alert(1)</script> \"'\u202e</td>"
@@ -43,6 +52,8 @@ def _store(path: Path) -> Store:
             vqa_raw_generation=EVIL + ", Question: " + "x" * 1_000_000 * (query == 1),
             vqa_correct=int((query * ordinal) % 4 == 1),
             vqa_acc_score=0.6 * ((query * ordinal) % 4 == 1),
+            scorer="a model",
+            shot_scores=[{"shot": 1, "vqa_acc_score": 0.25, "vqa_pred_answer": EVIL}],
         )
         for query in range(12)
         for ordinal in range(6)
@@ -54,7 +65,63 @@ def _store(path: Path) -> Store:
         for n in range(20)
     ]  # fmt: skip
     commit_examples(store, questions)
+    cells = [_evaluation(store, cell) for cell in (1, 2, 3)]
+    _sweep(store, [run.run for run in cells])
+    for name in ("first", "second"):
+        _training(store, name)
     return store
+
+
+def _selectors(cell: int) -> dict[str, list[float]]:
+    return {
+        "random": [0.3 * (q % 2) for q in range(12)],
+        "oracle": [1.0] * 12,
+        "cell": [float((q * cell) % 3 == 1) for q in range(12)],
+    }
+
+
+def _evaluation(store: Store, cell: int) -> Run:
+    """Three selectors at one shot, as `lever eval` commits them; the scoreboard is theirs."""
+    named = _selectors(cell)
+    key = {"dataset": "d", "split": "train", "shots": 1, "scorer": "s", "metric_version": "1"}
+    rows = [
+        {**key, "query_id": q, "selector": name, "pointer": [q], "prediction": EVIL,
+         "accuracy": scores[q], "correct": int(scores[q] > 0)}
+        for q in range(12)
+        for name, scores in named.items()
+    ]  # fmt: skip
+    board = Scoreboard(
+        tuple(Row(n, 1, sum(s) / 12, 0.1, 0.9, 12, 0) for n, s in named.items()),
+        (PairTest("cell", "random", 1, 0.1, -0.05, 0.25, 0.2, 4, 2, 0.5, 12),),
+    )
+    details = {"scoreboard": board.to_json()}
+    spec = RunSpec("evaluation", "d", "train", parameters={"answerer": "s", "cell": cell})
+    with store.begin(spec) as writer:
+        writer.write("evaluations", table(EVALUATIONS, rows))
+        return writer.commit(details=details)
+
+
+def _sweep(store: Store, evaluations: list[str]) -> Run:
+    rows = [
+        {"sweep": "grid", "cell": f"c{n}", "settings": json.dumps({"run.seed": n, "x": EVIL}),
+         "accuracy": sum(_selectors(n)["cell"]) / 12, "low": 0.1, "high": 0.9,
+         "num_queries": 12, "evaluation": run, "checkpoint": "c.pt"}
+        for n, run in enumerate(evaluations, 1)
+    ]  # fmt: skip
+    with store.begin(RunSpec("sweep", "d", "train")) as writer:
+        writer.write("sweeps", table(SWEEPS, rows))
+        return writer.commit()
+
+
+def _training(store: Store, name: str) -> Run:
+    log = Log()
+    for step in range(4):
+        log.step("rce", 1, step, {"loss": 9.0 - step - (name == "second")})
+    log.epoch("rce", 1, {"val_loss": 2.0})
+    spec = RunSpec("training", "d", "train", {"path": f"/x/{name}"}, source_sha256=name)
+    with store.begin(spec) as writer:
+        writer.write("training_metrics", log.table())
+        return writer.commit()
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +244,104 @@ def test_the_grid_filters_as_the_audit_counts(board: Board, client: TestClient) 
         )
     assert len(re.findall('class="query-tile"', _text(client, "queries?filter=fallback"))) == 1
     assert len(re.findall('class="query-tile"', _text(client, "queries?filter=failed"))) == 1
+
+
+def test_a_query_has_what_each_selector_picked_and_every_prefix(client: TestClient) -> None:
+    text = _text(client, "query?dataset=d&split=train&id=5")
+    assert "The first k demonstrations alone" in text and "<td>0.250</td>" in text
+    rows = re.findall(r'<th scope="row">(\w+)</th><td data-label="shots">(\d)', text)
+    assert [name for name, _ in rows] == ["cell", "oracle", "random"] * 3
+
+
+def test_an_evaluation_leads_to_the_questions_two_selectors_disagree_on(
+    board: Board, client: TestClient
+) -> None:
+    run = board.state().kind("evaluation")[0].run
+    text = _text(client, f"evaluation?run={run}")
+    assert ">cell − random</a>" in text and "+10.00" in text
+    address = html.unescape(re.findall(r'href="(disagree[^"]*)"', text)[0])
+    rows = (
+        connect(board.store)
+        .sql(f"""
+        select query_id, a.accuracy - b.accuracy
+        from evaluations as a inner join evaluations as b using (run, query_id)
+        where run = '{run}' and a.selector = 'cell' and b.selector = 'random'
+            and a.accuracy <> b.accuracy
+        order by 2, 1
+    """)
+        .fetchall()
+    )
+    found = re.findall(r"\((\d+)\)</a>", _text(client, address))
+    assert found == [str(row[0]) for row in rows]
+    wrong = _text(client, f"disagree?run={run}&shots=1&only=1")
+    both = [row["random"] == row["cell"] == 0 for row in _by_query(board)]
+    assert f"<dt>questions</dt><dd>{sum(both)}</dd>" in wrong
+
+
+def _by_query(board: Board) -> list[dict[str, float]]:
+    named = _selectors(int(board.state().kind("evaluation")[0].parameters["cell"]))
+    return [{name: scores[q] for name, scores in named.items()} for q in range(12)]
+
+
+def test_a_sweep_has_its_cells_by_accuracy_and_what_luck_gives(client: TestClient) -> None:
+    text = _text(client, "sweep")
+    assert "<dt>cells</dt><dd>3</dd>" in text and "by luck" in text
+    shares = [sum(_selectors(cell)["cell"]) / 12 for cell in (1, 2, 3)]
+    shown = re.findall(r'data-label="accuracy" data-sort="([\d.]+)"', text)
+    assert [float(share) for share in shown] == sorted(shares, reverse=True)
+
+
+def test_trainings_lie_over_each_other(board: Board, client: TestClient) -> None:
+    runs = [run.run for run in board.state().kind("training")]
+    text = _text(client, "training?" + "&".join(f"run={run}" for run in runs))
+    charts = [json.loads(html.unescape(c)) for c in re.findall(r'data-chart="([^"]*)"', text)]
+    loss = next(chart for chart in charts if chart["label"] == "loss by step")
+    lines = {line["name"].split()[0]: line["y"] for line in loss["lines"]}
+    assert lines == {"first": [9, 8, 7, 6], "second": [8, 7, 6, 5]}
+
+
+def test_a_comparison_is_that_of_lever_diff(board: Board, client: TestClient) -> None:
+    done = diff(board.store, DiffRequest(a="beam", b="balanced"))
+    text = _text(client, "compare?a=beam&b=balanced")
+    assert (
+        f'<th scope="row">only A has</th><td data-label="value" data-sort="{done.only_a}">' in text
+    )
+    assert "there is neither" in client.get("compare?a=beam&b=nowhere").text.lower()
+
+
+def test_an_audit_is_that_of_lever_audit(board: Board, client: TestClient) -> None:
+    figures = audit(board.store, AuditRequest(view="beam")).figures
+    text = _text(client, "audit?view=beam")
+    for name, count in figures["classes"].items():
+        assert f'<i class="class-{name}"></i>' in text and f"<b>{count}</b>" in text
+    assert f"{figures['candidates']:,} rewards from string match" in text
+
+
+def test_demonstrations_are_those_of_the_audit(board: Board, client: TestClient) -> None:
+    sql = "select example_id, num_picks from demonstration_usage order by 2 desc, 1"
+    rows = connect(board.store).sql(sql).fetchall()
+    text = _text(client, "demonstrations")
+    found = re.findall(r'd (\d+)</span></span></span></th><td [^>]*data-sort="(\d+)"', text)
+    assert found == [(str(a), str(b)) for a, b in rows]
+
+
+def test_the_store_says_who_answered_and_what_was_made_from_what(client: TestClient) -> None:
+    text = _text(client, "store")
+    assert 'data-label="answered by">a model</td>' in text
+    assert text.count('class="node ') == 8
+
+
+def test_an_export_holds_no_form_and_no_dead_link(board: Board, tmp_path: Path) -> None:
+    done = export(board, tmp_path / "pages", queries=3)
+    files = {path.name: path.read_text() for path in (tmp_path / "pages").glob("*.html")}
+    assert len(files) == done.pages and done.left_out > 0
+    assert len([name for name in files if name.startswith("query-")]) == 3
+    for text in files.values():
+        assert "<form" not in text
+        links = set(re.findall(r'href="([^"#]*)', text)) - {""}
+        assert all((tmp_path / "pages" / html.unescape(link)).exists() for link in links)
+    with pytest.raises(UsageError, match="holds something"):
+        export(board, tmp_path / "pages", queries=3)
 
 
 def test_a_damaged_run_is_shown_and_left_out(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Visit:
         """Open a page of the board, and wait for what is being made."""
         self.page.goto(f"{self.base}/{address}")
         self.page.wait_for_selector("main h1")
-        while self.page.get_by_text("The view is being audited").count():
+        while self.page.get_by_text("This is being computed").count():
             self.page.wait_for_timeout(200)
 
     def see(self, title: str) -> None:
@@ -77,7 +77,7 @@ class Visit:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("board") / "demo"
-    run_demo(DemoOptions(folder, WorldSpec(train=240, held_out=80), epochs=2))
+    run_demo(DemoOptions(folder, WorldSpec(train=120, held_out=60), epochs=2))
     return folder
 
 

@@ -1,7 +1,8 @@
-"""The process that audits a view for the board: gigabytes for a moment, and none afterwards.
+"""The process that audits or compares for the board: gigabytes for a moment, and none afterwards.
 
-In goes a folder with ``request.json``; out come ``audit.json``, ``queries.parquet`` and
-``examples.parquet`` beside it. The figures are those of :func:`lever_data.report.audit.audited`.
+In goes a folder with ``request.json``; out comes ``answer.json`` beside it, and of an audit
+``queries.parquet`` and ``examples.parquet``. The figures are those of ``lever audit`` and
+``lever diff``.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.report.audit import audited
-from lever_data.report.options import AuditRequest
+from lever_data.report.diff import diff
+from lever_data.report.options import AuditRequest, DiffRequest
 from lever_data.store.files import write_json
 from lever_data.store.store import Store
 
@@ -69,20 +72,27 @@ _EXAMPLES = """
 """
 
 
-def survey(folder: Path) -> None:
+def work(folder: Path) -> None:
     """Answer the request that lies in ``folder``."""
     asked = json.loads((folder / "request.json").read_bytes())
-    request = AuditRequest.model_validate_json(asked["request"])
+    store = Store.open(asked["store"])
     try:
-        with audited(Store.open(asked["store"]), request) as (con, found):
-            _write(con, _QUERIES, folder / "queries.parquet")
-            _write(con, _EXAMPLES, folder / "examples.parquet")
-            write_json(folder / "audit.json", asdict(found))  # the last: it says that all is there
+        if asked["kind"] == "audit":
+            found = _audit(store, AuditRequest.model_validate_json(asked["request"]), folder)
+        else:
+            found = asdict(diff(store, DiffRequest.model_validate_json(asked["request"])))
     except LeverError as error:
         said = {name: getattr(error, name) for name in ("what", "where", "hint")}
         value = None if error.value is None else str(error.value)
-        is_usage = isinstance(error, UsageError)
-        write_json(folder / "audit.json", {"error": {**said, "value": value, "is_usage": is_usage}})
+        found = {"error": {**said, "value": value, "is_usage": isinstance(error, UsageError)}}
+    write_json(folder / "answer.json", found)  # the last: it says that all is there
+
+
+def _audit(store: Store, request: AuditRequest, folder: Path) -> dict[str, Any]:
+    with audited(store, request) as (con, found):
+        _write(con, _QUERIES, folder / "queries.parquet")
+        _write(con, _EXAMPLES, folder / "examples.parquet")
+        return asdict(found)
 
 
 def _write(con: duckdb.DuckDBPyConnection, sql: str, file: Path) -> None:
@@ -93,4 +103,4 @@ def _write(con: duckdb.DuckDBPyConnection, sql: str, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    survey(Path(sys.argv[1]))
+    work(Path(sys.argv[1]))
