@@ -183,8 +183,16 @@ class ProcessorModel:
 def load_processor(name: str) -> Any:
     """The processor of a model, for images and text alone: a processor with a video half would
     want torchvision. Raises what transformers raises where there is none."""
-    from transformers import PROCESSOR_MAPPING, AutoConfig, Idefics3Processor
+    from transformers import (
+        PROCESSOR_MAPPING,
+        AutoConfig,
+        AutoProcessor,
+        Idefics3Processor,
+        ProcessorMixin,
+    )
 
+    if not hasattr(ProcessorMixin, "get_attributes"):  # transformers before 5: whole, or not at all
+        return AutoProcessor.from_pretrained(name)
     config = AutoConfig.from_pretrained(name)
     # SmolVLM's own differs in what it says of videos, for which it wants num2words
     kind = Idefics3Processor if config.model_type == "smolvlm" else PROCESSOR_MAPPING[type(config)]
