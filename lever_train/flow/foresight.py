@@ -17,10 +17,12 @@ import duckdb
 from lever_data.catalog import quote_identifier
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.task import Task, stored_task
+from lever_data.readers.rows import data_files
 from lever_data.relations.db import open_session
 from lever_data.relations.rewards import reward_sql
 from lever_data.relations.stream import readable_errors
 from lever_data.report.gate import parse_gate, require_known
+from lever_data.sources.dataset import guessed_task, meaning_of
 from lever_data.store.store import Store
 from lever_train.flow.legacy_files import sees_images
 from lever_train.flow.work import Work
@@ -81,7 +83,10 @@ def require_answerer(work: Work) -> None:
     spec = work.config.answerer.answerer
     data = work.config.data
     task = work.config.given_task
-    if task is None:
+    if task is None and data.items is not None:
+        files = data_files(data.items, data.train_split)
+        task = guessed_task(meaning_of(files, work.config.columns), None)
+    elif task is None:
         runs = Store.open(data.store).runs() if data.store.exists() else []
         task = stored_task(runs, data.dataset, data.train_split)
     if not _may_bring_images(data):
@@ -121,8 +126,7 @@ def require_vectors(work: Work) -> None:
 
 def _may_bring_images(data: DataTable) -> bool:
     """Whether the step ingest may find pictures inside the data, as in Parquet files."""
-    given = data.questions is not None and not data.questions.name.endswith((".json", ".json.gz"))
-    return data.image_root is None and given
+    return data.image_root is None and data.items is not None
 
 
 def _require_model(name: str, what: str) -> None:

