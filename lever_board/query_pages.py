@@ -23,6 +23,7 @@ from lever_data.relations.stream import readable_errors
 
 TILES = 24  # queries of a page of the grid
 CANDIDATES = 200  # of a query that are shown
+LONGEST = 400  # characters of an answer that are shown
 FILTERS = {  # name → (words, condition over survey_queries)
     "all": ("all queries", "true"),
     "mixed": ("mixed: rewards differ", "class = 'mixed'"),
@@ -265,11 +266,19 @@ def _shown(
         "picked_by": sorted(
             {f"{p['selector']} ({p['shots']})" for p in picks if p["pointer"] == row["pointer"]}
         ),
-        "raw_kept": raw if at is None else raw[:at],
-        "raw_cut": "" if at is None else raw[at:],
+        "vqa_pred_answer": _clipped(kept),
+        "raw_kept": _clipped(raw if at is None else raw[:at]),
+        "raw_cut": "" if at is None else _clipped(raw[at:]),
         "prompt": prompt,
         "is_stored": is_stored,
     }
+
+
+def _clipped(text: str | None) -> str | None:
+    """A text of a model as a page shows it; one that runs on is cut, and says how long it is."""
+    if text is None or len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}… ({len(text):,} characters)"
 
 
 def _prompt(

@@ -47,7 +47,7 @@ def view_page(asked: Asked) -> Content:
     number = max(asked.number("page", 1), 1)
     bare = own or select(name, conditions, columns)
     sql = own or _page_sql(bare, asked, columns, number)
-    in_process = not own and session.relations[name].folder != "diagnostics"
+    in_process = not own and session.relations[name].folder in ("views", "staging")
     found = _read(asked.state, sql) if in_process else _ask(asked.state, sql)
     total = _count(asked.state, name, conditions, columns) if in_process else None
     more = {
