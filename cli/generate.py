@@ -32,6 +32,14 @@ def generate(
     execution: Execution,
     dry_run: DryRun = False,
     show: Show = 0,
+    repeat_sample: Annotated[
+        int,
+        words(
+            "Only ask N stored prompts of this scorer again, and say how the answers differ.",
+            metavar="N",
+            ge=0,
+        ),
+    ] = 0,
     json: JsonFile = None,
 ) -> None:
     """Generate RL data: propose candidates, have them answered, score the answers.
@@ -47,9 +55,29 @@ def generate(
         from lever_data.errors import UsageError
 
         raise UsageError("--show goes with --dry-run", value=show)
+    if repeat_sample:
+        _show_repeat(request, repeat_sample, json)
+        return
     with progress_bar("generate", "queries") as advance:
         outcome = rollout.generate(request, execution, advance)
     _show_outcome(outcome, json)
+
+
+def _show_repeat(request: Request, count: int, json: Path | None) -> None:
+    from dataclasses import asdict
+
+    from lever_train.rollout.repeat import repeat
+
+    found = repeat(request, count)
+    if emit(asdict(found), json):
+        return
+    share = f", {found.noise / found.within:.0%} of it" if found.within else ""
+    within = "-" if found.within is None else f"{found.within:.4g}"
+    print(
+        f"{found.asked:,} prompts asked again, {found.failed:,} failed, {found.changed:,} answered "
+        f"in other words\nvariance of the accuracy between two answers to one prompt: "
+        f"{found.noise:.4g}{share}\nvariance among the candidates of a query: {within}"
+    )
 
 
 def _show_forecast(forecast: Forecast, json: Path | None) -> None:

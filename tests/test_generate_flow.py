@@ -23,6 +23,7 @@ from lever_train.options.rollout import Request
 from lever_train.rollout import ask as module
 from lever_train.rollout.ask import AnswerCache, Asker, Talk, Tally
 from lever_train.rollout.generate import forecast, generate
+from lever_train.rollout.repeat import repeat
 from tests.commands import lever
 from tests.endpoint import EXPECTED, Endpoint, Handler, answerer, prompts, serving
 from tests.rollouts import World, add_images, make_world, rows
@@ -286,6 +287,33 @@ def test_a_model_of_the_same_name_that_answers_otherwise_is_noticed(
         assert len(odd) == (text == "blue")
     assert "answers 5 of 5 stored prompts otherwise ('red' is 'blue' now)" in odd[0]
     assert "--scorer NAME" in odd[0]
+
+
+def test_the_noise_of_the_answers_is_that_of_asking_again(world: World, endpoint: Endpoint) -> None:
+    """Every third prompt is answered otherwise the second time."""
+    truth = Counter(a["answer"] for q in json.loads(world.annotations.read_text())["annotations"]
+                    for a in q["answers"]).most_common(1)[0][0]  # fmt: skip
+    endpoint.fault = lambda handler, question, attempt: handler.answer(truth)
+    generate(request(world, endpoint))
+    steady = repeat(request(world, endpoint), 200)
+    assert (steady.failed, steady.changed, steady.noise) == (0, 0, 0.0)
+    (run,) = [r for r in Store.open(world.store).runs() if r.kind == "rollout"]
+    assert steady.asked == run.details["report"]["candidates"]
+    turn = itertools.count()
+
+    def waver(handler: Handler, question: str, attempt: int) -> bool:
+        return handler.answer("nothing like it" if next(turn) % 3 == 0 else truth)
+
+    endpoint.fault = waver
+    found = repeat(request(world, endpoint), 200)
+    assert 0.2 * found.asked < found.changed < 0.5 * found.asked
+    # an answer that was right and is wrong now differs by its whole accuracy
+    assert 0 < found.noise <= 0.5
+    assert found.within is not None
+    before = len(Store.open(world.store).runs())
+    told = lever(*world.argv("--repeat-sample", "5"), check=False)
+    assert told.returncode == 1 and "no stored answers of this scorer" in told.stderr
+    assert len(Store.open(world.store).runs()) == before
 
 
 def test_a_dry_run_shows_prompts_and_their_answers_word_by_word(world: World) -> None:

@@ -16,7 +16,7 @@ from lever_demo.demo import DemoOptions, prepare_demo
 from lever_demo.world import WorldSpec
 from lever_train.evaluate.api import predict
 from lever_train.flow.pipeline import Pipeline
-from lever_train.flow.run import plan, run
+from lever_train.flow.run import plan, run, summary, use_it
 from lever_train.flow.steps import build_steps
 from lever_train.options.evaluate import Contest, EvalRequest, Questions
 from lever_train.options.pipeline import (
@@ -77,9 +77,11 @@ def test_no_answer_is_paid_beyond_the_budget(
     runs = [r for r in store.runs() if r.kind == "rollout"]
     assert sum(r.details["report"]["candidates"] for r in runs) <= 600
     assert [outputs[f"generate-{k}"].get("run") for k in (1, 2)] == [r.run for r in runs][:2]
-    assert outputs["train"]["checkpoint"] in {
-        outputs[f"train-{k}"].get("checkpoint") for k in (1, 2, 3)
-    }
+    result = Path(outputs["train"]["checkpoint"])
+    rounds = [outputs[f"train-{k}"].get("checkpoint") for k in (1, 2, 3)]
+    assert result.read_bytes() in [Path(path).read_bytes() for path in rounds if path]
+    assert dict(summary(config, outputs))["selector"] == str(result)
+    assert str(result) in use_it(config, outputs)
     assert outputs["evaluate"]["run"] is not None
 
 
@@ -121,7 +123,8 @@ def test_rounds_end_where_one_adds_nothing(tmp_path: Path) -> None:
     config = config_of(tmp_path, p=1e-9)
     outputs, said = done(config)
     assert outputs["judge-2"]["is_last"] and "run" not in outputs["generate-3"]
-    assert outputs["train"] == outputs["train-1"]
+    first, result = (Path(outputs[step]["checkpoint"]) for step in ("train-1", "train"))
+    assert first.read_bytes() == result.read_bytes()
     assert any("the rounds end" in line for line in said) and "round 1 is the result" in said
     again, said = done(config)
     assert again == outputs

@@ -8,12 +8,11 @@ that were not tried. A round is judged on the training questions of a fold that 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lever_data.errors import LeverError, UsageError
-from lever_data.store.files import write_json
+from lever_data.errors import UsageError
+from lever_data.store.files import write_atomic, write_json
 from lever_data.store.store import Store
 from lever_train.flow.foresight import require_answerer
 from lever_train.flow.pipeline import Outputs, Step
@@ -158,7 +157,7 @@ def _judge(work: Work, number: int) -> Step:
 
 
 def _choose(work: Work) -> Step:
-    """The selector of the last round that gained something."""
+    """The checkpoints of the last round that gained something, where those of a training lie."""
 
     def act(known: StepOutputs, begun: bool) -> Outputs:
         chosen = 1
@@ -167,11 +166,16 @@ def _choose(work: Work) -> Step:
                 break
             chosen = number
         made = known[f"train-{chosen}"]
-        if "checkpoint" not in made:
-            raise LeverError("no round was trained")
         work.say(f"round {chosen} is the result")
-        return dict(made)
+        work.checkpoints.mkdir(parents=True, exist_ok=True)
+        copies: Outputs = {}
+        for name in ("rce", "grpo", "checkpoint"):
+            if name in made:
+                source = Path(made[name])
+                copies[name] = str(work.checkpoints / source.name)
+                write_atomic(Path(copies[name]), source.read_bytes())
+        return copies | {"paths": list(dict.fromkeys(copies.values()))}
 
     numbers = range(1, work.config.rounds.count + 1)
     after = tuple(f"{name}-{k}" for k in numbers for name in ("train", "judge"))
-    return replace(Step("train", act, after=after), code=1)
+    return Step("train", act, {"folder": str(work.checkpoints)}, after=after)

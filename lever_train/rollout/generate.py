@@ -22,6 +22,7 @@ from lever_train.rollout.answerers.base import Endpoint, template_of
 from lever_train.rollout.ask import Talk, Tally
 from lever_train.rollout.job import Job, new_asker, resolve, shard_folder
 from lever_train.rollout.ray_engine import make_with_ray
+from lever_train.rollout.repeat import stored_prompts
 from lever_train.rollout.shards import TABLES, Report, ShardFolder, ShardRows, ShardsGoneError
 from lever_train.rollout.work import candidates_of, make_shard, prompts_of
 
@@ -128,7 +129,7 @@ def _probe(job: Job, execution: Execution) -> Tally:
 
 def _changed(job: Job) -> list[str]:
     """A notice where a model of the same name now answers stored prompts otherwise."""
-    stored = _stored(job)
+    stored = stored_prompts(job, STORED)
     again = job.answerer.answer([prompt for prompt, _ in stored])
     pairs = [(a.text, old) for a, (_, old) in zip(again, stored, strict=True) if a.text is not None]
     other = [(new, old) for new, old in pairs if new != old]
@@ -139,31 +140,6 @@ def _changed(job: Job) -> list[str]:
         f"WARNING: {job.label.scorer} answers {len(other)} of {len(pairs)} stored prompts "
         f"otherwise ({old!r} is {new!r} now): if it is another model, tell them apart with "
         "--scorer NAME"
-    ]
-
-
-def _stored(job: Job) -> list[tuple[Prompt, str]]:
-    """Prompts of the newest run of the same scorer about items of this job, and their answers."""
-    same = ("scorer", "generation")
-    runs = [
-        run
-        for run in job.store.runs()
-        if run.kind == job.spec.kind
-        and (run.dataset, run.split) == (job.spec.dataset, job.spec.split)
-        and all(run.parameters.get(k) == job.spec.parameters[k] for k in same)
-    ]
-    if not runs:
-        return []
-    found = duckdb.execute(
-        "select query_id, pointer, vqa_raw_generation "
-        "from read_parquet(?, hive_partitioning = false) where vqa_raw_generation is not null "
-        "and query_id in (select unnest(?)) limit ?",
-        [[str(f) for f in runs[-1].table_files("candidates")], list(job.items), STORED],
-    ).fetchall()
-    return [
-        (Prompt(job.items[query], tuple(job.examples[e] for e in pointer)), said)
-        for query, pointer, said in found
-        if all(e in job.examples for e in pointer)
     ]
 
 
