@@ -5,7 +5,7 @@ from __future__ import annotations
 from lever_data.report.options import DiffRequest
 from lever_data.vocabulary import DEFAULT_STORE, JsonFile, StorePath
 
-from .common import emit, emit_table
+from .common import emit, emit_table, notice
 from .flags import with_flags
 
 
@@ -18,6 +18,8 @@ def diff(request: DiffRequest, store: StorePath = DEFAULT_STORE, json: JsonFile 
     from lever_data.store.store import Store
 
     found = diff(Store.open(store), request)
+    if found.is_same:
+        notice("A and B are the same: nothing can differ")
     if emit(asdict(found), json):
         return
     pairs = "query and pointer" if found.kind == "candidates" else "query and shots"

@@ -83,7 +83,7 @@ def show_scoreboard(board: Scoreboard) -> None:
     shots = sorted({row.shots for row in board.rows if row.shots})
     zero = [row for row in board.rows if row.shots == 0]
     emit_table(
-        ["selector", "questions", *(f"{k} shots" for k in shots)],
+        ["selector", "questions", *map(_shots, shots)],
         [
             *(
                 [row.selector, row.n, f"{_accuracy(row)} without any", *[""] * (len(shots) - 1)]
@@ -103,13 +103,17 @@ def show_scoreboard(board: Scoreboard) -> None:
         print()
         rows = [(f"{p.a} - {p.b}", p.n, p.shots, _difference(p)) for p in board.paired]
         emit_table(
-            ["difference", "questions", *(f"{k} shots" for k in shots)],
+            ["difference", "questions", *map(_shots, shots)],
             _by_shots(rows, shots),
             title="Paired by question, in percentage points (95 % interval; p of no difference)",
         )
     failed = sum(r.failed for r in board.rows)
     if failed:
         notice(f"{failed:,} answers failed; they are left out of the means")
+
+
+def _shots(number: int) -> str:
+    return "1 shot" if number == 1 else f"{number} shots"
 
 
 def _by_shots(cells: list[tuple[str, int, int, str]], shots: list[int]) -> list[list[object]]:

@@ -204,3 +204,11 @@ def test_candidates_without_a_score_are_not_there(store: Store) -> None:
 def test_a_negative_seed_is_a_usage_error(store: Store) -> None:
     failed = lever("diff", "a", "b", "--store", store.path, "--seed", -1, check=False)
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
+
+
+def test_what_is_compared_with_itself_is_said_to_be(store: Store) -> None:
+    """Under a shorter name, or as a view, too: a change of 0 would look like a finding."""
+    run = commit(store, [row(0, 0, [1, 2], 1.0)]).run
+    for a, b, is_same in ((run, run[:-2], True), ("beam", "beam", True), (run, "beam", False)):
+        said = lever("diff", a, b, "--store", store.path).stderr
+        assert ("A and B are the same" in said) == is_same

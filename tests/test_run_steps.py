@@ -67,7 +67,7 @@ def test_an_unchanged_step_is_skipped_and_a_changed_one_says_why(tmp_path: Path)
     chain = Chain(tmp_path)
     outputs, said = chain.run()
     assert outputs["second"] == {"length": 1, "paths": []}
-    assert "[first] it has not run yet" in said and "[third] nothing is asked of it" in said
+    assert "[first] not run yet" in said and "[third] nothing is asked of it" in said
     again, said = chain.run()
     assert again == outputs and said.count("skipped: unchanged") == 2
     _, said = chain.run(size=2)
@@ -112,7 +112,7 @@ def test_a_failed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
         chain.run()
     chain.fails = False
     _, said = chain.run()
-    assert "[first] skipped" in said and "[second] it was begun and not finished" in said
+    assert "[first] skipped" in said and "[second] begun and not finished" in said
     assert chain.calls == [("first", False), ("second", False), ("second", True)]
 
 
@@ -125,7 +125,7 @@ def test_a_step_begun_with_other_parameters_starts_anew(tmp_path: Path) -> None:
         Pipeline(tmp_path, [begin]).run(print)
     chain.calls.clear()
     _, said = chain.run()
-    assert "[first] it was begun and not finished, and starts anew: size.x: 3 → 1" in said
+    assert "[first] begun and not finished, and starts anew: size.x: 3 → 1" in said
     assert chain.calls == [("first", False)]
 
 
@@ -261,7 +261,7 @@ def test_a_killed_sft_goes_on_though_rl_changed(tmp_path: Path) -> None:
     _until_sft(tmp_path / "d", dies=True)
     text = '[rce]\nepochs = 11\n[grpo]\nepochs = 2\n[reward]\nmode = "soft_only"'
     found, said = _until_sft(tmp_path / "d", text)
-    assert "[sft] it was begun and not finished" in said
+    assert "[sft] begun and not finished" in said
     assert any(line.startswith("resuming at") for line in said)
     assert Path(found["checkpoint"]).read_bytes() == Path(whole["checkpoint"]).read_bytes()
 

@@ -55,6 +55,7 @@ class Difference:
     mcnemar_only_a: int
     mcnemar_only_b: int
     mcnemar_p: float | None
+    is_same: bool  # both names mean the same rows: nothing can differ
 
 
 def diff(store: Store, request: DiffRequest) -> Difference:
@@ -87,7 +88,15 @@ def diff(store: Store, request: DiffRequest) -> Difference:
                 value=f"{request.a} and {request.b}",
                 hint="`lever views` counts the rows of every view",
             )
-        return _measure(con, request, kinds.pop())
+        return _measure(con, request, kinds.pop(), _is_same(request, found))
+
+
+def _is_same(request: DiffRequest, found: Sequence[Run | None]) -> bool:
+    """Whether both names mean one run (and selector) or one view: every change would be 0."""
+    a, b = (run.run if run else None for run in found)
+    if a is None or b is None:
+        return request.a == request.b
+    return a == b and request.a.partition(":")[2] == request.b.partition(":")[2]
 
 
 def _require_same_questions(con: duckdb.DuckDBPyConnection, sides: Sequence[Run | None]) -> None:
@@ -131,7 +140,9 @@ def _open(store: Store, request: DiffRequest, runs: Sequence[str]) -> Session:
     return session
 
 
-def _measure(con: duckdb.DuckDBPyConnection, request: DiffRequest, kind: Kind) -> Difference:
+def _measure(
+    con: duckdb.DuckDBPyConnection, request: DiffRequest, kind: Kind, is_same: bool
+) -> Difference:
     counted = con.execute(_COUNTS).fetchall()[0]
     clusters = con.execute(_CLUSTERS).fetchnumpy()
     picks = con.execute(_PICKS).fetchnumpy()
@@ -157,6 +168,7 @@ def _measure(con: duckdb.DuckDBPyConnection, request: DiffRequest, kind: Kind) -
         mcnemar_only_a=test.only_a,
         mcnemar_only_b=test.only_b,
         mcnemar_p=test.p if len(right_a) else None,
+        is_same=is_same,
     )
 
 

@@ -145,12 +145,12 @@ class Pipeline:
         if forced:
             why = "forced"
         elif known.get("begun") == item.key:
-            why = "it was begun and not finished"
+            why = "begun and not finished"
         elif "begun" in known:  # it may have replaced outputs of the run before it, too
             change = _difference(known.get("begun_parts", {}), parts)
-            why = f"it was begun and not finished, and starts anew: {change}"
+            why = f"begun and not finished, and starts anew: {change}"
         elif "key" not in known:
-            why = "it has not run yet"
+            why = "not run yet"
         elif known["key"] != item.key:
             why = _difference(known["parts"], parts)
         elif fault := _fault(known):

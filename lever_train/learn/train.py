@@ -28,7 +28,7 @@ from lever_train.learn.setup import frozen_copy, new_selector, phases_of, set_tr
 from lever_train.learn.state import State, fingerprint, load_state, save_state
 from lever_train.learn.step import Figures, Learner, Phase, adapt_beta
 from lever_train.learn.validate import figure_names, is_better, judged, require_finite, validate
-from lever_train.options.resolve import to_toml
+from lever_train.options.resolve import changes_toml
 from lever_train.options.train import Source, TrainConfig
 from lever_train.selector.checkpoint import Progress
 from lever_train.selector.model import Selector
@@ -160,7 +160,7 @@ class _Training:
                 self._say("stopped: it stays")
                 raise KeyboardInterrupt
         self._settle()
-        self._say(to_toml(config).rstrip())
+        self._say(changes_toml(config).rstrip())  # config.toml has all of it
         try:
             self._run_phases()
         except LeverError as error:

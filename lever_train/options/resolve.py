@@ -65,6 +65,12 @@ def to_toml(config: TrainConfig) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude=left_out, exclude_none=True))
 
 
+def changes_toml(config: TrainConfig) -> str:
+    """What of the config is not the default, as TOML."""
+    given = config.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    return tomli_w.dumps(given)
+
+
 def _read_sections(file: Path) -> Tables:
     tables = read_tables(file, "the config")
     require_fields(TrainConfig, tables, "the config", str(file))

@@ -152,7 +152,7 @@ def _open_pool(
             f"{shots} demonstrations cannot be picked from this query's pool",
             where=f"query {ids[at]}",
             value=int(room[at]),
-            hint="lower --shot-num, or give a larger --pool",
+            hint="show fewer (--shots; --shot-num elsewhere), or give a larger --pool",
         )
     closed = torch.from_numpy(shut).to(ask.table.device)
     if shown.ndim == 1:
