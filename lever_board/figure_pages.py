@@ -65,6 +65,8 @@ def training_page(asked: Asked) -> Content:
         else:
             run = asked.state.store.run(name)
             tables[_short(run)] = _metrics(asked, run)
+    is_followed = any(Path(name) in asked.board.trainings for name in chosen)
+    is_followed |= bool(asked.board.trainings) and not asked.all("run")  # one may yet begin
     sections = curves(tables) if tables else []
     return Content(
         "Training",
@@ -74,7 +76,8 @@ def training_page(asked: Asked) -> Content:
         more={
             "choices": [(str(p), f"{p} (being written)", str(p) in chosen) for p in live]
             + [(r.run, f"{_short(r)}, {time_text(r)}", r.run in chosen) for r in runs],
-            "follow": FOLLOW if asked.links.is_live and any(Path(c) in live for c in chosen) else 0,
+            "follow": FOLLOW if asked.links.is_live and is_followed else 0,
+            "awaited": [str(path) for path in asked.board.trainings if path not in live],
         },
     )
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
@@ -412,3 +413,15 @@ def test_no_page_needs_torch_and_the_first_one_neither_polars_nor_numpy() -> Non
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_training_that_has_not_written_yet_is_waited_for(tmp_path: Path) -> None:
+    board = Board(new_store(tmp_path), trainings=[tmp_path / "live"])
+    text = _text(_client(board), "training")
+    assert "data-follow" in text and "they come with the first epoch" in text
+    (tmp_path / "live").mkdir()
+    log = Log()
+    log.epoch("rce", 1, {"val_loss": 2.0})
+    pq.write_table(log.table(), tmp_path / "live" / "metrics.parquet")
+    text = _text(_client(board), "training")
+    assert "data-follow" in text and "val_loss" in text and "first epoch" not in text
