@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lever_data import connect
+from lever_data import catalog, connect
 from lever_data.errors import LeverError, UsageError
 from lever_data.sources.ingest import IngestOptions, ingest
 from lever_data.store.store import Store
+from lever_demo.files import write_world
+from lever_demo.world import WorldSpec, make_world
 from lever_train.embed.embed import embed
+from lever_train.flow.run import mode
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.model_folder import model_folder
 from lever_train.options.embed import EmbedRequest
+from lever_train.options.pipeline import EmbedTable, load_pipeline
+from tests.commands import lever
 from tests.encoders import QUESTIONS, tiny_clip
 from tests.stores import commit_examples
 
@@ -108,3 +114,85 @@ def test_a_package_that_is_not_there_is_named() -> None:
         model_folder("package:no-such-model")
     with pytest.raises(UsageError, match="holds 0 models"):
         model_folder("package:json")
+
+
+@pytest.mark.parametrize(
+    ("tables", "problem"),
+    [
+        ({"templates": {"q": "{question}"}}, "compared names spaces of templates"),
+        ({"compared": ["q"]}, "compared names spaces of templates"),
+        ({"templates": {"a": "{answer}"}, "compared": ["a"]}, "which a query has none of"),
+    ],
+)
+def test_what_is_compared_is_a_template_without_answers(
+    tables: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UsageError, match=problem):
+        EmbedTable(**tables)
+
+
+def test_the_recipe_of_features_is_a_config() -> None:
+    path = Path(__file__).resolve().parents[1] / "examples" / "okvqa_features.toml"
+    config = load_pipeline(path)
+    assert config.embed.compared == ("question", "both")
+    assert config.data.texts == {"words": path.parent / "okvqa/picture_words_train.json.gz"}
+    assert set(config.train.model.pair_features) <= set(catalog.features())
+    assert mode(config) == "dense (3 epochs)"
+
+
+_CONFIG = """
+[data]
+dataset = "demo"
+questions = "world/train_questions.json"
+annotations = "world/train_annotations.json"
+eval_questions = "world/val_questions.json"
+eval_annotations = "world/val_annotations.json"
+texts.words = "train.json"
+eval_texts.words = "val.json"
+[embed]
+encoder = "{folder}/encoder"
+features = "text"
+compared = ["question", "both"]
+[embed.templates]
+question = "{{question}}"
+both = "{{question}} {{words}}"
+answer = "{{answer}}"
+[pool]
+size = 8
+[sft]
+enabled = false
+[generate]
+shot_num = 1
+num_beams = 8
+temps = []
+num_random = 0
+[train.model]
+selector = "features"
+pair_features = ["vote", "cosine_question", "cosine_answer"]
+hidden = 8
+[train.data]
+split_ratio = 1.0
+[train.dense]
+epochs = 1
+[train.run]
+stage = "dense"
+batch_size = 16
+[eval]
+shots = [1]
+"""
+
+
+def test_the_pipeline_embeds_every_space(tmp_path: Path) -> None:
+    """Its own encoder, texts, side by side pools, and a selector that reads features of pairs."""
+    write_world(make_world(WorldSpec(train=60, held_out=12, pool=8)), tmp_path / "world")
+    for split, count in (("train", 60), ("val", 12)):
+        words = [QUESTIONS[i % len(QUESTIONS)] for i in range(count)]
+        (tmp_path / f"{split}.json").write_text(json.dumps(words))
+    tiny_clip(tmp_path / "encoder")
+    (tmp_path / "lever.toml").write_text(_CONFIG.format(folder=tmp_path))
+    lever("run", "--config", tmp_path / "lever.toml")
+    board = json.loads((tmp_path / "lever-out" / "eval.json").read_text())
+    shown = {row["selector"] for row in board["rows"]}
+    assert shown == {"zero_shot", "random", "nearest", "vote", "dense", "oracle"}
+    again = lever("run", "--config", tmp_path / "lever.toml")
+    assert "skipped" in again.stderr and "it has not run yet" not in again.stderr

@@ -70,7 +70,7 @@ def require_encoder(work: Work) -> None:
     config = work.config
     if not _may_bring_images(config.data):
         images = {"image_root": config.data.image_root, "store": config.data.store}
-        EmbedRequest(**config.embed.model_dump(), **images).require_images()
+        EmbedRequest(**config.embed.encoding, **images).require_images()
     _require_model(config.embed.encoder, "encoder")
 
 

@@ -174,7 +174,7 @@ def choose_checkpoint(folder: Path, grpo_epochs: int) -> Path:
     Raises:
         LeverError: there is no checkpoint.
     """
-    order = ["grpo", "rce"] if grpo_epochs else ["rce"]
+    order = ["grpo", "rce", "dense"] if grpo_epochs else ["rce", "dense"]
     for phase in order:
         found = sorted(folder.glob(f"{phase}_epoch*.pt"), key=_epoch)
         if found:

@@ -171,6 +171,8 @@ def mode(config: PipelineConfig) -> str:
     """``RCE only`` or ``RCE + GRPO``, with the epochs; or what is evaluated."""
     if config.eval.checkpoint is not None:
         return f"inference with {config.eval.checkpoint}"
+    if config.train.run.stage == "dense":
+        return f"dense ({config.train.dense.epochs} epochs)"
     rce, grpo = config.train.rce.epochs, config.train.grpo.epochs
     return f"RCE + GRPO ({rce} + {grpo} epochs)" if grpo else f"RCE only ({rce} epochs)"
 

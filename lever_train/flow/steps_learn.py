@@ -135,6 +135,7 @@ def evaluate(work: Work) -> Step:
             "sft": known.get("sft", {}).get("checkpoint"),
             "rce": known["train"].get("rce"),
             "rce+grpo": known["train"].get("grpo"),
+            "dense": known["train"].get("dense"),
         }
         if table.checkpoint is not None:
             named = {table.checkpoint.stem: table.checkpoint}

@@ -42,6 +42,8 @@ def ingest(work: Work) -> Step:
         )
         if path is not None
     }
+    reads |= {f"train text {name}": path for name, path in data.texts.items()}
+    reads |= {f"eval text {name}": path for name, path in data.eval_texts.items()}
 
     def act(known: StepOutputs, begun: bool) -> Outputs:
         store = Store.create(data.store)
@@ -62,6 +64,9 @@ def ingest(work: Work) -> Step:
                 *_both(data.eval_questions, data.eval_annotations),
             )
             found += _ingest_split(work, store, data.eval_split, files)
+        for split, texts in ((data.train_split, data.texts), (data.eval_split, data.eval_texts)):
+            for name, path in texts.items():
+                found += _ingest_split(work, store, split, (path,), name)
         return {
             "rl": [run for kind, run in found if kind == "rl_data"],
             "beam": [run for kind, run in found if kind == "beam"],
@@ -100,8 +105,10 @@ def embed(work: Work) -> Step:
 
     def act(known: StepOutputs, begun: bool) -> Outputs:
         files: dict[str, str] = {}
+        if table.templates:
+            return _embed_spaces(work)
         request = EmbedRequest(
-            **table.model_dump(),
+            **table.encoding,
             store=data.store,
             dataset=data.dataset,
             split=data.train_split,
@@ -125,9 +132,38 @@ def embed(work: Work) -> Step:
 
     splits = [s for s in dict.fromkeys((data.train_split, data.eval_split)) if work.embeds(s)]
     idle = None if splits else "embeddings are given"
-    parameters = {**table.model_dump(), **_images(work)}
+    parameters = {**table.encoding, **_images(work)}
+    if table.templates:
+        parameters |= {"templates": table.templates, "compared": table.compared}
     reads = given(query_embeddings=data.query_embeddings)
     return Step("embed", act, parameters, reads, after=("ingest",), idle=idle, guard=guard)
+
+
+def _embed_spaces(work: Work) -> Outputs:
+    """A run of the store for every template and split; what is compared, by the names there."""
+    from lever_train.embed.embed import embed as library
+    from lever_train.options.embed import EmbedRequest
+
+    data, table = work.config.data, work.config.embed
+    runs = []
+    for split in dict.fromkeys((data.train_split, data.eval_split)):
+        for name, template in table.templates.items():
+            if split != data.train_split and "{answer}" in template:
+                continue
+            request = EmbedRequest(
+                **table.encoding,
+                store=data.store,
+                dataset=data.dataset,
+                split=split,
+                template=template,
+                name=name,
+                image_root=data.image_root,
+                image_name=data.image_name,
+                device=work.config.train.run.device,
+            )
+            runs.append(str(library(request, work.advance).queries.path))
+    side_by_side = ",".join(table.compared)
+    return {**dict.fromkeys(("query", "candidate", "eval"), side_by_side), "paths": runs}
 
 
 def pool(work: Work) -> Step:
@@ -291,13 +327,14 @@ def _images(work: Work) -> dict[str, object]:
 
 
 def _ingest_split(
-    work: Work, store: Store, split: str, files: tuple[Path, ...]
+    work: Work, store: Store, split: str, files: tuple[Path, ...], name: str | None = None
 ) -> list[tuple[str, str]]:
     """(kind, run id) of every file; embeddings and pools are read where they lie."""
     data = work.config.data
     options = IngestOptions(
         dataset=data.dataset,
         split=split,
+        name=name,
         order=data.order,
         task=work.config.given_task,
         columns=work.config.columns,

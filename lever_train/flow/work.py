@@ -89,8 +89,10 @@ class Work:
         )
 
     def view_files(self) -> dict[str, Path]:
-        """The user's own views, in the store and beside it: a changed one changes what is read."""
-        folders = (self.config.data.store / "views", self.config.data.sql_dir)
+        """The user's own views, in the store and beside it, and features: a changed one changes
+        what is read."""
+        store = self.config.data.store
+        folders = (store / "views", store / "features", self.config.data.sql_dir)
         return {
             f"view {path.stem}": path
             for folder in folders

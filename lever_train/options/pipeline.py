@@ -62,6 +62,10 @@ class DataTable(Section):
     annotations: Annotations = None
     eval_questions: Questions = None
     eval_annotations: Annotations = None
+    texts: dict[str, Path] = option(
+        {}, "JSON lists of texts of the train items by name, such as the words of their pictures."
+    )
+    eval_texts: dict[str, Path] = option({}, "Those of the eval items.")
     query_embeddings: Path | None = option(
         None, "What the selector sees of a train query; row = query id."
     )
@@ -77,6 +81,33 @@ class DataTable(Section):
     image_root: ImageRoot = None
     image_name: ImageName = None
     sql_dir: SqlDir = None
+
+
+class EmbedTable(Encoding):
+    """Vectors of the items: of what ``features`` says, or of one space a template."""
+
+    templates: dict[str, str] = option(
+        {},
+        "A vector space by name and what is read of an item in it: words with {question}, {answer} "
+        "and the {NAME} of texts; those with {answer} are of train items alone.",
+    )
+    compared: tuple[str, ...] = option(
+        (), "The spaces that stand side by side as what the selector sees of an item."
+    )
+
+    @model_validator(mode="after")
+    def _compares_templates(self) -> Self:
+        if (self.templates and not self.compared) or not {*self.compared} <= {*self.templates}:
+            raise ValueError("compared names spaces of templates, at least one where there are any")
+        for name in self.compared:
+            if "{answer}" in self.templates[name]:
+                raise ValueError(f"the space {name} reads answers, which a query has none of")
+        return self
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """What every space is embedded with."""
+        return self.model_dump(include=set(Encoding.model_fields))
 
 
 class PoolTable(Section):
@@ -173,7 +204,7 @@ class PipelineConfig(Section):
     data: DataTable
     columns: Columns = Field(default_factory=Columns)
     task: Task = Field(default_factory=Task)
-    embed: Encoding = Field(default_factory=Encoding)
+    embed: EmbedTable = Field(default_factory=EmbedTable)
     pool: PoolTable = Field(default_factory=PoolTable)
     beam: BeamTable = Field(default_factory=BeamTable)
     sft: SftTable = Field(default_factory=SftTable)
@@ -213,6 +244,8 @@ def relative_to(config: PipelineConfig, folder: Path) -> PipelineConfig:
                 changes[name] = folder / value.expanduser()
             elif isinstance(value, tuple) and value and isinstance(value[0], Path):
                 changes[name] = tuple(folder / item.expanduser() for item in value)
+            elif name in ("texts", "eval_texts"):
+                changes[name] = {key: folder / path.expanduser() for key, path in value.items()}
         return section.model_copy(update=changes)
 
     names = [n for n in PipelineConfig.model_fields if n != "train"]
