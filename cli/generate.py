@@ -96,6 +96,7 @@ def _show_forecast(forecast: Forecast, json: Path | None) -> None:
             f"{forecast.queries:,} queries ({forecast.wanted:,} wanted, the rest is cached or "
             f"repeated); {forecast.shards:,} shards to do; run {forecast.run}"
         )
+        print(f"a cache of prefixes can serve {forecast.shared:.0%} of the prompts' text")
 
 
 def _show_outcome(outcome: Outcome, json: Path | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ from lever_data.items.prompts import Item, Prompt
 from lever_train.rollout import ask as module
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.answerers.nearest import NearestAnswerer
-from lever_train.rollout.ask import FANOUT, AnswerCache, Asker, open_cache, scope
+from lever_train.rollout.ask import (
+    FANOUT,
+    AnswerCache,
+    Asker,
+    open_cache,
+    scope,
+    shared_beginnings,
+    shown_first,
+)
 
 
 def key(number: int) -> bytes:
@@ -167,3 +176,30 @@ def test_another_scope_misses_and_the_same_question_hits(tmp_path: Path) -> None
     other = NearestAnswerer(vectors, vectors, prior=[("x",)])  # other generation parameters
     third = Asker(other, open_cache(tmp_path, scope(other)))
     assert third.missing(prompts) == 2
+
+
+def test_prompts_that_begin_alike_are_neighbours() -> None:
+    items = [Item("d", "s", n, f"q{n}", ("a",), "a") for n in range(4)]
+    pointers = [(2, 1), (0,), (2,), (0, 3), (2, 1)]
+    prompts = [Prompt(items[3], tuple(items[i] for i in pointer)) for pointer in pointers]
+    sent = [shown_first(p) for p in sorted(prompts, key=shown_first)]
+    assert sent == [(0,), (0, 3), (2,), (2, 1), (2, 1)]
+    assert shared_beginnings(["abcd", "abxy", "abxy"]) == 6 / 12
+    assert shared_beginnings([]) == 0
+
+
+def test_prompts_are_asked_in_that_order(tmp_path: Path) -> None:
+    vectors = np.eye(8, dtype=np.float32)
+    asked: list[Prompt] = []
+
+    class Listening(NearestAnswerer):
+        def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+            asked.extend(prompts)
+            return super().answer(prompts)
+
+    items = [Item("d", "s", n, f"q{n}", ("a",), "a") for n in range(8)]
+    prompts = [Prompt(items[q], (items[q % 2], items[q])) for q in range(8)]
+    answerer = Listening(vectors, vectors)
+    found = Asker(answerer, open_cache(tmp_path, scope(answerer))).ask(prompts)
+    assert [p.demonstrations[0].example_id for p in asked] == [0] * 4 + [1] * 4
+    assert [answer.text for _, answer in found] == ["a"] * 8  # in the order they were given

@@ -19,6 +19,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from rapidfuzz.distance import Prefix
 
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Prompt
@@ -187,7 +189,9 @@ class Asker:
             wanted = {k: p for k, p in zip(keys, prompts, strict=True) if isinstance(k, bytes)}
             found = zip(wanted, self.cache.get(list(wanted)), strict=True)
             answers = {k: answer for k, answer in found if answer is not None}
-            todo = [k for k in wanted if k not in answers]
+            todo = sorted(
+                (k for k in wanted if k not in answers), key=lambda k: shown_first(wanted[k])
+            )
             turn = _Turn(talk, keys, answers, len(todo))
             line.extend((k, wanted[k]) for k in todo if k not in waiting)
             fresh = sum(k not in waiting for k in todo)
@@ -230,6 +234,19 @@ class Asker:
             return Answer(
                 None, error=f"an image cannot be read: {error.strerror}: {error.filename}"
             )
+
+
+def shown_first(prompt: Prompt) -> tuple[int, ...]:
+    """By this prompts are sent: those that begin alike are neighbours, so that a server that keeps
+    what it has read of a prompt reads the beginning once."""
+    return tuple(item.example_id for item in prompt.demonstrations)
+
+
+def shared_beginnings(texts: Sequence[str]) -> float:
+    """The share of all characters that stand at the beginning of the text before, in [0, 1]: what a
+    cache of prefixes can serve."""
+    same = sum(Prefix.similarity(before, text) for before, text in pairwise(texts))
+    return same / max(1, sum(map(len, texts)))
 
 
 def scope(answerer: Answerer) -> bytes:

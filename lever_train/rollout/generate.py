@@ -19,7 +19,7 @@ from lever_data.store.schema import with_ids
 from lever_data.store.store import Run
 from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.answerers.base import Endpoint, template_of
-from lever_train.rollout.ask import Talk, Tally
+from lever_train.rollout.ask import Talk, Tally, shared_beginnings, shown_first
 from lever_train.rollout.job import Job, new_asker, resolve, shard_folder
 from lever_train.rollout.ray_engine import make_with_ray
 from lever_train.rollout.repeat import stored_prompts
@@ -29,6 +29,7 @@ from lever_train.rollout.work import candidates_of, make_shard, prompts_of
 Progress = Callable[[float, float | None, str], None]
 Maker = Callable[[Job, slice], Talk[ShardRows]]
 FALLBACK_LIMIT = 0.1  # a larger share of fallback rows is called out
+_MEASURED = 4096  # prompts whose beginnings are compared for a forecast
 REPEATED_LIMIT, CUT_LIMIT = 0.05, 0.5  # so are larger ones of odd and of cut answers
 FIRST = 3  # prompts that are asked before all others: where none succeeds, nothing else is paid for
 STORED = 5  # stored answers that an endpoint is asked for again: is it still the same model?
@@ -65,7 +66,8 @@ class Outcome:
 class Forecast:
     """What a call would do: ``asked`` answers to pay for, of ``wanted`` in all, in ``shards``
     that are not done. With a budget ``asked`` counts the first round. ``prompts``: the first ones,
-    as the answerer is shown them, and ``answers`` what it says, or why nothing."""
+    as the answerer is shown them, and ``answers`` what it says, or why nothing. ``shared``: what of
+    the prompts' text a cache of prefixes can serve, in [0, 1]."""
 
     queries: int
     candidates: int
@@ -74,6 +76,7 @@ class Forecast:
     shards: int
     run: str
     already: bool
+    shared: float = 0.0
     prompts: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
 
@@ -199,7 +202,8 @@ def forecast(request: Request, show: int = 0) -> Forecast:
     folder = shard_folder(job)
     asker = new_asker(job)
     candidates = wanted = asked = 0
-    template, shown = template_of(request.answerer, job.scoring.task), list[Prompt]()
+    template = template_of(request.answerer, job.scoring.task)
+    shown, sent = list[Prompt](), list[Prompt]()
     words = template.shown if request.answerer.api == "chat" else template.text
     already = job.store.find(job.spec) is not None
     missing = [] if already else folder.missing()
@@ -208,6 +212,7 @@ def forecast(request: Request, show: int = 0) -> Forecast:
         proposals = candidates_of(job, part)
         prompts = prompts_of(job, job.query_ids[part], proposals)
         shown += prompts[: show - len(shown)]
+        sent += sorted(prompts, key=shown_first)[: _MEASURED - len(sent)]
         candidates += len(proposals.row)
         wanted += len(prompts)
         asked += asker.missing(prompts)
@@ -220,6 +225,7 @@ def forecast(request: Request, show: int = 0) -> Forecast:
         shards=len(missing),
         run=job.spec.run_id(),
         already=already,
+        shared=shared_beginnings([words(p) for p in sent]),
         prompts=tuple(words(p) for p in shown),
         answers=tuple(f"no answer: {a.error}" if a.text is None else a.text for _, a in answered),
     )
