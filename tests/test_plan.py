@@ -188,6 +188,16 @@ def test_candidates_are_planned_as_independent_picks(store: Store) -> None:
     assert found.noise.within == pytest.approx(within)
 
 
+def test_an_answer_that_is_stored_again_is_no_noise(store: Store) -> None:
+    """Another rollout takes it from the cache, a rescore and a copied file hold it once more."""
+    row = candidate(0, 0, [15], vqa_acc_score=0.6, scorer="s", metric_version="1")
+    other = candidate(0, 1, [25], vqa_acc_score=0.0, scorer="s", metric_version="1")
+    for number, kind in enumerate(["rl_data", "rl_data", "rollout", "rollout", "rescore"]):
+        commit(store, [row, other], kind=kind, name=str(number))
+    noise = plan(store, PlanRequest()).noise
+    assert noise is not None and (noise.repeated, noise.variance) == (0, None)
+
+
 def test_a_price_is_of_tokens(store: Store) -> None:
     commit(store, [candidate(0, i, [i + 5], vqa_acc_score=float(i)) for i in range(2)])
     cost = Cost(prompt_tokens=1000, answer_tokens=10, prompt_price=2.0, answer_price=8.0)
@@ -230,6 +240,12 @@ def test_a_difference_draws_whole_images(store: Store) -> None:
     alone = bootstrap_mean(change)
     assert (found.low, found.high) == pytest.approx((by_image.low, by_image.high))
     assert by_image.high - by_image.low > 1.4 * (alone.high - alone.low)
+    # which image a query is about does not depend on the runs that are read
+    named = (run.run,)
+    again = diff(store, DiffRequest(a=f"{run.run}:a", b=f"{run.run}:b", runs=named))
+    assert (again.low, again.high) == (found.low, found.high)
+    whole, chosen = (plan(store, PlanRequest(source=run.run, runs=r)) for r in ((), named))
+    assert chosen.comparisons == whole.comparisons
 
 
 def test_p_turns_images_together() -> None:

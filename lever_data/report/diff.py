@@ -127,7 +127,8 @@ _QUESTIONS = """
 def _open(store: Store, request: DiffRequest, runs: Sequence[str]) -> Session:
     tables = ["stg_candidates", "stg_evaluations", "stg_queries", "query_images"]
     wanted = [*tables, request.a, request.b]
-    session = open_session(store, runs=runs, sql_dir=request.sql_dir, only=wanted)
+    chosen = store.with_examples(runs)
+    session = open_session(store, runs=chosen, sql_dir=request.sql_dir, only=wanted)
     names = [run.run for run in store.inventory().runs]
     for name in (request.a, request.b):
         wanted_run = name.partition(":")[0]

@@ -63,8 +63,9 @@ class Size:
 
 @dataclass(frozen=True)
 class Noise:
-    """Of pointers answered more than once: how much of the spread within a query is the model's own
-    wavering. Variances of the accuracy; ``within`` is null without two candidates of one query."""
+    """Of pointers that one run of RL data holds answered more than once: how much of the spread
+    within a query is the model's own wavering. Variances of the accuracy; ``within`` is null
+    where no query has two candidates."""
 
     repeated: int
     variance: float | None
@@ -121,10 +122,10 @@ def _open(store: Store, request: PlanRequest) -> tuple[Session, Run | None]:
     runs = store.runs()
     session = open_session(
         store,
-        runs=request.runs,
+        runs=store.with_examples(request.runs),
         scorer=request.scorer,
         sql_dir=request.sql_dir,
-        only=["stg_evaluations", "stg_candidates", "query_images", request.source],
+        only=["stg_evaluations", "stg_candidates", "stg_runs", "query_images", request.source],
     )
     if request.source in session.relations:
         return session, None
@@ -248,7 +249,8 @@ def _source(request: PlanRequest) -> str:
 
 
 def _noise(con: duckdb.DuckDBPyConnection, request: PlanRequest) -> Noise:
-    """How far answers of one model to one prompt lie apart: pointers stored more than once."""
+    """How far answers of one model to one prompt lie apart: pointers of RL data answered more than
+    once. What lever asked is no sample of that: it asks once, and stores the answer again."""
     names = ("dataset", "split", "scorer")
     given = [getattr(request, name) for name in names]
     repeated, variance = con.execute(_REPEATED, given).fetchall()[0]
@@ -256,18 +258,20 @@ def _noise(con: duckdb.DuckDBPyConnection, request: PlanRequest) -> Noise:
     return Noise(repeated, variance, within)
 
 
+# within one run: files of RL data often hold one another's rows, for which nobody asked again
 _REPEATED = """
     select count(variance), avg(variance)
     from (
         select var_samp(vqa_acc_score) as variance
         from stg_candidates
+        semi join (select run from stg_runs where kind = 'rl_data') using (run)
         where
             vqa_acc_score is not null
             and scorer is not null
             and dataset = coalesce($1, dataset)
             and split = coalesce($2, split)
             and scorer = coalesce($3, scorer)
-        group by dataset, split, query_id, pointer, scorer, metric_version
+        group by run, dataset, split, query_id, pointer, scorer, metric_version
     )
 """
 

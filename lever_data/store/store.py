@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,6 +134,12 @@ class Store:
             return self.runs()
         chosen = {run.run: run for run in map(self.run, run_ids)}
         return sorted(chosen.values(), key=lambda run: (run.committed_at, run.run))
+
+    def with_examples(self, run_ids: Sequence[str]) -> tuple[str, ...]:
+        """The names and those of all runs of examples: which image a query is about is the same
+        whatever runs are compared. No names stay none, which is all runs."""
+        examples = (run.run for run in self.runs() if run.kind == "examples")
+        return (*run_ids, *examples) if run_ids else ()
 
     def find(self, spec: RunSpec) -> Run | None:
         """The run this spec would make, where it is already committed."""
