@@ -151,6 +151,23 @@ def test_labels_that_are_numbers_have_names(tmp_path: Path) -> None:
     assert "task choice, scored by label" in said[0]
 
 
+def test_a_label_without_a_name(tmp_path: Path) -> None:
+    """-1 is what `datasets` writes where nobody knows the label: no answer, and not the word -1."""
+    features = {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for name, labels in (("u", [-1, 0]), ("w", [0, 2])):
+        table = pa.table({"text": ["so so", "nice"], "label": labels})
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / f"{name}.parquet")
+    store, _ = put(tmp_path, tmp_path / "u.parquet")
+    items = load_items(connect(store), Place("d", "train"))
+    assert [(item.answer, item.answers) for item in items.values()] == [
+        (None, ()),
+        ("bad", ("bad",)),
+    ]
+    with pytest.raises(LeverError, match="has no name"):
+        put(tmp_path, tmp_path / "w.parquet")
+
+
 def test_pictures_inside_a_file_are_put_into_the_store(tmp_path: Path) -> None:
     pictures = []
     for shade in (0, 255):

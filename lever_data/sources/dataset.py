@@ -28,6 +28,7 @@ from lever_data.store import schema
 from lever_data.store.files import write_atomic
 
 IMAGES = "images"  # folder of the store
+_UNLABELLED = -1  # what `datasets` stores where a split's labels are kept secret
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # what a column is called that means this, the surest name first
 _NAMES = {
@@ -203,6 +204,8 @@ def _answers(
     if isinstance(said, dict) and "text" in said:  # SQuAD: {"text": […], "answer_start": […]}
         said = said["text"]
     several = said if isinstance(said, list) else [said]
+    if meaning.labels and several == [_UNLABELLED]:
+        return None, None
     found = [_answer(one, meaning, where) for one in several]
     return found or None, majority(found)
 
@@ -210,8 +213,11 @@ def _answers(
 def _answer(said: Any, meaning: Meaning, where: str) -> str:
     if isinstance(said, dict):
         said = said.get("answer", said.get("text"))
-    is_number = isinstance(said, int) and not isinstance(said, bool)
-    if meaning.labels and is_number and 0 <= said < len(meaning.labels):
+    if meaning.labels and isinstance(said, int) and not isinstance(said, bool):
+        if not 0 <= said < len(meaning.labels):
+            raise LeverError(
+                f"a label in the column {meaning.answers} has no name", where=where, value=said
+            )
         return str(meaning.labels[said])
     if not isinstance(said, str | int | float):
         raise LeverError(
