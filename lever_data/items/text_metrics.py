@@ -18,7 +18,10 @@ from rapidfuzz.distance import LCSseq
 References = Sequence[Sequence[str]]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_LETTER = re.compile(r"\(?([a-z])(?:[).:]|$)(?!\w)")
+_LETTER = re.compile(r"\(?([a-z0-9])(?:[).:]|$)(?!\w)")
+_BULLET = re.compile(r"[-*•]\s+")
+# around a label, and no part of it: "-1" is another label than "1", "C++" than "C"
+_AROUND = ".,;:!?\"'`()[]{}*_ "
 
 
 @lru_cache(maxsize=1 << 18)
@@ -47,8 +50,9 @@ def squad_f1(predictions: Sequence[str], references: References) -> list[float]:
 
 
 def label_match(predictions: Sequence[str], references: References) -> list[float]:
-    """1.0 where a prediction is one of its labels, in any case and without punctuation around it,
-    or begins with the letter of a choice (``B``, ``(b)``, ``B. blue``)."""
+    """1.0 where a prediction is one of its labels, in any case and without quotes, brackets and
+    marks of a sentence around it, or begins with the letter or digit of a choice (``B``, ``(b)``,
+    ``B. blue``). Signs belong to a label: ``-1``, ``+``, ``C++``."""
     return [
         float(_is_label(said, {_bare(r) for r in known}))
         for said, known in zip(predictions, references, strict=True)
@@ -149,7 +153,9 @@ def _token_f1(said: str, known: str) -> float:
 
 
 def _bare(text: str) -> str:
-    return text.strip().strip(string.punctuation + " ").lower()
+    """A label without what stands around it; one of marks alone, such as ``?``, is itself."""
+    label = _BULLET.sub("", text.strip(), count=1) if _BULLET.match(text.strip()) else text.strip()
+    return (label.strip(_AROUND) or label).lower()
 
 
 def _is_label(said: str, labels: set[str]) -> bool:
