@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.items.task import Task
 from lever_demo.demo import DemoOptions, prepare_demo
 from lever_demo.world import WorldSpec
 from lever_train.flow.pipeline import STATE, Outputs, Pipeline, Step
@@ -193,6 +194,21 @@ def test_every_file_a_step_opens_is_in_its_key(tmp_path: Path) -> None:
     assert found["beam"] == found["generate"] == training | words
     assert found["train"] == training | views and found["audit"] == views
     assert found["evaluate"] == {*files.values(), *words, tmp_path / "q.npy", tmp_path / "c.npy"}
+
+
+def test_an_edited_metric_of_ones_own_is_another_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = Task(metric="python:own_keyed.score")
+    data = DataTable.model_validate({"dataset": "d", "store": tmp_path, "out": tmp_path})
+    found = []
+    for score in ("0.1", "0.2"):
+        Path("own_keyed.py").write_text(f"def score(said, known):\n    return [{score}]\n")
+        steps = build_steps(PipelineConfig(data=data, task=task), print, lambda *_: None)
+        found.append({step.name: dict(step.parameters) for step in steps})
+    changed = {name for name in found[0] if found[0][name] != found[1][name]}
+    assert changed == {"beam", "generate", "evaluate"}
 
 
 def test_sft_is_keyed_by_all_of_its_options_and_no_others() -> None:

@@ -24,6 +24,7 @@ from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
 from lever_train.evaluate.api import run_evaluation
+from lever_train.evaluate.heldout import open_held_out
 from lever_train.options.evaluate import Contest, EvalRequest, Questions
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import asked_task, template_of
@@ -95,6 +96,18 @@ def test_squad_is_what_its_evaluation_computes() -> None:
 def test_a_label_or_its_letter() -> None:
     said = ["Blue.", "(b) blue", "B", "b: it is", "bluebird", "A", "blue sky", "be"]
     assert label_match(said, [["B", "blue"]] * 8) == [1, 1, 1, 1, 0, 0, 0, 0]
+    digits = ["2. blue", "(2)", "2.5", "1", "- blue"]
+    assert label_match(digits, [["2", "blue"]] * 5) == [1, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "labels", [["+", "-"], ["1", "-1"], ["C", "C++", "C#"], ["50", "50%", "$50"]]
+)
+def test_a_sign_is_part_of_a_label(labels: list[str]) -> None:
+    for label in labels:
+        found = label_match([f'"{one}".' for one in labels], [[label]] * len(labels))
+        assert found == [float(one == label) for one in labels]
+        assert label_match(["", "."], [[label]] * 2) == [0, 0]
 
 
 REFERENCES = [
@@ -129,6 +142,23 @@ def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert scoring.is_right(["a", "abc"], [["x"], ["x"]], scores).tolist() == [False, True]
     other = own_metric(tmp_path, "return [0.5]", monkeypatch, "own_b")
     assert Scoring(other).scorer("m") != scoring.scorer("m")  # its source is part of the name
+
+
+def test_a_metric_that_was_edited_is_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name and its figures are of one text: in a process that knew the old one, too."""
+    found = {}
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for score in ("0.2", "0.7"):
+            body = f"return [{score} for p in predictions]"
+            task = own_metric(tmp_path / folder, body, monkeypatch, "own_edited")
+            scoring = Scoring(task)
+            found[folder, score] = (scoring.name, scoring.score(["x"], [["y"]]).tolist())
+    assert found["a", "0.2"] == found["b", "0.2"] and found["a", "0.7"] == found["b", "0.7"]
+    assert found["a", "0.2"][0] != found["a", "0.7"][0]
+    assert (found["a", "0.2"][1], found["a", "0.7"][1]) == ([0.2], [0.7])
 
 
 @pytest.mark.parametrize(
@@ -215,6 +245,28 @@ def test_a_task_named_is_an_override(world: World) -> None:
     plain, other = resolve(asked(world)), resolve(asked(world, task=Task(name="qa")))
     assert plain.scoring.name == METRIC_VERSION and other.scoring.name == "squad-f1-1"
     assert plain.spec.run_id() != other.spec.run_id()
+
+
+def test_words_are_as_rare_for_some_queries_as_for_all(world: World) -> None:
+    """CIDEr-D of a caption is that of its split, whichever queries are evaluated."""
+    put(world, Task(name="caption"))
+    views = world.store / "views"
+    views.mkdir()
+    (views / "few.sql").write_text(
+        "select dataset, split, example_id as query_id from examples where example_id < 4"
+    )
+    each = {"dataset": "d", "split": "train", "candidate_split": "train", "pool": world.pool}
+    with connect(world.store) as con:
+        found = [
+            open_held_out(
+                con,
+                Questions(query_embeddings=str(world.embeddings), queries=queries, **each),
+                task=Task(name="caption"),
+            )
+            for queries in (None, "few")
+        ]
+    assert [len(held) for held in found] == [24, 4]
+    assert found[0].scoring.name == found[1].scoring.name == resolve(asked(world)).scoring.name
 
 
 def test_a_metric_that_fails_leaves_no_run(

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,7 +35,7 @@ _PYTHON = "python:"
 _PLAIN: dict[str, tuple[str, Function]] = {
     _VQA: (METRIC_VERSION, vqa_accuracy),
     "squad-f1": ("squad-f1-1", text_metrics.squad_f1),
-    "label": ("label-1", text_metrics.label_match),
+    "label": ("label-2", text_metrics.label_match),
     "rouge-l": ("rouge-l-1", text_metrics.rouge_l),
 }
 _CIDER = "cider-d"
@@ -138,9 +141,8 @@ def _own_metric(name: str) -> tuple[str, Function]:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
+        module, source = _module(module_name)
         function: Function = getattr(module, function_name)
-        source = Path(str(module.__file__)).read_bytes()
     except Exception as error:  # whatever a module does when it is imported
         raise UsageError(
             f"the metric cannot be loaded ({type(error).__name__}: {error})",
@@ -150,3 +152,25 @@ def _own_metric(name: str) -> tuple[str, Function]:
     finally:
         sys.path.remove(here)
     return f"{name}@{hashlib.sha256(source).hexdigest()[:8]}", function
+
+
+def _module(name: str) -> tuple[ModuleType, bytes]:
+    """A module as its file is now, and that file's bytes: what ``import`` remembers, in this
+    process and in ``__pycache__``, may be of another text or of another folder."""
+    parent = name.rpartition(".")[0]
+    path = importlib.import_module(parent).__path__ if parent else None
+    importlib.invalidate_caches()
+    spec = PathFinder.find_spec(name, path)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        module = importlib.import_module(name)
+        return module, Path(str(module.__file__)).read_bytes()
+    source = Path(spec.origin).read_bytes()
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
+    sys.modules[name] = module  # where dataclasses look for their module
+    try:
+        exec(compile(source, spec.origin, "exec"), module.__dict__)
+    finally:
+        if before is not None:
+            sys.modules[name] = before
+    return module, source

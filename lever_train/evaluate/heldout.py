@@ -96,6 +96,8 @@ def open_held_out(
     images = questions.image_root, questions.image_name
     items = load_items(con, Place(dataset, questions.split, *images), official)
     own_size = split_size(con, dataset, questions.split)
+    # of the whole split, whichever queries are asked about: how rare a word is, is the split's
+    scoring = Scoring(task or Task(), [item.answers for item in items.values()])
     if questions.queries is not None:
         wanted = query_ids(con, questions.queries, dataset, questions.split).tolist()
         items = {number: items[number] for number in wanted if number in items}
@@ -106,7 +108,6 @@ def open_held_out(
                 value=f"{dataset}/{questions.split}",
             )
     size = max(official.questions) + 1 if own_size is None and official else own_size
-    scoring = Scoring(task or Task(), [item.answers for item in items.values()])
     if limit is not None:
         items = {number: items[number] for number in sorted(items)[:limit]}
     own = questions.candidate_split == questions.split

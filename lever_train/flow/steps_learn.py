@@ -158,7 +158,8 @@ def evaluate(work: Work) -> Step:
         "answerer": answerer.answerer.model_dump(mode="json"),
         "image_root": _text(data.image_root),
         "image_name": data.image_name,
-        "task": None if work.config.given_task is None else work.config.given_task.stored(),
+        "task": None,
+        **work.task(),
     }
     if table.predictions is not None:
         parameters["predictions"] = str(table.predictions)

@@ -310,13 +310,8 @@ def answering(work: Work) -> dict[str, object]:
     return {
         "answerer": work.config.answerer.answerer.model_dump(mode="json"),
         **_images(work),
-        **_task(work),
+        **work.task(),
     }
-
-
-def _task(work: Work) -> dict[str, object]:
-    task = work.config.given_task
-    return {} if task is None else {"task": task.stored()}
 
 
 def _images(work: Work) -> dict[str, object]:

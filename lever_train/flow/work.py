@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lever_data.items.scoring import Scoring
 from lever_data.store.files import write_atomic
 from lever_train.flow.pipeline import Outputs, Say
 from lever_train.learn.train import Advance
@@ -99,6 +100,15 @@ class Work:
             if folder is not None
             for path in sorted(folder.glob("*.sql"))
         }
+
+    def task(self) -> dict[str, Any]:
+        """The task of the config as parameters of a step, where it has one; a metric of the user's
+        own by its name, which holds a digest of its source."""
+        task = self.config.given_task
+        if task is None:
+            return {}
+        own = {"metric": Scoring(task).name} if task.metric.startswith("python:") else {}
+        return {"task": task.stored(), **own}
 
     @property
     def has_sft(self) -> bool:
