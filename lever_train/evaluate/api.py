@@ -98,7 +98,10 @@ def run_evaluation(
         with store.begin(spec) as writer:
             writer.write("evaluations", evaluations_table(held, outcomes, scorer))
             run = writer.commit({"scoreboard": board.to_json(), "inputs": inputs})
-    board = replace(board, run=run.run, about=_about(request, run, answerer, inputs))
+    about = _about(request, run, answerer, inputs)
+    if held.scoring.task.metric != "vqa-accuracy":
+        about["metric"] = held.scoring.name
+    board = replace(board, run=run.run, about=about)
     return Evaluation(board, tuple(outcomes), is_new, tuple(q.question_id for q in held.queries))
 
 
