@@ -97,7 +97,7 @@ def show_scoreboard(board: Scoreboard) -> None:
                 shots,
             ),
         ],
-        title="VQA accuracy in % (95 % interval); the oracle is a lower bound from 2 shots on",
+        title=f"{board.metric} in % (95 % interval); the oracle is a lower bound from 2 shots on",
     )
     if board.paired:
         print()

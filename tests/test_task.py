@@ -231,6 +231,7 @@ def test_the_whole_way_with_another_task(world: World, name: Any) -> None:
     )
     board = run_evaluation(request)
     assert all(0 <= row.accuracy <= 1 for row in board.scoreboard.rows)
+    assert board.scoreboard.metric == job.scoring.name  # not called a VQA accuracy
     (run,) = (r for r in store.runs() if r.kind == "evaluation")
     assert {r["metric_version"] for r in rows(run, "evaluations")} == {job.scoring.name}
     rollout = next(r.run for r in store.runs() if r.kind == "rollout")

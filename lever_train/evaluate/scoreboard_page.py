@@ -38,7 +38,7 @@ def scoreboard_page(board: Scoreboard) -> str:
 
 def scoreboard_title(board: Scoreboard) -> str:
     """Of how many questions it is."""
-    return f"VQA accuracy on {max(row.n + row.failed for row in board.rows):,} questions"
+    return f"{board.metric} on {max(row.n + row.failed for row in board.rows):,} questions"
 
 
 def scoreboard_figures(board: Scoreboard) -> Section:

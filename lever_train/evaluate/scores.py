@@ -58,6 +58,11 @@ class Scoreboard:
     run: str | None = None
     about: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def metric(self) -> str:
+        """What its figures are."""
+        return self.about.get("metric", "VQA accuracy")
+
     def to_json(self) -> dict[str, Any]:
         """The scoreboard as JSON values."""
         return asdict(self)
