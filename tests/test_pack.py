@@ -151,6 +151,18 @@ def test_examples_are_added_without_training(
     ):
         with pytest.raises(UsageError, match=why):
             selector.add_examples(examples, rows)
+    assert selector.select(np.zeros((0, D)), 2) == []
+
+
+def test_of_equally_similar_examples_the_lower_id_is_nearer(place: Path, tmp_path: Path) -> None:
+    """Also where it was added later: a pool of one holds the lower id."""
+    selector, query = packed(place, tmp_path / "p", pool_size=1), torch.randn(D)
+    for first, second in ((1000, 500), (500, 1000)):
+        rows = [{"example_id": n, "question": str(n)} for n in (first, second)]
+        larger = selector.add_examples(rows[:1], 2 * query[None])
+        larger = larger.add_examples(rows[1:], 2 * query[None])
+        (pick,) = larger.select(query, 1)
+        assert (pick.id, pick.example["question"]) == (500, "500")
 
 
 def test_what_cannot_be_asked_is_said(place: Path, tmp_path: Path) -> None:
@@ -165,6 +177,8 @@ def test_what_cannot_be_asked_is_said(place: Path, tmp_path: Path) -> None:
         (np.zeros((2, D)), {"pools": [[1, 2]]}, "a row a question"),
         (np.zeros(D), {"pools": [[1, -1]], "k": 2}, "fewer demonstrations"),
         (np.zeros(D), {"pools": [[1, 999]]}, "does not hold"),
+        (np.zeros(D), {"pools": [[1, 2, 1]]}, "an example twice"),
+        (np.zeros(D), {"pools": [[1.7, 2.0]]}, "which are integers"),
     ]
     for inputs, more, why in cases:
         with pytest.raises((UsageError, LeverError), match=why):

@@ -100,6 +100,8 @@ class PackedSelector:
             LeverError: a pool names an example that is not in the pack.
         """
         queries = self._vectors(inputs)
+        if not len(queries):
+            return []
         rows = self._nearest(queries) if pools is None else self._rows(pools, len(queries))
         found = self._picked(queries, rows, self._shots(k, rows.shape[1]), can_stop=k is None)
         is_one = isinstance(inputs, str) or (np.ndim(inputs) == 1 and not _is_texts(inputs))
@@ -138,10 +140,13 @@ class PackedSelector:
         if len(more) != len(examples):
             raise UsageError("a vector an example is needed", value=f"{len(more)}, {len(given)}")
         rows = pa.Table.from_pylist(list(examples), schema=self.examples.schema)
+        table = pa.concat_tables([self.examples, rows])
+        # by id, as a pack is: of equally similar examples the lower id is the nearer one
+        order = np.argsort(table.column("example_id").to_numpy(), kind="stable")
         return PackedSelector(
             self._policy,
-            pa.concat_tables([self.examples, rows]),
-            torch.cat([self.vectors, more]),
+            table.take(pa.array(order)),
+            torch.cat([self.vectors, more])[torch.from_numpy(order)],
             pool_size=self.pool_size,
             encoder=self.encoder,
         )
@@ -215,7 +220,10 @@ class PackedSelector:
         return found
 
     def _rows(self, pools: npt.ArrayLike, queries: int) -> Ids:
-        ids = np.asarray(pools, dtype=np.int64)
+        given = np.asarray(pools)
+        if given.dtype.kind not in "iu":
+            raise UsageError("pools are ids, which are integers", value=str(given.dtype))
+        ids = given.astype(np.int64)
         ids = ids[None] if ids.ndim == 1 else ids
         if ids.ndim != 2 or len(ids) != queries:
             raise UsageError(
@@ -228,7 +236,11 @@ class PackedSelector:
             raise LeverError(
                 "a pool names an example that the pack does not hold", value=int(ids[is_wrong][0])
             )
-        return np.where(ids >= 0, rows, -1)
+        found = np.where(ids >= 0, rows, -1)
+        twice = np.diff(np.sort(found), axis=1) == 0
+        if (twice & (np.sort(found)[:, 1:] >= 0)).any():
+            raise UsageError("a pool names an example twice, so that it could be shown twice")
+        return found
 
     @torch.no_grad()
     def _picked(
