@@ -151,6 +151,17 @@ def test_labels_that_are_numbers_have_names(tmp_path: Path) -> None:
     assert "task choice, scored by label" in said[0]
 
 
+def test_an_empty_cell_is_no_answer(tmp_path: Path) -> None:
+    """Else saying nothing would be right, and the word nan an answer."""
+    (tmp_path / "c.csv").write_text("question,answer\nwho?,me\nwhy?,\n")
+    numbers = pa.table({"question": ["who?", "why?"], "answer": [0.5, float("nan")]})
+    pq.write_table(numbers, tmp_path / "f.parquet")
+    for name, answer in (("c.csv", "me"), ("f.parquet", "0.5")):
+        store, _ = put(tmp_path / name.partition(".")[2], tmp_path / name)
+        items = load_items(connect(store), Place("d", "train"))
+        assert [(i.answer, i.answers) for i in items.values()] == [(answer, (answer,)), (None, ())]
+
+
 def test_a_label_without_a_name(tmp_path: Path) -> None:
     """-1 is what `datasets` writes where nobody knows the label: no answer, and not the word -1."""
     features = {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}}

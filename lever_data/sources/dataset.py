@@ -197,7 +197,7 @@ def _answers(
     """All accepted answers and the one a demonstration shows: of choices the letter, with the
     choices as a field of the item."""
     said = _value(row, meaning.answers, where)
-    if said is None or said == []:
+    if said is None or said in ("", []) or said != said:  # NaN is how pandas says none
         return None, None
     if meaning.choices is not None:
         return _choice(said, _value(row, meaning.choices, where), fields, where)
