@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from lever_data import connect
-from lever_data.errors import UsageError
+from lever_data.errors import LeverError, UsageError
 from lever_data.store.store import Store
 from lever_demo.demo import DemoOptions, prepare_demo
 from lever_demo.world import WorldSpec
@@ -67,6 +67,25 @@ def ran(
     config = config_of(tmp_path_factory.mktemp("rounds"))
     outputs, said = done(config)
     return config, outputs, said
+
+
+def test_data_that_teaches_the_held_out_questions_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    given = prepare_demo(DemoOptions(tmp_path / "given", world=WorldSpec(150, 40, 12), epochs=1))[1]
+    data = given.data.model_copy(update={"beam_data": ()})
+    with pytest.raises(LeverError, match="that rounds are judged on") as error:
+        done(config.model_copy(update={"data": data}))
+    assert "of the view held_out_fold" in error.value.message()
+    assert not [r for r in Store.open(data.store).runs() if r.kind == "rollout"]
+
+
+def test_sft_of_rounds_searches_no_held_out_question(tmp_path: Path) -> None:
+    found = []
+    for count in (0, 2):
+        config = config_of(tmp_path, count=count).model_copy(update={"sft": SftTable()})
+        steps = {s.name: s for s in build_steps(config, print, lambda *_: None)}
+        found.append(steps["beam"].parameters.get("queries"))
+    assert found == [None, "training_folds"]
 
 
 def test_no_answer_is_paid_beyond_the_budget(

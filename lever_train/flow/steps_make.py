@@ -214,7 +214,11 @@ def beam(work: Work) -> Step:
         table = config.beam
         recipe = table.recipe()
         request = rollout_request(work, known, recipe, table.shot_num, table.limit)
+        request = request.but(which=request.which.but(**queries))
         return as_outputs(work, search_beams(request, progress=work.advance))
+
+    # rounds are judged on questions that teach nothing, SFT included
+    queries = {"queries": "training_folds"} if config.rounds.count else {}
 
     idle = None
     if work.has_sft:
@@ -223,7 +227,7 @@ def beam(work: Work) -> Step:
         idle = "SFT is turned off"
     elif config.data.beam_data:
         idle = "InfoScore beams are given"
-    parameters = {"beam": config.beam.model_dump(), **answering(work)}
+    parameters = {"beam": config.beam.model_dump(), **queries, **answering(work)}
     reads, after = work.rollout_files(), ("ingest", "embed", "pool")
     guard = partial(require_answerer, work)
     return Step("beam", act, parameters, reads, after, idle=idle, guard=guard)

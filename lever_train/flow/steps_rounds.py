@@ -11,7 +11,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from lever_data.errors import UsageError
+from lever_data import connect
+from lever_data.errors import LeverError, UsageError
 from lever_data.store.files import write_atomic, write_json
 from lever_data.store.store import Store
 from lever_train.flow.foresight import require_answerer
@@ -58,6 +59,7 @@ def _generate(work: Work, number: int) -> Step:
         request = rollout_request(work, known, recipe, table.shot_num, table.limit)
         paid = sum(known[f"generate-{k}"]["answers"] for k in range(1, number))
         if number == 1:
+            _require_untaught(work, known)
             which = request.which.but(queries=FIRST)
             checkpoint = known.get("sft", {}).get("checkpoint")
             request = request.but(which=which, inputs=request.inputs.but(checkpoint=checkpoint))
@@ -94,6 +96,40 @@ def _generate(work: Work, number: int) -> Step:
     after = _BEFORE if number == 1 else (*_BEFORE, f"generate-{number - 1}", f"judge-{number - 1}")
     guard = partial(require_answerer, work)
     return Step(f"generate-{number}", act, parameters, work.rollout_files(), after, guard=guard)
+
+
+def _require_untaught(work: Work, known: StepOutputs) -> None:
+    """Refuse data that trains on the questions which rounds are judged on.
+
+    Raises:
+        LeverError: it counts them.
+    """
+    made = known["ingest"]
+    given = (*made["rl"], *made["beam"])
+    if not given:
+        return
+    with connect(work.config.data.store, runs=(*made["examples"], *given)) as con:
+        taught, of = con.execute(_TAUGHT, [work.config.data.train_split]).fetchall()[0]
+    if taught:
+        raise LeverError(
+            "the data given answers questions that rounds are judged on",
+            value=f"{taught:,} of {of:,} questions of the view {HELD_OUT}",
+            hint="give data of the view training_folds alone, or none: the first round asks",
+        )
+
+
+_TAUGHT = """
+    with answered as (
+        select dataset, split, query_id from stg_candidates
+        union
+        select dataset, split, query_id from stg_beams
+    )
+
+    select count(answered.query_id), count(*)
+    from held_out_fold
+    left join answered using (dataset, split, query_id)
+    where held_out_fold.split = ?
+"""
 
 
 def _train(work: Work, number: int) -> Step:
