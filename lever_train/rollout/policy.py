@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from torch.nn import functional
 from lever_data.store.files import sha256_file
 from lever_data.store.store import Store
 from lever_train.inputs.devices import open_device
-from lever_train.inputs.pair_features import PairFeatures, Pairs, pair_features
 from lever_train.selector.model import History, Pool, Selector, StaticHistory, cosine_scores
+
+if TYPE_CHECKING:
+    from lever_train.inputs.pair_features import PairFeatures, Pairs
 
 SCORE_DECIMALS = 6
 
@@ -98,6 +100,9 @@ def policy_features(policy: Policy, store: Store, pairs: Pairs) -> PairFeatures 
     """
     if not isinstance(policy, SelectorPolicy) or not policy.selector.config.pair_features:
         return None
+    # here: DuckDB is for selectors of features alone, and a packed one is none
+    from lever_train.inputs.pair_features import pair_features
+
     return pair_features(store, pairs, policy.selector.config.pair_features)
 
 
