@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.items.prompts import SYSTEM_PROMPT, Template
 from lever_data.store.store import Store
 from lever_train.options.rollout import AnswererSpec
+from lever_train.rollout.answerers import openai as flow
 from lever_train.rollout.answerers.openai import OpenAIAnswerer
 from lever_train.rollout.answerers.openai_reply import MAX_BYTES
 from lever_train.rollout.ask import AnswerCache, Asker
@@ -171,6 +174,25 @@ def test_patience_is_the_jobs_and_an_outage_is_told(caplog: pytest.LogCaptureFix
     assert line.startswith("http://127.0.0.1:9/v1 does not answer (ConnectError")
 
 
+def test_a_long_outage_is_told_every_30_seconds(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the server's own words, at a server whose every refusal takes ten seconds."""
+    now = [0.0]
+
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
+        now[0] += 10.0
+        return handler.send(503, f"full at {now[0]:g}")
+
+    endpoint.fault = fault
+    monkeypatch.setattr(flow, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(flow, "_FIRST_WAIT", 0.001)
+    with pytest.raises(LeverError, match="does not answer"):
+        answerer(endpoint, concurrency=1, patience=75).answer(prompts(1))
+    told = [re.findall(r"full at (\d+).*for at most 75 s", line) for line in caplog.messages]
+    assert told == [["10"], ["40"], ["70"]]
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_rejected_key_stops_at_once_and_is_not_repeated(
     endpoint: Endpoint, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -231,6 +253,12 @@ def test_the_command_as_written_and_no_secret_anywhere(
     files = [p for p in world.store.rglob("*") if p.is_file()]
     assert files and not any(KEY.encode() in p.read_bytes() for p in files)
     (run,) = Store.open(world.store).runs()
+    assert run.details["answerer"] == {
+        "server": endpoint.url,
+        "model": "Qwen/Small",
+        "reported_model": "m-2026",
+        "not_taken": [],
+    }
     found = rows(run)
     assert {r["scorer"] for r in found} == {f"Qwen/Small#{Template().sha256()[:8]}"}
     assert all(r["vqa_gt_prob"] is None for r in found)  # nobody asked for it

@@ -203,6 +203,11 @@ def test_a_job_of_failures_alone_is_no_run(world: World, endpoint: Endpoint) -> 
     endpoint.fault = lambda handler, question, attempt: handler.send(400, "not that word")
     with pytest.raises(LeverError, match=r"all \d+ answers failed.*not that word"):
         generate(request(world, endpoint, max_failed=1.0))
+    words = ["--answerer", f"openai:{endpoint.url}", "--model", "m", "--without-images"]
+    for limit, reason in (("1", "answers failed"), ("0.5", "none of the first 3 prompts")):
+        done = lever(*world.argv(*words, "--max-failed", limit, "--json", "-"), check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert reason in done.stderr and "not that word" in done.stderr
     assert not Store.open(world.store).runs()
     assert not list((world.store / "jobs").iterdir())
 
