@@ -211,6 +211,8 @@ def test_a_price_is_of_tokens(store: Store) -> None:
 def test_a_plan_of_nothing_is_refused(store: Store) -> None:
     with pytest.raises(LeverError, match="two scored candidates"):
         plan(store, PlanRequest())
+    with pytest.raises(UsageError, match="greater than or equal to 1"):
+        PlanRequest(queries=(100, 0))
     run = commit(store, [candidate(0, 0, [15], vqa_acc_score=1.0)])
     with pytest.raises(UsageError, match="no evaluation"):
         plan(store, PlanRequest(source=run.run))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from lever_data.items.task import TaskGiven
@@ -98,7 +100,7 @@ class PlanRequest(Section):
     difference: float = option(
         0.02, "True difference in accuracy to show.", everyday=True, gt=0, le=1
     )
-    queries: tuple[int, ...] = option(
+    queries: tuple[Annotated[int, Field(ge=1)], ...] = option(
         (250, 500, 1000, 2000, 5000, 10000), "Numbers of queries to look at.", everyday=True
     )
     dataset: Dataset = None
