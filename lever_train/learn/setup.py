@@ -80,7 +80,7 @@ def new_selector(
             "the checkpoint reads other features of pairs than the config names",
             where=str(model.sft_checkpoint),
             value=", ".join(found.config.pair_features) or "none",
-            hint="--pair-feature names each",
+            hint="--pair-features names each",
         )
     actual = {name: getattr(found.config, name) for name in SHAPE}
     for name, value in actual.items():

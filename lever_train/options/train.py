@@ -88,7 +88,7 @@ class ModelConfig(Section):
         (),
         "features: what it reads of every pair beside the vectors, by the names of "
         "sql/features/*.sql and <store>/features/*.sql.",
-        "--pair-feature",
+        "--pair-features",
         metavar="NAME",
     )
     can_stop: bool = option(False, "features: may end a pointer early, or show nothing.")

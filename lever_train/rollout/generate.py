@@ -114,13 +114,15 @@ def _probe(job: Job, execution: Execution) -> Tally:
     Raises:
         LeverError: none is answered. With ``max_failed`` 1 that is for the rows to say.
     """
-    asker, count = new_asker(job), len(job.shards)
-    missing = shard_folder(job).missing(range(execution.part[0], count, execution.part[1]))
+    folder, count = shard_folder(job), len(job.shards)
+    missing = folder.missing(range(execution.part[0], count, execution.part[1]))
     if not missing:
-        return asker.tally
+        return Tally()
     part = job.shards[missing[0]]
     prompts = prompts_of(job, job.query_ids[part], candidates_of(job, part))[:FIRST]
-    asker.ask(prompts)
+    with folder.probing():
+        asker = new_asker(job)
+        asker.ask(prompts)
     if len(prompts) == FIRST and asker.tally.failed == FIRST and job.request.max_failed < 1:
         raise LeverError(
             f"none of the first {FIRST} prompts was answered; nothing else was asked",

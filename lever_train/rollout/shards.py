@@ -182,11 +182,23 @@ class ShardFolder:
             shutil.rmtree(temporary, ignore_errors=True)
 
     @contextmanager
+    def probing(self) -> Iterator[None]:
+        """Hold the lock of the first prompts: of several processes one pays for them, and the
+        others find its answers."""
+        with self._locked("probe", wait=True):
+            yield
+
+    @contextmanager
     def _claimed(self, index: int, *, wait: bool) -> Iterator[bool]:
-        """Hold the shard's lock; the kernel lets it go when the process dies."""
+        with self._locked(self.path(index).name, wait=wait) as mine:
+            yield mine
+
+    @contextmanager
+    def _locked(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """Hold a lock of the job; the kernel lets it go when the process dies."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = self.path(index).with_suffix(".lock").open("w")
+            handle = (self.folder / f"{name}.lock").open("w")
         except OSError as error:
             raise LeverError(
                 f"the store cannot be written ({error.strerror})", where=str(self.folder)
