@@ -86,7 +86,7 @@ def test_what_the_answerer_is_told_goes_before_the_task() -> None:
 
 
 def test_squad_is_what_its_evaluation_computes() -> None:
-    """Figures of the published script, evaluate-v2.0.py."""
+    """Figures worked out by hand from the definitions of the SQuAD evaluation."""
     said = ["the Eiffel Tower.", "Paris France", "", "in 1889", ""]
     known = [["Eiffel tower"], ["Paris", "France capital"], ["Paris"], ["1889", "year 1889"], [""]]
     assert squad_exact(said, known) == [1, 0, 0, 0, 1]
