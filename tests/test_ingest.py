@@ -361,7 +361,7 @@ def test_a_pipe_is_refused_not_waited_for(tmp_path: Path) -> None:
     failed = lever("ingest", tmp_path / "pipe", "--store", tmp_path / "s", check=False)
     assert "lever ingests regular files" in failed.stderr
     failed = lever("ingest", tmp_path, "--store", tmp_path / "s", check=False)
-    assert "lever ingests regular files" in failed.stderr
+    assert "the folder holds no Parquet or Arrow files" in failed.stderr
     failed = lever("ingest", tmp_path / "none", "--store", tmp_path / "s", check=False)
     assert "the file cannot be read (No such file or directory)" in failed.stderr
 

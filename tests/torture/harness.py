@@ -71,7 +71,7 @@ class Nursery:
     ) -> None:
         for pipe in (self._pipe(self._process.stdin), self._pipe(self._process.stdout)):
             pipe.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def sees(self, path: Path) -> Path:
         """A path as this nursery sees it, whatever is mounted there for it."""
