@@ -129,6 +129,25 @@ def test_probabilities_are_those_of_the_answers_tokens(endpoint: Endpoint) -> No
     assert one.usage.answers == 1
 
 
+def test_probabilities_of_the_token_before_are_refused(endpoint: Endpoint) -> None:
+    """llama-cpp-python, of a model without a first token: each token has the row of the next, and
+    what it wrote itself has none left."""
+
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
+        body = endpoint.seen[-1]
+        if "echo" not in body:
+            return handler.send(200, json.dumps({"choices": [{"text": "red"}]}))
+        starts = list(range(0, len(body["prompt"]), 2))
+        logprobs = {"text_offset": starts, "token_logprobs": [-1.0] * len(starts)}
+        choice = {"text": body["prompt"] + "!", "logprobs": logprobs}
+        return handler.send(200, json.dumps({"choices": [choice]}))
+
+    endpoint.fault = fault
+    one = answerer(endpoint, api="completions", log_probs=True, concurrency=1)
+    with pytest.raises(LeverError, match="one token too early"):
+        one.answer([prompt(given=("red",))])
+
+
 def test_a_chat_with_prompt_logprobs_gives_the_answer_and_the_end_of_its_turn(
     endpoint: Endpoint,
 ) -> None:

@@ -165,7 +165,7 @@ class Exchange:
                 where=self.base_url,
                 value=str(error),
                 hint="--no-gt-prob goes without; vLLM gives them, and llama-cpp-python with "
-                "--api completions",
+                "--api completions for models that begin a text with a token of their own",
             ) from None
 
     async def greet(self, client: httpx.AsyncClient) -> None:

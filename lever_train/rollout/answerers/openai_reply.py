@@ -201,11 +201,16 @@ def text_log_prob(content: dict[str, Any], start: int, stop: int) -> float:
     over the tokens that hold any of them (``logprobs`` of ``/v1/completions``).
 
     Raises:
-        LookupError, TypeError, ValueError: the reply has none.
+        LookupError, TypeError, ValueError: the reply has none, or those of other tokens.
     """
     logprobs = content["choices"][0]["logprobs"]
     starts, values = logprobs["text_offset"], logprobs["token_logprobs"]
-    ends = [*starts[1:], len(content["choices"][0]["text"])]
+    written = len(content["choices"][0]["text"])
+    # llama-cpp-python gives every token of a model without a first token the row of the next one,
+    # and so has none left for what it wrote itself
+    if written > stop and max(starts) < stop:
+        raise ValueError("its probabilities stand one token too early")
+    ends = [*starts[1:], written]
     inside = [
         value
         for first, last, value in zip(starts, ends, values, strict=True)
