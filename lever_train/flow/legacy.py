@@ -14,11 +14,11 @@ from lever_train.flow.legacy_environment import reward_suffix, rl_reader, train_
 from lever_train.flow.legacy_files import LegacyFiles, has_examples, sees_images
 from lever_train.flow.legacy_names import SAMPLES, LegacyPaths, LegacyRun, choose_checkpoint
 from lever_train.flow.pipeline import Pipeline, is_made
-from lever_train.options.embed import Encoding
 from lever_train.options.pipeline import (
     AnswererTable,
     BeamTable,
     DataTable,
+    EmbedTable,
     EvalTable,
     PipelineConfig,
     PoolTable,
@@ -102,7 +102,7 @@ class LegacyCall:
                 cache=None if self.has_vectors else self.vectors[0].parent,
                 image_root=images,
             ),
-            embed=Encoding(
+            embed=EmbedTable(
                 encoder=self.encoder, features="both" if images and self.sees else "text"
             ),
             pool=PoolTable(size=POOL if similar else None),
@@ -144,7 +144,7 @@ class LegacyCall:
                 eval_embeddings=held_out if has_held_out else None,
                 image_root=images,
             ),
-            embed=Encoding(encoder=self.encoder, features="both" if images and sees else "text"),
+            embed=EmbedTable(encoder=self.encoder, features="both" if images and sees else "text"),
             pool=PoolTable(size=POOL if similar else None),
             answerer=AnswererTable(spec=self.answerer or "nearest"),
             train=training,

@@ -124,6 +124,8 @@ def _probe(job: Job, execution: Execution) -> Tally:
         asker = new_asker(job)
         asker.ask(prompts)
     if len(prompts) == FIRST and asker.tally.failed == FIRST and job.request.max_failed < 1:
+        if len(folder.missing()) == count:
+            folder.remove()  # it holds nothing
         raise LeverError(
             f"none of the first {FIRST} prompts was answered; nothing else was asked",
             value=asker.tally.commonest(),
