@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lever_data.errors import LeverError
+from lever_data.store import spill
 from lever_data.store.files import writing
 from tests.commands import lever
 from tests.stores import new_store
@@ -76,3 +77,13 @@ def test_a_folder_for_a_file_and_a_folder_that_is_not_there(
         done = lever(*words, name, check=False)
         assert done.returncode != 0
         assert what in done.stderr, done.stderr
+
+
+def test_a_spill_folder_may_go_while_another_process_sweeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, left = tmp_path / "lever-spill-gone", tmp_path / "lever-spill-left"
+    left.mkdir()
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([gone, left]))
+    spill._sweep(tmp_path)
+    assert not left.exists()

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lever_data.store.locks import Lock, is_held
@@ -53,5 +53,6 @@ def _begin() -> tuple[Path, Lock]:
 
 def _sweep(root: Path) -> None:
     for folder in root.glob(f"{_PREFIX}*"):
-        if folder.stat().st_uid == os.getuid() and not is_held(folder / "lock"):
-            shutil.rmtree(folder, ignore_errors=True)  # another sweeper may be at it too
+        with suppress(FileNotFoundError):  # another sweeper may be at it too
+            if folder.stat().st_uid == os.getuid() and not is_held(folder / "lock"):
+                shutil.rmtree(folder, ignore_errors=True)
