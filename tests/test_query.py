@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ from lever_data.relations.db import open_session, require_select
 from lever_data.relations.forms import write
 from lever_data.relations.query import query, write_query
 from lever_data.relations.query_options import QueryOptions
+from lever_data.store.spill import new_spill_folder
 from lever_data.store.store import Store
 from tests.commands import Done, lever
 from tests.stores import candidate, commit, new_store
@@ -160,11 +160,11 @@ def test_a_table_cuts_what_is_long(store: Store) -> None:
 def test_a_killed_query_leaves_no_spilled_files(store: Store) -> None:
     """Out of time while it spills: its folder goes with it."""
     spilling = "select md5(a::varchar) as h from range(100000000) t(a) order by h"
-    before = set(Path(tempfile.gettempdir()).glob("lever-spill-*/*"))
+    own = new_spill_folder().parent  # others spill, too, beside it
+    before = set(own.iterdir())
     with pytest.raises(LeverError, match="out of time"):
         write_query(store.path, spilling, "csv", io.BytesIO(), QueryOptions(memory=0.05, timeout=3))
-    left = set(Path(tempfile.gettempdir()).glob("lever-spill-*/*")) - before
-    assert {p.name for p in left} <= {"lock"}
+    assert set(own.iterdir()) <= before
 
 
 def test_what_killed_processes_spilled_is_swept(tmp_path: Path) -> None:
