@@ -90,10 +90,8 @@ class World:
         score = float(np.mean([self.reward[query, pick] for pick in picks]))
         pointer = [FIRST + pick for pick in picks]
         right = int(score > 0)
-        return candidate(
-            query, ordinal, pointer, vqa_acc_score=score, vqa_correct=right, gen_method="random",
-            **more,
-        )  # fmt: skip
+        known = {"vqa_acc_score": score, "vqa_correct": right, "gen_method": "random"}
+        return candidate(query, ordinal, pointer, **known | more)
 
 
 ACCURACY = {"reward": {"mode": "soft_only", "soft_weight": 1.0}}
@@ -143,7 +141,9 @@ def test_draws_are_weighed_by_how_likely_they_were(world: World) -> None:
     for q in range(N):
         gumbels = log_p[q] - np.log(-np.log(rng.random((12, K))))
         for i, pick in enumerate(gumbels.argmax(1).tolist()):
-            rows.append(world.row(q, i, [pick], logprob_score=float(log_p[q, pick])))
+            rows.append(
+                world.row(q, i, [pick], logprob_score=float(log_p[q, pick]), gen_method="sample")
+            )
     found = value(world.request(rows, **ACCURACY))
     naive = float(np.mean([row["vqa_acc_score"] for row in rows]))
     truth = [world.truth(k) for k in range(POLICIES)]
@@ -151,6 +151,28 @@ def test_draws_are_weighed_by_how_likely_they_were(world: World) -> None:
     assert spearman(robust, truth) >= 0.9
     assert np.abs(np.subtract(robust, truth)).mean() < 0.3 * np.abs(naive - np.array(truth)).mean()
     assert all(0.7 < one.support < 1.3 for one in found)
+
+
+def test_beams_are_no_draws(world: World) -> None:
+    """The best there is does not tell how good a draw is."""
+    log_p = world.log_probs(POLICIES // 2)
+    samples = [
+        world.row(q, i, [i], logprob_score=float(log_p[q, i]), gen_method="sample")
+        for q in range(N)
+        for i in (q % K, (q + 3) % K)
+    ]
+    beams = [
+        world.row(q, 9, [int(log_p[q].argmax())], logprob_score=float(log_p[q].max()))
+        | {"gen_method": "beam"}
+        for q in range(N)
+    ]
+    more: dict[str, Any] = {"least_support": 0.0, **ACCURACY}
+    alone, both = (value(world.request(rows, **more)) for rows in (samples, samples + beams))
+    assert [one.snips for one in alone] == [one.snips for one in both]
+    vectors = str(world.folder / "vectors.npy")
+    data = DataConfig(query_embeddings=vectors, gen_method=("beam",))
+    with pytest.raises(UsageError, match="beams were not drawn"):
+        value(world.request(beams, data=data, **more))
 
 
 def test_two_demonstrations(world: World) -> None:
@@ -174,8 +196,9 @@ def test_without_support_there_is_no_value(world: World) -> None:
 
 def test_what_cannot_be_valued_is_said(world: World, tmp_path: Path) -> None:
     rows = [world.row(0, 0, [1]), world.row(0, 1, [2])]
+    unknown = [row | {"gen_method": "sample"} for row in rows]
     with pytest.raises(UsageError, match="no candidate has a stored log-probability"):
-        value(world.request(rows))
+        value(world.request(unknown))
     with pytest.raises(UsageError, match="several"):
         value(world.request([*rows, world.row(0, 2, [1, 2])], behaviour="uniform"))
     torch.manual_seed(0)

@@ -318,32 +318,35 @@ def _stored_questions(
     return stored_items(source, runs[-1]), runs[-1]
 
 
-def _ingest_results(found: SourceFile, store: Store, options: IngestOptions) -> IngestResult:
-    spec = RunSpec(
-        kind="evaluation",
+def _file_spec(
+    found: SourceFile,
+    options: IngestOptions,
+    kind: str,
+    parameters: dict[str, Any],
+    split: str = "train",
+) -> RunSpec:
+    """The run that one file makes; of the ``split`` where none is named."""
+    return RunSpec(
+        kind=kind,
         dataset=_assume(options, options.dataset, "dataset", _UNNAMED, found),
-        split=_assume(options, options.split, "split", "val", found),
+        split=_assume(options, options.split, "split", split, found),
         source=_describe(found.source),
         source_sha256=found.source.sha256(),
-        parameters={
-            "results": options.name or _stem(found.source.path),
-            "shots": options.shots,
-        },
+        parameters=parameters,
     )
+
+
+def _ingest_results(found: SourceFile, store: Store, options: IngestOptions) -> IngestResult:
+    name = options.name or _stem(found.source.path)
+    parameters = {"results": name, "shots": options.shots}
+    spec = _file_spec(found, options, "evaluation", parameters, split="val")
     return IngestResult(*ingest_results(found.source, store, spec, options.notice))
 
 
 def _ingest_texts(found: SourceFile, store: Store, options: IngestOptions) -> IngestResult:
     """A JSON list of texts, one an item in the order of its split."""
     name = options.name or _stem(found.source.path)
-    spec = RunSpec(
-        kind="texts",
-        dataset=_assume(options, options.dataset, "dataset", _UNNAMED, found),
-        split=_assume(options, options.split, "split", "train", found),
-        source=_describe(found.source),
-        source_sha256=found.source.sha256(),
-        parameters={"name": name},
-    )
+    spec = _file_spec(found, options, "texts", {"name": name})
     if (known := store.find(spec)) is not None:
         return IngestResult(known, is_new=False)
     with found.source.reader(options.progress) as reader:
@@ -368,14 +371,7 @@ def _ingest_vectors(found: SourceFile, store: Store, options: IngestOptions) -> 
     from lever_data.readers.vectors import embedding_batches, read_vectors
 
     name = options.name or _stem(found.source.path)
-    spec = RunSpec(
-        kind="embeddings",
-        dataset=_assume(options, options.dataset, "dataset", _UNNAMED, found),
-        split=_assume(options, options.split, "split", "train", found),
-        source=_describe(found.source),
-        source_sha256=found.source.sha256(),
-        parameters={"name": name},
-    )
+    spec = _file_spec(found, options, "embeddings", {"name": name})
     if (known := store.find(spec)) is not None:
         return IngestResult(known, is_new=False)
     with found.source.unpacked() as path, store.begin(spec) as writer:

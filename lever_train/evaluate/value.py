@@ -28,7 +28,7 @@ from lever_train.inputs.pools import SharedPool
 from lever_train.learn.batch import Batch, Loader
 from lever_train.learn.data import open_data
 from lever_train.options.rollout import Recipe
-from lever_train.options.train import RunConfig, Source, TrainConfig
+from lever_train.options.train import DataConfig, RunConfig, Source, TrainConfig
 from lever_train.options.value import ValueRequest
 from lever_train.rollout.propose import samples
 from lever_train.selector.checkpoint import load_selector
@@ -62,12 +62,13 @@ def value(request: ValueRequest) -> list[Value]:
     """The values of all checkpoints, in their order.
 
     Raises:
-        UsageError: candidates of several lengths, or none with a log-probability.
+        UsageError: candidates of several lengths, none with a log-probability, or beams that are
+            to count as draws.
         LeverError: nothing is stored, vectors do not fit, or too little is stored of what a
             selector would show.
     """
     config = TrainConfig(
-        data=request.data.but(split_ratio=1.0, order="file"),
+        data=_drawn(request).but(split_ratio=1.0, order="file"),
         reward=request.reward,
         run=RunConfig(batch_size=request.batch_size, device=request.device),
     )
@@ -82,6 +83,21 @@ def value(request: ValueRequest) -> list[Value]:
         _value(path, np.concatenate(figures, axis=1), request)
         for path, figures in zip(request.checkpoints, zip(*parts, strict=True), strict=True)
     ]
+
+
+def _drawn(request: ValueRequest) -> DataConfig:
+    """What is read: of candidates with a stored log-probability only those that were drawn by it.
+    A beam is the best there is, and no draw."""
+    data = request.data
+    if request.behaviour == "uniform":
+        return data
+    if "beam" in data.gen_method:
+        raise UsageError(
+            "beams were not drawn: their log-probability says nothing of how they came here",
+            value=", ".join(data.gen_method),
+            hint="--gen-method sample, or --behaviour uniform where whole pools are stored",
+        )
+    return data if data.gen_method else data.but(gen_method=("sample",))
 
 
 def _passes(loader: Loader) -> Iterator[Batch]:

@@ -28,8 +28,8 @@ class ValueRequest(Section):
     reward: RewardSpec = Field(default_factory=RewardSpec)
     behaviour: Literal["stored", "uniform"] = option(
         "stored",
-        "How the candidates were drawn: by their stored log-probabilities, or uniformly from the "
-        "pool (or all of it).",
+        "How the candidates were drawn: samples by their stored log-probabilities, or uniformly "
+        "from the pool (or all of it).",
         everyday=True,
     )
     least_support: float = option(
