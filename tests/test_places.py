@@ -331,3 +331,19 @@ def test_value_and_pack(world: World, tmp_path: Path) -> None:
         packs.append(pq.read_table(folder / "pool.parquet"))
     assert values[0] == values[1]
     assert packs[0].equals(packs[1])
+
+
+def test_diff(world: World) -> None:
+    """Of one run with another; a view that holds answers of two models is nobody's figure."""
+    found = []
+    for store in world.stores:
+        run = _run_of(store, "m1")
+        found.append(_without_names(json.loads(lever("diff", run, run, "--store", store,
+                                                     "--json", "-").stdout)))  # fmt: skip
+    for figures in found:
+        del figures["a"], figures["b"]
+    assert found[0] == found[1]
+    words = ("diff", "mine", "beam", "--store")
+    mixed = lever(*words, world.whole, check=False)
+    assert mixed.returncode == 2 and "m1, m2" in mixed.stderr
+    assert lever(*words, world.alone).returncode == 0

@@ -185,7 +185,8 @@ _CANDIDATES = """
         vqa_acc_score as score,
         coalesce(vqa_correct = 1, vqa_acc_score > 0) as is_right,
         0 as level,
-        struct_pack({key}) as pick_key
+        struct_pack({key}) as pick_key,
+        {scorer} as scorer
     from {source}
     where vqa_acc_score is not null and {condition}
 """
@@ -268,6 +269,7 @@ def _put_side(session: Session, side: str, name: str, run: Run | None) -> Kind:
     if run is None:
         sql = _view_sql(session, name)
         session.con.execute(create + sql)
+        _require_one_scorer(session.con, side, name)
         return "candidates"
     if run.kind == "evaluation":
         chosen = _selector(session.con, run, name.partition(":")[2])
@@ -279,9 +281,22 @@ def _put_side(session: Session, side: str, name: str, run: Run | None) -> Kind:
         raise UsageError("only a run of kind evaluation has selectors to name", value=name)
     condition = "run = ? and eval_failed is not true"
     key = _struct_of(list(_PICK_KEY.values()))
-    sql = _CANDIDATES.format(key=key, source="stg_candidates", condition=condition)
+    sql = _CANDIDATES.format(key=key, source="stg_candidates", condition=condition, scorer="scorer")
     session.con.execute(create + sql, [run.run])
+    _require_one_scorer(session.con, side, name)
     return "candidates"
+
+
+def _require_one_scorer(con: duckdb.DuckDBPyConnection, side: str, name: str) -> None:
+    """Refuse a side whose answers are of several models: their mean is nobody's."""
+    sql = f"select distinct scorer from side_{side} where scorer is not null order by scorer"
+    scorers = [scorer for (scorer,) in con.execute(sql).fetchall()]
+    if len(scorers) > 1:
+        raise UsageError(
+            f"{name} holds answers of several models",
+            value=", ".join(scorers),
+            hint="compare the run of one, or a view of your own that has but one scorer",
+        )
 
 
 def _struct_of(expressions: Sequence[str]) -> str:
@@ -310,7 +325,8 @@ def _view_sql(session: Session, name: str) -> str:
         )
     key = _struct_of([*(sql for c, sql in _PICK_KEY.items() if c in present), "pointer"])
     condition = "eval_failed is not true" if "eval_failed" in present else "true"
-    return _CANDIDATES.format(key=key, source=view, condition=condition)
+    scorer = "scorer" if "scorer" in present else "null::varchar"
+    return _CANDIDATES.format(key=key, source=view, condition=condition, scorer=scorer)
 
 
 def _selector(con: duckdb.DuckDBPyConnection, run: Run, wanted: str) -> str:
