@@ -24,7 +24,8 @@ from benchmarks.measure import Figure, against, print_figures
 from lever_data.items.prompts import Item, Prompt
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.openai import OpenAIAnswerer
-from lever_train.rollout.ask import Asker, Talk, open_cache, scope
+from lever_train.rollout.ask import Asker, Talk, scope
+from lever_train.rollout.cache import open_cache
 
 FAST, SLOW, ONE_IN, TALK = 0.05, 3.0, 64, 256
 _BODY = b'{"choices": [{"message": {"content": "a cat"}, "finish_reason": "stop"}]}'

@@ -29,7 +29,7 @@ from lever_train.options.rollout import Recipe
 from lever_train.options.train import ModelConfig
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.answerers.nearest import NearestAnswerer
-from lever_train.rollout.ask import AnswerCache
+from lever_train.rollout.cache import AnswerCache
 from lever_train.rollout.policy import Policy, SelectorPolicy, Similarity
 from lever_train.rollout.propose import Ask, propose
 from lever_train.selector.kinds import make_selector

@@ -27,6 +27,9 @@ def beam(
 ) -> None:
     """Search each pool for the demonstrations that raise the log-probability of the ground truth
     most (InfoScore), for `lever train --stage sft`."""
+    from lever_train.rollout.answerers.outages import knock
+
+    knock(request.answerer.spec)  # before torch is imported: its seconds are waited for the server
     from lever_train.rollout.infoscore import search_beams
 
     with progress_bar("beam", "queries") as advance:

@@ -46,6 +46,9 @@ def generate(
 
     Finished shards are kept: after a crash the same command goes on and ends with the same bytes.
     """
+    from lever_train.rollout.answerers.outages import knock
+
+    knock(request.answerer.spec)  # before torch is imported: its seconds are waited for the server
     from lever_train.rollout import generate as rollout
 
     if dry_run:

@@ -21,11 +21,13 @@ from lever_data.items.prompts import SYSTEM_PROMPT, Template
 from lever_data.store.store import Store
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers import openai as flow
+from lever_train.rollout.answerers import outages
 from lever_train.rollout.answerers.openai import OpenAIAnswerer
 from lever_train.rollout.answerers.openai_reply import MAX_BYTES
-from lever_train.rollout.ask import AnswerCache, Asker
+from lever_train.rollout.ask import Asker
+from lever_train.rollout.cache import AnswerCache
 from lever_train.rollout.generate import STORED, generate
-from lever_train.rollout.job import resolve
+from lever_train.rollout.resolve import resolve
 from tests.endpoint import BREAKS, EXPECTED, Endpoint, Handler, answerer, prompts, serving, texts
 from tests.rollouts import World, add_images, make_world, rows
 
@@ -172,6 +174,21 @@ def test_patience_is_the_jobs_and_an_outage_is_told(caplog: pytest.LogCaptureFix
         gone.answer(prompts(40))
     (line,) = caplog.messages
     assert line.startswith("http://127.0.0.1:9/v1 does not answer (ConnectError")
+
+
+def test_patience_counts_from_the_first_knock(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a command takes to start is a part of it; a server that has come meanwhile answers."""
+    monkeypatch.setattr(outages, "monotonic", lambda: float("-inf"))
+    spec = AnswererSpec(model="m", patience=3600)
+    outages.knock("openai:http://127.0.0.1:9/v1")
+    with pytest.raises(LeverError, match="does not answer"):
+        OpenAIAnswerer.connect("http://127.0.0.1:9/v1/", spec).answer(prompts(2))
+    outages.knock(f"openai:{endpoint.url}")
+    assert outages.silent_since(endpoint.url) is None
+    for other in ("nearest", "openai:http://[", "openai:http://127.0.0.1:port/v1"):
+        outages.knock(other)  # refused where it is read
 
 
 def test_a_long_outage_is_told_every_30_seconds(

@@ -23,7 +23,8 @@ from lever_train.options.rollout import Execution, Request
 from lever_train.options.train import ModelConfig
 from lever_train.rollout.ask import Tally
 from lever_train.rollout.generate import commit, forecast, generate
-from lever_train.rollout.job import new_asker, resolve, shard_folder
+from lever_train.rollout.job import new_asker, shard_folder
+from lever_train.rollout.resolve import resolve
 from lever_train.rollout.work import make_shard
 from lever_train.selector.checkpoint import Progress, save_v3
 from lever_train.selector.kinds import make_selector

@@ -20,8 +20,9 @@ from lever_data.errors import LeverError
 from lever_data.items.prompts import Prompt
 from lever_data.store.store import Store
 from lever_train.options.rollout import Request
-from lever_train.rollout import ask as module
-from lever_train.rollout.ask import AnswerCache, Asker, Talk, Tally
+from lever_train.rollout import cache as module
+from lever_train.rollout.ask import Asker, Talk, Tally
+from lever_train.rollout.cache import AnswerCache
 from lever_train.rollout.generate import forecast, generate
 from lever_train.rollout.repeat import repeat
 from tests.commands import lever
@@ -121,8 +122,8 @@ def test_an_interrupted_job_keeps_what_arrived(endpoint: Endpoint, tmp_path: Pat
 SOONER = """
 import sys
 from lever_cli.__main__ import main
-from lever_train.rollout import ask
-ask.FLUSH_SECONDS = 1.0
+from lever_train.rollout import cache
+cache.FLUSH_SECONDS = 1.0
 sys.exit(main(sys.argv[1:]))
 """
 

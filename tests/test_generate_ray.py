@@ -15,7 +15,7 @@ from lever_data.errors import UsageError
 from lever_data.store.store import Run, Store
 from lever_train.options.rollout import Execution
 from lever_train.rollout.generate import generate
-from lever_train.rollout.job import resolve
+from lever_train.rollout.resolve import resolve
 from tests.rollouts import World, make_world
 
 HAS_RAY = importlib.util.find_spec("ray") is not None

@@ -21,7 +21,7 @@ from lever_train.options.embed import EmbedRequest
 from lever_train.options.evaluate import Contest, EvalRequest, Questions
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.generate import forecast, generate
-from lever_train.rollout.job import resolve
+from lever_train.rollout.resolve import resolve
 from tests.encoders import tiny_clip
 from tests.endpoint import Endpoint, Handler, serving
 from tests.rollouts import World, add_images, make_world, rows

@@ -12,18 +12,11 @@ import pytest
 
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Item, Prompt
-from lever_train.rollout import ask as module
+from lever_train.rollout import cache as module
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.answerers.nearest import NearestAnswerer
-from lever_train.rollout.ask import (
-    FANOUT,
-    AnswerCache,
-    Asker,
-    open_cache,
-    scope,
-    shared_beginnings,
-    shown_first,
-)
+from lever_train.rollout.ask import Asker, scope, shared_beginnings, shown_first
+from lever_train.rollout.cache import FANOUT, AnswerCache, open_cache
 
 
 def key(number: int) -> bytes:

@@ -29,7 +29,7 @@ from lever_train.options.evaluate import Contest, EvalRequest, Questions
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import asked_task, template_of
 from lever_train.rollout.generate import generate
-from lever_train.rollout.job import resolve
+from lever_train.rollout.resolve import resolve
 from tests.rollouts import World, make_world, rows
 
 PASSAGE = Item(

@@ -42,7 +42,8 @@ from lever_train.rollout.answerers import (
     needs_images,
 )
 from lever_train.rollout.answerers.base import asked_task, seen
-from lever_train.rollout.ask import Asker, open_cache, scope
+from lever_train.rollout.ask import Asker, scope
+from lever_train.rollout.cache import open_cache
 from lever_train.rollout.policy import Policy, load_policy, widths
 from lever_train.rollout.propose import unpadded
 

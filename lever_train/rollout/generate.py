@@ -20,9 +20,10 @@ from lever_data.store.store import Run
 from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.answerers.base import Endpoint, template_of
 from lever_train.rollout.ask import Talk, Tally, shared_beginnings, shown_first
-from lever_train.rollout.job import Job, new_asker, resolve, shard_folder
+from lever_train.rollout.job import Job, new_asker, shard_folder
 from lever_train.rollout.ray_engine import make_with_ray
 from lever_train.rollout.repeat import stored_prompts
+from lever_train.rollout.resolve import resolve
 from lever_train.rollout.shards import TABLES, Report, ShardFolder, ShardRows, ShardsGoneError
 from lever_train.rollout.work import candidates_of, make_shard, prompts_of
 

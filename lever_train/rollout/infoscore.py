@@ -37,7 +37,8 @@ from lever_train.inputs.pools import SharedPool
 from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.ask import Talk
 from lever_train.rollout.generate import Outcome, Progress, make_run
-from lever_train.rollout.job import Job, resolve
+from lever_train.rollout.job import Job
+from lever_train.rollout.resolve import resolve
 from lever_train.rollout.score import expected_score, queries_table
 from lever_train.rollout.shards import Report, ShardRows
 from lever_train.rollout.work import example_of, pools_of

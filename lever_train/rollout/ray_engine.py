@@ -15,7 +15,8 @@ from typing import Any
 from lever_data.errors import LeverError, UsageError
 from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.ask import Tally
-from lever_train.rollout.job import Job, new_asker, resolve, shard_folder
+from lever_train.rollout.job import Job, new_asker, shard_folder
+from lever_train.rollout.resolve import resolve
 
 Progress = Callable[[float, float | None, str], None]
 

@@ -18,7 +18,8 @@ from lever_data.items.prompts import Prompt
 from lever_data.store.store import Run
 from lever_train.options.rollout import Request
 from lever_train.rollout.answerers.base import Answer
-from lever_train.rollout.job import Job, resolve
+from lever_train.rollout.job import Job
+from lever_train.rollout.resolve import resolve
 from lever_train.rollout.score import score
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lever_train.rollout.ask import FLUSH_SECONDS
+from lever_train.rollout.cache import FLUSH_SECONDS
 from tests.endpoint import Handler, serving
 from tests.rollouts import World, make_world
 from tests.torture.conftest import Report

@@ -30,6 +30,7 @@ from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import Answer, ShownFingerprints, Usage, scorer_name
 from lever_train.rollout.answerers.openai_exchange import Exchange
 from lever_train.rollout.answerers.openai_reply import PassingError, RefusedError
+from lever_train.rollout.answerers.outages import silent_since
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds before a prompt is sent again
 _AHEAD = 8  # prompts in line per slot: none idles while the caller scores or writes
@@ -124,7 +125,7 @@ class EndpointFlight:
         self._flying = self._loop.create_task(self._fly())
         self._thread = threading.Thread(target=self._run, daemon=True)
         # what the endpoint as a whole does: since when nothing has come through, if so
-        self._failing_since: float | None = None
+        self._failing_since = silent_since(exchange.base_url)
         self._said = -_SAY_EVERY
         self._thread.start()
 
