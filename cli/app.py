@@ -166,7 +166,7 @@ def _code_of(error: BaseException, named: str | None) -> int:
 
 
 def _reader_left() -> int:
-    """Nobody reads our output any more (``| head``): that is no error of ours."""
+    """Nobody reads our output any more (``| head``): that is not an error of ours."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

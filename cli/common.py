@@ -122,8 +122,8 @@ def emit_vertical(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> N
 
 
 def progress_bar(label: str, unit: str = "") -> AbstractContextManager[Advance]:
-    """A progress bar on stderr with rate and time left; where stderr is no terminal, a line every
-    30 seconds."""
+    """A progress bar on stderr with rate and time left; a line every 30 seconds where stderr is
+    not a terminal."""
     return _Bar(label, unit) if sys.stderr.isatty() else nullcontext(_Lines(label, unit))
 
 

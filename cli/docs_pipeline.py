@@ -129,10 +129,10 @@ command goes on with the cells that are missing; a cell runs anew where what it 
 `sweep.html` there shows them.
 
 A cell is chosen by its accuracy on the training questions that were held out, so that the figure on
-the eval split is no winner's luck. Where cells hold out different ones, or none (a `data` option in
-the grid, `split_ratio = 1`), it is chosen on the eval split, and the report says so. Two cells that
-compute the same (a weight the reward mode does not read, an option of a phase without epochs) are
-refused; cells that answer every question alike count as one in what luck would give.
+the eval split is not the luck of a winner. Where cells hold out different ones, or none (a `data`
+option in the grid, `split_ratio = 1`), it is chosen on the eval split, and the report says so. Two
+cells that compute the same (a weight the reward mode does not read, an option of a phase without
+epochs) are refused; cells that answer every question alike count as one in what luck would give.
 More sweeps to start from are in `examples/`.
 """
 _TRAIN = """The options of `lever train`, one table each; with `--config FILE` that command reads

@@ -178,7 +178,7 @@ def _parameters(
 def _train(
     asked: Asked, name: str, bare: str, columns: Sequence[str], *, is_plain: bool
 ) -> dict[str, str] | None:
-    """The command that trains on these rows; of rows that are no view yet, the file to make."""
+    """The command that trains on these rows; of rows that are not a view yet, the file to make."""
     if not {*TRAINING_COLUMNS} <= {*columns}:
         return None
     store = asked.board.store.path

@@ -43,7 +43,7 @@ def read_tables(path: Path, what: str) -> dict[str, Any]:
     """The tables of a TOML file, or of a YAML one where its name ends so.
 
     Raises:
-        UsageError: it cannot be read, is neither, or its top is no mapping.
+        UsageError: it cannot be read, is neither, or its top is not a mapping.
     """
     if path.suffix not in (".yaml", ".yml"):
         return read_toml(path, what)

@@ -149,7 +149,7 @@ def test_a_prompt_that_never_gets_through_fails_where_others_do(endpoint: Endpoi
     endpoint.fault = fault
     found = answerer(endpoint, patience=1.5, timeout=0.5).answer(prompts(6))
     assert texts(found) == [EXPECTED[0], None, None, EXPECTED[3], None, None]
-    assert found[1].error == "gave up: the body is no completion (text/html)"
+    assert found[1].error == "gave up: the body is not a completion (text/html)"
     assert found[2].error == "gave up: HTTP 500: crash"
     assert found[4].error == "gave up: no whole reply within 0.5 s"
     assert found[5].error == "gave up: the body is longer than 4 MiB"

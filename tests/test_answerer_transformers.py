@@ -428,7 +428,7 @@ def test_an_unreadable_image_fails_alone(
     bad = Item("d", "s", 9, "q?", ("a",), "a", broken)
     found = answerer.answer([prompts[0], Prompt(bad, ()), prompts[1]])
     assert found[1].text is None
-    assert found[1].error == f"an image cannot be read: it is no image: {broken}"
+    assert found[1].error == f"an image cannot be read: it is not an image: {broken}"
     assert found[0].text is not None and found[2].text is not None
 
 
@@ -445,7 +445,7 @@ def test_parameters_change_the_scope(folder: Path) -> None:
             AnswererSpec(spec=f"transformers:{folder}", **changes), _around()
         ).generation()
 
-    assert told() == told(batch_size=7)  # how it is batched is no part of an answer
+    assert told() == told(batch_size=7)  # how it is batched is not part of an answer
     others = [told(max_new_tokens=6), told(num_beams=1), told(length_penalty=1.0)]
     assert all(other != told() for other in others)
     name = make_answerer(AnswererSpec(spec="qwen2.5_vl_3B"), _around())

@@ -271,7 +271,7 @@ def test_nan_and_integers_are_refused(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (torch.zeros(3), "not a checkpoint"),
-        ({"weights": {}}, "neither model_state_dict"),
+        ({"weights": {}}, "it has no model_state_dict"),
         ({"model_state_dict": {}}, "holds no selector"),
         ({"state_dict": {FOREIGN[0]: torch.tensor(1.0)}}, "holds no selector"),
     ],
@@ -339,10 +339,10 @@ HUGE_LAYER = "cross_attn_layers.200000000.in_proj_bias"
 @pytest.mark.parametrize(
     ("changes", "entry", "message"),
     [
-        ({"epoch": float("inf")}, "epoch", "no finite number of 64 bits"),
-        ({"epoch": 10**5000}, "epoch", "no finite number of 64 bits"),
-        ({"kl_beta": 10**400}, "kl_beta", "no finite number of 64 bits"),
-        ({"phase": 10**5000}, "phase", "is no text"),
+        ({"epoch": float("inf")}, "epoch", "not a finite number of 64 bits"),
+        ({"epoch": 10**5000}, "epoch", "not a finite number of 64 bits"),
+        ({"kl_beta": 10**400}, "kl_beta", "not a finite number of 64 bits"),
+        ({"phase": 10**5000}, "phase", "is not text"),
         ({"selector": {"layers": 200}}, "selector.layers", "more layers than it has tensors"),
         ({"selector": {"layers": 10**8}}, "selector.layers", "less than or equal to 256"),
         ({"selector": {"hidden": 10**9}}, "selector.hidden", "less than or equal to 16384"),

@@ -288,5 +288,5 @@ def test_the_command_and_its_errors(store: Store, clip: Path, tmp_path: Path) ->
     )
     assert none.returncode == 2 and "the encoder cannot be loaded" in none.stderr
     (tmp_path / "images" / "2.png").write_bytes(b"no image")
-    with pytest.raises(LeverError, match=r"an image cannot be read .it is no image.*2\.png"):
+    with pytest.raises(LeverError, match=r"an image cannot be read .it is not an image.*2\.png"):
         embed(_request(store, clip, features="image"))

@@ -117,7 +117,7 @@ def _fractions() -> bytes:
     [
         (lambda: b"", "it is empty"),
         (lambda: b"\n<!DOCTYPE html><p>404", "it is a web page, not an image"),
-        (lambda: b"x" * 100, "it is no image"),
+        (lambda: b"x" * 100, "it is not an image"),
         (lambda: _jpeg()[:-200], "truncated"),
         (lambda: _jpeg()[:10], ""),
         (huge, "it has more than 89,478,485 pixels"),

@@ -214,7 +214,7 @@ def test_a_plan_of_nothing_is_refused(store: Store) -> None:
     with pytest.raises(UsageError, match="greater than or equal to 1"):
         PlanRequest(queries=(100, 0))
     run = commit(store, [candidate(0, 0, [15], vqa_acc_score=1.0)])
-    with pytest.raises(UsageError, match="no evaluation"):
+    with pytest.raises(UsageError, match="not an evaluation"):
         plan(store, PlanRequest(source=run.run))
     with pytest.raises(UsageError, match="neither an evaluation nor a view"):
         plan(store, PlanRequest(source="candidate"))

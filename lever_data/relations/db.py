@@ -276,7 +276,7 @@ def require_select(con: duckdb.DuckDBPyConnection, sql: str) -> None:
     ``explain`` binds it without running it.
 
     Raises:
-        UsageError: the text is no single SELECT, or would write.
+        UsageError: the text is not a single SELECT, or would write.
         duckdb.Error: the text does not parse or bind.
     """
     statements = con.extract_statements(sql)

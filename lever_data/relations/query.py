@@ -34,7 +34,7 @@ def query(
     """Run ``sql`` and give its result as a record batch reader, while the block lasts.
 
     Raises:
-        UsageError: the text is not exactly one reading SELECT, or a limit is no positive number.
+        UsageError: the text is not exactly one reading SELECT, or a limit is not a positive number.
         LeverError: DuckDB refuses the query, or it outran its time or memory.
     """
     with _started(store, sql, "arrow", options or QueryOptions()) as process:

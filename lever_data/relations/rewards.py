@@ -70,7 +70,7 @@ def reward_sql(spec: RewardSpec) -> str:
     """The reward as a SQL expression of type double over the relation ``v``, clipped.
 
     Raises:
-        UsageError: an unknown mode, a weight out of range, or an expression that is no single
+        UsageError: an unknown mode, a weight out of range, or an expression that is not a single
             SQL expression.
     """
     if spec.expression is not None:

@@ -22,7 +22,7 @@ from lever_data.report.statistics import bootstrap_ratio, mcnemar
 from lever_data.store.store import Run, Store
 
 Kind = Literal["candidates", "evaluations"]
-BASELINES = ("zero_shot", "random", "nearest", "vote", "oracle")  # selectors that are no checkpoint
+BASELINES = ("zero_shot", "random", "nearest", "vote", "oracle")  # not checkpoints
 _COLUMNS = ("dataset", "split", "query_id", "pointer", "vqa_correct", "vqa_acc_score")
 
 

@@ -136,7 +136,7 @@ def _open(store: Store, request: PlanRequest) -> tuple[Session, Run | None]:
         return session, found[0]
     session.con.close()
     if found:
-        what = "several runs begin like this" if len(found) > 1 else "that run is no evaluation"
+        what = "several runs begin like this" if len(found) > 1 else "that run is not an evaluation"
         raise UsageError(what, value=request.source, hint="`lever runs --kind evaluation`")
     hint = open_session(store, sql_dir=request.sql_dir).explain_missing(request.source).hint
     raise UsageError(
@@ -250,7 +250,7 @@ def _source(request: PlanRequest) -> str:
 
 def _noise(con: duckdb.DuckDBPyConnection, request: PlanRequest) -> Noise:
     """How far answers of one model to one prompt lie apart: pointers of RL data answered more than
-    once. What lever asked is no sample of that: it asks once, and stores the answer again."""
+    once. What lever asked is not a sample of that: it asks once, and stores the answer again."""
     names = ("dataset", "split", "scorer")
     given = [getattr(request, name) for name in names]
     repeated, variance = con.execute(_REPEATED, given).fetchall()[0]

@@ -178,7 +178,7 @@ def _value(row: Row, column: str, where: str) -> Any:
 def _id(row: Row, column: str, where: str) -> Id:
     value = _value(row, column, where)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise LeverError(f"an id in the column {column} is no integer or text", where=where)
+        raise LeverError(f"an id in the column {column} is not an integer or text", where=where)
     return value
 
 
@@ -187,7 +187,7 @@ def _text(row: Row, column: str, where: str) -> str:
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return ", ".join(value)
     if not isinstance(value, str | int | float):
-        raise LeverError(f"a value in the column {column} is no text", where=where, value=value)
+        raise LeverError(f"a value in the column {column} is not text", where=where, value=value)
     return str(value)
 
 
@@ -221,7 +221,7 @@ def _answer(said: Any, meaning: Meaning, where: str) -> str:
         return str(meaning.labels[said])
     if not isinstance(said, str | int | float):
         raise LeverError(
-            f"an answer in the column {meaning.answers} is no text", where=where, value=said
+            f"an answer in the column {meaning.answers} is not text", where=where, value=said
         )
     return str(said)
 
@@ -231,7 +231,7 @@ def _choice(said: Any, choices: Any, fields: dict[str, str], where: str) -> tupl
     if isinstance(choices, dict):  # ARC: {"text": […], "label": […]}
         letters, choices = [str(one) for one in choices.get("label", _LETTERS)], choices.get("text")
     if not (isinstance(choices, list) and 0 < len(choices) <= len(letters)):
-        raise LeverError("the choices are no list", where=where, value=choices)
+        raise LeverError("the choices are not a list", where=where, value=choices)
     texts = [str(one) for one in choices]
     fields["choices"] = "\n".join(f"{a}. {t}" for a, t in zip(letters, texts, strict=False))
     if isinstance(said, int) and 0 <= said < len(texts):
@@ -253,7 +253,7 @@ def _image(row: Row, column: str | None, store: Path, where: str) -> str | None:
     if said is None or isinstance(said, str):
         return said
     if not isinstance(said, bytes):
-        raise LeverError(f"an image in the column {column} is no file", where=where)
+        raise LeverError(f"an image in the column {column} is not a file", where=where)
     path = store / IMAGES / hashlib.sha256(said).hexdigest()
     if not path.exists():
         path.parent.mkdir(exist_ok=True)

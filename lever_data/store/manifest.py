@@ -169,7 +169,7 @@ def _to_run(raw: dict[str, Any], folder: Path) -> Run:
     if folder.name != f"run={raw['run']}":
         raise ValueError(f"it is of run {raw['run']}")
     if odd := [f for f in raw["files"] if not _PART.fullmatch(f)]:
-        raise ValueError(f"it names a file that is no part of a table: {odd[0]!r}")
+        raise ValueError(f"it names a file that is not part of a table: {odd[0]!r}")
     return Run(
         run=raw["run"],
         kind=raw["kind"],

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-# Ids of the official files: int64, but text in a run where one of them is no plain integer
+# Ids of the official files: int64, but text in a run where one of them is not a plain integer
 # (TextVQA's images, VizWiz's, A-OKVQA's questions). Views give them as text.
 OFFICIAL_IDS = ("question_id", "image_id")
 

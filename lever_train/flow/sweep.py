@@ -152,7 +152,7 @@ def _run_missing(
 
 
 def _each(tasks: Sequence[CellTask], jobs: int) -> Iterator[tuple[CellTask, LeverError | None]]:
-    """Run cells, yielding each as it ends; what is no fault of the data is raised."""
+    """Run cells, yielding each as it ends; what is not a fault of the data is raised."""
     if jobs == 1:
         for task in tasks:
             yield task, _try(task)

@@ -99,6 +99,6 @@ def _reason(path: Path, error: BaseException) -> OSError:
     if isinstance(error, UnidentifiedImageError):
         with path.open("rb") as file:
             start = file.read(512).lstrip()
-        said = "it is a web page, not an image" if start.startswith(b"<") else "it is no image"
+        said = "it is a web page, not an image" if start.startswith(b"<") else "it is not an image"
         said = said if start else "it is empty"
     return OSError(errno.EINVAL, said or type(error).__name__, str(path))

@@ -225,7 +225,7 @@ def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> str:
         )
     parts = ["stg_beams" if is_beam else "stg_candidates" for (is_beam,) in sorted(rows)]
     union = " union all ".join(f"select {_KEY}, pointer from {part}" for part in parts)
-    # another dataset or split of the same runs is no part of this training: its queries would
+    # another dataset or split of the same runs is not part of this training: its queries would
     # take places in the split, and its pointers in the shared pool
     own = " union ".join(f"select dataset, split from {quote_identifier(v)}" for v in views)
     con.execute(

@@ -86,7 +86,7 @@ def cell_config(
 
 
 def _require_options(sweep: SweepConfig, where: str) -> None:
-    """Refuse what is set and is no option of a training."""
+    """Refuse what is set and is not an option of a training."""
     require_fields(TrainConfig, sweep.train, "the sweep", f"{where}: [train]")
     known = [item.dotted for item in options(TrainConfig)]
     require_known(sweep.grid, known, "the sweep", f"{where}: [grid]")

@@ -81,7 +81,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     state = content[layout] if layout else None
     if not isinstance(state, Mapping):
         raise LeverError(
-            "the file is no checkpoint: neither model_state_dict (v3) nor state_dict (v2) is in it",
+            "the file is not a checkpoint: it has no model_state_dict (v3) and no state_dict (v2)",
             where=str(path),
             value=sorted(key for key in content if isinstance(key, str)),
         )
@@ -230,13 +230,13 @@ def _entry(dim: int, config: ModelConfig, num_features: int) -> dict[str, object
 
 
 def _finite(content: Mapping[Any, object], name: str, path: Path) -> int | float | None:
-    """An entry that is a finite number of 64 bits; ``None`` where it is no number at all."""
+    """An entry that is a finite number of 64 bits; ``None`` where it is not a number at all."""
     value = content.get(name)
     if not isinstance(value, int | float | np.number):
         return None
     if (isinstance(value, int) and not -(2**63) <= value < 2**63) or not np.isfinite(value):
         raise LeverError(
-            f"the checkpoint's {name} is no finite number of 64 bits",
+            f"the checkpoint's {name} is not a finite number of 64 bits",
             where=f"{path}: {name}",
             value=plainly(value),
         )
@@ -247,7 +247,7 @@ def _phase(content: Mapping[Any, object], path: Path) -> str:
     phase = content.get("phase", "sft")
     if not isinstance(phase, str):
         raise LeverError(
-            "the checkpoint's phase is no text", where=f"{path}: phase", value=plainly(phase)
+            "the checkpoint's phase is not text", where=f"{path}: phase", value=plainly(phase)
         )
     return phase
 

@@ -41,7 +41,7 @@ _THINKS, _THOUGHT = "<think>", "</think>"
 
 
 def answer_of(generation: str, *, cut: bool) -> Answer:
-    """The answer in what a model generated. Reasoning (all up to ``</think>``) is no part of it;
+    """The answer in what a model generated. Reasoning (all up to ``</think>``) is not part of it;
     reasoning without an end, or nothing before the token limit (``cut``), is no answer at all:
     it would score 0 and say nothing about the demonstrations."""
     limit = " before the token limit (--max-new-tokens)" if cut else ""

@@ -34,7 +34,7 @@ from lever_train.rollout.answerers.outages import silent_since
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds before a prompt is sent again
 _AHEAD = 8  # prompts in line per slot: none idles while the caller scores or writes
-_PAGES = 3  # a body that is no completion may be a proxy's page: after so many, look closer
+_PAGES = 3  # a body that is not a completion may be a proxy's page: after so many, look closer
 _GREETING = 10.0  # seconds that the smallest question may take
 _SAY_EVERY = 30.0  # seconds between two lines about the same outage
 _LOG = logging.getLogger(__name__)

@@ -263,7 +263,7 @@ def _parsed(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
         known = bool(parsed.host)
-    except (httpx.InvalidURL, ValueError):  # the latter: a host that is no domain name
+    except (httpx.InvalidURL, ValueError):  # the latter: a host that is not a domain name
         known = False
     if not known:  # the URL is not shown: it may hold a password
         raise UsageError("this is no URL of an endpoint", hint="openai:http://127.0.0.1:8000/v1")

@@ -24,7 +24,7 @@ import httpx
 from lever_data.errors import UsageError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-# Servers that want no key are given a word such as "none" or "EMPTY"; those are no secrets, and
+# Servers that want no key are given a word such as "none" or "EMPTY"; those are not secrets, and
 # may well be what a model answers
 _SHORTEST_SECRET = 8
 MAX_BYTES = 4 << 20  # of a reply; a completion of 128k tokens has less than 1 MiB
@@ -84,7 +84,7 @@ class ApiKey:
 
 class PassingError(Exception):
     """A failure that may pass; ``wait`` seconds as the endpoint asked, if it did. ``body``: the
-    endpoint did reply, with something that is no completion."""
+    endpoint did reply, with something that is not a completion."""
 
     def __init__(self, reason: str, wait: float | None = None, body: bool = False) -> None:
         super().__init__(reason)
@@ -156,7 +156,7 @@ def completion(reply: Reply) -> Completion:
     surrogates, which JSON can spell and UTF-8 cannot) become U+FFFD.
 
     Raises:
-        PassingError: it is no completion, or an error sent as if all were well.
+        PassingError: it is not a completion, or an error sent as if all were well.
     """
     try:
         content = json.loads(_decoded(reply))
@@ -170,7 +170,7 @@ def completion(reply: Reply) -> Completion:
         if (told := error_of(reply)) is not None:
             raise PassingError(f"the reply is an error: {told}") from None
         kind = reply.headers.get("content-type", "unknown type")
-        raise PassingError(f"the body is no completion ({kind})", body=True) from error
+        raise PassingError(f"the body is not a completion ({kind})", body=True) from error
     usage, model = content.get("usage"), content.get("model")
     return Completion(
         _HALF_CHARACTERS.sub("\ufffd", said) if isinstance(said, str) else "",
@@ -280,7 +280,7 @@ def _decoded(reply: Reply) -> bytes:
             body = unzip.decompress(body, MAX_BYTES)
             cut = cut or bool(unzip.unconsumed_tail)
         except zlib.error as error:
-            raise PassingError(f"the body is no gzip ({error})", body=True) from None
+            raise PassingError(f"the body is not gzip ({error})", body=True) from None
     elif coding not in ("identity", ""):
         raise PassingError(f"the body is encoded ({coding})", body=True)
     if cut and reply.status == httpx.codes.OK:
@@ -291,5 +291,5 @@ def _decoded(reply: Reply) -> bytes:
 def _tokens(usage: object, name: str) -> int:
     """A count as the endpoint reports it; 0 where it is none."""
     found = usage.get(name) if isinstance(usage, dict) else None
-    # not isinstance: true is no count
+    # not isinstance: true is not a count
     return found if type(found) is int and 0 <= found < _MAX_TOKENS else 0
