@@ -6,17 +6,17 @@ queries that meet a filter, and of one of them what was shown, answered and earn
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lever_board.board import Survey
 from lever_board.page import Asked, Content, working
+from lever_board.prompts import PromptReader, Words
 from lever_data.catalog import reward_modes
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import some_items
-from lever_data.items.prompts import Item, Prompt, Template
+from lever_data.items.prompts import Item
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import needs, reward_sql
 from lever_data.relations.stream import readable_errors
@@ -134,6 +134,8 @@ def query_page(asked: Asked) -> Content:
             hint="the page Queries lists them",
         )
     shown = _demonstrations(asked, key, [r["pointer"] for r in [*rows, *picks]])
+    ids = {number for row in rows for number in row["pointer"]}
+    prompts = PromptReader(asked, (key.dataset, key.split), key.query_id, ids)
     before, after = _neighbours(asked, key, reward)
     context = {name: asked.text(name) for name in ("view", "filter", "sort") if asked.text(name)}
     return Content(
@@ -147,7 +149,7 @@ def query_page(asked: Asked) -> Content:
         more={
             "key": key,
             "item": item,
-            "candidates": [_shown(row, picks, shown, item) for row in rows[:CANDIDATES]],
+            "candidates": [_shown(r, picks, shown, prompts.words(r)) for r in rows[:CANDIDATES]],
             "num_candidates": len(rows),
             "picks": picks,
             "shown": shown,
@@ -180,23 +182,7 @@ def asked_items(asked: Asked, keys: Sequence[Key]) -> dict[Key, Item]:
         ids = [k.query_id for k in keys if (k.dataset, k.split) == (dataset, split)]
         items = some_items(con, asked.board.place(dataset, split), ids)
         found |= {Key(dataset, split, number): item for number, item in items.items()}
-        rows = con.cursor().execute(_QUERIES, [dataset, split, ids]).fetchall()
-        for number, question, answers, question_id, image_id in rows:
-            key = Key(dataset, split, number)
-            said = tuple(answers or ())
-            found.setdefault(
-                key, Item(dataset, split, number, question, said, None, None, question_id, image_id)
-            )
     return found
-
-
-_QUERIES = """
-    select query_id, question, gt_answers, question_id, image_id
-    from queries
-    where
-        dataset = ? and split = ? and query_id in (select unnest(?::bigint[]))
-        and question is not null
-"""
 
 
 def _candidates(asked: Asked, key: Key, reward: RewardSpec) -> list[dict[str, Any]]:
@@ -254,10 +240,9 @@ def _shown(
     row: Mapping[str, Any],
     picks: Sequence[Mapping[str, Any]],
     shown: Mapping[int, Item],
-    item: Item | None,
+    words: Words,
 ) -> dict[str, Any]:
     """A candidate as its row shows it."""
-    prompt, is_stored = _prompt(row, shown, item)
     raw, kept = row["vqa_raw_generation"], row["vqa_pred_answer"]
     at = raw.find(kept) + len(kept) if raw is not None and kept and kept in raw else None
     return {
@@ -269,8 +254,7 @@ def _shown(
         "vqa_pred_answer": _clipped(kept),
         "raw_kept": _clipped(raw if at is None else raw[:at]),
         "raw_cut": "" if at is None else _clipped(raw[at:]),
-        "prompt": prompt,
-        "is_stored": is_stored,
+        "prompt": words,
     }
 
 
@@ -279,19 +263,6 @@ def _clipped(text: str | None) -> str | None:
     if text is None or len(text) <= LONGEST:
         return text
     return f"{text[:LONGEST]}… ({len(text):,} characters)"
-
-
-def _prompt(
-    row: Mapping[str, Any], shown: Mapping[int, Item], item: Item | None
-) -> tuple[str | None, bool]:
-    """The prompt as it is stored, else in lever's own words; ``None``: an item is not known."""
-    extra = json.loads(row["extra"]) if row["extra"] else {}
-    if isinstance(stored := extra.get("vqa_prompt_text"), str):
-        return stored, True
-    if item is None or any(number not in shown for number in row["pointer"]):
-        return None, False
-    prompt = Prompt(item, tuple(shown[number] for number in row["pointer"]))
-    return Template().shown(prompt), False
 
 
 def _neighbours(asked: Asked, key: Key, reward: RewardSpec) -> tuple[Key | None, Key | None]:

@@ -97,12 +97,30 @@ def load_items(
 
 
 def some_items(con: duckdb.DuckDBPyConnection, place: Place, ids: Iterable[int]) -> dict[int, Item]:
-    """The items with these ids, from the table ``examples`` alone; unknown ids are left out."""
-    rows = con.cursor().execute(_SOME_EXAMPLES, [place.dataset, place.split, sorted({*ids})])
-    return _items(place, rows.fetchall())
+    """The items with these ids, from the table ``examples``, else as the table ``queries`` tells
+    them; unknown ids are left out."""
+    key = [place.dataset, place.split, sorted({*ids})]
+    found = _items(place, con.cursor().execute(_SOME_EXAMPLES, key).fetchall())
+    if len(found) < len(key[2]):
+        found = {**_items(place, con.cursor().execute(_SOME_QUERIES, key).fetchall()), **found}
+    return found
 
 
 _SOME_EXAMPLES = """
+    select example_id, question_id, image_id, image_path, question, answers, answer, true, extra
+    from examples
+    where dataset = ? and split = ? and example_id in (select unnest(?::bigint[]))
+    order by example_id
+"""
+_SOME_QUERIES = """
+    select query_id, question_id, image_id, null, question, gt_answers, null, false, null
+    from queries
+    where
+        dataset = ? and split = ? and query_id in (select unnest(?::bigint[]))
+        and question is not null
+    order by query_id
+"""
+_EXAMPLES = """
     select example_id, question_id, image_id, image_path, question, answers, answer, true, extra
     from examples
     where dataset = ? and split = ? and example_id in (select unnest(?::bigint[]))

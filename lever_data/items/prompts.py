@@ -77,6 +77,11 @@ class Turn:
         """Its words, images left out."""
         return "".join(part.text or "" for part in self.parts)
 
+    @property
+    def shown(self) -> str:
+        """Its words for people to read, images as the names of their files."""
+        return "".join(p.text or "" if p.image is None else f"<{p.image}>" for p in self.parts)
+
 
 @dataclass(frozen=True)
 class Template:
@@ -117,11 +122,7 @@ class Template:
 
     def shown(self, prompt: Prompt) -> str:
         """The conversation for people to read: who says what, images as the names of files."""
-        found = []
-        for turn in self.turns(prompt):
-            said = (p.text or "" if p.image is None else f"<{p.image}>" for p in turn.parts)
-            found.append(f"[{turn.role}] {''.join(said)}")
-        return "\n".join(found)
+        return "\n".join(f"[{turn.role}] {turn.shown}" for turn in self.turns(prompt))
 
     def sha256(self) -> str:
         """Hex sha256 of the words."""

@@ -8,7 +8,8 @@ process or by Ray workers, in any order, and when all of them are there they bec
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import duckdb
 
@@ -18,6 +19,7 @@ from lever_data.store.schema import TABLES as SCHEMAS
 from lever_data.store.schema import with_ids
 from lever_data.store.store import Run
 from lever_train.options.rollout import Execution, Request
+from lever_train.rollout.answerers import images_of
 from lever_train.rollout.answerers.base import Endpoint, template_of
 from lever_train.rollout.ask import Talk, Tally, shared_beginnings, shown_first
 from lever_train.rollout.job import Job, new_asker, shard_folder
@@ -248,7 +250,8 @@ def commit(job: Job, folder: ShardFolder) -> Run:
                 shape = with_ids(SCHEMAS[table], job.items.values())
                 for rows in folder.tables(table, shape):
                     writer.write(table, rows)
-            run = writer.commit({"report": vars(report), "answerer": job.answerer.provenance()})
+            by = job.answerer.provenance()
+            run = writer.commit({"report": vars(report), "answerer": by, "prompts": wording(job)})
     except ShardsGoneError:
         found = job.store.find(job.spec)
         if found is None:
@@ -258,6 +261,25 @@ def commit(job: Job, folder: ShardFolder) -> Run:
         return found
     folder.remove()
     return run
+
+
+def wording(job: Job) -> dict[str, Any]:
+    """How the prompts of a job are worded, for the record of its run: with these fields and the
+    items of the store they can be read again, to the letter. ``api`` ``None``: the answerer reads
+    no words; ``is_sent``: an endpoint gets them as they are, and no tokenizer joins the turns."""
+    request, spec, task = job.request, job.request.answerer, job.scoring.task
+    if spec.spec == "nearest":
+        return {"api": None}
+    root = images_of(spec, task, request.inputs.image_root, job.store.path)
+    items = job.items if job.own else job.examples
+    return {
+        "api": spec.api,
+        "is_sent": isinstance(job.answerer, Endpoint),
+        "template": asdict(template_of(spec, task)),
+        "candidate_split": next(item.split for item in items.values()),
+        "image_root": None if root is None else str(root),
+        "image_name": request.inputs.image_name,
+    }
 
 
 def _make_here(
