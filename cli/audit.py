@@ -56,7 +56,6 @@ def audit(
     With --compare, several views side by side; the JSON is then a list.
     """
     from lever_data.report.audit import audit_views
-    from lever_data.report.audit_page import audit_page
     from lever_data.report.gate import parse_gate, require_known, require_passed
     from lever_data.store.files import write_text
 
@@ -67,6 +66,8 @@ def audit(
     audits = audit_views(store, request, views)
     figures = [found.figures for found in audits]
     if html is not None:
+        from lever_data.report.audit_page import audit_page
+
         write_text(html, audit_page(audits))
         notice(f"wrote {html}")
     try:

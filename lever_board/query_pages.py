@@ -17,9 +17,9 @@ from lever_data.catalog import reward_modes
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import some_items
 from lever_data.items.prompts import Item
+from lever_data.relations.db import readable_errors
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import needs, reward_sql
-from lever_data.relations.stream import readable_errors
 
 TILES = 24  # queries of a page of the grid
 CANDIDATES = 200  # of a query that are shown

@@ -14,11 +14,11 @@ from typing import Any
 
 from lever_board.board import State
 from lever_board.page import Asked, Content
-from lever_data.catalog import quote_identifier, quote_literal
+from lever_data.catalog import TRAINING_COLUMNS, quote_identifier, quote_literal
 from lever_data.errors import UsageError
+from lever_data.relations.db import readable_errors
 from lever_data.relations.forms import write
 from lever_data.relations.query import write_query
-from lever_data.relations.stream import TRAINING_COLUMNS, readable_errors
 
 ROWS = 50  # of a page
 OPERATORS = {  # name in an address → (words, SQL)

@@ -35,6 +35,18 @@ RAW_TABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "raw_sweeps": (("sweep",), "sweeps", "stg_sweeps"),
     "raw_training_metrics": (("training",), "training_metrics", "stg_training_metrics"),
 }
+# what a view that is trained on or audited has
+TRAINING_COLUMNS = (
+    "run",
+    "dataset",
+    "split",
+    "query_id",
+    "candidate",
+    "pointer",
+    "gen_method",
+    "eval_mode",
+    "eval_failed",
+)
 _WIDER = ("stg_examples",)  # staging files that document more than every run holds
 _FOLDERS = ("staging", "views", "diagnostics")
 _COLUMN = re.compile(r"^--   (\w+) (.+?): (.+)$")

@@ -5,7 +5,6 @@ In go a file, the model and how to name the place of a value; out comes the vali
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,6 +28,8 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or it is not TOML.
     """
+    import tomllib  # 5 ms of every command
+
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:

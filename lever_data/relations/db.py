@@ -9,8 +9,8 @@ and nowhere else. The files are hashed first: an altered one is an error, never 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
-from contextlib import suppress
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,7 +24,14 @@ from lever_data.store.integrity import require_intact
 from lever_data.store.spill import new_spill_folder
 from lever_data.store.store import Run, Store, require_plain_path
 
-__all__ = ["Session", "connect", "open_session", "quote_identifier", "quote_literal"]
+__all__ = [
+    "Session",
+    "connect",
+    "open_session",
+    "quote_identifier",
+    "quote_literal",
+    "readable_errors",
+]
 
 # One row a run. `candidates` reads it four times, and DuckDB plans a view anew each time: 0.25 s of
 # every query.
@@ -285,3 +292,26 @@ def require_select(con: duckdb.DuckDBPyConnection, sql: str) -> None:
     if statements[0].type != duckdb.StatementType.SELECT:
         raise UsageError("only SELECT is allowed", value=statements[0].type.name)
     con.execute("explain select * from query(?)", [sql]).fetchall()
+
+
+_USERS_SQL = (
+    duckdb.BinderException,
+    duckdb.CatalogException,  # a function or table there is not
+    duckdb.ConversionException,
+    duckdb.ParserException,
+    duckdb.PermissionException,  # a file outside the store
+)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Turn DuckDB's complaints about the user's views and rewards into LeverErrors."""
+    try:
+        yield
+    except _USERS_SQL as error:
+        raise LeverError(
+            f"the reward or the view cannot be computed ({error})",
+            hint="`lever query` runs the same expression by itself",
+        ) from error
+    except duckdb.InvalidInputException as error:
+        raise LeverError(f"the view refuses its rows ({error})") from error

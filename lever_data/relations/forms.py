@@ -13,7 +13,6 @@ from typing import IO, Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lever_data.errors import LeverError, UsageError
 
@@ -111,6 +110,8 @@ def _shortened(column: pa.Array) -> pa.Array:
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return column
+    import pyarrow.compute as pc  # 50 ms, which a result without lists does not pay
+
     return pc.list_slice(column, 0, _ITEMS + 1)
 
 

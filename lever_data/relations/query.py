@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.relations.query_options import QueryOptions
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from lever_data.relations.query_options import QueryOptions  # pydantic: 0.1 s of the child, too
 
 FAILED = 3  # exit status of the child when it has said why on stderr
 _CHUNK = 1 << 20  # bytes passed on at a time
@@ -37,7 +38,7 @@ def query(
         UsageError: the text is not exactly one reading SELECT, or a limit is not a positive number.
         LeverError: DuckDB refuses the query, or it outran its time or memory.
     """
-    with _started(store, sql, "arrow", options or QueryOptions()) as process:
+    with _started(store, sql, "arrow", options) as process:
         yield process.batches()
 
 
@@ -50,12 +51,12 @@ def write_query(
         UsageError: as :func:`query`; or two columns have one name where names are keys.
         LeverError: as :func:`query`; or a value has no such form.
     """
-    with _started(store, sql, form, options or QueryOptions()) as process:
+    with _started(store, sql, form, options) as process:
         return process.copy_to(out)
 
 
 @contextmanager
-def _started(store: Path, sql: str, form: str, options: QueryOptions) -> Iterator[_Process]:
+def _started(store: Path, sql: str, form: str, options: QueryOptions | None) -> Iterator[_Process]:
     """The process that answers, until the block ends; what it spilled to disk goes with it."""
     _require_utf8(sql)
     child = subprocess.Popen(
@@ -64,6 +65,10 @@ def _started(store: Path, sql: str, form: str, options: QueryOptions) -> Iterato
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    if options is None:
+        from lever_data.relations.query_options import QueryOptions
+
+        options = QueryOptions()
     process = _Process(child, options)
     timer = threading.Timer(options.timeout, process.expire)
     timer.daemon = True

@@ -19,8 +19,8 @@ import duckdb
 
 from lever_data.catalog import quote_identifier, quote_literal, reward_modes
 from lever_data.errors import LeverError, UsageError
+from lever_data.relations.db import readable_errors
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.relations.stream import readable_errors
 from lever_data.reward_modes import Read, RewardMode
 
 # A clock in SQL is written like a column.

@@ -10,7 +10,6 @@ is bounded by DuckDB's memory limit, beyond which the sort spills to disk.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,20 +17,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from lever_data.catalog import quote_identifier
+from lever_data.catalog import TRAINING_COLUMNS, quote_identifier
 from lever_data.errors import LeverError, UsageError
+from lever_data.relations.db import readable_errors
 
-TRAINING_COLUMNS = (
-    "run",
-    "dataset",
-    "split",
-    "query_id",
-    "candidate",
-    "pointer",
-    "gen_method",
-    "eval_mode",
-    "eval_failed",
-)
 _OPTIONAL = {"logprob_score": "double", "temperature": "double", "scorer": "varchar"}
 GROUP_KEY = ("view_index", "dataset", "split", "query_id", "shot_num")
 
@@ -342,26 +331,3 @@ def run_sql(
     """Execute with named parameters; what the user's SQL did wrong becomes a LeverError."""
     with readable_errors():
         return cursor.execute(sql, parameters)
-
-
-_USERS_SQL = (
-    duckdb.BinderException,
-    duckdb.CatalogException,  # a function or table there is not
-    duckdb.ConversionException,
-    duckdb.ParserException,
-    duckdb.PermissionException,  # a file outside the store
-)
-
-
-@contextmanager
-def readable_errors() -> Iterator[None]:
-    """Turn DuckDB's complaints about the user's views and rewards into LeverErrors."""
-    try:
-        yield
-    except _USERS_SQL as error:
-        raise LeverError(
-            f"the reward or the view cannot be computed ({error})",
-            hint="`lever query` runs the same expression by itself",
-        ) from error
-    except duckdb.InvalidInputException as error:
-        raise LeverError(f"the view refuses its rows ({error})") from error

@@ -15,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # A selector has its colour on every page: those that are always there by name, others by a hash.
 _COLOURS = {
@@ -180,6 +182,9 @@ def number(value: float | None, sign: str = "-") -> str:
 @cache
 def environment(*packages: str) -> Environment:
     """The templates of pages, and those of other packages that extend them."""
+    # 40 ms, which a command that writes no page does not pay
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
     made = Environment(
         loader=ChoiceLoader([PackageLoader(name) for name in ("lever_data.report", *packages)]),
         autoescape=True,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import duckdb
 
 from lever_data.catalog import (
+    TRAINING_COLUMNS,
     Relation,
     body,
     builtin,
@@ -28,7 +29,6 @@ from lever_data.errors import LeverError
 from lever_data.relations.db import Session
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import needs, prepare_reward, refuse_unscored, reward_sql
-from lever_data.relations.stream import TRAINING_COLUMNS
 from lever_data.report.options import AuditRequest
 
 DECIMALS = 10  # sums of doubles differ in the last digits between runs of many threads

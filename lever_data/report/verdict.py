@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lever_data.items.vqa_metric import few_annotators
 from lever_data.report.page import percent
 
 Level = Literal["good", "fair", "bad"]
@@ -97,6 +96,8 @@ def _annotators(figures: Mapping[str, Any]) -> Finding | None:
     few, known = figures["few_annotators"]["num_few"], figures["few_annotators"]["num_queries"]
     if not few:
         return None
+    from lever_data.items.vqa_metric import few_annotators
+
     return Finding("bad" if few > known / 2 else "fair", few_annotators(few, known) + ".")
 
 

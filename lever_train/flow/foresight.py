@@ -18,9 +18,8 @@ from lever_data.catalog import quote_identifier
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.task import Task, stored_task
 from lever_data.readers.rows import data_files
-from lever_data.relations.db import open_session
+from lever_data.relations.db import open_session, readable_errors
 from lever_data.relations.rewards import reward_sql
-from lever_data.relations.stream import readable_errors
 from lever_data.report.gate import parse_gate, require_known
 from lever_data.sources.dataset import guessed_task, meaning_of
 from lever_data.store.store import Store

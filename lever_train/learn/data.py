@@ -19,14 +19,14 @@ from torch import Tensor
 from lever_data.catalog import quote_literal
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Place, load_items, require_same_questions
-from lever_data.relations.db import Session, open_session, quote_identifier
+from lever_data.relations.db import Session, open_session, quote_identifier, readable_errors
 from lever_data.relations.rewards import (
     prepare_reward,
     require_scores,
     reward_columns,
     reward_sql,
 )
-from lever_data.relations.stream import Census, Selection, census, readable_errors, run_sql
+from lever_data.relations.stream import Census, Selection, census, run_sql
 from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
