@@ -258,11 +258,17 @@ def test_what_relations_read_by_their_words_is_what_the_parser_says() -> None:
             assert catalog.builtin_reads(name) == parsed, name
 
 
-def test_help_needs_no_heavy_import() -> None:
-    code = (
-        "import sys; from lever_cli.app import command_line; command_line(); "
-        "print([m for m in ('torch', 'duckdb', 'pyarrow', 'polars', 'numpy') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("from lever_cli.app import command_line; command_line()", "torch duckdb pyarrow polars"),
+        ("import lever_data.relations.sandbox", "pydantic pyarrow.compute torch polars"),
+        ("import lever_data.report.audit, lever_data.report.verdict", "pyarrow numpy jinja2"),
+    ],
+    ids=["help", "query", "audit"],
+)
+def test_a_start_loads_nothing_heavy(code: str, heavy: str) -> None:
+    code += f"; import sys; print([m for m in {heavy.split()} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
