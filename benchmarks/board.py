@@ -23,10 +23,10 @@ PAGES = {  # case → address; each is asked twice, and the second answer is wha
     "store": "store",
     "view": "view",
     "view, filtered": "view?where=gen_method:eq:beam&where=query_id:ge:1000",
-    "view, page 1000": "view?page=1000",
+    "view, page 100": "view?page=100",
     "queries": "queries",
     "queries, all wrong": "queries?filter=all_wrong&sort=best",
-    "query": "query?dataset=synthetic&split=train&id=12345",
+    "query": "query?dataset=synthetic&split=train&id=123",
     "audit": "audit",
     "demonstrations": "demonstrations",
 }

@@ -61,6 +61,12 @@ def test_the_trained_selector_beats_the_baselines(result: DemoResult) -> None:
 
 
 @pytest.mark.slow
+def test_the_last_line_says_how_to_look_around(done: Done, folder: Path) -> None:
+    last = done.stderr.splitlines()[-1]
+    assert last == f"look around: lever board --store {folder / 'store'}"
+
+
+@pytest.mark.slow
 def test_without_training_there_is_no_win(result: DemoResult) -> None:
     """The win is not in the shape of the selector: a fresh one does no better than nearest."""
     files = result.files
