@@ -15,10 +15,11 @@ _SHOWN = 20
 def rescore(
     request: RescoreRequest, store: StorePath = DEFAULT_STORE, json: JsonFile = None
 ) -> None:
-    """Recompute the official accuracy of stored answers, as a new run.
+    """Score stored answers anew, as a new run.
 
-    No model is called. Every row with an answer becomes an official row; those whose score changes
-    are listed with how they were scored before.
+    By the metric of the task, for VQA the official accuracy. No model is called. Every row with an
+    answer becomes an official row; those whose score changes are listed with how they were scored
+    before.
     """
     from dataclasses import asdict
 
@@ -39,6 +40,7 @@ def rescore(
         "without annotation, left as they were": done.num_missing,
         "without answer, left as they were": done.num_unanswered,
         "a prefix without answer, left as they were": done.num_partial,
+        "without text to read anew, left as they were": done.num_unread,
         "failed in scoring, now scored": done.num_healed,
     }
     emit_table(["rescore", "rows"], counts.items())

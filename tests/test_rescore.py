@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.items.scoring import Scoring
+from lever_data.items.task import Task
 from lever_data.items.vqa_metric import METRIC_VERSION
 from lever_data.relations.db import open_session
 from lever_data.report.options import RescoreRequest
@@ -296,6 +298,57 @@ def test_every_prefix_is_rescored_or_the_row_stays(store: Store, tmp_path: Path)
     assert new[1] == rows_of(run)[1]  # nothing of it is rescored
     assert [row["eval_mode"] for row in new] == ["file", "fallback", "file"]
     assert (done.num_partial, done.num_missing) == (1, 0)
+
+
+CUT_OTHERWISE = Task(cut_at=("!",))
+
+
+def said_row(query: int, ordinal: int, text: str | None, answer: str, **columns: Any) -> Any:
+    return old_row(query, ordinal, answer, vqa_raw_generation=text, scorer="m", **columns)
+
+
+def test_answers_are_read_anew_from_the_stored_texts(store: Store, tmp_path: Path) -> None:
+    """`--cut-at` needs no model: the text that an answer was cut from is stored."""
+    rows = [said_row(0, 0, "blue! Or red", "blue! Or red"), said_row(1, 0, "two", "two")]
+    run = commit(store, rows)
+    done = rescore(store, request(tmp_path, run, cut_at=("!",)))
+    new = rows_of(done.run)
+    assert [(r["vqa_pred_answer"], r["vqa_acc_score"]) for r in new] == [("blue", 1), ("two", 1)]
+    assert {r["vqa_raw_generation"] for r in new} == {"blue! Or red", "two"}
+    scoring = Scoring(CUT_OTHERWISE)
+    assert {(r["metric_version"], r["scorer"]) for r in new} == {
+        (scoring.name, scoring.scorer("m"))
+    }
+    # back to how the task reads them: nothing was lost
+    back = rescore(store, request(tmp_path, done.run))
+    assert [r["vqa_pred_answer"] for r in rows_of(back.run)] == ["blue! Or red", "two"]
+    assert {r["scorer"] for r in rows_of(back.run)} == {"m"}
+
+
+def test_an_answer_without_its_text_is_not_read_anew(store: Store, tmp_path: Path) -> None:
+    shots = [prefix(1, "blue", 0.5)]
+    rows = [
+        said_row(0, 0, None, "blue! Or red"),
+        said_row(0, 1, "blue", "blue", shot_scores=shots),
+        said_row(1, 0, "two! 2", "two! 2"),
+    ]
+    run = commit(store, rows)
+    with pytest.raises(LeverError, match="the text it is of is not stored") as caught:
+        rescore(store, request(tmp_path, run, cut_at=("!",)))
+    assert caught.value.value == {"query_id": 0, "candidate": 0}
+    assert [r.run for r in store.runs()] == [run.run]
+    done = rescore(store, request(tmp_path, run, cut_at=("!",), allow_missing=True))
+    assert (done.num_unread, done.num_partial, done.num_missing) == (1, 1, 0)
+    assert rows_of(done.run)[:2] == rows_of(run)[:2]
+    assert [c.prediction for c in done.changes] == ["two"]
+
+
+def test_answers_of_one_reading_are_not_scored_as_of_another(store: Store, tmp_path: Path) -> None:
+    """A run that was asked with another `cut_at` than the task has."""
+    name = Scoring(CUT_OTHERWISE).name
+    run = commit(store, [said_row(0, 0, "blue, red!", "blue, red", metric_version=name)])
+    done = rescore(store, request(tmp_path, run))
+    assert [r["vqa_pred_answer"] for r in rows_of(done.run)] == ["blue"]
 
 
 @pytest.mark.slow

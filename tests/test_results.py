@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from lever_data.errors import LeverError
+from lever_data.items.scoring import Scoring
+from lever_data.items.task import Task
 from lever_data.relations.db import connect
 from lever_data.report.diff import diff
 from lever_data.report.options import DiffRequest
@@ -70,6 +72,18 @@ def test_two_files_are_compared(store: Store, tmp_path: Path) -> None:
     b, _ = put(store, tmp_path / "b.json", WRONG)
     found = diff(store, DiffRequest(a=a.run, b=b.run))
     assert (found.pairs, found.changed, found.mean_change) == (2, 1, -0.5)
+
+
+def test_answers_are_normalised_as_the_task_says(tmp_path: Path) -> None:
+    """As a rollout's are, whose scores they are compared with."""
+    made = Store.create(tmp_path / "s")
+    task = Task(name="choice", normalize="squad")
+    options = IngestOptions(dataset="d", split="val", task=task)
+    assert list(ingest(write_questions(tmp_path), made, options))
+    run, _ = put(made, tmp_path / "mine.json", [{"question_id": 100, "answer": "The  bbb,"}])
+    found = connect(made).execute("select prediction, accuracy from evaluations").fetchall()
+    assert found == [("bbb", 1.0)]
+    assert run.parameters["metric_version"] == Scoring(task).name
 
 
 @pytest.mark.parametrize(

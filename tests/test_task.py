@@ -85,6 +85,15 @@ def test_what_the_answerer_is_told_goes_before_the_task() -> None:
     assert Task(name="qa", normalize="squad").answer("The Eiffel!\nx") == "eiffel"
 
 
+def test_a_text_that_is_gone_on_with_has_an_end() -> None:
+    """A base model that is shown `vqa` would write the next question, and the one after."""
+    task = asked_task(Task(), AnswererSpec(api="completions"))
+    assert task.stop == ("\n", "Question", "Answer", "Short") and task.reading() == ""
+    assert asked_task(Task(), AnswererSpec()).stop == ()
+    assert asked_task(Task(), AnswererSpec(api="completions", stop=("#",))).stop == ("#",)
+    assert asked_task(Task(name="qa"), AnswererSpec(api="completions")).stop == ("\n",)
+
+
 def test_squad_is_what_its_evaluation_computes() -> None:
     """Figures worked out by hand from the definitions of the SQuAD evaluation."""
     said = ["the Eiffel Tower.", "Paris France", "", "in 1889", ""]

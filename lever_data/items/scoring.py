@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.items import text_metrics
-from lever_data.items.task import Task
+from lever_data.items.task import Task, reading_digest
 from lever_data.items.vqa_metric import MATCHES_NEEDED, METRIC_VERSION, vqa_accuracy
 
 Scores = npt.NDArray[np.float64]
@@ -63,6 +63,16 @@ class Scoring:
         """What rows are marked with: the same answers scored otherwise are another scorer's, so
         that a training never mixes them."""
         return answerer if self.name == METRIC_VERSION else f"{answerer}~{self.name}"
+
+    def reads_as(self, metric_version: str | None) -> bool:
+        """Whether texts became answers as here in a row scored under this name; one without a name
+        does not say otherwise."""
+        if metric_version is None:
+            return True
+        metric, _, digest = metric_version.partition("+")
+        as_usual = Task() if metric.startswith(_VQA) else Task(name="qa")
+        usual, ours = (reading_digest(t.normalize, t.cut_at) for t in (as_usual, self.task))
+        return (digest or usual) == ours
 
     def score(self, predictions: Sequence[str], references: References) -> Scores:
         """The score of each prediction, float64 [N] in [0, 1].

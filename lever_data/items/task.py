@@ -109,7 +109,19 @@ class Task(Section):
         normalised; an empty text in ``cut_at`` cuts nowhere."""
         text = generation.strip()
         found = [at for cut in self.cut_at if cut and (at := text.find(cut)) >= 0]
-        return _normalized(self.normalize, text[: min(found, default=None)].strip())
+        return self.normalized(text[: min(found, default=None)].strip())
+
+    def normalized(self, answer: str) -> str:
+        """An answer as the metric sees it, by the rule ``normalize``."""
+        if self.normalize == "none":
+            return answer
+        if self.normalize == "lower":
+            return answer.lower()
+        # here: `lever --help` reads this file, and goes without what the metrics need
+        from lever_data.items.text_metrics import normalize_squad
+        from lever_data.items.vqa_metric import normalize_answer
+
+        return normalize_answer(answer) if self.normalize == "vqa" else normalize_squad(answer)
 
     def reading(self) -> str:
         """A digest of how a text becomes an answer; empty where it is as usual for the metric: cut
@@ -117,8 +129,7 @@ class Task(Section):
         usual = CUT_AT if self.metric == "vqa-accuracy" else _PLAIN["cut_at"]
         if self.cut_at == usual and self.normalize == "none":
             return ""
-        how = "\0".join([self.normalize, *self.cut_at])
-        return hashlib.sha256(how.encode()).hexdigest()[:8]
+        return reading_digest(self.normalize, self.cut_at)
 
     def with_field(self, name: str) -> Task:
         """The task with a field of the items on a line of its own before the words, where neither
@@ -137,16 +148,9 @@ class Task(Section):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
-def _normalized(how: str, text: str) -> str:
-    if how == "none":
-        return text
-    if how == "lower":
-        return text.lower()
-    # here: `lever --help` reads this file, and goes without what the metrics need
-    from lever_data.items.text_metrics import normalize_squad
-    from lever_data.items.vqa_metric import normalize_answer
-
-    return normalize_answer(text) if how == "vqa" else normalize_squad(text)
+def reading_digest(normalize: str, cut_at: Iterable[str]) -> str:
+    """How a text becomes an answer, in eight hex digits."""
+    return hashlib.sha256("\0".join([normalize, *cut_at]).encode()).hexdigest()[:8]
 
 
 def read_task(given: Any) -> Any:

@@ -60,7 +60,15 @@ class RescoreRequest(Section):
     questions: Questions = None
     annotations: Annotations = None
     task: TaskGiven = None
-    allow_missing: bool = option(False, "Leave rows without annotation as they are.")
+    cut_at: tuple[str, ...] = option(
+        (),
+        "Where the stored texts are cut off anew to become answers; '' cuts nowhere. Default: "
+        "answers that were read as the task says stay.",
+        metavar="TEXT",
+    )
+    allow_missing: bool = option(
+        False, "Leave rows without annotation, or without a text to read anew, as they are."
+    )
 
 
 class Cost(Section):

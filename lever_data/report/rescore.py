@@ -1,4 +1,4 @@
-"""Score stored answers again by the official VQA metric, without asking any model.
+"""Score stored answers again by the metric of their task, without asking any model.
 
 In go a run and the annotations, those of the store or files named instead; out comes a new run of
 kind ``rescore`` with the same rows in the same order and new scores, the old run as its parent.
@@ -37,7 +37,7 @@ _BATCH = 65_536
 DECIMALS = 10
 _COUNTS = (
     *("num_rows", "num_fallback_before", "num_missing"),
-    *("num_unanswered", "num_healed", "num_partial", "num_few"),
+    *("num_unanswered", "num_healed", "num_partial", "num_unread", "num_few"),
 )
 
 
@@ -58,12 +58,12 @@ class Change:
 class RescoreResult:
     """The new run, or the one that was there already (``is_new`` false), and what it changed.
 
-    ``num_unknown_before`` counts rows that did not say how they were scored.
-    ``num_missing`` counts rows without annotations, ``num_unanswered`` rows without a prediction;
-    both are left as they were. ``num_partial`` counts rows left as they were because a prefix of
-    their pointer has a score but no prediction, ``num_few`` scored rows whose question has one to
-    three annotators. ``num_healed`` counts failed evaluations that have
-    a prediction and now a score.
+    ``num_unknown_before`` counts rows that did not say how they were scored. Left as they were:
+    ``num_missing`` rows without annotations, ``num_unanswered`` rows without a prediction,
+    ``num_unread`` rows whose text is not stored to be read anew, ``num_partial`` rows of which a
+    prefix of the pointer has a score but no prediction, or none that can be read anew.
+    ``num_healed`` counts failed evaluations that have a prediction and now a score, ``num_few``
+    scored rows whose question has one to three annotators.
     """
 
     run: Run
@@ -77,13 +77,16 @@ class RescoreResult:
     num_unanswered: int
     num_healed: int
     num_partial: int = 0
+    num_unread: int = 0
     num_few: int = 0
 
 
 def rescore(store: Store, request: RescoreRequest) -> RescoreResult:
     """Commit the rescored run, or find it.
 
-    New values: ``vqa_acc_score`` (official accuracy), ``vqa_correct`` (accuracy > 0),
+    Answers that were read otherwise than the task now says (``cut_at``, ``normalize``) are read
+    anew from the generated text. New values: ``vqa_pred_answer`` of those, ``vqa_acc_score`` (the
+    metric's score), ``vqa_correct`` (whether it is right),
     ``eval_mode`` file, ``metric_version``, ``vqa_rel_token_f1`` and ``vqa_rel_edit_sim`` (to the
     nearest ground truth, see :mod:`vqa_metric`) and ``vqa_rel_score``, the larger of the two as in
     the legacy code; the scores of all prefixes in ``shot_scores`` with them, or the row stays as it
@@ -92,7 +95,7 @@ def rescore(store: Store, request: RescoreRequest) -> RescoreResult:
 
     Raises:
         LeverError: the run has no candidates to score, a file is not what it should be, the files
-            are of another split, or a query has no annotation.
+            are of another split, a query has no annotation, or an answer no text to read anew.
     """
     run = store.run(request.run)
     if run.kind not in RL_KINDS:
@@ -105,7 +108,10 @@ def rescore(store: Store, request: RescoreRequest) -> RescoreResult:
     examples = _examples(store, run)
     truth = _Truth(run, examples, official)
     task = request.task or stored_task(examples, run.dataset, run.split)
+    if request.cut_at:
+        task = task.but(cut_at=request.cut_at)
     scoring = Scoring(task, truth.corpus)
+    again = {"read_again": True} if request.cut_at else {}
     spec = RunSpec(
         kind="rescore",
         dataset=run.dataset,
@@ -114,13 +120,13 @@ def rescore(store: Store, request: RescoreRequest) -> RescoreResult:
         if official is not None
         else {},
         source_sha256="" if official is None else _digest(request),
-        parameters={"metric_version": scoring.name, "allow_missing": request.allow_missing},
+        parameters={"metric_version": scoring.name, "allow_missing": request.allow_missing} | again,
         parents=(run.run, *(r.run for r in examples)),
     )
     if (found := store.find(spec)) is not None:
         return _result(store, found, is_new=False)
     require_intact([run, *examples])
-    scorer = _Scorer(truth, scoring, request.allow_missing)
+    scorer = _Scorer(truth, scoring, request)
     with store.begin(spec) as writer:
         for batch in _batches(run, "candidates"):
             writer.write("candidates", scorer.rescore(batch))
@@ -230,8 +236,9 @@ class _Truth:
 class _Scorer:
     """Rescores batches and counts what happened."""
 
-    def __init__(self, truth: _Truth, scoring: Scoring, allow_missing: bool) -> None:
-        self.truth, self.scoring, self.allow_missing = truth, scoring, allow_missing
+    def __init__(self, truth: _Truth, scoring: Scoring, request: RescoreRequest) -> None:
+        self.truth, self.scoring, self.allow_missing = truth, scoring, request.allow_missing
+        self._read_all = bool(request.cut_at)
         self.counts = dict.fromkeys(_COUNTS, 0)
 
     def rescore(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -246,24 +253,55 @@ class _Scorer:
         answered = column["vqa_pred_answer"].is_valid().to_numpy(zero_copy_only=False)
         answered &= ~(broken | silent)
         prefixes = column["shot_scores"].to_pylist()
-        whole = np.array([_is_answered(shots) for shots in prefixes], bool)
+        versions = column["metric_version"].to_pylist()
+        again = [self._read_all or not self.scoring.reads_as(version) for version in versions]
+        read = self._read(batch, again)
+        whole = np.array([*map(_is_whole, prefixes, again)], bool)
         known = [self._answers(q) for q in column["query_id"].to_pylist()]
         scored = answered & whole & np.array([a is not None for a in known], bool)
+        unread = scored & np.array([text is None for text in read], bool)
+        self._require_text(batch, unread)
+        scored &= ~unread
         rows = np.flatnonzero(scored)
         truths = [known[i] or () for i in rows]
-        new = _scores([predictions[i] for i in rows], truths, self.scoring)
+        texts = [str(read[i]) for i in rows]
+        new = {"vqa_pred_answer": texts, **_scores(texts, truths, self.scoring)}
         new["shot_scores"] = _shot_scores([prefixes[i] for i in rows], truths, self.scoring)
         said = column["scorer"].to_pylist()
         new["scorer"] = [self._scorer(said[i]) for i in rows]
         self._count(batch, scored, answered, failed)
         self.counts["num_few"] += sum(len(truth) < 4 for truth in truths)
         self.counts["num_partial"] += int((answered & ~whole).sum())
+        self.counts["num_unread"] += int(unread.sum())
         for name, values in new.items():
             field = batch.schema.field(name)
             column[name] = _replace(column[name], scored, rows, pa.array(values, field.type))
         failure = column["eval_failed"]
         column["eval_failed"] = pa.compute.if_else(pa.array(scored & failed), False, failure)
         return pa.RecordBatch.from_arrays(list(column.values()), schema=batch.schema)
+
+    def _read(self, batch: pa.RecordBatch, again: list[bool]) -> list[str | None]:
+        """The answer of each row: of its generated text where it is read again, ``None`` where that
+        is not stored."""
+        task = self.scoring.task
+        texts, answers = (
+            batch.column(name).to_pylist() for name in ("vqa_raw_generation", "vqa_pred_answer")
+        )
+        return [
+            (None if text is None else task.answer(text)) if anew else task.normalized(answer or "")
+            for text, answer, anew in zip(texts, answers, again, strict=True)
+        ]
+
+    def _require_text(self, batch: pa.RecordBatch, unread: np.ndarray) -> None:
+        if unread.any() and not self.allow_missing:
+            key = batch.slice(int(np.flatnonzero(unread)[0]), 1).select(["query_id", "candidate"])
+            raise LeverError(
+                "an answer was read otherwise, and the text it is of is not stored",
+                where=self.truth.run.run,
+                value=key.to_pylist()[0],
+                hint="a task with the cut_at and normalize it was read by; --allow-missing leaves "
+                "such rows as they are",
+            )
 
     def _scorer(self, name: str | None) -> str | None:
         """What a row is marked with once this metric has scored it."""
@@ -310,9 +348,10 @@ def _scores(
     }
 
 
-def _is_answered(prefixes: list[dict[str, Any]] | None) -> bool:
-    """Whether every prefix that has a score has the answer it came from."""
-    return all(one["vqa_pred_answer"] is not None for one in prefixes or ())
+def _is_whole(prefixes: list[dict[str, Any]] | None, again: bool) -> bool:
+    """Whether every prefix that has a score has the answer it came from; to be read ``again`` it
+    would need its text, which is not stored."""
+    return not prefixes or (not again and all(p["vqa_pred_answer"] is not None for p in prefixes))
 
 
 def _shot_scores(
@@ -321,13 +360,21 @@ def _shot_scores(
     """The prefixes of every row with official scores."""
     found: list[list[dict[str, Any]] | None] = []
     for prefixes, truth in zip(rows, truths, strict=True):
-        texts = [one["vqa_pred_answer"] for one in prefixes or ()]
+        texts = [scoring.task.normalized(one["vqa_pred_answer"]) for one in prefixes or ()]
         known = [truth] * len(texts)
         scores = scoring.score(texts, known)
         right = scoring.is_right(texts, known, scores).tolist()
         new = [
-            {**one, "vqa_acc_score": score, "vqa_correct": int(hit), "eval_mode": "file"}
-            for one, score, hit in zip(prefixes or (), scores.tolist(), right, strict=True)
+            {
+                **one,
+                "vqa_pred_answer": text,
+                "vqa_acc_score": score,
+                "vqa_correct": int(hit),
+                "eval_mode": "file",
+            }
+            for one, text, score, hit in zip(
+                prefixes or (), texts, scores.tolist(), right, strict=True
+            )
         ]
         found.append(None if prefixes is None else new)
     return found

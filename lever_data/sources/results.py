@@ -81,7 +81,7 @@ def ingest_results(
                 where=f"question {question}",
                 hint="`lever ingest QUESTIONS ANNOTATIONS` stores both",
             )
-    said = list(predictions.values())
+    said = [scoring.task.normalized(answer) for answer in predictions.values()]
     accuracy = scoring.score(said, truths)
     right = scoring.is_right(said, truths, accuracy)
     ids = [items[q][1] for q in predictions]

@@ -61,6 +61,9 @@ def asked_task(task: Task, spec: AnswererSpec) -> Task:
     changes: dict[str, Any] = {name: value for name, value in given.items() if value}
     if task.images and not spec.images:
         changes["images"] = False
+    if spec.api == "completions" and not (task.stop or spec.stop):
+        # a base model goes on with the next question; servers take four words
+        changes["stop"] = ("\n", *filter(None, task.but(**changes).cut_at))[:4]
     return task.but(**changes) if changes else task
 
 
