@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from lever_data import connect
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Place, load_items
 from lever_data.items.task import Task, stored_task
+from lever_data.report.check import check
+from lever_data.sources.dataset import meaning_of, read_dataset
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import Columns, IngestOptions
 from lever_data.store.store import Store
@@ -162,6 +165,31 @@ def test_an_empty_cell_is_no_answer(tmp_path: Path) -> None:
         assert [(i.answer, i.answers) for i in items.values()] == [(answer, (answer,)), (None, ())]
 
 
+@pytest.mark.parametrize("name", ["c.csv", "f.parquet", "j.jsonl"])
+def test_labels_that_pandas_made_floats(tmp_path: Path, name: str) -> None:
+    """One missing label makes floats of all: what a model says is 1, and not 1.0."""
+    labels, path = [1.0, None, 0.0, -1.0], tmp_path / name
+    if name == "c.csv":
+        path.write_text("text,label\n" + "".join(f"t,{'' if x is None else x}\n" for x in labels))
+    elif name == "j.jsonl":
+        path.write_text("".join(json.dumps({"text": "t", "label": x}) + "\n" for x in labels))
+    else:
+        pq.write_table(pa.table({"text": ["t"] * 4, "label": labels}), path)
+    store, said = put(tmp_path, path)
+    items = load_items(connect(store), Place("d", "train"))
+    assert [item.answer for item in items.values()] == ["1", None, "0", "-1"]
+    assert any("label holds integers as 1.0: read as 1" in line for line in said)
+
+
+def test_numbers_that_are_no_integers_stay_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("text,label\na,1.0\nb,1.5\n")
+    (tmp_path / "j.jsonl").write_text('{"text": "a", "label": "1.0"}\n')
+    for name, answers in (("c.csv", ["1.0", "1.5"]), ("j.jsonl", ["1.0"])):
+        store, _ = put(tmp_path / name[0], tmp_path / name)
+        items = load_items(connect(store), Place("d", "train"))
+        assert [item.answer for item in items.values()] == answers
+
+
 def test_a_label_without_a_name(tmp_path: Path) -> None:
     """-1 is what `datasets` writes where nobody knows the label: no answer, and not the word -1."""
     features = {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}}
@@ -192,6 +220,52 @@ def test_pictures_inside_a_file_are_put_into_the_store(tmp_path: Path) -> None:
     items = load_items(connect(store), Place("d", "train", store.path))
     shades = [np.asarray(Image.open(str(item.image)))[0, 0, 0] for item in items.values()]
     assert shades == [0, 255]
+
+
+def picture(shade: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), shade, np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_a_file_with_a_broken_row_leaves_no_pictures(tmp_path: Path) -> None:
+    good = {"image": {"bytes": picture(0), "path": None}, "caption": "a tile"}
+    pq.write_table(pa.Table.from_pylist([good | {"id": "x"}] * 2), tmp_path / "c.parquet")
+    with pytest.raises(LeverError, match="an id occurs twice"):
+        put(tmp_path, tmp_path / "c.parquet")
+    assert not (tmp_path / "store" / "images").exists()
+
+
+def test_check_looks_at_the_pictures_of_the_store(tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": picture(n), "path": None}, "caption": "x"} for n in (0, 9, 250)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    store, _ = put(tmp_path, tmp_path / "c.parquet")
+    assert not check(store).problems
+    broken, gone, _ = sorted((store.path / "images").iterdir())
+    broken.write_bytes(picture(1))
+    gone.unlink()
+    problems = {p.where: p.what for p in check(store).problems}
+    assert problems == {
+        f"images/{broken.name}": "the picture is not the one that was ingested",
+        f"images/{gone.name}": "the picture is missing",
+    }
+
+
+def test_memory_holds_a_few_rows(tmp_path: Path) -> None:
+    """What is read waits in a file: the columns are mapped, and no text of a row stays."""
+    path, text = tmp_path / "a.jsonl", "x" * 2000
+    with path.open("w") as file:
+        for number in range(20_000):
+            file.write(json.dumps({"question": f"{number} {text}", "answer": "y"}) + "\n")
+    meaning = meaning_of([path], Columns())
+    tracemalloc.start()
+    before = pa.total_allocated_bytes()
+    items = read_dataset([path], meaning, tmp_path / "spill")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert items.num_rows == 20_000 and items.columns["question"][19_999].as_py()[:6] == "19999 "
+    # 40 MB of text in all; a batch of it, and the ids
+    assert peak < 20e6 and pa.total_allocated_bytes() - before < 1e6
 
 
 @pytest.mark.parametrize(

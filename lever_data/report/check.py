@@ -1,4 +1,5 @@
-"""Check a store: manifests against files, files against the schema, rows against the data tests.
+"""Check a store: manifests against files, files against the schema, rows against the data tests,
+pictures against their names.
 
 In goes a store, out come problems, none where all is well. A data test is a SQL file whose rows
 are failures: lever's own stand in ``sql/tests``, a user's in ``<store>/tests``.
@@ -7,7 +8,9 @@ are failures: lever's own stand in ``sql/tests``, a user's in ``<store>/tests``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,6 +27,7 @@ from lever_data.store.files import sha256_file
 from lever_data.store.schema import OFFICIAL_IDS, TABLES, embeddings
 from lever_data.store.store import Run, Store
 
+_PICTURE = re.compile(r"images/[0-9a-f]{64}")
 _SHOWN = 5  # failing rows kept as examples
 
 Progress = Callable[[str], None]
@@ -55,7 +59,7 @@ class Report:
 def check(
     store: Store, *, runs: Sequence[str] = (), progress: Progress = lambda what: None
 ) -> Report:
-    """Check checksums, schemas, row counts and data tests of the named runs, or of all.
+    """Check checksums, schemas, row counts, pictures and data tests of the named runs, or of all.
 
     Damage is reported, not raised; tests run only where every file is whole.
     """
@@ -66,6 +70,9 @@ def check(
         progress(run.run)
         num_files += len(run.files)
         problems += _check_files(run)
+    pictures = {name for run in chosen for name in _pictures(run)}
+    num_files += len(pictures)
+    problems += _check_pictures(store, sorted(pictures))
     tests, unreadable = _tests(store)
     if not problems:
         problems += _run_tests(store, runs, tests, progress)
@@ -97,6 +104,28 @@ def _check_files(run: Run) -> list[Problem]:
             what = f"{table} has {rows.get(table, 0)} rows, the manifest says {count}"
             found.append(Problem("manifest", run.run, what))
     return found
+
+
+def _pictures(run: Run) -> Iterator[str]:
+    """The pictures of a run's items that were put into the store; a damaged file has none."""
+    for name in run.files if "examples" in run.rows else ():
+        if name.startswith("examples/"):
+            with suppress(OSError, pa.ArrowException), pq.ParquetFile(run.path / name) as file:
+                for batch in file.iter_batches(columns=["image_path"]):
+                    paths = batch.column(0).drop_null().to_pylist()
+                    yield from (path for path in paths if _PICTURE.fullmatch(path))
+
+
+def _check_pictures(store: Store, names: Iterable[str]) -> Iterator[Problem]:
+    """Each is named by its content."""
+    for name in names:
+        try:
+            if sha256_file(store.path / name) != name.rpartition("/")[2]:
+                yield Problem("file", name, "the picture is not the one that was ingested")
+        except FileNotFoundError:
+            yield Problem("file", name, "the picture is missing")
+        except OSError as error:
+            yield Problem("file", name, f"the picture cannot be read ({error})")
 
 
 def _check_schema(path: Path, table: str, where: str) -> list[Problem]:

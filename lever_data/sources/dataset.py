@@ -3,12 +3,14 @@
 In go rows (:mod:`lever_data.readers.rows`) and which columns mean what, given or guessed by their
 names; out comes an :class:`~lever_data.sources.questions.ItemFile` as of the official files.
 Pictures that are inside the file go into the store's folder ``images``, named by their content.
+Memory holds ids and a few rows: what is read waits in a file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import majority, official_id
 from lever_data.items.prompts import Id
 from lever_data.items.task import Task
-from lever_data.readers.rows import Row, label_names, rows_of
+from lever_data.readers.rows import Row, is_csv, label_names, rows_of
 from lever_data.readers.source import Source
 from lever_data.sources.ingest_options import Columns
 from lever_data.sources.questions import ItemFile
@@ -29,6 +31,12 @@ from lever_data.store.files import write_atomic
 
 IMAGES = "images"  # folder of the store
 _UNLABELLED = -1  # what `datasets` stores where a split's labels are kept secret
+_WAITING = 4096  # rows of a batch of what was read
+_READ = pa.schema(
+    [schema.EXAMPLES.field(n) for n in ("question", "image_path", "answers", "answer")]
+    + [schema.EXTRA]
+)
+_WHOLE = re.compile(r"-?\d+\.0")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # what a column is called that means this, the surest name first
 _NAMES = {
@@ -47,7 +55,8 @@ _NAMES = {
 @dataclass(frozen=True)
 class Meaning:
     """Which column means what; ``further``: fields a template may show, and their columns.
-    ``labels``: names of labels that are stored as numbers."""
+    ``labels``: names of labels that are stored as numbers. ``whole``: the answers are integers that
+    pandas wrote as 1.0 and 2.0, since a missing one has made floats of all."""
 
     answers: str
     input: str | None
@@ -56,6 +65,7 @@ class Meaning:
     id: str | None
     further: Mapping[str, str]
     labels: Sequence[str] = ()
+    whole: bool = False
 
     def shown(self) -> dict[str, Any]:
         """What stands for what, for people and for the run's parameters."""
@@ -101,7 +111,8 @@ def meaning_of(files: Sequence[Path], given: Columns) -> Meaning:
         )
     labels = label_names(files[0]).get(named["answers"], ())
     kept = {n: named[n] for n in ("answers", "input", "image", "choices", "id")}
-    return Meaning(**kept, further=further, labels=labels)
+    whole = _are_whole(files, str(kept["answers"]))
+    return Meaning(**kept, further=further, labels=labels, whole=whole)
 
 
 def guessed_task(meaning: Meaning, given: Task | None) -> Task:
@@ -123,43 +134,97 @@ def guessed_task(meaning: Meaning, given: Task | None) -> Task:
     return task
 
 
-def read_dataset(files: Sequence[Path], meaning: Meaning, store: Path) -> ItemFile:
+def read_dataset(files: Sequence[Path], meaning: Meaning, folder: Path) -> ItemFile:
     """The items of data files, with the column ``extra`` where they have further fields.
+
+    Args:
+        folder: a new one for the columns, which are mapped into memory.
 
     Raises:
         LeverError: a value is not what its column means, or an id occurs twice; it names the row.
     """
-    result = ItemFile(Source.open(files[0]))
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("question", "image_path", "answers", "answer", "extra")
-    }
+    result, file = ItemFile(Source.open(files[0])), folder / "rows.arrow"
     seen: set[Id] = set()
-    for number, (row, where) in enumerate(_numbered(files)):
-        key = official_id(number if meaning.id is None else _id(row, meaning.id, where))
-        if key in seen:
-            raise LeverError("an id occurs twice", where=where, value=key)
-        seen.add(key)
-        path = _image(row, meaning.image, store, where)
-        fields = {name: _text(row, column, where) for name, column in meaning.further.items()}
-        answers, answer = _answers(row, meaning, fields, where)
-        result.question_ids.append(key)
-        result.image_ids.append(path)
-        result.numbers.append(number)
-        asked = "" if meaning.input is None else _text(row, meaning.input, where)
-        extra = json.dumps(fields, ensure_ascii=False, sort_keys=True) if fields else None
-        for name, value in zip(columns, (asked, path, answers, answer, extra), strict=True):
-            columns[name].append(value)
-    kinds = {n: schema.EXAMPLES.field(n).type for n in columns if n != "extra"}
-    result.columns = {n: pa.chunked_array([pa.array(columns[n], k)]) for n, k in kinds.items()}
-    if any(value is not None for value in columns["extra"]):
-        result.columns["extra"] = pa.chunked_array([pa.array(columns["extra"], pa.string())])
+    folder.mkdir()
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, _READ) as out:
+        waiting: list[tuple[Any, ...]] = []
+        for number, row, where in _numbered(files):
+            key = official_id(number if meaning.id is None else _id(row, meaning.id, where))
+            if key in seen:
+                raise LeverError("an id occurs twice", where=where, value=key)
+            seen.add(key)
+            waiting.append(_columns(row, meaning, where))
+            result.question_ids.append(key)
+            result.image_ids.append(waiting[-1][1])
+            result.numbers.append(number)
+            if len(waiting) == _WAITING:
+                out.write_batch(_batch(waiting))
+                waiting = []
+        out.write_batch(_batch(waiting))
+    table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    if table["extra"].null_count == table.num_rows:
+        table = table.drop_columns("extra")
+    result.columns = {name: table[name] for name in table.column_names}
     return result
 
 
-def _numbered(files: Sequence[Path]) -> Iterator[tuple[Row, str]]:
+def put_pictures(files: Sequence[Path], meaning: Meaning, store: Path) -> None:
+    """Put the pictures that are inside the files into the store."""
+    if meaning.image is None:
+        return
+    for file in files:
+        for number, row in enumerate(rows_of(file, meaning.image)):
+            name, data = _image(row, meaning.image, f"{file}: row {number}")
+            if data is not None and name is not None and not (path := store / name).exists():
+                path.parent.mkdir(exist_ok=True)
+                write_atomic(path, data)
+
+
+def _numbered(files: Sequence[Path]) -> Iterator[tuple[int, Row, str]]:
+    """Every row with its number among all, and where it stands."""
+    total = 0
     for file in files:
         for number, row in enumerate(rows_of(file)):
-            yield row, f"{file}: row {number}"
+            yield total, row, f"{file}: row {number}"
+            total += 1
+
+
+def _columns(row: Row, meaning: Meaning, where: str) -> tuple[Any, ...]:
+    """What a row says, as ``_READ`` has it."""
+    fields = {name: _text(row, column, where) for name, column in meaning.further.items()}
+    answers, answer = _answers(row, meaning, fields, where)
+    asked = "" if meaning.input is None else _text(row, meaning.input, where)
+    extra = json.dumps(fields, ensure_ascii=False, sort_keys=True) if fields else None
+    return asked, _image(row, meaning.image, where)[0], answers, answer, extra
+
+
+def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True) if rows else [()] * len(_READ)
+    return pa.RecordBatch.from_arrays([*map(pa.array, columns, _READ.types)], schema=_READ)
+
+
+def _are_whole(files: Sequence[Path], column: str) -> bool:
+    """Whether all values are integers written as floats."""
+    found = False
+    for file in files:
+        for row in rows_of(file, column):
+            said = row.get(column)
+            if not _is_none(said):
+                if not _is_whole(said, is_text=is_csv(file)):
+                    return False
+                found = True
+    return found
+
+
+def _is_whole(said: Any, *, is_text: bool) -> bool:
+    if is_text:
+        return _WHOLE.fullmatch(str(said)) is not None
+    return isinstance(said, float) and said.is_integer()
+
+
+def _is_none(said: Any) -> bool:
+    """NaN is how pandas says none."""
+    return said is None or said in ("", []) or said != said
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -197,8 +262,10 @@ def _answers(
     """All accepted answers and the one a demonstration shows: of choices the letter, with the
     choices as a field of the item."""
     said = _value(row, meaning.answers, where)
-    if said is None or said in ("", []) or said != said:  # NaN is how pandas says none
+    if _is_none(said):
         return None, None
+    if meaning.whole:
+        said = int(float(said))
     if meaning.choices is not None:
         return _choice(said, _value(row, meaning.choices, where), fields, where)
     if isinstance(said, dict) and "text" in said:  # SQuAD: {"text": […], "answer_start": […]}
@@ -245,17 +312,13 @@ def _choice(said: Any, choices: Any, fields: dict[str, str], where: str) -> tupl
     return [letters[at], texts[at]], letters[at]
 
 
-def _image(row: Row, column: str | None, store: Path, where: str) -> str | None:
-    """The image's file: as named, or in the store, where its bytes are put."""
+def _image(row: Row, column: str | None, where: str) -> tuple[str | None, bytes | None]:
+    """The image's file: as named, or below the store's folder, and then the bytes that go there."""
     said = None if column is None else _value(row, column, where)
     if isinstance(said, dict):  # an image of `datasets`
         said = said.get("path") if said.get("bytes") is None else said["bytes"]
     if said is None or isinstance(said, str):
-        return said
+        return said, None
     if not isinstance(said, bytes):
         raise LeverError(f"an image in the column {column} is not a file", where=where)
-    path = store / IMAGES / hashlib.sha256(said).hexdigest()
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, said)
-    return f"{IMAGES}/{path.name}"
+    return f"{IMAGES}/{hashlib.sha256(said).hexdigest()}", said

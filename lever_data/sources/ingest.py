@@ -8,7 +8,7 @@ all; the runs before a bad file stay.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from lever_data.readers.detect import SourceFile, detect
 from lever_data.readers.rows import data_files, is_rows, rows_of
 from lever_data.readers.source import Source
 from lever_data.sources.belong import require_known_queries
-from lever_data.sources.dataset import guessed_task, meaning_of, read_dataset
+from lever_data.sources.dataset import guessed_task, meaning_of, put_pictures, read_dataset
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.sources.questions import (
     ItemFile,
@@ -40,6 +40,7 @@ from lever_data.sources.results import ingest_results
 from lever_data.sources.rl_ingest import ingest_legacy
 from lever_data.store.integrity import require_intact
 from lever_data.store.schema import TEXTS
+from lever_data.store.spill import spill_folder
 from lever_data.store.store import Run, RunSpec, Store
 
 _UNNAMED = "default"  # the dataset of a store that has but one
@@ -143,6 +144,8 @@ def _ingest_rows(rows: Rows, store: Store, options: IngestOptions) -> IngestResu
     shown = meaning.shown()
     said = ", ".join(f"{name} = {column}" for name, column in shown.items())
     options.notice(f"{rows.path}: {said}; task {task.name}, scored by {task.metric}")
+    if meaning.whole:
+        options.notice(f"{rows.path}: {meaning.answers} holds integers as 1.0: read as 1")
     sources = [Source.open(file) for file in rows.files]
     digests = [source.sha256() for source in sources]
     options = options.but(task=task)
@@ -157,8 +160,15 @@ def _ingest_rows(rows: Rows, store: Store, options: IngestOptions) -> IngestResu
     )
     if (known := store.find(spec)) is not None:
         return IngestResult(known, is_new=False)
-    items = read_dataset(rows.files, meaning, store.path)
-    return _commit_examples(store, spec, (items, None), options)
+
+    def put() -> None:
+        put_pictures(rows.files, meaning, store.path)
+        for source in sources:
+            source.check_unchanged()
+
+    with spill_folder() as folder:
+        items = read_dataset(rows.files, meaning, folder)
+        return _commit_examples(store, spec, (items, None), options, put)
 
 
 def _fits(unit: list[SourceFile], found: SourceFile) -> bool:
@@ -242,7 +252,9 @@ def _commit_examples(
     spec: RunSpec,
     files: tuple[ItemFile, ItemFile | None],
     options: IngestOptions,
+    put_more: Callable[[], None] = lambda: None,
 ) -> IngestResult:
+    """``put_more`` puts what is beside the run; called when nothing else can be refused."""
     questions, annotations = files
     split = spec.split or split_of(questions.head.get("data_subtype"))
     if split is None:
@@ -274,6 +286,7 @@ def _commit_examples(
         for item in files:
             if item is not None:
                 item.source.check_unchanged()
+        put_more()
         return IngestResult(writer.commit(details), is_new=True)
 
 

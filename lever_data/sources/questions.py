@@ -169,26 +169,27 @@ def example_batches(
         rows = pa.array(match(questions, annotations), pa.int64())
         columns |= {name: annotations.columns[name].take(rows) for name in ("answers", "answer")}
     folder = _image_folder(questions.head)
-    paths = [
-        image_file(image_name, image_id) if image_name else path or _coco_path(image_id, folder)
-        for path, image_id in zip(
-            columns["image_path"].to_pylist(), questions.image_ids, strict=True
-        )
-    ]
     columns |= {
         "dataset": pa.repeat(place[0], len(numbers)),
         "split": pa.repeat(place[1], len(numbers)),
         "example_id": pa.array(numbers, pa.int64()),
         "question_id": schema.id_array(questions.question_ids),
         "image_id": schema.id_array(questions.image_ids),
-        "image_path": pa.array(paths, pa.string()),
     }
     fields = [f.with_type(columns[f.name].type) for f in schema.EXAMPLES]
     fields += [schema.EXTRA] if "extra" in columns else []
     table = pa.table([columns[f.name] for f in fields], schema=pa.schema(fields))
     order = np.argsort(np.asarray(numbers), kind="stable")
+    at = table.schema.get_field_index("image_path")
     for start in range(0, table.num_rows, _ROWS):
-        yield table.take(order[start : start + _ROWS])
+        rows = order[start : start + _ROWS]
+        part = table.take(rows)
+        ids = (questions.image_ids[row] for row in rows)
+        paths = [
+            image_file(image_name, image_id) if image_name else path or _coco_path(image_id, folder)
+            for path, image_id in zip(part["image_path"].to_pylist(), ids, strict=True)
+        ]
+        yield part.set_column(at, part.schema.field(at), pa.array(paths, pa.string()))
 
 
 def annotator_counts(questions: ItemFile, annotations: ItemFile | None) -> list[int]:
