@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,43 @@ def test_a_metric_that_was_edited_is_the_new_one(
     assert found["a", "0.2"] == found["b", "0.2"] and found["a", "0.7"] == found["b", "0.7"]
     assert found["a", "0.2"][0] != found["a", "0.7"][0]
     assert (found["a", "0.2"][1], found["a", "0.7"][1]) == ([0.2], [0.7])
+
+
+def test_a_metric_is_also_what_it_imports_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper that was edited makes another metric, in a process that knew the old one, too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_helped.py").write_text(
+        "import json\nfrom own_helper import worth\n"
+        "def score(predictions, references):\n    return [worth(p) for p in predictions]\n"
+    )
+    (tmp_path / "own_stranger.py").write_text("raise RuntimeError\n")
+    found = []
+    for worth in ("0.2", "0.7", "0.2"):
+        (tmp_path / "own_helper.py").write_text(f"def worth(p):\n    return {worth}\n")
+        scoring = Scoring(Task(metric="python:own_helped.score"))
+        found.append((scoring.name, scoring.score(["x"], [["y"]]).tolist()))
+    assert found[0] == found[2] and found[0][0] != found[1][0]
+    assert (found[0][1], found[1][1]) == ([0.2], [0.7])
+
+
+def test_a_metric_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_pack").mkdir()
+    (tmp_path / "own_pack" / "__init__.py").write_text("")
+    (tmp_path / "own_pack" / "rule.py").write_text("BEST = 0.5\n")
+    (tmp_path / "own_pack" / "metric.py").write_text(
+        "from .rule import BEST\ndef score(p, r):\n    return [BEST] * len(p)\n"
+    )
+    scoring = Scoring(Task(metric="python:own_pack.metric.score"))
+    assert scoring.score(["x"], [["y"]]).tolist() == [0.5]
+    (tmp_path / "own_pack" / "rule.py").write_text("BEST = 0.6\n")
+    other = Scoring(Task(metric="python:own_pack.metric.score"))
+    assert other.score(["x"], [["y"]]).tolist() == [0.6] and other.name != scoring.name
+    # lever's own are found, and stay what they are
+    assert Scoring(Task(metric="python:lever_data.items.text_metrics.rouge_l")).name
+    assert sys.modules["lever_data.items.task"].Task is Task
 
 
 @pytest.mark.parametrize(

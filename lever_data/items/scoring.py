@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from importlib.machinery import PathFinder
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -146,12 +146,12 @@ def _metric(name: str, corpus: Iterable[Sequence[str]]) -> tuple[str, Function]:
 
 def _own_metric(name: str) -> tuple[str, Function]:
     """``python:module.function``, its module from the current folder or wherever Python finds it;
-    the digest of the module's source is part of its name."""
+    the digest of their texts, its own and those it imports from its folder, is in its name."""
     module_name, _, function_name = name.removeprefix(_PYTHON).rpartition(".")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        module, source = _module(module_name)
+        module, texts = _module(module_name)
         function: Function = getattr(module, function_name)
     except Exception as error:  # whatever a module does when it is imported
         raise UsageError(
@@ -161,12 +161,12 @@ def _own_metric(name: str) -> tuple[str, Function]:
         ) from error
     finally:
         sys.path.remove(here)
-    return f"{name}@{hashlib.sha256(source).hexdigest()[:8]}", function
+    return f"{name}@{hashlib.sha256(texts).hexdigest()[:8]}", function
 
 
 def _module(name: str) -> tuple[ModuleType, bytes]:
-    """A module as its file is now, and that file's bytes: what ``import`` remembers, in this
-    process and in ``__pycache__``, may be of another text or of another folder."""
+    """A module as its file is now, and the texts it is made of: its own, or those of all modules of
+    its folder that its import loads, by name."""
     parent = name.rpartition(".")[0]
     path = importlib.import_module(parent).__path__ if parent else None
     importlib.invalidate_caches()
@@ -174,13 +174,57 @@ def _module(name: str) -> tuple[ModuleType, bytes]:
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         module = importlib.import_module(name)
         return module, Path(str(module.__file__)).read_bytes()
-    source = Path(spec.origin).read_bytes()
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(name)
-    sys.modules[name] = module  # where dataclasses look for their module
+    finder = _Beside(Path(spec.origin))
+    before = {n: m for n, m in sys.modules.items() if finder.is_ours(n, m)}
+    for known in before:
+        del sys.modules[known]
+    sys.meta_path.insert(0, finder)
     try:
-        exec(compile(source, spec.origin, "exec"), module.__dict__)
+        module = importlib.import_module(name)
     finally:
-        if before is not None:
-            sys.modules[name] = before
-    return module, source
+        sys.meta_path.remove(finder)
+        sys.modules.update((n, m) for n, m in before.items() if not _is_fresh(m))
+    texts = [finder.texts[n] for n in sorted(finder.texts)]
+    if len(texts) == 1:
+        return module, texts[0]
+    return module, b"".join(hashlib.sha256(text).digest() for text in texts)
+
+
+class _Beside(MetaPathFinder):
+    """Finds a module and those of its folder as their files are now: what ``import`` remembers, in
+    this process and in ``__pycache__``, may be of another text or of another folder."""
+
+    def __init__(self, file: Path) -> None:
+        # beside an installed module of one file lie those of others
+        self._is_alone = file.parent.name in ("site-packages", "dist-packages")
+        self._file = file
+        self.texts: dict[str, bytes] = {}
+
+    def is_ours(self, name: str, module: ModuleType) -> bool:
+        """Whether a module that is loaded may be another than its file."""
+        file = getattr(module, "__file__", None)
+        return _is_fresh(module) or (file is not None and self._is_beside(Path(file)))
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is None or spec.origin is None or not self._is_beside(Path(spec.origin)):
+            return None
+        self.texts[fullname] = Path(spec.origin).read_bytes()
+        spec.loader = _Fresh(fullname, spec.origin)
+        return spec
+
+    def _is_beside(self, file: Path) -> bool:
+        if file.suffix != ".py":
+            return False
+        return file == self._file if self._is_alone else file.parent == self._file.parent
+
+
+class _Fresh(SourceFileLoader):
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _is_fresh(module: ModuleType) -> bool:
+    return isinstance(getattr(module, "__loader__", None), _Fresh)
