@@ -107,6 +107,8 @@ class Board:
 
     def state(self) -> State:
         """The store as it is now; made anew where a run came, went or changed."""
+        if self.store.mirror is not None:
+            self.store.mirror.refresh()
         key = _fingerprint(self.store)
         with self._lock:
             if self._state is None or self._state[0] != key:

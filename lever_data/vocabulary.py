@@ -8,15 +8,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from lever_data.options import words
+from lever_data.paths import store_path
 
 DEFAULT_STORE = Path("lever-store")
 STDOUT = Path("-")  # where a file is named, as in other tools
 
 StorePath = Annotated[
-    Path, words("The store, a folder.", "--store", metavar="DIR", env="LEVER_STORE", everyday=True)
+    Path,
+    AfterValidator(store_path),
+    words(
+        "The store: a folder, or s3://BUCKET/PREFIX (gs://, az://).",
+        "--store",
+        metavar="DIR",
+        env="LEVER_STORE",
+        everyday=True,
+    ),
 ]
 RunNames = Annotated[
     tuple[str, ...], words("Only this run; a prefix that only it has will do.", "--run")

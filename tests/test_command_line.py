@@ -225,9 +225,9 @@ def test_without_a_terminal_progress_is_lines(
     "argv",
     [
         "ingest s3://bucket/x.json --store {here} --dataset d --split t",
-        "ingest x.json --store gs://bucket/store --dataset d --split t",
-        "audit --store S3://bucket/store",
-        "query select --store s3://bucket/store",
+        "ingest x.json --store abfss://bucket/store --dataset d --split t",
+        "audit --store HF://datasets/store",
+        "query select --store hf://datasets/store",
         "export --store {here} --run r --out gs://bucket/o.json",
         "train --store {here} --query-embeddings s3://bucket/e.npy --out {here}/out",
         "train --store {here} --query-embeddings e.npy --out abfss://bucket/out",

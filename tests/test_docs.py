@@ -63,6 +63,7 @@ EXCUSED = {
 # commands that cannot run here, by what they contain
 NOT_HERE = {
     "lever run vqa okvqa_local": "needs that model; test_run.py runs the legacy form",
+    "s3://": "needs a bucket; test_bucket.py runs such commands",
     "lever sweep examples/": "minutes of training; test_sweep.py reads it and runs smaller ones",
 }
 # what of a page is done: a command of a code block or in the text, a shell line, a file to write

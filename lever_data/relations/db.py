@@ -127,7 +127,7 @@ def open_session(
         known, tables = _closure(con, catalog.builtin() | user, only)
     chosen = store.select(list(runs))
     require_intact(chosen, tables)
-    _define_sources(con, store, chosen, scorer, spill or new_spill_folder())
+    _define_sources(con, store, chosen, tables, scorer, spill or new_spill_folder())
     _close_to_outside(con, store)
     _define_builtin(con, {n: r for n, r in known.items() if r.folder != "user"})
     wanted = user if only is None else {n: r for n, r in known.items() if r.folder == "user"}
@@ -140,6 +140,7 @@ def _define_sources(
     con: duckdb.DuckDBPyConnection,
     store: Store,
     runs: list[Run],
+    tables: set[str] | None,
     scorer: str | None,
     spill: Path,
 ) -> None:
@@ -150,6 +151,8 @@ def _define_sources(
     if runs:
         con.executemany("insert into raw_runs values (?,?,?,?,?,?,?,?,?,?)", _run_rows(runs))
     for name, (kinds, table, like) in catalog.RAW_TABLES.items():
+        if tables is not None and table not in tables:
+            continue  # nothing asked for reads them, and in a mirror they are not there
         files = [str(f) for r in runs if r.kind in kinds for f in r.table_files(table)]
         try:
             con.execute(f"create view {name} as {catalog.read_parquet_sql(files, like)}")

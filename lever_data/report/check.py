@@ -8,6 +8,7 @@ are failures: lever's own stand in ``sql/tests``, a user's in ``<store>/tests``.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -24,8 +25,10 @@ from lever_data.catalog import Relation, body, parse
 from lever_data.errors import LeverError
 from lever_data.relations.db import open_session, require_select
 from lever_data.store.files import sha256_file
+from lever_data.store.mirror import Mirror
 from lever_data.store.schema import OFFICIAL_IDS, TABLES, embeddings
 from lever_data.store.store import Run, Store
+from lever_data.store.verified import FULL
 
 _PICTURE = re.compile(r"images/[0-9a-f]{64}")
 _SHOWN = 5  # failing rows kept as examples
@@ -69,7 +72,8 @@ def check(
     for run in chosen:
         progress(run.run)
         num_files += len(run.files)
-        problems += _check_files(run)
+        mirror = store.mirror
+        problems += _check_files(run) if mirror is None else _check_mirrored(mirror, run)
     pictures = {name for run in chosen for name in _pictures(run)}
     num_files += len(pictures)
     problems += _check_pictures(store, sorted(pictures))
@@ -126,6 +130,20 @@ def _check_pictures(store: Store, names: Iterable[str]) -> Iterator[Problem]:
             yield Problem("file", name, "the picture is missing")
         except OSError as error:
             yield Problem("file", name, f"the picture cannot be read ({error})")
+
+
+def _check_mirrored(mirror: Mirror, run: Run) -> list[Problem]:
+    """Fetch what is not here, which verifies it; with ``--verify full`` all that the bucket holds
+    is read."""
+    if os.environ.get(FULL) == "full":
+        damage = {name: mirror.damage(run, name) for name in sorted(run.files)}
+        if found := [Problem("file", f"{run.run}/{n}", w) for n, w in damage.items() if w]:
+            return found
+    try:
+        mirror.fetch([run])
+    except LeverError as error:
+        return [Problem("file", error.where or run.run, error.what)]
+    return _check_files(run)
 
 
 def _check_schema(path: Path, table: str, where: str) -> list[Problem]:

@@ -22,6 +22,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import majority, official_id
 from lever_data.items.prompts import Id
 from lever_data.items.task import Task
+from lever_data.paths import store_uri
 from lever_data.readers.rows import Row, is_csv, label_names, rows_of
 from lever_data.readers.source import Source
 from lever_data.sources.ingest_options import Columns
@@ -169,12 +170,22 @@ def read_dataset(files: Sequence[Path], meaning: Meaning, folder: Path) -> ItemF
 
 
 def put_pictures(files: Sequence[Path], meaning: Meaning, store: Path) -> None:
-    """Put the pictures that are inside the files into the store."""
+    """Put the pictures that are inside the files into the store.
+
+    Raises:
+        LeverError: the store lies in a bucket.
+    """
     if meaning.image is None:
         return
     for file in files:
         for number, row in enumerate(rows_of(file, meaning.image)):
             name, data = _image(row, meaning.image, f"{file}: row {number}")
+            if data is not None and store_uri(store) is not None:
+                raise LeverError(
+                    "a store in a bucket holds no pictures, and this file has some inside",
+                    where=f"{file}: row {number}",
+                    hint="ingest it into a store in a folder, or name picture files in the rows",
+                )
             if data is not None and name is not None and not (path := store / name).exists():
                 path.parent.mkdir(exist_ok=True)
                 write_atomic(path, data)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lever_data.errors import LeverError
 from lever_data.store.manifest import Run
+from lever_data.store.mirror import Mirror
 from lever_data.store.verified import Verified
 
 
@@ -28,6 +29,8 @@ def require_intact(runs: Sequence[Run], tables: Collection[str] | None = None) -
     """
     if not runs:
         return
+    if (mirror := Mirror.of(runs[0].path.parents[1])) is not None:
+        mirror.fetch(runs, tables)
     verified = Verified(runs[0].path.parent)
     files = [
         (run, name)

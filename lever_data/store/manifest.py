@@ -168,7 +168,7 @@ def read_manifest(folder: Path) -> Run | None:
 def _to_run(raw: dict[str, Any], folder: Path) -> Run:
     if folder.name != f"run={raw['run']}":
         raise ValueError(f"it is of run {raw['run']}")
-    if odd := [f for f in raw["files"] if not _PART.fullmatch(f)]:
+    if odd := [f for f in raw["files"] if not PART.fullmatch(f)]:
         raise ValueError(f"it names a file that is not part of a table: {odd[0]!r}")
     return Run(
         run=raw["run"],
@@ -197,4 +197,4 @@ def _damaged(path: Path, why: str) -> LeverError:
     )
 
 
-_PART = re.compile(r"[a-z_]+/part-\d{5}\.parquet")
+PART = re.compile(r"[a-z_]+/part-\d{5}\.parquet")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lever_data.errors import LeverError
-from lever_data.paths import uri_scheme
+from lever_data.paths import store_path, uri_scheme
 from lever_data.store import staging
 from lever_data.store.files import fsync_dir
 from lever_data.store.manifest import (
@@ -33,6 +33,7 @@ from lever_data.store.manifest import (
     read_manifest,
     to_json,
 )
+from lever_data.store.mirror import MARKER, Mirror
 
 if TYPE_CHECKING:
     from lever_data.store.writer import RunWriter
@@ -47,16 +48,20 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.mirror = Mirror.of(path)
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
-        """Open an existing store.
+        """Open an existing store: a folder, or ``s3://…``, ``gs://…``, ``az://…``.
 
         Raises:
             LeverError: there is no store at ``path``, or a newer lever wrote it.
         """
-        store = cls(Path(path))
-        marker = store.path / "lever.json"
+        store = cls(store_path(path))
+        require_plain_path(store.path)
+        if store.mirror is not None:
+            store.mirror.refresh()
+        marker = store.path / MARKER
         try:
             found = json.loads(marker.read_bytes())
         except FileNotFoundError:
@@ -82,12 +87,14 @@ class Store:
     @classmethod
     def create(cls, path: str | Path) -> Store:
         """Open the store at ``path``, making an empty one where there is none."""
-        store = cls(Path(path))
+        store = cls(store_path(path))
         require_plain_path(store.path)
+        if store.mirror is not None:
+            store.mirror.create(to_json({"format": FORMAT}))
         with staging.writable(store.path):
             (store.path / "runs").mkdir(parents=True, exist_ok=True)
             store.staging_folder.mkdir(exist_ok=True)
-            marker = store.path / "lever.json"
+            marker = store.path / MARKER
             if not marker.exists():
                 with staging.locked(store.staging_folder):
                     staging.replace_file(store.staging_folder, marker, to_json({"format": FORMAT}))
@@ -100,8 +107,16 @@ class Store:
         """Where runs are written before they are committed."""
         return self.path / "staging"
 
+    @classmethod
+    def exists(cls, path: Path) -> bool:
+        """Whether something is there that :meth:`open` would open, or say what is wrong with."""
+        mirror = Mirror.of(path)
+        return path.exists() if mirror is None else mirror.exists()
+
     def inventory(self) -> Inventory:
         """Every run that can be read, and the damaged ones with why."""
+        if self.mirror is not None:
+            self.mirror.refresh_runs()
         return read_inventory(self.path / "runs")
 
     def runs(self) -> list[Run]:
@@ -143,6 +158,8 @@ class Store:
 
     def find(self, spec: RunSpec) -> Run | None:
         """The run this spec would make, where it is already committed."""
+        if self.mirror is not None:
+            self.mirror.refresh_run(spec.run_id())
         folder = self.path / "runs" / f"run={spec.run_id()}"
         return read_manifest(folder) if folder.exists() else None
 
@@ -151,6 +168,8 @@ class Store:
         with staging.writable(self.path):
             self.staging_folder.mkdir(exist_ok=True)
             staging.sweep(self.staging_folder)
+        if self.mirror is not None:
+            self.mirror.sweep()
         from lever_data.store.writer import RunWriter  # half of the start of those who only read
 
         return RunWriter(self, spec)
@@ -163,6 +182,8 @@ class Store:
         name = self.inventory().name_of(run_id)
         folder = self.path / "runs" / f"run={name}"
         grave = staging.grave_in(self.staging_folder)
+        if self.mirror is not None:
+            self.mirror.remove(name)
         with staging.writable(self.path):
             self.staging_folder.mkdir(exist_ok=True)  # copies of a store lose empty folders
             _rename_run(folder, grave)
@@ -176,11 +197,14 @@ class Store:
         script, runs = self.path / "views.sql", self.path / "runs"
         with staging.writable(self.path):
             is_stale = not script.exists() or script.stat().st_mtime < runs.stat().st_mtime
-            if is_stale and any(runs.iterdir()):
+            if is_stale and self.mirror is None and any(runs.iterdir()):
                 self.write_views_sql()
 
     def write_views_sql(self) -> None:
-        """Write ``views.sql``: every relation of lever for an ad-hoc DuckDB shell."""
+        """Write ``views.sql``: every relation of lever for an ad-hoc DuckDB shell. A mirror has
+        none: its files are there only while somebody reads them."""
+        if self.mirror is not None:
+            return
         from lever_data.catalog import shell_script
 
         with staging.locked(self.staging_folder):  # the last of two writers has seen both runs
@@ -196,9 +220,9 @@ def require_plain_path(path: Path) -> None:
     """
     if (scheme := uri_scheme(path)) is not None:
         raise LeverError(
-            f"a store is a local folder, no {scheme}:// address",
+            f"a store is a folder, or s3://, gs:// or az://, not {scheme}://",
             where=str(path),
-            hint="mount it, or copy the store here",
+            hint="mount it, or download the store",
         )
     if found := sorted(set("*?[]=") & set(str(path.resolve()))):
         raise LeverError(

@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from lever_data.paths import cache_folder
 from lever_data.store.files import discard, sha256_file
 
 FULL = "LEVER_VERIFY"  # environment variable: with "full" nothing remembered counts
@@ -27,7 +28,7 @@ class Verified:
 
     def __init__(self, store: Path) -> None:
         name = hashlib.sha256(str(store.resolve()).encode()).hexdigest()[:32]
-        self._file = _cache() / f"{name}.json"
+        self._file = cache_folder() / "verified" / f"{name}.json"
         self._known: dict[str, tuple[Stamp, str]] = {}
         self._fresh: dict[str, tuple[Stamp, str]] = {}
         if os.environ.get(FULL) != "full":
@@ -67,8 +68,3 @@ class Verified:
 def _stamp(path: Path) -> Stamp:
     found = path.stat()
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lever" / "verified"

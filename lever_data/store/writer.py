@@ -90,6 +90,8 @@ class RunWriter:
         manifest = self._manifest(dict(details or {}))
         write_atomic(self.folder / MANIFEST, to_json(sealed(manifest)))
         fsync_tree(self.folder)
+        if self.store.mirror is not None:
+            self.store.mirror.publish(self.folder, self.spec.run_id())
         target = self.store.path / "runs" / f"run={self.spec.run_id()}"
         try:
             self.folder.rename(target)

@@ -30,6 +30,7 @@ from lever_data.items.prompts import Item
 from lever_data.readers.vectors import embedding_batches
 from lever_data.relations.db import connect
 from lever_data.store.files import write_atomic
+from lever_data.store.integrity import require_intact
 from lever_data.store.store import Run, RunSpec, Store
 from lever_train.embed.encoders import Encoder
 from lever_train.inputs.images import open_image, shown_bytes
@@ -312,6 +313,7 @@ def _legacy_files(out: Path | None, runs: tuple[Run, Run]) -> tuple[Path, ...]:
         return ()
     import pyarrow.parquet as pq
 
+    require_intact(runs)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for role, run in zip(("query", "candidate"), runs, strict=True):

@@ -44,7 +44,7 @@ def require_sense(config: PipelineConfig) -> None:
     require_known([parse_gate(text) for text in config.audit.fail_on])
     needs_images(config.answerer.answerer, Task())
     data = config.data
-    if data.store.exists():
+    if Store.exists(data.store):
         Store.open(data.store)
     with TemporaryDirectory() as folder:  # the same relations without a row: nothing is read
         empty = Store.create(Path(folder) / "store")
@@ -86,7 +86,7 @@ def require_answerer(work: Work) -> None:
         files = data_files(data.items, data.train_split)
         task = guessed_task(meaning_of(files, work.config.columns), None)
     elif task is None:
-        runs = Store.open(data.store).runs() if data.store.exists() else []
+        runs = Store.open(data.store).runs() if Store.exists(data.store) else []
         task = stored_task(runs, data.dataset, data.train_split)
     if not _may_bring_images(data):
         images_of(spec, asked_task(task, spec), data.image_root, data.store)

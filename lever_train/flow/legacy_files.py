@@ -58,7 +58,7 @@ class LegacyFiles:
 
 def has_examples(store: Path, dataset: str, split: str) -> bool:
     """Whether the store holds the questions of a split."""
-    if not store.is_dir():
+    if not Store.exists(store):
         return False
     place = ("examples", dataset, split)
     return any((run.kind, run.dataset, run.split) == place for run in Store.open(store).runs())

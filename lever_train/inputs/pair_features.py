@@ -25,6 +25,7 @@ from lever_data.catalog import Relation, features
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Item
 from lever_data.relations import features as sql
+from lever_data.store.integrity import require_intact
 from lever_data.store.schema import FEATURES
 from lever_data.store.store import RunSpec, Store
 from lever_train.inputs.embeddings import load_embeddings
@@ -105,6 +106,7 @@ def pair_features(store: Store, pairs: Pairs, names: Sequence[str]) -> PairFeatu
             for part, columns, values, _ in _blocks(pairs, asked, spaces):
                 writer.write("features", _rows(pairs, part, columns, values))
             run = writer.commit({"names": columns})
+    require_intact([run])
     found = tuple(run.details["names"])
     flat = [
         pq.read_table(file, columns=["value"])["value"].to_numpy()

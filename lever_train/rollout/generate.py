@@ -15,6 +15,7 @@ import duckdb
 
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Prompt
+from lever_data.store.integrity import require_intact
 from lever_data.store.schema import TABLES as SCHEMAS
 from lever_data.store.schema import with_ids
 from lever_data.store.store import Run
@@ -303,6 +304,7 @@ def answers_of(run: Run) -> Answers | None:
     An answer repeats the prompt where it begins as a prompt does, or holds the question or (eight
     letters or more) a beginning of it. What a base model writes after its answer does not count.
     """
+    require_intact([run])
     con = duckdb.connect()
     counts = con.execute(
         """

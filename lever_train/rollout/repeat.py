@@ -15,6 +15,7 @@ import numpy as np
 from lever_data.errors import LeverError
 from lever_data.items.items import Truth
 from lever_data.items.prompts import Prompt
+from lever_data.store.integrity import require_intact
 from lever_data.store.store import Run
 from lever_train.options.rollout import Request
 from lever_train.rollout.answerers.base import Answer
@@ -80,6 +81,7 @@ def stored_prompts(job: Job, count: int) -> list[tuple[Prompt, str]]:
     runs = runs_of(job)
     if not runs:
         return []
+    require_intact(runs[-1:], ("candidates",))
     found = duckdb.execute(
         "select query_id, pointer, vqa_raw_generation "
         "from read_parquet(?, hive_partitioning = false) where vqa_raw_generation is not null "
@@ -111,6 +113,7 @@ def _accuracies(answers: Sequence[Answer], truths: Sequence[Truth], job: Job) ->
 
 
 def _within(run: Run) -> float | None:
+    require_intact([run], ("candidates",))
     rows = duckdb.execute(
         "select avg(variance) from (select var_samp(vqa_acc_score) as variance "
         "from read_parquet(?, hive_partitioning = false) where vqa_acc_score is not null "

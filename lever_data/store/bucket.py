@@ -1,0 +1,260 @@
+"""A bucket: objects under one address, listed, read by range, put if absent, deleted.
+
+In goes ``s3://bucket/prefix`` (or ``gs://``, ``az://``), out come objects by their keys below it.
+Credentials come from the environment or the files of the cloud's own tools, and no error repeats
+what a server answered beyond its status and code: S3 answers a bad signature with the key's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lever_data.errors import LeverError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+CHUNK = 8 << 20  # bytes read at a time: what one request may lose
+_TIMEOUT = "120s"  # of one request: 8 MiB at 70 kB/s
+_DIGEST = "sha256"  # name of the metadata that says what was uploaded
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object as a listing shows it; ``modified`` is the time of the bucket's own clock."""
+
+    key: str
+    size: int
+    etag: str | None
+    modified: datetime
+
+
+class Bucket:
+    """The objects below one address; many threads may use it at once."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._objects = _connect(uri, _environment())
+
+    def objects(self, folder: str) -> list[Object]:
+        """Every object below a folder, by key."""
+        import obstore
+
+        with self._readable_errors():
+            found = obstore.list(self._objects, folder).collect()
+        objects = [Object(f["path"], f["size"], f["e_tag"], f["last_modified"]) for f in found]
+        return sorted(objects, key=lambda one: one.key)
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of a small object; ``None`` where there is none."""
+        import obstore
+
+        try:
+            with self._readable_errors():
+                return bytes(obstore.get(self._objects, key).bytes())
+        except FileNotFoundError:
+            return None
+
+    def sha256(self, key: str) -> str | None:
+        """What :meth:`upload` said the bytes are; ``None`` without an object, or of another's."""
+        import obstore
+
+        try:
+            with self._readable_errors():
+                found = obstore.get(self._objects, key, options={"head": True}).attributes
+        except FileNotFoundError:
+            return None
+        digest = found.get(_DIGEST)
+        return digest if isinstance(digest, str) else None
+
+    def size(self, key: str) -> int:
+        """Bytes of an object.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        import obstore
+
+        with self._readable_errors():
+            return obstore.head(self._objects, key)["size"]
+
+    def chunks(self, key: str, size: int) -> Iterator[bytes]:
+        """The bytes of an object in pieces.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        import obstore
+
+        for start in range(0, size, CHUNK):
+            length = min(CHUNK, size - start)
+            with self._readable_errors():
+                piece = obstore.get_range(self._objects, key, start=start, length=length)
+            yield bytes(piece)
+
+    def digest(self, key: str, size: int) -> str:
+        """Hex sha256 of the bytes that lie there now.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        digest = hashlib.sha256()
+        for piece in self.chunks(key, size):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Put an object where there is none; whether it is there with these bytes now.
+
+        Where the reply is lost the object may have been stored: it is read again, and a second
+        attempt of the library's that finds the first one's is no conflict either.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            with self._readable_errors():
+                obstore.put(self._objects, key, data, mode="create", use_multipart=False)
+        except (AlreadyExistsError, LeverError) as error:
+            found = self.read(key)
+            if found is None and isinstance(error, LeverError):
+                raise
+            return found == data
+        return True
+
+    def upload(self, key: str, path: Path, digest: str) -> None:
+        """Put a file, whole or not at all; ``digest`` is the sha256 of its bytes."""
+        import obstore
+
+        with self._readable_errors():
+            obstore.put(self._objects, key, path, attributes={_DIGEST: digest})
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; those that are gone already do not matter."""
+        import obstore
+
+        if keys:
+            with self._readable_errors():
+                obstore.delete(self._objects, list(keys))
+
+    def now(self) -> datetime:
+        """The time by the bucket's clock, which stamps what is put into it."""
+        import obstore
+
+        key = "staging/clock"
+        with self._readable_errors():
+            obstore.put(self._objects, key, b"what time is it?")
+            return obstore.head(self._objects, key)["last_modified"]
+
+    @contextmanager
+    def _readable_errors(self) -> Iterator[None]:
+        """Make what the library says one line; an absent object stays a FileNotFoundError.
+
+        Raises:
+            LeverError: no bucket, no permission, no credentials, no connection, or a fault there.
+        """
+        from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError
+
+        try:
+            yield
+        except AlreadyExistsError:
+            raise
+        except InvalidPathError as error:
+            named = re.search(r'Path "([^"]*)"', str(error))
+            raise LeverError(
+                "an object lies there whose name is no path, and no listing gets past it",
+                where=self.uri,
+                value=named and named[1],
+                hint="it is not lever's: move it away with the cloud's own tool",
+            ) from None
+        except (FileNotFoundError, BaseError) as error:
+            said = _said(error)
+            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in said:
+                raise FileNotFoundError(said) from None
+            raise LeverError(
+                f"the bucket cannot be used ({said})", where=self.uri, hint=_hint(said)
+            ) from None
+
+
+def _said(error: Exception) -> str:
+    """The status and the code of an answer, which name no credentials; else what failed."""
+    text = str(error).partition("Debug source")[0]
+    status = re.search(r"status code: (\d+ [A-Za-z ]+)", text)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    words = [found[1].strip() for found in (status, code) if found]
+    if not words and (found := re.search(r"(?:HTTP error|after \d+ retries)[^<|\n]*", text)):
+        words = [re.sub(r"\S+://\S+", "", found[0]).strip()]
+    return ", ".join(words) or type(error).__name__
+
+
+def _hint(said: str) -> str:
+    if "NoSuchBucket" in said:
+        return "make the bucket first, or mend its name"
+    if any(word in said for word in ("401", "403", "Token", "Unauthenticated", "Permission")):
+        return (
+            "may the credentials of the environment list, read, write and delete there? "
+            "(AWS_PROFILE or AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_…)"
+        )
+    return "nothing is lost, and the same command goes on: is the address of the server right?"
+
+
+def _environment() -> tuple[tuple[str, str], ...]:
+    """What a connection depends on."""
+    clouds = ("AWS_", "GOOGLE_", "AZURE_")
+    return tuple(sorted(item for item in os.environ.items() if item[0].startswith(clouds)))
+
+
+@cache
+def _connect(uri: str, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
+    """The library's own view of an address; one per process, so that connections are kept."""
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        raise LeverError(
+            "a store in a bucket needs a library that is not installed",
+            where=uri,
+            hint="pip install 'lever[remote]'",
+        ) from None
+    given = dict(environment)
+    endpoints = [value for name, value in given.items() if "ENDPOINT" in name]
+    more: dict[str, Any] = {}
+    if uri.startswith("s3:") and not {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"} & given.keys():
+        more["credential_provider"] = _profile(uri)
+    return from_url(
+        uri,
+        client_options={
+            "timeout": _TIMEOUT,
+            "allow_http": any(value.startswith("http://") for value in endpoints),
+        },
+        retry_config={"max_retries": 6},  # 0.1 s, 0.2 s, … 3.2 s apart
+        **more,
+    )
+
+
+def _profile(uri: str) -> Any:
+    """Credentials as AWS's own tools find them: profiles, sign-on, the role of a machine.
+
+    Raises:
+        LeverError: there are none.
+    """
+    from boto3 import Session
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = Session()
+    if session.get_credentials() is None:
+        raise LeverError(
+            "there are no credentials for this bucket",
+            where=uri,
+            hint="`aws configure`, AWS_PROFILE or AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY; "
+            "AWS_SKIP_SIGNATURE=true for a public one",
+        )
+    return Boto3CredentialProvider(session)
