@@ -154,29 +154,31 @@ class _Bar(AbstractContextManager[Advance]):
         from rich import progress
         from rich.console import Console
 
-        amount: list[progress.ProgressColumn] = (
-            [progress.DownloadColumn(), progress.TransferSpeedColumn()]
-            if self.unit == "B"
-            else [progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[rate]}")]
-        )
         self.bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
-            *amount,
+            progress.TextColumn("{task.fields[amount]}"),
             progress.TimeRemainingColumn(),
             progress.TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
         )
         self.bar.start()
-        task = self.bar.add_task(self.label, total=None, note="", rate="")
+        task = self.bar.add_task(self.label, total=None, note="", amount="")
 
         def advance(done: float, total: float | None, note: str = "") -> None:
             bar = cast(Any, self.bar)
             speed = bar.tasks[0].speed
-            rate = f"{speed:,.0f} {self.unit}/s" if speed else ""
-            bar.update(task, completed=done, total=total, note=note, rate=rate)
+            rate = f", {self._said(speed)}/s" if speed else ""
+            of = "" if total is None else f" of {self._said(total)}"
+            amount = f"{self._said(done)}{of}{rate}"
+            bar.update(task, completed=done, total=total, note=note, amount=amount)
 
         return advance
+
+    def _said(self, amount: float) -> str:
+        from rich.filesize import decimal
+
+        return decimal(int(amount)) if self.unit == "B" else f"{amount:,.0f} {self.unit}".rstrip()
 
     def __exit__(self, *exc: object) -> None:
         if self.bar is not None:

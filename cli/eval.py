@@ -39,7 +39,7 @@ def eval(
     json: JsonFile = None,
     html: HtmlFile = None,
 ) -> None:
-    """Evaluate selectors at 1-4 shots: VQA accuracy with intervals and paired differences.
+    """Evaluate selectors at 1-4 shots: the task's metric with intervals and paired differences.
 
     Zero-shot, random and nearest-neighbour are always beside them, and the best of the pool where
     the answerer is cheap (exact at one shot, a lower bound at more).
@@ -80,10 +80,12 @@ def show_scoreboard(board: Scoreboard) -> None:
     """Two tables, a column a shot number: accuracies in percent, and paired differences."""
     about = [f"{name} {board.about[name]}" for name in ("dataset/split", "answerer", "date")]
     print(", ".join([*about, f"run {board.run}"]) + "\n")
+    from lever_train.evaluate.scores import shots_said
+
     shots = sorted({row.shots for row in board.rows if row.shots})
     zero = [row for row in board.rows if row.shots == 0]
     emit_table(
-        ["selector", "questions", *map(_shots, shots)],
+        ["selector", "questions", *map(shots_said, shots)],
         [
             *(
                 [row.selector, row.n, f"{_accuracy(row)} without any", *[""] * (len(shots) - 1)]
@@ -103,17 +105,13 @@ def show_scoreboard(board: Scoreboard) -> None:
         print()
         rows = [(f"{p.a} - {p.b}", p.n, p.shots, _difference(p)) for p in board.paired]
         emit_table(
-            ["difference", "questions", *map(_shots, shots)],
+            ["difference", "questions", *map(shots_said, shots)],
             _by_shots(rows, shots),
             title="Paired by question, in percentage points (95 % interval; p of no difference)",
         )
     failed = sum(r.failed for r in board.rows)
     if failed:
         notice(f"{failed:,} answers failed; they are left out of the means")
-
-
-def _shots(number: int) -> str:
-    return "1 shot" if number == 1 else f"{number} shots"
 
 
 def _by_shots(cells: list[tuple[str, int, int, str]], shots: list[int]) -> list[list[object]]:

@@ -89,6 +89,8 @@ def _parameter(item: Option) -> inspect.Parameter:
     metavar, text = item.said("metavar"), item.help
     if item.said("argument"):
         metavar = metavar or item.keys[-1].strip("_").upper()
+    if item.is_numbers:
+        metavar = metavar or "N,N"
     if len("|".join(item.choices)) > _LONGEST_CHOICES:
         metavar, text = "WORD", f"{text} One of: {', '.join(item.choices)}."
     common: dict[str, Any] = {"help": text, "metavar": metavar}
@@ -103,7 +105,7 @@ def _parameter(item: Option) -> inspect.Parameter:
             rich_help_panel=None if item.said("everyday") or is_required else item.panel,
             show_default=False,
         )
-    default: Any = [] if item.is_repeatable else None
+    default: Any = [] if item.is_list else None
     return inspect.Parameter(
         item.key,
         inspect.Parameter.KEYWORD_ONLY,
@@ -114,6 +116,6 @@ def _parameter(item: Option) -> inspect.Parameter:
 
 def _annotated(item: Option) -> Any:
     kind: Any = item.kind
-    if item.is_repeatable:
+    if item.is_list:  # numbers may stand behind one flag with commas, or behind several
         return list[kind]
     return kind if item.field.is_required() else kind | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,15 +75,25 @@ def show(
     found["path"] = str(found["path"])
     if emit(found, json):
         return
-    rows: list[list[Any]] = []
     inputs = [*found["details"].pop("inputs", ()), *_provenance(found).pop("inputs", ())]
-    rows += [[f"input: {i['role']}", f"{i['path']}  sha256 {i['sha256']}"] for i in inputs]
-    for key, value in found.items():
-        if isinstance(value, dict):
-            rows += [[f"{key}.{name}", inner] for name, inner in value.items()]
-        else:
-            rows.append([key, value])
-    emit_table(["field", "value"], rows)
+    rows = [(f"input: {i['role']}", f"{i['path']}  sha256 {i['sha256']}") for i in inputs]
+    emit_table(["field", "value"], [*rows, *_fields(found)])
+
+
+def _fields(value: Any, name: str = "") -> Iterator[tuple[str, object]]:
+    """Values by dotted name, each a line; what has none says where it is."""
+    items = value if isinstance(value, list | tuple) else ()
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _fields(inner, f"{name}.{key}" if name else key)
+    elif any(isinstance(item, dict | list | tuple) for item in items):
+        yield name, f"{len(items):,} entries, shown by --json"
+    elif isinstance(value, str) and "\n" in value.strip():
+        yield name, f"{len(value.splitlines()):,} lines, shown by --json"
+    elif isinstance(value, dict | list | tuple):
+        yield name, ", ".join(map(str, items)) or None
+    else:
+        yield name, value
 
 
 def _provenance(found: dict[str, Any]) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def tables_of(choices: Iterable[Option], flags: Mapping[str, Any]) -> Tables:
         if value is None or value == []:
             continue
         if item.is_numbers:
-            value = tuple(word.strip() for word in value.split(",") if word.strip())
+            value = tuple(word.strip() for word in ",".join(value).split(",") if word.strip())
         inner = tables
         for key in item.keys[:-1]:
             inner = inner.setdefault(key, {})

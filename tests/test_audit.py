@@ -254,6 +254,14 @@ def test_an_empty_view(tmp_path: Path) -> None:
     assert "lever views" in str(caught.value.hint)
 
 
+def test_a_view_emptied_by_pointers_that_hold_their_own_query(tmp_path: Path) -> None:
+    made = new_store(tmp_path)
+    commit(made, [candidate(3, 0, [3, 1], vqa_correct=1, vqa_acc_score=1.0)])
+    with pytest.raises(LeverError, match="the view holds no candidates") as caught:
+        audit(made, AuditRequest())
+    assert str(caught.value.hint).startswith("1 candidates show the query itself")
+
+
 def test_a_view_that_is_not_for_training(store: Store) -> None:
     with pytest.raises(LeverError, match="not made for training: it has no column candidate"):
         audit(store, AuditRequest(view="queries"))

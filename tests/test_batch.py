@@ -233,6 +233,12 @@ def test_embeddings_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(LeverError, match="NaN or infinity") as error:
         load_embeddings(str(tmp_path / "nan.pt"), con)
     assert str(error.value.where).endswith("row 1")
+    torch.save(torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]]), tmp_path / "zero.pt")
+    with pytest.raises(LeverError, match=r"all zeros.*row 1; value '2 of 3 rows'"):
+        load_embeddings(str(tmp_path / "zero.pt"), con)
+    torch.save(torch.ones(3, 2), tmp_path / "equal.pt")
+    with pytest.raises(LeverError, match="nothing tells one item from another"):
+        load_embeddings(str(tmp_path / "equal.pt"), con)
     torch.save(torch.zeros(3), tmp_path / "flat.pt")
     with pytest.raises(LeverError, match=r"must be floats \[n, d\]"):
         load_embeddings(str(tmp_path / "flat.pt"), con)

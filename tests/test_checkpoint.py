@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 from lever_train.options.train import ModelConfig
 from lever_train.selector.checkpoint import (
     Progress,
@@ -280,6 +280,12 @@ def test_what_is_no_checkpoint(tmp_path: Path, content: object, message: str) ->
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(LeverError, match=message):
         read_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_checkpoint_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pt", tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(UsageError, match=f"^there is no such checkpoint; value '{path}'$"):
+            read_checkpoint(path)
 
 
 def test_no_code_of_a_file_runs(tmp_path: Path) -> None:

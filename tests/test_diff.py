@@ -97,6 +97,13 @@ def test_nothing_in_common(store: Store) -> None:
     assert found.mean_change is found.low is found.high is found.mcnemar_p is None
 
 
+def test_one_pair_has_no_interval(store: Store) -> None:
+    a = commit(store, [row(0, 0, [1, 2], 0.0)], name="a")
+    b = commit(store, [row(0, 0, [1, 2], 1.0)], name="b")
+    found = compare(store, a, b)
+    assert (found.pairs, found.mean_change, found.low, found.high) == (1, 1.0, None, None)
+
+
 def test_two_views(store: Store) -> None:
     commit(store, [row(0, 0, [1, 2], 0.3), row(0, 1, [3, 4], 0.6, gen_method="random")])
     found = compare(store, "beam", "all_candidates")

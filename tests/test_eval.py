@@ -414,6 +414,27 @@ def test_bad_requests_say_what_is_wrong(
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_numbers_may_stand_behind_one_flag_or_several(place: Place) -> None:
+    flags = ["--shots", "1", "--shots", "2,3", "--limit", "5", "--json", "-"]
+    done = lever("eval", *place.flags, *flags)
+    rows = json.loads(done.stdout)["rows"]
+    assert {row["shots"] for row in rows} == {0, 1, 2, 3}
+    assert (
+        "--shots are distinct" in lever("eval", *place.flags, *flags[:3], "1", check=False).stderr
+    )
+
+
+def test_a_view_of_other_queries_is_refused(place: Place) -> None:
+    views = place.store.path / "views"
+    views.mkdir(exist_ok=True)
+    sql = "select 'demo' as dataset, 'val' as split, unnest([3, 50, 51]) as query_id"
+    (views / "too_many.sql").write_text(sql)
+    with pytest.raises(
+        LeverError, match="2 of 3 queries of the view are not questions of demo/val"
+    ):
+        open_held_out(connect(place.store), place.questions.but(queries="too_many"))
+
+
 def test_a_pick_needs_embeddings_of_the_candidates(place: Place) -> None:
     questions = place.questions.but(candidate_embeddings=None)
     with pytest.raises(UsageError, match="need embeddings of their own"):

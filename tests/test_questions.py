@@ -213,6 +213,15 @@ def test_unanswered_questions_are_counted_by_themselves(tmp_path: Path) -> None:
         put(tmp_path, asked(1), noted(1, 2, 3))
 
 
+def test_questions_alone_do_not_hide_answers_that_are_there(tmp_path: Path) -> None:
+    run, _ = put(tmp_path, asked(1, 2), noted(1, 2))
+    with pytest.raises(UsageError, match="would hide those of a run in the store") as error:
+        put(tmp_path, asked(1, 2, 3))
+    assert error.value.value == run.run and "name the annotations" in str(error.value.hint)
+    put(tmp_path, asked(1, 2, 3), split="test")
+    put(tmp_path, asked(1, 2, 3), noted(1))
+
+
 def test_a_newer_file_of_a_split_counts_whole(tmp_path: Path) -> None:
     """Not its first rows with the rest of an older one."""
     put(tmp_path, asked(1, 2, 3))

@@ -8,6 +8,9 @@ import pytest
 
 from lever_demo.files import WorldFiles, write_world
 from lever_demo.world import WorldSpec, make_world
+from lever_train.options.train import ModelConfig
+from lever_train.selector.checkpoint import Progress, save_v3
+from lever_train.selector.kinds import make_selector
 from tests.commands import lever
 
 CASES = {
@@ -32,6 +35,19 @@ FILES = {
     "RL data": ('rl_data = ["none.json"]', "the RL data 1 are not there"),
     "store": ('store = "bad.pt"', "lever.json"),
     "vectors": ('candidate_embeddings = "bad.pt"', "bad.pt"),
+}
+
+
+OF_ANOTHER_SPLIT = {  # what the plan is given, a file of which split, and what it says
+    "pool": ("pool", "pool", "val", "20 rows, the split train has 60 questions"),
+    "eval_pool": ("eval_pool", "pool", "train", "60 rows, the split val has 20 questions"),
+    "vectors": ("candidate_embeddings", "embeddings", "val", "the split of the demonstrations has"),
+    "answerer": (
+        "query_embeddings",
+        "embeddings",
+        "train",
+        "60 rows, the split val has 20 questions",
+    ),
 }
 
 
@@ -63,6 +79,26 @@ def test_the_plan_refuses_what_it_can_know(case: str, world: WorldFiles, tmp_pat
         done = lever("run", "--config", path, *words, check=False)
         assert done.returncode != 0 and message in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("case", OF_ANOTHER_SPLIT)
+def test_the_plan_refuses_files_of_another_split(
+    case: str, world: WorldFiles, tmp_path: Path
+) -> None:
+    key, kind, split, message = OF_ANOTHER_SPLIT[case]
+    table = "[answerer]\n" if case == "answerer" else ""
+    path = _config(world, tmp_path, f'{table}{key} = "{getattr(world, kind)(split)}"')
+    done = lever("run", "--config", path, "--dry-run", check=False)
+    assert done.returncode == 1 and message in done.stderr
+
+
+def test_the_plan_refuses_a_checkpoint_of_another_width(world: WorldFiles, tmp_path: Path) -> None:
+    selector = make_selector(12, ModelConfig(), 0)
+    save_v3(tmp_path / "wide.pt", selector, Progress(1, "rce", 0.1, {}))
+    for table in ("sft", "eval"):
+        path = _config(world, tmp_path, f'[{table}]\ncheckpoint = "wide.pt"')
+        done = lever("run", "--config", path, "--dry-run", check=False)
+        assert done.returncode == 1 and "takes embeddings of width 12" in done.stderr
 
 
 def test_the_plan_refuses_an_encoder_or_images_that_are_not_there(

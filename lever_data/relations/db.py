@@ -278,6 +278,19 @@ def _why_broken(
     return str(error).splitlines()[0]
 
 
+def empty_view(con: duckdb.DuckDBPyConnection, where: str, what: str, hint: str) -> LeverError:
+    """The error of a view without a row to use; says so where pointers that hold their own query
+    are the reason. ``own_pointers`` is among the relations of the connection."""
+    own = con.cursor().execute("select count(*) from own_pointers").fetchall()[0][0]
+    if own:
+        hint = (
+            f"{own:,} candidates show the query itself, its answer in the prompt, and are left out "
+            "(view own_pointers). Where queries and demonstrations are of different splits, ingest "
+            "the queries under their own --split"
+        )
+    return LeverError(what, where=where, hint=hint)
+
+
 def require_select(con: duckdb.DuckDBPyConnection, sql: str) -> None:
     """Refuse anything but one reading SELECT.
 

@@ -114,14 +114,15 @@ def audit_views(store: Store | Path, request: AuditRequest, views: Sequence[str]
 
 
 def _open(store: Store, request: AuditRequest) -> Session:
-    wanted = [request.view, *read_by_diagnostics(), *([request.policy] if request.policy else [])]
+    policy = [] if request.policy is None else [request.policy]
+    wanted = [request.view, *read_by_diagnostics(), "own_pointers", *policy]
     runs = [*request.runs]
     if runs:  # chosen runs are chosen candidates; what is asked and answered comes along
         runs += [run.run for run in store.inventory().runs if run.kind == "examples"]
     session = open_session(
         store, runs=runs, scorer=request.scorer, sql_dir=request.sql_dir, only=wanted
     )
-    for name in [request.view, *([request.policy] if request.policy else [])]:
+    for name in [request.view, *policy]:
         if name not in session.relations:
             session.con.close()
             raise session.explain_missing(name)

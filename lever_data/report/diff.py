@@ -1,8 +1,8 @@
 """Compare two runs, two views or two evaluations: what only one has, and is the change real.
 
 In go the names of two sides; out comes a :class:`Difference`. Candidates are paired by query and
-ordered pointer, evaluations by query and shot number. The score is the VQA accuracy; what has
-none, because the answerer failed or nobody scored it, is not there.
+ordered pointer, evaluations by query and shot number. The score is the accuracy by the
+task's metric; what has none, because the answerer failed or nobody scored it, is not there.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Difference:
     ``pairs``, ``only_a`` and ``only_b`` count (query, ordered pointer), or (query, shots) of
     evaluations, that have a score. ``mean_change`` is the mean of B's minus A's accuracy over the
     pairs, ``low`` and ``high`` its 95 % interval, images resampled, or queries where they have
-    none; null without pairs. ``mcnemar_p`` is the exact two-sided p of McNemar's test on one pick
-    per query: beam rank 0, else the highest log-probability, else the first candidate; of
-    evaluations, the pick at the most shots both have. ``picks`` counts the queries where both
-    sides have one.
+    none; null where there is nothing to resample. ``mcnemar_p`` is the exact two-sided p of
+    McNemar's test on one pick per query: beam rank 0, else the highest log-probability, else the
+    first candidate; of evaluations, the pick at the most shots both have. ``picks`` counts the
+    queries where both sides have one.
     """
 
     a: str
@@ -161,8 +161,8 @@ def _measure(
         only_b=counted[2],
         changed=counted[3],
         mean_change=None if change is None else change.mean,
-        low=None if change is None else change.low,
-        high=None if change is None else change.high,
+        low=None if change is None or len(clusters["size"]) < 2 else change.low,
+        high=None if change is None or len(clusters["size"]) < 2 else change.high,
         picks=len(right_a),
         picks_right_a=float(right_a.mean()) if len(right_a) else None,
         picks_right_b=float(right_b.mean()) if len(right_b) else None,

@@ -26,7 +26,7 @@ from lever_data.catalog import (
     reward_modes,
 )
 from lever_data.errors import LeverError
-from lever_data.relations.db import Session
+from lever_data.relations.db import Session, empty_view
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import needs, prepare_reward, refuse_unscored, reward_sql
 from lever_data.report.options import AuditRequest
@@ -167,11 +167,8 @@ def _survey(
             hint="its columns: " + ", ".join(present),
         ) from error
     if not row[0]:
-        raise LeverError(
-            "the view holds no candidates",
-            where=request.view,
-            hint="`lever views` counts the rows of every view, `lever runs` lists what is stored",
-        )
+        hint = "`lever views` counts the rows of every view, `lever runs` lists what is stored"
+        raise empty_view(con, request.view, "the view holds no candidates", hint)
     counts = dict(zip(needed, row[2:], strict=False))
     refuse_unscored(con, request.view, request.reward, counts)
     levels = {

@@ -269,6 +269,8 @@ def _commit_examples(
     place = (str(spec.dataset), split)
     require_known_queries(store, place, numbers, questions, annotations)
     counts = annotator_counts(questions, annotations)
+    if counts[0] == questions.num_rows:
+        _require_no_answers(store, place, questions)
     _tell_examples(
         files, counts, options, is_ordered=bool(spec.parents) or "columns" in spec.parameters
     )
@@ -288,6 +290,20 @@ def _commit_examples(
                 item.source.check_unchanged()
         put_more()
         return IngestResult(writer.commit(details), is_new=True)
+
+
+def _require_no_answers(store: Store, place: tuple[str, str], questions: ItemFile) -> None:
+    """Refuse questions without answers where the store holds their split with answers: the newest
+    questions of a split count, so those answers would be hidden."""
+    for run in reversed(store.inventory().runs):
+        same = run.kind == "examples" and (run.dataset, run.split) == place
+        if same and run.details.get("unanswered", 0) < run.num_rows:
+            raise UsageError(
+                "these questions have no answers, and would hide those of a run in the store",
+                where=str(questions.source.path),
+                value=run.run,
+                hint="name the annotations in the same command, or remove that run first",
+            )
 
 
 def _tell_examples(

@@ -20,6 +20,7 @@ from lever_data.report.diff import BASELINES
 from lever_train.evaluate import baselines
 from lever_train.evaluate.baselines import Accuracy, Pointers, Rows
 from lever_train.evaluate.heldout import HeldOut
+from lever_train.evaluate.scores import shots_said
 from lever_train.rollout.answerers.base import Answer
 from lever_train.rollout.policy import Policy
 from lever_train.rollout.propose import unpadded
@@ -118,7 +119,7 @@ class _Court:
 
     def outcome(self, selector: str, pointer: Pointers) -> Outcome:
         rows = np.arange(len(self.held), dtype=np.int64)
-        answers = self._ask(rows, pointer, f"{selector}, {pointer.shape[1]} shots")
+        answers = self._ask(rows, pointer, f"{selector}, {shots_said(pointer.shape[1])}")
         predictions, accuracy = self._predictions(answers), self._score(rows, answers)
         right = self.held.scoring.is_right(
             [said or "" for said in predictions], [t.answers for t in self.held.truths], accuracy
@@ -136,7 +137,7 @@ class _Court:
 
     def accuracy(self, rows: Rows, pointers: Pointers) -> Accuracy:
         """The judge of the oracle."""
-        answers = self._ask(rows, pointers, f"oracle, {pointers.shape[1]} shots")
+        answers = self._ask(rows, pointers, f"oracle, {shots_said(pointers.shape[1])}")
         return self._score(rows, answers)
 
     def _ask(self, rows: Rows, pointers: Pointers, note: str) -> list[Answer]:

@@ -100,13 +100,20 @@ def open_held_out(
     scoring = Scoring(task or Task(), [item.answers for item in items.values()])
     if questions.queries is not None:
         wanted = query_ids(con, questions.queries, dataset, questions.split).tolist()
-        items = {number: items[number] for number in wanted if number in items}
-        if not items:
+        here = f"{dataset}/{questions.split}"
+        if not wanted:
             raise UsageError(
-                "the view holds no query of this place",
-                where=questions.queries,
-                value=f"{dataset}/{questions.split}",
+                "the view holds no query of this place", where=questions.queries, value=here
             )
+        if lacking := [number for number in wanted if number not in items]:
+            raise LeverError(
+                f"{len(lacking):,} of {len(wanted):,} queries of the view are not questions of "
+                f"{here}",
+                where=questions.queries,
+                value=f"query {lacking[0]}",
+                hint="ingest the questions of the split, or give a view of those that are there",
+            )
+        items = {number: items[number] for number in wanted}
     size = max(official.questions) + 1 if own_size is None and official else own_size
     if limit is not None:
         items = {number: items[number] for number in sorted(items)[:limit]}

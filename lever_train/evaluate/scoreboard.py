@@ -20,7 +20,7 @@ from lever_data.report.statistics import bootstrap_mean, mcnemar, sign_flip_p
 from lever_data.store.schema import EVALUATIONS
 from lever_train.evaluate.evaluate import Outcome
 from lever_train.evaluate.heldout import HeldOut
-from lever_train.evaluate.scores import PairTest, Row, Scoreboard
+from lever_train.evaluate.scores import PairTest, Row, Scoreboard, shots_said
 from lever_train.rollout.propose import unpadded
 
 CONFIDENCE = 0.95
@@ -55,7 +55,7 @@ def _row(outcome: Outcome, images: np.ndarray) -> Row:
     if not len(answered):
         raise LeverError(
             "the answerer failed on every query",
-            where=f"{outcome.selector}, {outcome.shots} shots",
+            where=f"{outcome.selector}, {shots_said(outcome.shots)}",
             value=outcome.errors[0],
         )
     found = bootstrap_mean(answered, images[is_answered], confidence=CONFIDENCE)
@@ -79,7 +79,7 @@ def _paired(a: Outcome, b: Outcome, images: np.ndarray) -> PairTest:
     if not both.any():
         raise LeverError(
             "no query was answered for both selectors",
-            where=f"{a.selector} and {b.selector}, {a.shots} shots",
+            where=f"{a.selector} and {b.selector}, {shots_said(a.shots)}",
         )
     apart = left[both] - right[both]
     change = bootstrap_mean(apart, images[both], confidence=CONFIDENCE)

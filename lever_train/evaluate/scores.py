@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any, Self
 
 
+def shots_said(number: int) -> str:
+    """A number of demonstrations in words."""
+    return "1 shot" if number == 1 else f"{number} shots"
+
+
 @dataclass(frozen=True)
 class Row:
     """One selector at one shot number over the first ``n + failed`` queries.

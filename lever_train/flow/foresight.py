@@ -9,27 +9,33 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import duckdb
 
 from lever_data.catalog import quote_identifier
-from lever_data.errors import LeverError, UsageError
+from lever_data.errors import UsageError
 from lever_data.items.task import Task, stored_task
 from lever_data.readers.rows import data_files
+from lever_data.readers.source import Source as DataFile
 from lever_data.relations.db import open_session, readable_errors
 from lever_data.relations.rewards import reward_sql
 from lever_data.report.gate import parse_gate, require_known
 from lever_data.sources.dataset import guessed_task, meaning_of
+from lever_data.sources.questions import read_questions
 from lever_data.store.store import Store
 from lever_train.flow.legacy_files import sees_images
 from lever_train.flow.work import Work
+from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
+from lever_train.inputs.pools import open_pools
 from lever_train.options.embed import EmbedRequest
 from lever_train.options.pipeline import DataTable, PipelineConfig
 from lever_train.rollout.answerers import images_of, needs_images
 from lever_train.rollout.answerers.base import asked_task
+from lever_train.selector.checkpoint import read_checkpoint
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # what may be fetched; anything else is a path
 
@@ -95,32 +101,75 @@ def require_answerer(work: Work) -> None:
         _require_model(name, "answerer")
 
 
-def require_vectors(work: Work) -> None:
-    """Refuse given embeddings that cannot be read, differ in width or are too few for the pools.
+def require_inputs(work: Work, split: str) -> None:
+    """Refuse given vectors, pools and checkpoints that are not those of a split, or cannot be read.
+    What steps make themselves fits.
 
     Raises:
         UsageError, LeverError: it names the file.
     """
-    data, size = work.config.data, work.config.pool.size
-    given = (data.query_embeddings, data.candidate_embeddings, data.eval_embeddings)
-    with duckdb.connect() as con:
-        tables = {path: load_embeddings(str(path), con) for path in given if path is not None}
-    for path, table in tables.items():
-        first = next(iter(tables.values()))
-        if table.shape[1] != first.shape[1]:
-            raise LeverError(
-                f"embeddings of {table.shape[1]} numbers beside others of {first.shape[1]}",
-                where=str(path),
-            )
-    named = data.candidate_embeddings or data.query_embeddings
-    if size is None or data.pool is not None or named is None:
-        return
-    shown = tables[named]
-    if size >= len(shown):
+    config, data, answerer = work.config, work.config.data, work.config.answerer
+    sizes = _size(data, split), _size(data, data.train_split)
+    shown = data.candidate_embeddings or data.query_embeddings
+    if split == data.train_split:
+        _require_fit(split, sizes, data.query_embeddings, shown, data.pool, config.sft.checkpoint)
+    else:
+        queries = data.eval_embeddings
+        _require_fit(split, sizes, queries, shown, data.eval_pool, config.eval.checkpoint)
+        if answerer.query_embeddings or answerer.candidate_embeddings:
+            given = answerer.query_embeddings or queries, answerer.candidate_embeddings or shown
+            _require_fit(split, sizes, *given)
+    if config.pool.size is not None and sizes[1] is not None and config.pool.size >= sizes[1]:
         raise UsageError(
             "a pool cannot be larger than the items that may be shown",
-            value=f"{size} of {len(shown)}",
+            value=f"{config.pool.size} of {sizes[1]}",
         )
+
+
+def _require_fit(
+    split: str,
+    sizes: tuple[int | None, int | None],
+    query_embeddings: Path | None,
+    candidate_embeddings: Path | None,
+    pool_file: Path | None = None,
+    checkpoint: Path | None = None,
+) -> None:
+    """Check what is given of these against the sizes of the split and of the demonstrations'."""
+    with duckdb.connect() as con:
+        found = [
+            None if path is None else Vectors.of(str(path), load_embeddings(str(path), con))
+            for path in (query_embeddings, candidate_embeddings)
+        ]
+        pool = None if pool_file is None else open_pools(con, pool_file, "candidates")
+    width = next((given.width for given in found if given is not None), 0)
+    queries, candidates = (
+        given or Vectors("the vectors that are made", size or sys.maxsize, width)
+        for given, size in zip(found, sizes, strict=True)
+    )
+    takes = {}
+    if checkpoint is not None and checkpoint.is_file() and width:
+        takes[str(checkpoint)] = read_checkpoint(checkpoint).dim
+    check_inputs(
+        queries,
+        candidates,
+        split=split,
+        size=sizes[0],
+        last_query=-1,
+        candidate_size=sizes[1],
+        pool=pool,
+        checkpoints=takes,
+    )
+
+
+def _size(data: DataTable, split: str) -> int | None:
+    """Questions of a split: in the file given, else in the store; ``None``: nobody knows yet."""
+    path = data.questions if split == data.train_split else data.eval_questions
+    if path is not None:
+        return len(read_questions(DataFile.open(path)).question_ids)
+    if not data.store.exists():
+        return None
+    with open_session(data.store, only=("examples",)).con as con:
+        return split_size(con, data.dataset, split)
 
 
 def _may_bring_images(data: DataTable) -> bool:

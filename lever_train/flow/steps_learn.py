@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lever_data.store.files import write_json, write_text
-from lever_train.flow.foresight import require_answerer, require_vectors
+from lever_train.flow.foresight import require_answerer, require_inputs
 from lever_train.flow.pipeline import Outputs, Step
 from lever_train.flow.training import (
     keyed,
@@ -104,7 +104,7 @@ def train(work: Work) -> Step:
     after = ("ingest", "embed", "pool", "sft", "generate", "audit")
 
     def guard() -> None:
-        require_vectors(work)
+        require_inputs(work, work.config.data.train_split)
         require_own(work.checkpoints)
 
     return Step("train", act, keyed(config), reads, after, guard=guard)
@@ -169,6 +169,8 @@ def evaluate(work: Work) -> Step:
         require_answerer(work)
         if table.checkpoint is not None:
             read_checkpoint(table.checkpoint)
+        if data.eval_split != data.train_split:
+            require_inputs(work, data.eval_split)
 
     reads = work.evaluation_files()
     return Step("evaluate", act, parameters, reads, after, idle=idle, guard=guard)

@@ -15,7 +15,7 @@ from lever_data import connect
 from lever_data.errors import LeverError, UsageError
 from lever_data.store.files import write_atomic, write_json
 from lever_data.store.store import Store
-from lever_train.flow.foresight import require_answerer
+from lever_train.flow.foresight import require_answerer, require_inputs
 from lever_train.flow.pipeline import Outputs, Step
 from lever_train.flow.steps_learn import judge
 from lever_train.flow.steps_make import answering, as_outputs, rollout_request
@@ -152,6 +152,7 @@ def _train(work: Work, number: int) -> Step:
         after = (*after, f"judge-{number - 1}")
 
     def guard() -> None:
+        require_inputs(work, work.config.data.train_split)
         require_own(folder)
 
     return Step(f"train-{number}", act, keyed(config), reads, after, guard=guard)

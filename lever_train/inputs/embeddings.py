@@ -39,7 +39,8 @@ def load_embeddings(
 
     Raises:
         UsageError: neither a file nor a name in the store; or those side by side differ in rows.
-        LeverError: not one [n, d] tensor of finite floats, or rows are missing in the store.
+        LeverError: not one [n, d] tensor of finite floats, a row of zeros, all rows equal, or rows
+            are missing in the store.
     """
     path = Path(source)
     if "," in source and not path.is_file():
@@ -56,10 +57,31 @@ def load_embeddings(
     else:
         values = _from_store(source, con, prefer)
     vectors = np.array(values, dtype=np.float32)  # a copy: files are mapped, read only
+    _require_telling(vectors, source)
+    return torch.from_numpy(vectors)
+
+
+def _require_telling(vectors: np.ndarray, source: str) -> None:
+    """Refuse rows that say nothing of their item: an encoder that failed leaves such."""
     if not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise LeverError("an embedding holds NaN or infinity", where=f"{source}: row {row}")
-    return torch.from_numpy(vectors)
+    empty = np.flatnonzero(~vectors.any(axis=1))
+    if len(empty):
+        raise LeverError(
+            "an embedding is all zeros, which is similar to nothing",
+            where=f"{source}: row {empty[0]}",
+            value=f"{len(empty):,} of {len(vectors):,} rows",
+            hint="embed these items anew: an encoder that failed leaves zeros",
+        )
+    # the last row first: where it differs, as it nearly always does, nothing else is compared
+    if len(vectors) > 1 and (vectors[-1] == vectors[0]).all() and (vectors == vectors[0]).all():
+        raise LeverError(
+            "all embeddings are equal, so nothing tells one item from another",
+            where=source,
+            value=f"{len(vectors):,} rows",
+            hint="embed the items anew",
+        )
 
 
 def _from_store(

@@ -46,7 +46,7 @@ class Batch:
     mask: Bool[Tensor, "B N"]  # real candidates
     reward: Float[Tensor, "B N"]  # float64, 0 where padded
     behaviour: Float[Tensor, "B N"]  # stored log-probabilities, nats; NaN where not known
-    accuracy: Float[Tensor, "B N"]  # stored VQA accuracy; NaN where not known
+    accuracy: Float[Tensor, "B N"]  # as stored; NaN where not known
 
     def __len__(self) -> int:
         return len(self.query)

@@ -60,7 +60,7 @@ _MEANINGS = {
     "beta": "β: the weight of the KL in the loss.",
     "val_loss": "The loss of RCE at τ = 1 (of SFT: its own); lower is better.",
     "val_reward": "Reward of the stored candidate the selector likes best.",
-    "val_accuracy": "VQA accuracy of the stored candidate the selector likes best.",
+    "val_accuracy": "Stored accuracy of the candidate the selector likes best.",
     "val_expected_reward": "Estimated reward of what the selector would sample.",
     "val_ess": "Stored candidates that estimate rests on, a query; more is surer.",
 }

@@ -19,7 +19,13 @@ from torch import Tensor
 from lever_data.catalog import quote_literal
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Place, load_items, require_same_questions
-from lever_data.relations.db import Session, open_session, quote_identifier, readable_errors
+from lever_data.relations.db import (
+    Session,
+    empty_view,
+    open_session,
+    quote_identifier,
+    readable_errors,
+)
 from lever_data.relations.rewards import (
     prepare_reward,
     require_scores,
@@ -220,9 +226,8 @@ def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> str:
         .fetchall()
     )
     if not rows:
-        raise LeverError(
-            "the view holds no rows", where=", ".join(views), hint="`lever runs` lists the runs"
-        )
+        hint = "`lever runs` lists the runs"
+        raise empty_view(con, ", ".join(views), "the view holds no rows", hint)
     parts = ["stg_beams" if is_beam else "stg_candidates" for (is_beam,) in sorted(rows)]
     union = " union all ".join(f"select {_KEY}, pointer from {part}" for part in parts)
     # another dataset or split of the same runs is not part of this training: its queries would
@@ -347,7 +352,7 @@ def _selection(con: duckdb.DuckDBPyConnection, config: TrainConfig) -> Selection
 
 
 def _accuracy_column(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> tuple[str, ...]:
-    """The stored VQA accuracy, where every view has it: validation reports it."""
+    """The stored accuracy, where every view has it: validation reports it."""
     for view in views:
         described = con.cursor().execute(f"describe {quote_identifier(view)}").fetchall()
         if "vqa_acc_score" not in {row[0] for row in described}:

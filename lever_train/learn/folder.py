@@ -171,14 +171,13 @@ class TrainingFolder:
         text = json.dumps(provenance, indent=2, ensure_ascii=False, default=str)
         write_atomic(self.out / PROVENANCE, f"{text}\n".encode())
 
-    def checkpoint(self, selector: Selector, progress: Progress, is_best: bool) -> Path:
+    def checkpoint(self, selector: Selector, progress: Progress, is_best: bool) -> None:
         """Write ``<phase>_epoch<k>.pt`` and point ``last.pt``, and ``best.pt`` if it is, to it."""
         path = self.out / f"{progress.phase}_epoch{progress.epoch}.pt"
         save_v3(path, selector, progress)
         _link(self.out / "last.pt", path.name)
         if is_best:
             _link(self.out / "best.pt", path.name)
-        return path
 
     def metrics(self, log: Log, *, tensorboard: bool = False) -> None:
         """Write ``metrics.parquet`` and ``curves.html``, and TensorBoard events where asked."""

@@ -290,7 +290,7 @@ class _Training:
             state.best = (f"{phase.name}_epoch{epoch}.pt", value)
         if self.world.is_main:
             progress = Progress(epoch, phase.name, state.beta, figures)
-            self._say(f"wrote {self.folder.checkpoint(self.selector, progress, best)}")
+            self.folder.checkpoint(self.selector, progress, best)
             self.folder.metrics(state.log, tensorboard=config.run.tensorboard)
         state.epoch, state.groups = epoch, 0
         self._save(learner.optimizer.state_dict())

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 from lever_data.readers.torch_file import read_torch
 from lever_data.store.files import write_atomic
 from lever_train.options.train import ModelConfig
@@ -196,6 +196,8 @@ def legacy_caveat(config: ModelConfig) -> str:
 
 def _content(path: Path) -> Mapping[Any, object]:
     """What the file holds; tensors alone stand as a v3 file without further entries."""
+    if not path.is_file():
+        raise UsageError("there is no such checkpoint", value=str(path))
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:

@@ -13,7 +13,7 @@
 --   temperature double: sampling temperature; null where not sampled
 --   eval_mode varchar: file (official metric), fallback (string match) or null (unknown)
 --   vqa_correct tinyint: 1 where the accuracy is above 0, else 0
---   vqa_acc_score double: VQA accuracy in [0, 1]
+--   vqa_acc_score double: accuracy in [0, 1] by the task's metric
 --   reward double: the reward in [-5, 5]; a missing one is 0
 with source as (select * from scored),
 

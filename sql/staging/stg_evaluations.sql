@@ -9,7 +9,7 @@
 --   shots tinyint: number of demonstrations shown; 0 for zero_shot
 --   pointer integer[]: ordered example ids of the demonstrations shown
 --   prediction varchar: the answer after post-processing; null where the answerer failed
---   accuracy double: official VQA accuracy in [0, 1]; null where the answerer failed
+--   accuracy double: accuracy in [0, 1] by the task's metric; null where the answerer failed
 --   correct tinyint: 1 where the accuracy is above 0, else 0
 --   error varchar: why the answerer failed
 --   scorer varchar: the model that answered

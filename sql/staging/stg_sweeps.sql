@@ -5,7 +5,7 @@
 --   sweep varchar: name of the sweep
 --   cell varchar: digest of everything the cell depends on
 --   settings varchar: JSON object: what differs between the cells
---   accuracy double: VQA accuracy in [0, 1], mean over queries and shot numbers
+--   accuracy double: accuracy in [0, 1] by the task's metric, mean over queries and shot numbers
 --   low double: lower end of its 95 % bootstrap interval
 --   high double: upper end
 --   difference double: accuracy minus that of the SFT model, paired by query; null without one

@@ -24,7 +24,7 @@
 --   vqa_pred_answer varchar: the answer after post-processing
 --   vqa_raw_generation varchar: the answer as generated
 --   vqa_correct tinyint: 1 where the accuracy is above 0, else 0
---   vqa_acc_score double: VQA accuracy in [0, 1]
+--   vqa_acc_score double: accuracy in [0, 1] by the task's metric
 --   vqa_gt_prob double: expected accuracy under the model in [0, 1]
 --   vqa_rel_token_f1 double: token F1 to the nearest ground truth in [0, 1]
 --   vqa_rel_edit_sim double: edit similarity to the nearest ground truth in [0, 1]

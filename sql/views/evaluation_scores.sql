@@ -8,7 +8,7 @@
 --   shots tinyint: number of demonstrations shown; 0 for zero_shot
 --   num_queries bigint: queries asked
 --   num_failed bigint: queries the answerer failed on; not in the mean
---   mean_accuracy double: mean official VQA accuracy in [0, 1]
+--   mean_accuracy double: mean accuracy in [0, 1] by the task's metric
 with stored as (select * from stg_evaluations),
 
 final as (
