@@ -27,9 +27,9 @@ _CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 
 
 _INTERRUPTED = 130
 COMMANDS = (
-    *("audit", "beam", "board", "check", "convert", "demo", "diff", "embed", "eval", "export"),
-    *("generate", "ingest", "pack", "plan", "predict", "query", "rescore", "run", "runs", "serve"),
-    *("sweep", "train", "value", "views"),
+    *("audit", "beam", "board", "check", "convert", "copy", "demo", "diff", "embed", "eval"),
+    *("export", "generate", "ingest", "pack", "plan", "predict", "query", "rescore", "run"),
+    *("runs", "serve", "sweep", "train", "value", "views"),
 )
 _HELP = """Offline reinforcement learning of an in-context-demonstration selector: legacy JSON to
 Parquet, SQL views, one trainer.

@@ -12,6 +12,7 @@ import pytest
 from tests.torture.harness import Nursery
 
 if TYPE_CHECKING:  # it imports torch, which most files of tests go without
+    from tests.cloud import Cloud, TestBucket
     from tests.training import Bench
 
 # All that sweep, train, generate and rescore import; torch imports _dynamo when an optimizer is
@@ -57,6 +58,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def trained(finished: Bench, tmp_path: Path) -> Bench:
     """A copy of the finished training, to be changed."""
     return finished.copy(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[Cloud]:
+    """An S3 server on loopback."""
+    from tests.cloud import Cloud
+
+    with Cloud() as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def bucket(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestBucket:
+    """An empty bucket, and a machine that can reach it and has nothing cached."""
+    from tests.cloud import environment, new_bucket
+
+    for name, value in environment(cloud).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LEVER_CACHE", str(tmp_path / "machine"))
+    return new_bucket(cloud)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import obstore
@@ -12,25 +11,9 @@ import pytest
 from lever_data.errors import LeverError
 from lever_data.relations.db import connect
 from lever_data.store.store import Store
-from tests.cloud import KEY, SECRET, Cloud, TestBucket, environment, new_bucket
+from tests.cloud import KEY, SECRET, TestBucket
 from tests.commands import lever
 from tests.stores import candidate, commit, new_store
-
-
-@pytest.fixture(scope="module")
-def cloud() -> Iterator[Cloud]:
-    with Cloud() as cloud:
-        yield cloud
-
-
-@pytest.fixture
-def bucket(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestBucket:
-    """A bucket, and a machine whose cache is empty."""
-    for name, value in environment(cloud).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("LEVER_CACHE", str(tmp_path / "machine"))
-    return new_bucket(cloud)
-
 
 ROWS = [
     candidate(q, i, [i + 11, 30], vqa_acc_score=i / 3, vqa_correct=1)

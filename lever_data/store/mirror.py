@@ -186,6 +186,11 @@ class Mirror:
         for run in runs:
             os.utime(run.path / _OBJECTS)
 
+    def release(self) -> None:
+        """Let the files that were fetched be evicted: nothing reads them any more."""
+        with locked(mirrors() / "lock"):
+            _hold(self.path, set(), alone=True)
+
     def _reserve(self, files: Sequence[tuple[Run, str]]) -> None:
         """Make room and take it, by files as long as they will be."""
         new = [(r, n) for r, n in files if not _partial(r.path / n).exists()]
@@ -352,21 +357,21 @@ class _Reader:
         self._lock = Lock(self.path)
         self._lock.take()
 
-    def hold(self, names: set[str]) -> None:
-        """Add runs."""
-        self.names |= names
+    def hold(self, names: set[str], *, alone: bool) -> None:
+        """Add runs, or hold these alone."""
+        self.names = names if alone else self.names | names
         self.path.write_text("\n".join(sorted(self.names)))
 
 
 _readers: dict[Path, _Reader] = {}
 
 
-def _hold(mirror: Path, names: set[str]) -> None:
+def _hold(mirror: Path, names: set[str], *, alone: bool = False) -> None:
     """Keep runs from eviction until this process ends; the caller holds the lock of the mirrors."""
     reader = _readers.get(mirror)
     if reader is None or reader.process != os.getpid() or not reader.path.exists():
         _readers[mirror] = _Reader(mirror)
-    _readers[mirror].hold(names)
+    _readers[mirror].hold(names, alone=alone)
 
 
 def _make_room(need: int) -> None:

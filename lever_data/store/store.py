@@ -158,21 +158,29 @@ class Store:
 
     def find(self, spec: RunSpec) -> Run | None:
         """The run this spec would make, where it is already committed."""
+        return self.committed(spec.run_id())
+
+    def committed(self, run_id: str) -> Run | None:
+        """The run of exactly this id, where there is one."""
         if self.mirror is not None:
-            self.mirror.refresh_run(spec.run_id())
-        folder = self.path / "runs" / f"run={spec.run_id()}"
+            self.mirror.refresh_run(run_id)
+        folder = self.path / "runs" / f"run={run_id}"
         return read_manifest(folder) if folder.exists() else None
 
     def begin(self, spec: RunSpec) -> RunWriter:
         """Start writing a run; use it as a context manager and call ``commit`` inside."""
+        self.sweep()
+        from lever_data.store.writer import RunWriter  # half of the start of those who only read
+
+        return RunWriter(self, spec)
+
+    def sweep(self) -> None:
+        """Delete what dead writers left."""
         with staging.writable(self.path):
             self.staging_folder.mkdir(exist_ok=True)
             staging.sweep(self.staging_folder)
         if self.mirror is not None:
             self.mirror.sweep()
-        from lever_data.store.writer import RunWriter  # half of the start of those who only read
-
-        return RunWriter(self, spec)
 
     def remove(self, run_id: str) -> str:
         """Remove a run, damaged or not, by its id or a prefix only it has; returns the id.

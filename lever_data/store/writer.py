@@ -9,12 +9,11 @@ that arrive out of key order are sorted outside memory when the table is closed.
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +21,8 @@ import pyarrow.parquet as pq
 
 from lever_data import __version__
 from lever_data.errors import LeverError
-from lever_data.store import staging
-from lever_data.store.files import fsync_dir, fsync_tree, sha256_file, write_atomic
-from lever_data.store.locks import Lock
+from lever_data.store.draft import Draft
+from lever_data.store.files import sha256_file, write_atomic
 from lever_data.store.manifest import MANIFEST, SCHEMA_VERSION, Run, RunSpec, sealed, to_json
 from lever_data.store.schema import DISTINCT, SORT_KEYS
 
@@ -36,21 +34,13 @@ PART_ROWS = 4_000_000
 SORT_MEMORY = "160MB"  # keeps an ingest under 300 MB in all; the rest spills to disk
 
 
-class RunWriter:
+class RunWriter(Draft):
     """A run being written. Leaving the ``with`` block without ``commit`` discards it."""
 
     def __init__(self, store: Store, spec: RunSpec) -> None:
-        self.store = store
+        super().__init__(store)
         self.spec = spec
-        self.folder = store.staging_folder / uuid.uuid4().hex
         self._tables: dict[str, TableWriter] = {}
-        self._lock = Lock(staging.lock_of(self.folder))
-
-    def __enter__(self) -> Self:
-        with staging.writable(self.store.path), staging.locked(self.store.staging_folder):
-            self._lock.take()
-            self.folder.mkdir()
-        return self
 
     def __exit__(
         self,
@@ -60,18 +50,7 @@ class RunWriter:
     ) -> None:
         for table in self._tables.values():
             table.abandon()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        try:
-            # under the one lock, or a sweeper could meet the folder alive and its lock gone
-            with staging.writable(self.store.path), staging.locked(self.store.staging_folder):
-                staging.lock_of(self.folder).unlink()
-        finally:
-            self._lock.release()
-        if isinstance(error, OSError) and not isinstance(error, LeverError):
-            raise LeverError(
-                f"writing the run failed ({error.strerror or error}); nothing was committed",
-                where=str(self.store.path),
-            ) from error
+        super().__exit__(kind, error, trace)
 
     def write(self, table: str, rows: pa.Table | pa.RecordBatch) -> None:
         """Append rows to a table. Rows that come out of order are sorted at commit."""
@@ -89,21 +68,7 @@ class RunWriter:
             table.close()
         manifest = self._manifest(dict(details or {}))
         write_atomic(self.folder / MANIFEST, to_json(sealed(manifest)))
-        fsync_tree(self.folder)
-        if self.store.mirror is not None:
-            self.store.mirror.publish(self.folder, self.spec.run_id())
-        target = self.store.path / "runs" / f"run={self.spec.run_id()}"
-        try:
-            self.folder.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-        fsync_dir(target.parent)
-        self.store.write_views_sql()
-        found = self.store.find(self.spec)
-        if found is None:
-            raise LeverError("the run was removed while it was committed", value=target.name)
-        return found
+        return self.publish(self.spec.run_id())
 
     def _manifest(self, details: dict[str, Any]) -> dict[str, Any]:
         files = {
