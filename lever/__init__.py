@@ -1,8 +1,8 @@
 """lever from Python: what the commands do, as calls.
 
 ``lever.open`` gives a store, and its views as Arrow, polars, pandas, a DuckDB relation or batches
-for torch; ``train``, ``evaluate`` and ``predict`` are the library calls behind the commands, and
-take the options the commands are made from. ``docs/python.md`` shows all of it.
+for torch; ``train``, ``evaluate``, ``predict`` and ``select`` are the library calls behind the
+commands, and take the options the commands are made from. ``docs/python.md`` shows all of it.
 
 Names are imported when first used: ``import lever`` alone loads neither DuckDB nor torch.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lever_train.evaluate.api import run_evaluation as evaluate
     from lever_train.learn.train import train
     from lever_train.options.evaluate import Contest, EvalRequest, Questions
+    from lever_train.options.pack import SelectRequest
     from lever_train.options.resolve import resolve
     from lever_train.options.rollout import AnswererSpec
     from lever_train.options.train import (
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
         Source,
         TrainConfig,
     )
+    from lever_train.pack.pack import open_selector, select
+    from lever_train.pack.packed import PackedSelector, Pick
 
 __all__ = [
     "AnswererSpec",
@@ -47,10 +50,13 @@ __all__ = [
     "LeverError",
     "ModelConfig",
     "OpenStore",
+    "PackedSelector",
+    "Pick",
     "Questions",
     "RceConfig",
     "RewardSpec",
     "RunConfig",
+    "SelectRequest",
     "SftConfig",
     "Source",
     "TrainConfig",
@@ -59,8 +65,10 @@ __all__ = [
     "__version__",
     "evaluate",
     "open",
+    "open_selector",
     "predict",
     "resolve",
+    "select",
     "train",
 ]
 
@@ -78,6 +86,10 @@ _HOMES = {  # name → where it is defined, and how it is called there
     "train": ("lever_train.learn.train", "train"),
     "evaluate": ("lever_train.evaluate.api", "run_evaluation"),
     "predict": ("lever_train.evaluate.api", "predict"),
+    "SelectRequest": ("lever_train.options.pack", "SelectRequest"),
+    "open_selector": ("lever_train.pack.pack", "open_selector"),
+    "select": ("lever_train.pack.pack", "select"),
+    **{n: ("lever_train.pack.packed", n) for n in ("PackedSelector", "Pick")},
     "resolve": ("lever_train.options.resolve", "resolve"),
     "AnswererSpec": ("lever_train.options.rollout", "AnswererSpec"),
     **{n: ("lever_train.options.evaluate", n) for n in ("Contest", "EvalRequest", "Questions")},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import polars as pl
@@ -66,10 +67,13 @@ def test_a_view_is_the_same_in_every_form(bench: Bench, view: lever.View) -> Non
     assert chosen.arrow().equals(table)
 
 
-def test_pandas_is_a_frame_or_one_sentence(view: lever.View) -> None:
-    if find_spec("pandas") is not None:
-        assert len(view.pandas()) == view.arrow().num_rows
-        return
+def test_pandas_is_a_frame_or_one_sentence(
+    view: lever.View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = view.pandas()
+    assert list(frame.columns) == view.arrow().column_names
+    assert frame["query_id"].tolist() == view.arrow()["query_id"].to_pylist()
+    monkeypatch.setattr("lever.views.find_spec", lambda name: None)
     with pytest.raises(lever.UsageError, match=r"^pandas is not installed$"):
         view.pandas()
 
@@ -141,9 +145,25 @@ def test_batches_of_another_view_are_refused(view: lever.View, config: lever.Tra
         view.batches(scored)
 
 
+def page() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def notebook() -> list[str]:
+    cells = json.loads(PAGE.with_name("tour.ipynb").read_bytes())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
 @pytest.mark.slow
-def test_the_page_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("blocks", "out"), [(page(), "selector"), (notebook(), "notebook-selector")]
+)
+def test_the_page_and_the_notebook_run(
+    blocks: list[str],
+    out: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Block by block, in one namespace, on a small demo."""
     files = write_world(make_world(WorldSpec(120, 40, 10)), tmp_path / "lever-demo" / "world")
@@ -151,10 +171,10 @@ def test_the_page_runs(
     paths = [files.rl_data, files.questions("train"), files.annotations("train")]
     list(ingest(paths, store, IngestOptions(dataset=DATASET, split="train")))
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) >= 7
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
-    assert "demonstration_question_ids" in capsys.readouterr().out
-    assert Path("selector/best.pt").exists()
+    *_, last = capsys.readouterr().out.splitlines()
+    assert len(ast.literal_eval(last)) == 2  # two picks of the last question
+    assert Path(out, "best.pt").exists()

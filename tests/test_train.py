@@ -385,13 +385,60 @@ def test_only_checkpoints_the_described_training_made_are_its_own(trained: Bench
 
 def test_tensorboard_is_an_extra(bench: Bench) -> None:
     if importlib.util.find_spec("tensorboard") is None:
-        with pytest.raises(UsageError, match="TensorBoard is not installed") as error:
+        with pytest.raises(UsageError, match="tensorboard is not installed") as error:
             bench.train(tensorboard=True)
         assert "lever[tensorboard]" in str(error.value.hint)
         assert not (bench.folder / "out").exists()
     else:
         bench.train(tensorboard=True)
         assert list((bench.folder / "out" / "tensorboard").iterdir())
+
+
+TRACKIO = """
+import json, pathlib
+calls = pathlib.Path(__file__).with_name("calls.jsonl")
+def note(*call):
+    with calls.open("a") as file:
+        file.write(json.dumps(call) + "\\n")
+def init(**given):
+    print("* Trackio project initialized")
+    note("init", given["project"], given["name"], given["resume"], given["config"]["rce"]["epochs"])
+def log(figures, step):
+    note("log", figures, step)
+def finish():
+    note("finish")
+"""
+
+
+def test_trackio_is_told_every_step_once(
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By its calls; the package itself is an extra."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="trackio is not installed"):
+        bench.train(trackio=True)
+    monkeypatch.undo()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "trackio.py").write_text(TRACKIO)
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    bench.train(rce_epochs=2, grpo_epochs=1, trackio=True)
+    text = (tmp_path / "lib" / "calls.jsonl").read_text()
+    first, *logged, last = [json.loads(line) for line in text.splitlines()]
+    assert (first, last) == (["init", "lever", "out", "never", 2], ["finish"])
+    rows = bench.metrics()
+    steps = [step for _, figures, step in logged if any("/step/" in name for name in figures)]
+    assert steps == list(
+        range(rows.filter(pl.col("metric") == "groups", ~pl.col("step").is_null()).height)
+    )
+    told = {(name, value) for _, figures, _ in logged for name, value in figures.items()}
+    finite = rows.filter(pl.col("value").is_finite())
+    kind = pl.when(pl.col("step").is_null()).then(pl.lit("epoch")).otherwise(pl.lit("step"))
+    named = finite.select(pl.concat_str("phase", kind, "metric", separator="/"), "value")
+    assert told == set(named.rows())
+    assert capsys.readouterr().out == ""
 
 
 def test_bfloat16_is_close(bench: Bench) -> None:

@@ -19,7 +19,7 @@ from lever_train.options.train import RunConfig, Source, TrainConfig
 # differently and end close to it, not with the same bits: a pipeline that moves to a machine with
 # more cores keeps its result. A killed training starts anew there: its state compares the threads.
 _FREE = {"threads", "save_every", "memory_limit"}
-_RUN_OF_SFT = {"seed", "device", "precision", "gradient_clip", "tensorboard", *_FREE}
+_RUN_OF_SFT = {"seed", "device", "precision", "gradient_clip", "tensorboard", "trackio", *_FREE}
 
 
 def sft_config(config: PipelineConfig) -> TrainConfig:

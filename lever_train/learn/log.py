@@ -3,7 +3,8 @@
 In go named figures; out comes the long table ``metrics.parquet``: phase, epoch, step (null for
 figures of a whole epoch), metric, value. The log is part of the saved state, so a resumed training
 ends with the same table, bit for bit; nothing in it depends on the clock. TensorBoard
-events are written from the same log; that package is an extra, imported only when asked for.
+events and trackio's runs are written from the same log; both packages are extras, imported only
+when asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import shutil
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import pyarrow as pa
 import torch
 
 from lever_data.errors import UsageError
+from lever_train.options.train import RunConfig
 
 SCHEMA = pa.schema(
     [
@@ -126,18 +130,53 @@ def _long(phase: str, frame: Frame) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
-def require_tensorboard() -> None:
-    """Refuse before the training starts where the package is not there.
+def require_extras(run: RunConfig) -> None:
+    """Refuse before the training starts where a package that is asked for is not there.
 
     Raises:
         UsageError: it is not installed.
     """
-    if importlib.util.find_spec("tensorboard") is None:
-        raise UsageError(
-            "TensorBoard is not installed",
-            value="--tensorboard",
-            hint="pip install 'lever[tensorboard]'; metrics.parquet and curves.html need nothing",
-        )
+    for name, asked in (("tensorboard", run.tensorboard), ("trackio", run.trackio)):
+        if asked and importlib.util.find_spec(name) is None:
+            raise UsageError(
+                f"{name} is not installed",
+                value=f"--{name}",
+                hint=f"pip install 'lever[{name}]'; metrics.parquet and curves.html need nothing",
+            )
+
+
+class Track:
+    """A run of trackio, on this machine: the figures of every epoch when it ends, once.
+
+    A resumed training goes on with the newest run of its name. What trackio prints goes to stderr:
+    stdout is the command's result.
+    """
+
+    def __init__(self, name: str, config: Mapping[str, Any], *, resume: bool) -> None:
+        import trackio
+
+        resumed = "allow" if resume else "never"
+        with redirect_stdout(sys.stderr):
+            trackio.init(
+                project="lever", name=name, config=dict(config), resume=resumed, embed=False
+            )
+        self._trackio = trackio
+
+    def epoch(self, log: Log, phase: str, epoch: int) -> None:
+        """Log the figures of the epoch that just ended; steps count over all phases."""
+        done = sum(len(f.rows) for key, f in log.frames.items() if key.endswith("/step"))
+        for kind in ("step", "epoch"):
+            frame = log.frames[f"{phase}/{kind}"]
+            rows = [row[2:] for row in frame.rows if row[0] == epoch]
+            for number, row in enumerate(rows, done - len(rows)):  # an epoch at its last step
+                figures = zip(frame.names, row, strict=True)
+                known = {f"{phase}/{kind}/{n}": v for n, v in figures if math.isfinite(v)}
+                self._trackio.log(known, step=number)
+
+    def end(self) -> None:
+        """Write what is left and end the run."""
+        with redirect_stdout(sys.stderr):
+            self._trackio.finish()
 
 
 def write_events(folder: Path, log: Log) -> None:

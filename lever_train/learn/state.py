@@ -31,7 +31,7 @@ STATE = "state.pt"
 PROCESSES, THREADS = "processes", "[run] threads"
 # They change no result. Threads do: more of them sum in another order. Their number in effect is
 # compared, not the option, whose default is what the machine has.
-_FREE = {"threads", "save_every", "tensorboard", "memory_limit"}
+_FREE = {"threads", "save_every", "tensorboard", "trackio", "memory_limit"}
 
 
 class StateError(LeverError):

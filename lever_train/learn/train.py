@@ -22,7 +22,7 @@ from lever_train.learn import distributed
 from lever_train.learn.batch import Loader
 from lever_train.learn.data import describe_data, open_data
 from lever_train.learn.folder import TrainingFolder
-from lever_train.learn.log import require_tensorboard
+from lever_train.learn.log import Track, require_extras
 from lever_train.learn.losses import group_weights, tied_groups
 from lever_train.learn.setup import frozen_copy, new_selector, phases_of, set_trained, title_of
 from lever_train.learn.state import State, fingerprint, load_state, save_state
@@ -121,8 +121,7 @@ class _Training:
         """Read everything, and refuse what does not fit before anything is written."""
         self.source, config = source, self.config
         self.phases = phases_of(config)
-        if config.run.tensorboard:
-            require_tensorboard()
+        require_extras(config.run)
         if self.world.is_main:
             start = config.model.sft_checkpoint
             self.folder.check(resume=resume, overwrite=overwrite, start=start)
@@ -150,6 +149,7 @@ class _Training:
         if self.data.validation is not None:  # that there is a figure to judge by
             judged(dict.fromkeys(figure_names(self.config, self.data.validation), 0.0), self.config)
         self.state = self._first_state(resume)
+        self.resumes = resume
 
     def run(self) -> TrainResult:
         config = self.config
@@ -161,6 +161,10 @@ class _Training:
                 raise KeyboardInterrupt
         self._settle()
         self._say(changes_toml(config).rstrip())  # config.toml has all of it
+        self.track: Track | None = None
+        if config.run.trackio and self.world.is_main:
+            name, options = self.folder.out.resolve().name, config.model_dump(mode="json")
+            self.track = Track(name, options, resume=self.resumes)
         try:
             self._run_phases()
         except LeverError as error:
@@ -168,6 +172,9 @@ class _Training:
             if self.world.is_main and not isinstance(error.__cause__, OSError):
                 self.folder.clear()
             raise
+        finally:
+            if self.track is not None:
+                self.track.end()
         if config.run.stage == "rl" and config.grpo.epochs == 0:
             self._say(f"{title_of(Phase('grpo', 1, 0), config)}: the RCE model is the result")
         if self.world.is_main:
@@ -292,6 +299,8 @@ class _Training:
             progress = Progress(epoch, phase.name, state.beta, figures)
             self.folder.checkpoint(self.selector, progress, best)
             self.folder.metrics(state.log, tensorboard=config.run.tensorboard)
+        if self.track is not None:
+            self.track.epoch(state.log, phase.name, epoch)
         state.epoch, state.groups = epoch, 0
         self._save(learner.optimizer.state_dict())
 

@@ -1,4 +1,4 @@
-"""What the user asks of ``lever pack``."""
+"""What the user asks of a selector outside an evaluation: picks, a pack, a server."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from lever_data.options import Section, option
 from lever_data.vocabulary import DEFAULT_STORE, Dataset, StorePath
 
 
-class PackRequest(Section):
-    """What to pack, and where to."""
+class SelectRequest(Section):
+    """Which selector, and the demonstrations it may show."""
 
     checkpoint: Path = option(..., "The selector.", metavar="CHECKPOINT", argument=True)
-    out: Path = option(..., "Folder to write; it must not be there.", metavar="DIR", everyday=True)
     store: StorePath = DEFAULT_STORE
     candidate_embeddings: str = option(
         ...,
@@ -35,6 +34,12 @@ class PackRequest(Section):
         "store says of them.",
         metavar="NAME",
     )
+
+
+class PackRequest(SelectRequest):
+    """What to pack, and where to."""
+
+    out: Path = option(..., "Folder to write; it must not be there.", metavar="DIR", everyday=True)
 
 
 class ServeRequest(Section):

@@ -248,6 +248,7 @@ class RunConfig(Section):
     )
     save_every: int = option(200, "Steps between two saves of the state.", ge=1)
     tensorboard: bool = option(False, "Write TensorBoard events too.")
+    trackio: bool = option(False, "Log to trackio too: project lever, a run by the folder's name.")
 
     @field_validator("memory_limit")
     @classmethod

@@ -1,4 +1,5 @@
-"""``pack``: a checkpoint with the examples it may show, as a folder that needs no store.
+"""``pack``: a checkpoint with the examples it may show, as a folder that needs no store; and
+``select``, the picks of one, packed or not.
 
 In go a :class:`PackRequest`; out comes the folder: weights as safetensors, the examples with their
 vectors as Parquet, what they are of as JSON, and a card with the figures. It is laid out as models
@@ -10,13 +11,16 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import save_file
+from torch import Tensor
 
 from lever_data import __version__
 from lever_data.errors import LeverError, UsageError
@@ -25,9 +29,9 @@ from lever_data.relations.db import connect
 from lever_data.store.files import fsync_tree, sha256_file
 from lever_data.store.store import Store
 from lever_train.inputs.embeddings import load_embeddings
-from lever_train.options.pack import PackRequest
-from lever_train.pack.packed import CARD, CONFIG, FORMAT, POOL, WEIGHTS
-from lever_train.rollout.policy import load_policy
+from lever_train.options.pack import PackRequest, SelectRequest
+from lever_train.pack.packed import CARD, CONFIG, FORMAT, POOL, WEIGHTS, PackedSelector, Pick, load
+from lever_train.rollout.policy import SelectorPolicy, load_policy
 from lever_train.selector.checkpoint import Checkpoint, read_checkpoint
 
 
@@ -43,28 +47,15 @@ def pack(request: PackRequest) -> Path:
     store = Store.open(request.store)
     con = connect(store)
     dataset = request.dataset or only_dataset(con)
-    place = (dataset, request.candidate_split)
+    selector = open_selector(request)
     found = read_checkpoint(request.checkpoint)
-    if found.num_features:
-        raise UsageError(
-            "a selector of features cannot be packed yet: its features are computed in a store",
-            value=str(request.checkpoint),
-        )
-    vectors = load_embeddings(request.candidate_embeddings, con, place)
-    examples = _examples(con, place)
-    if len(examples) != len(vectors) or vectors.shape[1] != found.dim:
-        raise LeverError(
-            "the vectors are not those of the examples, as the checkpoint takes them",
-            where=f"{dataset}/{request.candidate_split}",
-            value=f"vectors {list(vectors.shape)}, {len(examples)} examples of width {found.dim}",
-        )
-    name = load_policy(request.checkpoint, "cpu").name
+    examples, name = selector.examples, selector.name
     temporary = request.out.with_name(f".{request.out.name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
         tensors = {key: value.contiguous() for key, value in found.tensors.items()}
         save_file(tensors, temporary / WEIGHTS, metadata={"selector": json.dumps(found.entry())})
-        pool = examples.append_column("vector", _column(vectors.numpy()))
+        pool = examples.append_column("vector", _column(selector.vectors.numpy()))
         pq.write_table(pool, temporary / POOL, compression="zstd")
         said = {
             "model_type": "lever_selector",
@@ -78,7 +69,7 @@ def pack(request: PackRequest) -> Path:
             "dataset": dataset,
             "candidate_split": request.candidate_split,
             "pool_size": request.pool_size,
-            "encoder": _encoder(request, store, place),
+            "encoder": selector.encoder,
             "files": {n: sha256_file(temporary / n) for n in (WEIGHTS, POOL)},
         }  # fmt: skip
         card = _card(said, found, len(examples), _figures(con, store, name))
@@ -89,6 +80,67 @@ def pack(request: PackRequest) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return request.out
+
+
+def open_selector(request: SelectRequest) -> PackedSelector:
+    """The selector that ``lever pack`` would write, in memory.
+
+    Raises:
+        UsageError: the dataset or vectors are not named.
+        LeverError: the vectors are not those of the examples, or of another width.
+    """
+    store = Store.open(request.store)
+    con = connect(store)
+    place = (request.dataset or only_dataset(con), request.candidate_split)
+    policy = load_policy(request.checkpoint, "cpu")
+    assert isinstance(policy, SelectorPolicy)
+    if policy.selector.config.pair_features:
+        raise UsageError(
+            "a selector of features cannot be packed yet: its features are computed in a store",
+            value=str(request.checkpoint),
+        )
+    vectors = load_embeddings(request.candidate_embeddings, con, place)
+    examples, dim = _examples(con, place), policy.selector.dim
+    if len(examples) != len(vectors) or vectors.shape[1] != dim:
+        raise LeverError(
+            "the vectors are not those of the examples, as the checkpoint takes them",
+            where="/".join(place),
+            value=f"vectors {list(vectors.shape)}, {len(examples)} examples of width {dim}",
+        )
+    encoder = _encoder(request, store, place)
+    return PackedSelector(policy, examples, vectors, pool_size=request.pool_size, encoder=encoder)
+
+
+def select(
+    selector: SelectRequest | PackedSelector | str | Path,
+    inputs: str | Sequence[str] | npt.ArrayLike | Tensor,
+    k: int | None = None,
+    *,
+    pools: npt.ArrayLike | None = None,
+) -> list[Pick] | list[list[Pick]]:
+    """Choose demonstrations for questions; the picks are those of ``lever eval``.
+
+    Args:
+        selector: a checkpoint with its examples, a folder of ``lever pack``, or what
+            :func:`open_selector` or ``lever_train.load`` gave, which reads nothing anew.
+        inputs: one question or several: texts, or float vectors [d] or [B, d].
+        k: how many; ``None``: the selector stops by itself, which kind ``stop`` can.
+        pools: [B, K] ids of the examples each question may be shown, -1 where padded; in place of
+            the ``pool_size`` most similar ones.
+
+    Returns:
+        Picks in the order they are shown: a list for one question, a list of lists for several.
+
+    Raises:
+        UsageError: vectors of another width, a ``k`` that cannot be, or a text and no encoder.
+        LeverError: the files do not fit, or a pool names an example that is not there.
+    """
+    if isinstance(selector, SelectRequest):
+        selector = open_selector(selector)
+    elif not isinstance(selector, PackedSelector):
+        selector = load(selector)
+    found: list[Pick] | list[list[Pick]] = selector.select(inputs, k, pools=pools)
+    return found
 
 
 def _examples(con: duckdb.DuckDBPyConnection, place: tuple[str, str]) -> pa.Table:
@@ -112,7 +164,7 @@ def _column(vectors: Any) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
 
 
-def _encoder(request: PackRequest, store: Store, place: tuple[str, str]) -> dict[str, str] | None:
+def _encoder(request: SelectRequest, store: Store, place: tuple[str, str]) -> dict[str, str] | None:
     """Name and identity of the encoder: the one named, else that of the vectors in the store."""
     for run in store.runs():
         if run.kind != "embeddings" or (run.dataset, run.split) != place:

@@ -72,6 +72,11 @@ class PackedSelector:
         self._set(examples, vectors)
 
     @property
+    def name(self) -> str:
+        """The checkpoint's file name and the head of its digest."""
+        return self._policy.name
+
+    @property
     def dim(self) -> int:
         """d, the width of a vector."""
         return self._policy.selector.dim
