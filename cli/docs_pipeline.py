@@ -28,15 +28,15 @@ evaluates:
 
     # lever.toml
     [data]
-    dataset = "okvqa"
-    rl_data = ["rl_data.json"]
-    questions = "questions.json"
-    annotations = "annotations.json"
-    query_embeddings = "queries.pt"
-    eval_questions = "val_questions.json"
-    eval_annotations = "val_annotations.json"
-    eval_embeddings = "val_queries.pt"
-    eval_pool = "val_pool.npy"
+    dataset = "demo"
+    rl_data = ["world/rl_data_MixSampler_DemoVLM.json"]
+    questions = "world/train_questions.json"
+    annotations = "world/train_annotations.json"
+    query_embeddings = "world/train_embeddings.npy"
+    eval_questions = "world/val_questions.json"
+    eval_annotations = "world/val_annotations.json"
+    eval_embeddings = "world/val_embeddings.npy"
+    eval_pool = "world/val_pool.npy"
 
     [sft]
     enabled = false
