@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "lever_demo": ("lever_train.flow",),
     "lever_board": ("lever_train.flow",),
     "cli": ("lever_demo", "lever_board", "lever_train.pack"),
-    "lever": ("lever_train.flow",),
+    "lever": ("lever_train.flow", "lever_train.pack"),
 }
 DOORS = [ROOT / top / "__init__.py" for top in ("lever_data", "lever_train")]  # no rooms
 INSIDE = {"lever_train.rollout": ("lever_train.rollout.answerers",)}
