@@ -104,6 +104,7 @@ class Board:
         self._lock = threading.Lock()
         self._state: tuple[str, State] | None = None
         self._jobs: dict[Path, subprocess.Popen[bytes]] = {}
+        self._picking: subprocess.Popen[bytes] | None = None  # the last one that makes picks
 
     def state(self) -> State:
         """The store as it is now; made anew where a run came, went or changed."""
@@ -139,20 +140,37 @@ class Board:
         made = self._made(state, "diff", request.model_dump_json())
         return None if made is None else made[1]
 
-    def _made(self, state: State, kind: str, words: str) -> tuple[Path, dict[str, Any]] | None:
+    def picks(self, state: State, words: str, *, is_patient: bool) -> list[dict[str, Any]] | None:
+        """What checkpoints pick, one answer to each question of ``words``; ``None`` while they are
+        being made, but for a reader who ``is_patient``.
+
+        Raises:
+            LeverError: the process ended without a result.
+        """
+        made = self._made(state, "picks", words, None if is_patient else 0.0)
+        return None if made is None else list(made[1]["picks"])
+
+    def _made(
+        self, state: State, kind: str, words: str, patience: float | None = PATIENCE
+    ) -> tuple[Path, dict[str, Any]] | None:
         """What a process of its own made, which may take gigabytes for a moment: its folder and
         its answer. It is asked once for each state of the store."""
         folder = state.folder / sha256(f"{kind} {words}".encode()).hexdigest()[:16]
         with self._lock:
             if folder not in self._jobs:
+                busy = self._picking is not None and self._picking.poll() is None
+                if kind == "picks" and busy:
+                    return None  # one such process at a time: it holds a whole split's vectors
                 folder.mkdir(parents=True, exist_ok=True)
                 asked = {"store": str(self.store.path.resolve()), "kind": kind, "request": words}
                 (folder / "request.json").write_text(json.dumps(asked))
                 command = [sys.executable, "-m", "lever_board.job", str(folder)]
                 self._jobs[folder] = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+                if kind == "picks":
+                    self._picking = self._jobs[folder]
             child = self._jobs[folder]
         try:
-            child.wait(PATIENCE)
+            child.wait(patience)
         except subprocess.TimeoutExpired:
             return None
         return folder, _answer(folder, child)

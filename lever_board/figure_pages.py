@@ -17,7 +17,7 @@ import polars as pl
 
 from lever_board.page import Asked, Content, working
 from lever_board.query_pages import Key, asked_items, reward_of, training_views
-from lever_board.store_pages import place_text, time_text
+from lever_board.store_pages import place_text, short_name, time_text
 from lever_data.catalog import RL_KINDS, reward_modes
 from lever_data.errors import LeverError
 from lever_data.report.audit import Audit
@@ -64,7 +64,7 @@ def training_page(asked: Asked) -> Content:
             tables[Path(name).name or name] = pl.read_parquet(Path(name) / METRICS)
         else:
             run = asked.state.store.run(name)
-            tables[_short(run)] = _metrics(asked, run)
+            tables[short_name(run)] = _metrics(asked, run)
     is_followed = any(Path(name) in asked.board.trainings for name in chosen)
     is_followed |= bool(asked.board.trainings) and not asked.all("run")  # one may yet begin
     sections = curves(tables) if tables else []
@@ -75,7 +75,7 @@ def training_page(asked: Asked) -> Content:
         sections=sections,
         more={
             "choices": [(str(p), f"{p} (being written)", str(p) in chosen) for p in live]
-            + [(r.run, f"{_short(r)}, {time_text(r)}", r.run in chosen) for r in runs],
+            + [(r.run, f"{short_name(r)}, {time_text(r)}", r.run in chosen) for r in runs],
             "follow": FOLLOW if asked.links.is_live and is_followed else 0,
             "awaited": [str(path) for path in asked.board.trainings if path not in live],
         },
@@ -96,13 +96,6 @@ def _metrics(asked: Asked, run: Run) -> pl.DataFrame:
         order by phase <> 'sft', phase <> 'rce', epoch, step, metric
     """
     return pl.DataFrame(con.sql(sql, params=[run.run]).to_arrow_table())
-
-
-def _short(run: Run) -> str:
-    """What tells a run apart from its like: the folder it was written from, and its digest."""
-    path = str(run.source.get("path", ""))
-    name = Path(path).name if run.kind == "training" and path else run.kind
-    return f"{name} {run.run[-12:]}"
 
 
 def evaluation_page(asked: Asked) -> Content:

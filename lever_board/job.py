@@ -1,8 +1,8 @@
-"""The process that audits or compares for the board: gigabytes for a moment, and none afterwards.
+"""The process that audits, compares or picks for the board: gigabytes for a moment, then none.
 
 In goes a folder with ``request.json``; out comes ``answer.json`` beside it, and of an audit
-``queries.parquet`` and ``examples.parquet``. The figures are those of ``lever audit`` and
-``lever diff``.
+``queries.parquet`` and ``examples.parquet``. What it finds is what ``lever audit``, ``lever diff``
+and ``lever predict`` find.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lever_data.report.audit import audited
 from lever_data.report.diff import diff
 from lever_data.report.options import AuditRequest, DiffRequest
 from lever_data.store.files import write_json
-from lever_data.store.store import Store
+from lever_data.store.store import Run, Store
 
 # query_rewards, and of the same queries what was not scored as it should be. A query whose answers
 # all failed is in no view for training; here it has a row without class.
@@ -79,6 +79,8 @@ def work(folder: Path) -> None:
     try:
         if asked["kind"] == "audit":
             found = _audit(store, AuditRequest.model_validate_json(asked["request"]), folder)
+        elif asked["kind"] == "picks":
+            found = {"picks": [_picked(store, one) for one in json.loads(asked["request"])]}
         else:
             found = asdict(diff(store, DiffRequest.model_validate_json(asked["request"])))
     except LeverError as error:
@@ -93,6 +95,36 @@ def _audit(store: Store, request: AuditRequest, folder: Path) -> dict[str, Any]:
         _write(con, _QUERIES, folder / "queries.parquet")
         _write(con, _EXAMPLES, folder / "examples.parquet")
         return asdict(found)
+
+
+def _picked(store: Store, asked: dict[str, Any]) -> dict[str, Any]:
+    """Pointers by query id that a checkpoint picks, or why it picks none."""
+    # here: an audit loads no torch
+    from lever_train.evaluate.api import predict
+    from lever_train.options.evaluate import EvalRequest
+
+    request = EvalRequest.model_validate(asked["request"])
+    training = store.run(asked["training"])
+    try:
+        if not _is_of(training, request.checkpoints[0].parent):
+            return {"why_not": "the folder holds another training by now"}
+        table = predict(request)
+    except LeverError as error:
+        return {"why_not": error.message()}
+    ids, pointers = (table[name].to_pylist() for name in ("query_id", "pointer"))
+    return {"pointers": dict(zip(ids, pointers, strict=True))}
+
+
+def _is_of(training: Run, folder: Path) -> bool:
+    """Whether the folder's metrics are those that the training committed."""
+    import polars as pl
+
+    from lever_train.learn.folder import METRICS
+
+    own = folder / METRICS
+    files = training.table_files("training_metrics")
+    stored = pl.concat([pl.read_parquet(file, hive_partitioning=False) for file in files])
+    return own.is_file() and pl.read_parquet(own, hive_partitioning=False).equals(stored)
 
 
 def _write(con: duckdb.DuckDBPyConnection, sql: str, file: Path) -> None:

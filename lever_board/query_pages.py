@@ -12,7 +12,9 @@ from typing import Any
 
 from lever_board.board import Survey
 from lever_board.page import Asked, Content, working
+from lever_board.picks import Picks, picks_of
 from lever_board.prompts import PromptReader, Words
+from lever_board.store_pages import short_name
 from lever_data.catalog import reward_modes
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import some_items
@@ -126,6 +128,7 @@ def query_page(asked: Asked) -> Content:
     reward = reward_of(asked)
     rows = _candidates(asked, key, reward)
     picks = _picks(asked, key)
+    own, trouble = _checkpoints(asked, key)
     item = asked_items(asked, [key]).get(key)
     if item is None and not rows and not picks:
         raise UsageError(
@@ -133,11 +136,16 @@ def query_page(asked: Asked) -> Content:
             value=f"{key.dataset}/{key.split}, query {key.query_id}",
             hint="the page Queries lists them",
         )
-    shown = _demonstrations(asked, key, [r["pointer"] for r in [*rows, *picks]])
+    pointers = [r["pointer"] for r in [*rows, *picks]] + [pick.pointer for pick in own.found]
+    shown = _demonstrations(asked, key, pointers)
     ids = {number for row in rows for number in row["pointer"]}
     prompts = PromptReader(asked, (key.dataset, key.split), key.query_id, ids)
     before, after = _neighbours(asked, key, reward)
-    context = {name: asked.text(name) for name in ("view", "filter", "sort") if asked.text(name)}
+    context = {
+        name: asked.text(name)
+        for name in ("view", "filter", "sort", "training")
+        if asked.text(name)
+    }
     return Content(
         f"Query {key.query_id}",
         {
@@ -149,9 +157,17 @@ def query_page(asked: Asked) -> Content:
         more={
             "key": key,
             "item": item,
-            "candidates": [_shown(r, picks, shown, prompts.words(r)) for r in rows[:CANDIDATES]],
+            "candidates": [
+                _shown(row, _pickers(row, picks, own), shown, prompts.words(row))
+                for row in rows[:CANDIDATES]
+            ],
             "num_candidates": len(rows),
             "picks": picks,
+            "own": own,
+            "trouble": trouble,
+            "places": _places(rows),
+            "trainings": _trainings(asked, key),
+            "training": asked.text("training"),
             "shown": shown,
             "modes": [(mode, mode) for mode in reward_modes()],
             "reward": reward,
@@ -225,6 +241,38 @@ _PICKS = """
 """
 
 
+def _checkpoints(asked: Asked, key: Key) -> tuple[Picks, str | None]:
+    """What the checkpoints of the store's trainings pick, or what kept them from it."""
+    try:
+        return picks_of(asked, (key.dataset, key.split), key.query_id), None
+    except LeverError as error:  # the page has more than them to show
+        return Picks(), error.message()
+
+
+def _trainings(asked: Asked, key: Key) -> list[tuple[str, str]]:
+    """What picks may be shown of, as choices."""
+    runs = [run for run in asked.state.kind("training") if run.dataset == key.dataset]
+    every = [(run.run, f"every epoch of {short_name(run)}") for run in runs]
+    return [("", "the best of each training"), *every] if runs else []
+
+
+def _places(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[int, ...], tuple[int, Any]]:
+    """Where a candidate stands in the list, from 1, and its row, by pointer; of several of the same
+    the first."""
+    found: dict[tuple[int, ...], tuple[int, Any]] = {}
+    for number, row in enumerate(rows, 1):
+        found.setdefault(tuple(row["pointer"]), (number, row))
+    return found
+
+
+def _pickers(row: Mapping[str, Any], picks: Sequence[Mapping[str, Any]], own: Picks) -> list[str]:
+    """Who picks these demonstrations: selectors of evaluations and checkpoints, with the shots."""
+    pointer = tuple(row["pointer"])
+    named = {f"{p['selector']} ({p['shots']})" for p in picks if tuple(p["pointer"]) == pointer}
+    found = [p for p in own.found if pointer and p.pointer[: len(pointer)] == pointer]
+    return sorted(named | {f"{p.checkpoint} of {p.training} ({len(pointer)})" for p in found})
+
+
 def _demonstrations(asked: Asked, key: Key, pointers: Iterable[Sequence[int]]) -> dict[int, Item]:
     """The examples of the pointers: of the split `train` where there is one, else the query's."""
     ids = {example for pointer in pointers for example in pointer}
@@ -238,7 +286,7 @@ def _demonstrations(asked: Asked, key: Key, pointers: Iterable[Sequence[int]]) -
 
 def _shown(
     row: Mapping[str, Any],
-    picks: Sequence[Mapping[str, Any]],
+    pickers: Sequence[str],
     shown: Mapping[int, Item],
     words: Words,
 ) -> dict[str, Any]:
@@ -248,9 +296,7 @@ def _shown(
     return {
         **row,
         "demonstrations": [(number, shown.get(number)) for number in row["pointer"]],
-        "picked_by": sorted(
-            {f"{p['selector']} ({p['shots']})" for p in picks if p["pointer"] == row["pointer"]}
-        ),
+        "picked_by": pickers,
         "vqa_pred_answer": _clipped(kept),
         "raw_kept": _clipped(raw if at is None else raw[:at]),
         "raw_cut": "" if at is None else _clipped(raw[at:]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -176,6 +177,13 @@ def bytes_text(count: float) -> str:
 def place_text(run: Run) -> str | None:
     """``dataset/split`` as far as they are known."""
     return "/".join(part for part in (run.dataset, run.split) if part) or None
+
+
+def short_name(run: Run) -> str:
+    """What tells a run apart from its like: the folder it was written from, and its digest."""
+    path = str(run.source.get("path", ""))
+    name = Path(path).name if run.kind == "training" and path else run.kind
+    return f"{name} {run.run[-12:]}"
 
 
 def time_text(run: Run) -> str:

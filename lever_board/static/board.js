@@ -55,4 +55,20 @@
     setTimeout(again, every);
   }
   if (every) setTimeout(again, every);
+
+  // Parts that are still being made come by themselves; the rest of the page stays as it is.
+  async function complete() {
+    const awaited = document.querySelector("[data-awaited]");
+    if (!awaited) return;
+    try {
+      const answer = await fetch(location.href);
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      for (const part of document.querySelectorAll("[data-part]")) {
+        const other = fresh.getElementById(part.id);
+        if (other && other.outerHTML !== part.outerHTML) part.replaceWith(other);
+      }
+    } catch { return; /* the server is gone */ }
+    setTimeout(complete, +awaited.dataset.awaited);
+  }
+  setTimeout(complete, 1000);
 })();

@@ -79,7 +79,9 @@ def run_evaluation(
     policies = load_policies(request.checkpoints, request.contest.device, request.names)
     limit = request.contest.most
     questions, task = _asked(request, store, con)
-    held = open_held_out(con, questions, limit, task=task, widths=widths(policies.values()))
+    held = open_held_out(
+        con, questions, limit, task=task, only=request.query_ids, widths=widths(policies.values())
+    )
     held = held.with_features(store, policies.values())
     answerer = _answerer(request, held, con)
     scorer = held.scoring.scorer(answerer.name)
@@ -174,7 +176,8 @@ def predict(request: EvalRequest) -> pa.Table:
     limit = request.contest.most
     policy = load_policy(request.checkpoints[0], request.contest.device)
     takes = widths([policy])
-    held = open_held_out(con, request.questions, limit, is_judged=False, widths=takes)
+    only = request.query_ids
+    held = open_held_out(con, request.questions, limit, is_judged=False, only=only, widths=takes)
     held = held.with_features(store, [policy])
     picks = greedy(policy, held.ask_for(policy), max(request.contest.shots))
     pointers = unpadded(picks)

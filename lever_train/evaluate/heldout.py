@@ -6,7 +6,7 @@ items of another split, ``train`` as a rule.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import duckdb
@@ -80,9 +80,11 @@ def open_held_out(
     *,
     task: Task | None = None,
     is_judged: bool = True,
+    only: Sequence[int] = (),
     widths: Mapping[str, int] | None = None,
 ) -> HeldOut:
-    """Load everything an evaluation reads; of the first ``limit`` queries where it is given.
+    """Load everything an evaluation reads; of the first ``limit`` queries where it is given, and of
+    those of ``only`` that there are where any are named.
 
     Where nothing ``is_judged``, queries need no answers, and their truths are empty. ``widths`` are
     those of the embeddings that each checkpoint takes, by its name. Without a ``task`` it is vqa.
@@ -115,6 +117,8 @@ def open_held_out(
             )
         items = {number: items[number] for number in wanted}
     size = max(official.questions) + 1 if own_size is None and official else own_size
+    if only:
+        items = {number: items[number] for number in only if number in items}
     if limit is not None:
         items = {number: items[number] for number in sorted(items)[:limit]}
     own = questions.candidate_split == questions.split

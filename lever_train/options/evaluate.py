@@ -87,7 +87,8 @@ class Contest(Figures):
 class EvalRequest(Section):
     """A whole evaluation: where, of what, on what, by whom.
 
-    ``names`` of the checkpoints; without them their files' names.
+    ``names`` of the checkpoints; without them their files' names. ``query_ids``: only these
+    queries, those that there are; without them all.
     """
 
     store: StorePath = DEFAULT_STORE
@@ -99,6 +100,7 @@ class EvalRequest(Section):
     contest: Contest = Field(default_factory=Contest)
     answerer: AnswererSpec = Field(default_factory=AnswererSpec)
     names: tuple[str, ...] = ()
+    query_ids: tuple[int, ...] = ()
 
     @property
     def wants_oracle(self) -> bool:
