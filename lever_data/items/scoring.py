@@ -127,6 +127,12 @@ class Scoring:
         return scores
 
 
+def is_vqa_scorer(scorer: str) -> bool:
+    """Whether rows marked so (:meth:`Scoring.scorer`) have the VQA accuracy."""
+    _, other, metric = scorer.rpartition("~")
+    return not other or metric.startswith(_VQA)
+
+
 def _metric(name: str, corpus: Iterable[Sequence[str]]) -> tuple[str, Function]:
     """The name a score by this metric has, and the metric."""
     if name in _PLAIN:

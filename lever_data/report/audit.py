@@ -19,6 +19,7 @@ import duckdb
 from lever_data.catalog import body, builtin
 from lever_data.errors import LeverError
 from lever_data.items.items import require_same_questions
+from lever_data.items.scoring import is_vqa_scorer
 from lever_data.relations.db import Session, open_session
 from lever_data.report.options import AuditRequest
 from lever_data.report.scored import (
@@ -96,6 +97,8 @@ def audited(
             require_same_questions(session.con, dataset, split)
         figures = _figures(session.con, store, request)
         figures |= {"missing_share": survey.missing_share, "scorers": survey.scorers}
+        if not any(map(is_vqa_scorer, survey.scorers or [""])):
+            figures["few_annotators"]["num_few"] = 0  # other metrics ask for no agreement
         yield session.con, Audit(figures, {"scored": scored, **_sql()})
     except duckdb.Error as error:
         raise LeverError(

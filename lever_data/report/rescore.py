@@ -270,7 +270,8 @@ class _Scorer:
         said = column["scorer"].to_pylist()
         new["scorer"] = [self._scorer(said[i]) for i in rows]
         self._count(batch, scored, answered, failed)
-        self.counts["num_few"] += sum(len(truth) < 4 for truth in truths)
+        if self.scoring.task.metric == "vqa-accuracy":  # which asks how many agree
+            self.counts["num_few"] += sum(len(truth) < 4 for truth in truths)
         self.counts["num_partial"] += int((answered & ~whole).sum())
         self.counts["num_unread"] += int(unread.sum())
         for name, values in new.items():

@@ -48,6 +48,7 @@ matched as (
         scored_sample.run,
         scored_sample.gen_method,
         scored_sample.vqa_acc_score as official,
+        coalesce(scored_sample.vqa_correct > 0, scored_sample.vqa_acc_score > 0) as is_right,
         fallback_match(scored_sample.vqa_pred_answer, query_answers.answers) as fallback
     from scored_sample
     inner join query_answers using (dataset, split, query_id)
@@ -62,7 +63,7 @@ disagreements as (
         run,
         gen_method,
         count(*) as num_compared,
-        avg(((official > 0) <> (fallback > 0))::integer) as verdict_differs_share,
+        avg((is_right <> (fallback > 0))::integer) as verdict_differs_share,
         avg((official <> fallback)::integer) as accuracy_differs_share
     from matched
     group by run, gen_method
