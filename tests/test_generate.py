@@ -14,6 +14,7 @@ import pytest
 import torch
 from lever_cli.__main__ import main
 
+from lever_data import connect
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.vqa_metric import METRIC_VERSION, vqa_accuracy
 from lever_data.report.check import check
@@ -106,6 +107,30 @@ def test_a_policy_that_ends_pointers_stores_them_as_they_are(world: World, tmp_p
     assert all(len(row["pointer"]) == row["shot_num"] for row in found)
     assert all(row["vqa_acc_score"] is not None for row in found)
     assert not check(Store(world.store)).problems
+
+
+def test_a_policy_that_reads_features_proposes_by_them(world: World, tmp_path: Path) -> None:
+    """It is made to follow the vote alone, and proposes what the pool votes for most."""
+    names = ("vote",)
+    selector = make_selector(
+        16, ModelConfig(selector="features", hidden=1, pair_features=names), num_features=6
+    )
+    state = {name: torch.zeros_like(values) for name, values in selector.state_dict().items()}
+    state["feature_std"] += 1
+    state["pair.weight"][0, 3] = 10.0  # behind the three that the selector computes itself
+    state["score.weight"][0, 0] = 1.0
+    selector.load_state_dict(state)
+    save_v3(tmp_path / "vote.pt", selector, Progress(1, "dense", 0.1, {}))
+    request = world.request(
+        checkpoint=tmp_path / "vote.pt", shot_num=1, num_beams=1, temps=(), num_random=0
+    )
+    found = {row["query_id"]: row["pointer"][0] for row in rows(generate(request).run)}
+    con = connect(world.store)
+    best = con.execute(
+        "select query_id, example_id from features where name = 'vote_05' "
+        "qualify value = max(value) over (partition by query_id)"
+    ).fetchall()
+    assert len(found) == 40 and set(found.items()) <= set(best)
 
 
 def test_the_same_request_again_is_the_same_run(world: World) -> None:

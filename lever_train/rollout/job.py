@@ -21,6 +21,7 @@ from lever_data.items.prompts import Item
 from lever_data.items.scoring import Scoring
 from lever_data.store.files import sha256_file
 from lever_data.store.store import Run, RunSpec, Store
+from lever_train.inputs.pair_features import PairFeatures
 from lever_train.inputs.pools import PoolSource, SharedPool
 from lever_train.options.rollout import Recipe, Request
 from lever_train.rollout import views
@@ -42,8 +43,9 @@ class Job:
 
     ``query_ids`` [n] int64 ascending; ``items`` and ``truths`` by query id; ``examples`` by
     example id; ``pool`` ``None`` where pointers come from a view; ``given`` those pointers, their
-    ``row`` indexing ``query_ids``; ``stock`` what is stored of targeted queries;
-    ``before`` the run of the same job whose failed answers are asked anew.
+    ``row`` indexing ``query_ids``; ``stock`` what is stored of targeted queries; ``features`` what
+    the policy reads of pairs; ``before`` the run of the same job whose failed answers are asked
+    anew.
     """
 
     request: Request
@@ -64,6 +66,7 @@ class Job:
     pool: PoolSource | None
     given: Proposals | None
     stock: views.Stock | None
+    features: PairFeatures | None = None
     before: Run | None = None
 
     @property
@@ -153,6 +156,8 @@ def _digest(job: Job) -> str:
     if job.stock is not None:
         stored = sorted((q, sorted(p)) for q, p in job.stock.pointers.items())
         digest.update(repr(stored).encode())
+    if job.features is not None:
+        digest.update(job.features.run.encode())
     if job.request.inputs.checkpoint is not None:
         digest.update(sha256_file(job.request.inputs.checkpoint).encode())
     return digest.hexdigest()

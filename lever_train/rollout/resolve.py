@@ -25,6 +25,7 @@ from lever_data.store.store import Run, RunSpec, Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.devices import open_device
 from lever_train.inputs.embeddings import load_embeddings
+from lever_train.inputs.pair_features import PairFeatures, Pairs
 from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
 from lever_train.options.rollout import Request, Which
 from lever_train.rollout import views
@@ -37,7 +38,7 @@ from lever_train.rollout.answerers import (
 )
 from lever_train.rollout.answerers.base import asked_task
 from lever_train.rollout.job import Job, run_spec
-from lever_train.rollout.policy import Policy, load_policy, widths
+from lever_train.rollout.policy import Policy, load_policy, policy_features, widths
 from lever_train.rollout.propose import Proposals
 from lever_train.rollout.score import Label
 
@@ -135,13 +136,33 @@ class _Resolver:
                 else views.stock(self.con, *self._place, query_ids)
             ),
         )
+        job = replace(job, features=self._features(job))
         return _after_failures(replace(job, spec=run_spec(job, self._parents())))
+
+    def _features(self, job: Job) -> PairFeatures | None:
+        """What the policy reads of the queries and their pools."""
+        queries, table, ids = job.query_vectors, job.example_vectors, job.query_ids
+        if job.policy is None or job.pool is None or queries is None or table is None:
+            return None
+        shown = job.pool.ids if isinstance(job.pool, SharedPool) else job.pool.of(ids)
+        pool = np.broadcast_to(shown, (len(ids), shown.shape[-1]))
+        asked = [job.items[number].question for number in ids.tolist()]
+        place = (*self._place, self._source)
+        pairs = Pairs(self.wide, place, ids, pool, queries[ids], table, asked, job.examples)
+        return policy_features(job.policy, self.store, pairs)
 
     @property
     def _place(self) -> tuple[str, str]:
         which = self.request.which
         assert which.dataset is not None and which.split is not None
         return which.dataset, which.split
+
+    @property
+    def _source(self) -> str:
+        """The split of the demonstrations."""
+        which, split = self.request.which, self._place[1]
+        own = self.request.inputs.candidate_embeddings is None
+        return which.candidate_split or (split if own else "train")
 
     @cached_property
     def _task(self) -> Task:
@@ -169,12 +190,11 @@ class _Resolver:
 
     def _items(self, official: Official | None) -> tuple[dict[int, Item], dict[int, Item], bool]:
         """Queries, examples, and whether they are the same items."""
-        which, inputs = self.request.which, self.request.inputs
+        inputs = self.request.inputs
         dataset, split = self._place
         images = images_of(self.request.answerer, self._task, inputs.image_root, self.store.path)
         queries = load_items(self.wide, Place(dataset, split, images, inputs.image_name), official)
-        default = split if inputs.candidate_embeddings is None else "train"
-        source = which.candidate_split or default
+        source = self._source
         if source == split:
             return queries, queries, True
         place = Place(dataset, source, images, inputs.image_name)

@@ -139,7 +139,9 @@ def _propose(job: Job, ids: Ids, recipe: Recipe) -> Proposals:
             value=int(pool.max()),
             hint=f"the candidate embeddings have {len(job.example_vectors):,} rows",
         )
-    ask = Ask(ids, job.query_vectors[ids].to(device), job.example_vectors.to(device), pool, job.own)
+    queries, table = job.query_vectors[ids].to(device), job.example_vectors.to(device)
+    features = None if job.features is None else job.features.of(ids)
+    ask = Ask(ids, queries, table, pool, job.own, features)
     return propose(job.policy, ask, recipe)
 
 
