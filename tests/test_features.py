@@ -77,6 +77,23 @@ def test_votes_are_those_counted_by_hand(store: Store) -> None:
     np.testing.assert_allclose(votes(pairs)[0][real], at["vote_05"][real], atol=1e-6)
 
 
+def test_votes_between_candidates_are_those_counted_by_hand(store: Store) -> None:
+    pairs = _pairs(store, own=True)
+    pairs.pool[0] = [0, 5, 6, 7, 8]  # the query itself first
+    found = pair_features(store, pairs, ["agreement"], votes=True)
+    given = found.of(pairs.query_ids, K)[..., len(found.names) :]
+    for q in range(N):
+        hidden = [e in (q, -1) for e in pairs.pool[q].tolist()]
+        for k, shown in enumerate(pairs.pool[q].tolist()):
+            for j, voter in enumerate(pairs.pool[q].tolist()):
+                if hidden[k] or hidden[j]:
+                    assert given[q, k, j] == 0
+                    continue
+                share = pairs.examples[voter].answers.count(str(pairs.examples[shown].answer)) / 3
+                assert given[q, k, j] == pytest.approx(min(1, share * 10 / 3))
+    assert found.of(pairs.query_ids[2:4], 4).shape == (2, 4, len(found.names) + 4)
+
+
 def test_the_vote_picks_the_answer_most_voted_for(store: Store) -> None:
     pairs = _pairs(store, own=False)
     ask = Ask(pairs.query_ids, pairs.query, pairs.table, pairs.pool, False)

@@ -39,6 +39,15 @@ def test_listwise_by_hand_and_padding_counts_for_nothing() -> None:
     assert log_prob.grad is not None and log_prob.grad[0, 3] == 0
 
 
+def test_pointwise_is_the_cross_entropy_of_each_reward_alone() -> None:
+    score = torch.tensor([[1.0, 4.0, 3.0, 50.0]])
+    rewards, mask = torch.tensor([[0.3, 2.0, 0.0, 9.0]]), MASK[:1]
+    right = [1 / (1 + math.exp(3 - value)) for value in (1.0, 4.0, 3.0)]
+    expected = -(0.3 * math.log(right[0]) + 0.7 * math.log(1 - right[0]))
+    expected -= math.log(right[1]) + math.log(1 - right[2])
+    torch.testing.assert_close(losses.pointwise(score, rewards, mask), torch.tensor([expected]))
+
+
 def test_the_hinge_counts_pairs_of_unequal_reward() -> None:
     log_prob = torch.tensor([[-1.0, -1.5, 0.0, 50.0], [-1.0, -2.0, 0.0, 0.0], [0.0] * 4])
     found = losses.pairwise_hinge(log_prob, REWARDS, MASK, 1.0)

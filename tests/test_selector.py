@@ -408,6 +408,29 @@ def test_a_feature_selector_is_its_formula() -> None:
     torch.testing.assert_close(later.scores()[0, 0], second)
 
 
+def test_votes_are_weighed_by_scores_and_begin_as_the_vote() -> None:
+    """Four candidates; the last, whose answer may not be read, has no vote and gets none."""
+    selector = _features(1, votes=True, pair_features=("vote",))
+    query, candidates = torch.randn(1, DIM), torch.randn(4, DIM)
+    given = torch.tensor(
+        [[1.0, 0.6, 0.0, 0.0], [0.3, 1.0, 1.0, 0.0], [0.3, 1.0, 1.0, 0.0], [0.0] * 4]
+    )
+    features = torch.cat([torch.randn(4, 1), given], dim=1)[None]
+    pool = Pool(candidates, features=features)
+    cosine = functional.cosine_similarity(query, candidates)
+    weight = (cosine[:3] / 0.05).softmax(0)
+    vote = given[:, :3] @ weight
+    torch.testing.assert_close(
+        selector.begin(query, pool).scores()[0, 0].detach(), vote.clamp(1e-4, 1 - 1e-4).logit() + 3
+    )
+    selector.state_dict()["score.weight"][0, 0] = 2.0
+    learned = functional.gelu(selector.begin(query, pool).hidden)[0, :3, 0] * 2  # type: ignore[attr-defined]
+    vote = given[:, :3] @ (cosine[:3] / 0.05 + learned).softmax(0)
+    torch.testing.assert_close(
+        selector.begin(query, pool).scores()[0, 0].detach(), vote.clamp(1e-4, 1 - 1e-4).logit() + 3
+    )
+
+
 def test_features_that_are_not_there_are_refused() -> None:
     with pytest.raises(LeverError, match="reads 2 features of every candidate"):
         first_scores(_features(2), torch.randn(1, DIM), torch.randn(1, 6, DIM))

@@ -169,10 +169,12 @@ num_random = 0
 [train.model]
 selector = "features"
 pair_features = ["vote", "cosine_question", "cosine_answer"]
+votes = true
 hidden = 8
 [train.data]
 split_ratio = 1.0
 [train.dense]
+objective = "pointwise"
 epochs = 1
 [train.run]
 stage = "dense"

@@ -196,6 +196,21 @@ def test_the_dense_stage_compares_the_candidates_of_a_query(bench: Bench, object
     assert sum(weights) < sum(groups)  # tied groups are left out, whatever is said of RCE
 
 
+def test_single_demonstrations_are_compared_by_their_scores(tmp_path: Path) -> None:
+    rows = [
+        candidate(query, k, [query + 1 + k], vqa_correct=int(k == 1), vqa_acc_score=float(k == 1))
+        for query in range(8)
+        for k in range(3)
+    ]
+    flags = {"stage": "dense", "selector": "features", "dense_objective": "pointwise"}
+    result = Bench(tmp_path / "singles", rows).train(dense_epochs=4, dense_lr=3e-2, **flags)
+    losses = [row["train_loss"] for row in result.epochs]
+    assert losses[-1] < losses[0]
+    rows[0]["pointer"] = [1, 2]
+    with pytest.raises(LeverError, match="pointwise objective compares single demonstrations"):
+        Bench(tmp_path / "pairs", rows).train(**flags)
+
+
 def test_an_empty_pointer_is_a_candidate_where_the_selector_can_stop(tmp_path: Path) -> None:
     rows = [
         candidate(query, ordinal, pointer, vqa_correct=int(not pointer), vqa_acc_score=0.0)

@@ -28,7 +28,7 @@ from lever_data.sources.official import load_official
 from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
-from lever_train.inputs.pair_features import Pairs
+from lever_train.inputs.pair_features import PairFeatures, Pairs
 from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
 from lever_train.options.evaluate import Questions
 from lever_train.rollout.policy import Policy, policy_features
@@ -45,8 +45,8 @@ class HeldOut:
     ``ask``: their ids, embeddings and pools. ``queries`` and ``truths``: n items and what their
     answers are compared with. ``examples``: the demonstrations by example id. ``query_table``: the
     query embeddings whole, row = query id. ``scoring``: how answers become scores.
-    ``pairs``: what features of them are computed from; ``features``: those [n, K, F] that
-    policies read, by a policy's name.
+    ``pairs``: what features of them are computed from; ``features``: those that policies
+    read, by a policy's name.
     """
 
     dataset: str
@@ -58,7 +58,7 @@ class HeldOut:
     query_table: Tensor
     scoring: Scoring
     pairs: Pairs
-    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    features: Mapping[str, PairFeatures] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -66,7 +66,7 @@ class HeldOut:
     def with_features(self, store: Store, policies: Iterable[Policy]) -> HeldOut:
         """The same with what these policies read of pairs."""
         found = {p.name: policy_features(policy=p, store=store, pairs=self.pairs) for p in policies}
-        return replace(self, features={n: f.values for n, f in found.items() if f is not None})
+        return replace(self, features={n: f for n, f in found.items() if f is not None})
 
     def ask_for(self, policy: Policy) -> Ask:
         """The queries as this policy sees them."""

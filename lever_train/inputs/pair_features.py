@@ -31,6 +31,7 @@ from lever_data.store.store import RunSpec, Store
 from lever_train.inputs.embeddings import load_embeddings
 
 _BLOCK = 1 << 18  # pairs computed at once
+RIGHT = 10 / 3  # the share of annotators that makes an answer right is its inverse
 _GATHER = 64  # queries whose candidates' vectors are gathered at once, in float64
 
 Ids = np.ndarray
@@ -66,7 +67,8 @@ class PairFeatures:
     """``values`` [n, K, F] float32, 0 where a pool is padded, of ``query_ids`` [n] ascending.
 
     ``names`` of the F values; ``features`` as checkpoints name them, ``vote@1b2c3d4e5f60``, by the
-    digest of their SQL; ``run`` holds the values in the store.
+    digest of their SQL; ``run`` holds the values in the store; ``answers``, where votes are read,
+    is what they are counted from when they are asked for: of all queries they are n·K².
     """
 
     query_ids: Ids
@@ -74,14 +76,23 @@ class PairFeatures:
     names: tuple[str, ...]
     features: tuple[str, ...]
     run: str
+    answers: _Answers | None = None
 
-    def of(self, query_ids: Ids) -> Values:
-        """Values [B, K, F] of these queries."""
-        return self.values[np.searchsorted(self.query_ids, query_ids)]
+    def of(self, query_ids: Ids, size: int) -> Values:
+        """Values [B, size, F] of these queries, whose pools hold at most ``size``; where votes
+        are read [B, size, F + size], see :class:`Pool`."""
+        rows = np.searchsorted(self.query_ids, query_ids)
+        values = self.values[rows, :size]
+        if self.answers is None:
+            return values
+        return np.concatenate([values, self.answers.votes(rows)[:, :size, :size]], axis=-1)
 
 
-def pair_features(store: Store, pairs: Pairs, names: Sequence[str]) -> PairFeatures:
-    """The features of these names, from the store where they were computed before.
+def pair_features(
+    store: Store, pairs: Pairs, names: Sequence[str], *, votes: bool = False
+) -> PairFeatures:
+    """The features of these names, from the store where they were computed before, and the votes
+    of the pool where they are read.
 
     Raises:
         UsageError: there is no such feature, or no such vectors.
@@ -114,7 +125,8 @@ def pair_features(store: Store, pairs: Pairs, names: Sequence[str]) -> PairFeatu
     ]
     made = np.zeros((*real.shape, len(found)), np.float32)
     made[real] = np.concatenate(flat).reshape(-1, len(found))
-    return PairFeatures(pairs.query_ids, made, found, named, run.run)
+    answers = _Answers(pairs) if votes else None
+    return PairFeatures(pairs.query_ids, made, found, named, run.run, answers)
 
 
 def votes(pairs: Pairs) -> tuple[Values, Values]:
@@ -217,7 +229,40 @@ class _Answers:
     def _code(self, text: str) -> int:
         return self.codes.setdefault(text, len(self.codes))
 
-    def _hidden(self, part: slice, query: Ids, example: Ids) -> np.ndarray:
+    def votes(self, rows: Ids) -> Values:
+        """What every place of the pool gives to each candidate's answer, float32 [B, K, K]: row
+        the candidate, column who votes.
+
+        min(1, 10/3 of the share of the voter's annotators): what the answer would have earned
+        there, three of ten annotators making it right. 0 where either's answers are hidden.
+        """
+        pool = self.pairs.pool[rows]
+        query, place = np.nonzero(pool >= 0)
+        example, size = pool[query, place], len(self.codes)
+        open_ = ~self._hidden(rows, query, example)
+        own = self.of[example]
+        shows = open_ & (own >= 0)
+        # the distinct answers of a pool are numbered in it: those of query b from first[b] on
+        keys, number = np.unique(query[shows] * size + own[shows], return_inverse=True)
+        first = np.searchsorted(keys, np.arange(len(pool)) * size)
+        sizes = np.where(open_, self.starts[example + 1] - self.starts[example], 0)
+        row = np.repeat(np.arange(len(query)), sizes)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        at = self.starts[example][row] + within
+        wanted = query[row] * size + self.code[at]
+        found = np.searchsorted(keys, wanted).clip(max=max(len(keys) - 1, 0))
+        hit = keys[found] == wanted if len(keys) else np.zeros(len(row), dtype=bool)
+        row, at, found = row[hit], at[hit], found[hit]
+        given = np.zeros((*pool.shape, pool.shape[1]), np.float32)  # query, answer, voter
+        given[query[row], found - first[query[row]], place[row]] = np.minimum(
+            1.0, self.share[at] * RIGHT
+        )
+        votes = np.zeros_like(given)
+        of = query[shows]
+        votes[of, place[shows]] = given[of, number - first[of]]
+        return votes
+
+    def _hidden(self, part: slice | Ids, query: Ids, example: Ids) -> np.ndarray:
         """Pairs whose answers no feature may read: the query's own, and those of its question."""
         if not self.pairs.is_own:
             return np.zeros(len(query), dtype=bool)

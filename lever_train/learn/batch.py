@@ -132,7 +132,7 @@ class Loader:
         assert batch.pool is not None
         pool = Pool.distinct(self.candidates, batch.pool)
         if self.data.features is not None:
-            values = self.data.features.of(batch.query.cpu().numpy())[:, : pool.size]
+            values = self.data.features.of(batch.query.cpu().numpy(), pool.size)
             pool = replace(pool, features=torch.from_numpy(values).to(self.device))
         return query, pool
 

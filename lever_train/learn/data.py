@@ -162,7 +162,7 @@ def _features(
         [items[int(number)].question for number in ids],
         items,
     )
-    return pair_features(Store.open(source.store), pairs, names)
+    return pair_features(Store.open(source.store), pairs, names, votes=config.model.votes)
 
 
 def _inputs(source: Source, config: TrainConfig) -> list[Input]:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from lever_data.errors import LeverError
 from lever_train.learn.batch import Batch
-from lever_train.options.train import GrpoConfig, TrainConfig
-from lever_train.selector.model import Steps
+from lever_train.options.train import DenseConfig, GrpoConfig, TrainConfig
+from lever_train.selector.model import RARE, Pool, Selector, Steps
 
 REWARD_STD_FLOOR = 1e-12  # legacy: a group whose std is at most this keeps its raw rewards
 SUBSET_STD_FLOOR = 0.1  # legacy: floor of the std when advantages are taken over a subset
@@ -55,14 +57,37 @@ def rce(steps: Steps, batch: Batch, temperature: float, config: TrainConfig) -> 
     return rce_groups(cross_entropy, weights), figures
 
 
-def dense(steps: Steps, batch: Batch, config: TrainConfig) -> Loss:
-    """The candidates of a group against each other, by the config's objective."""
-    options, log_prob = config.dense, steps.sequence_log_prob()
-    share = log_prob.detach().masked_fill(~batch.mask, float("-inf")).softmax(-1)
+def dense(
+    selector: Selector, query: Tensor, pool: Pool, batch: Batch, options: DenseConfig
+) -> Loss:
+    """The candidates of a group against each other, by the objective that is named.
+
+    Of single demonstrations, and of none, the scores are compared; of longer pointers their
+    log-probabilities.
+
+    Raises:
+        LeverError: pointwise, which reads scores, is given a longer pointer.
+    """
+    if batch.positions.shape[-1] == 1:
+        # where nothing is shown the pointer ends, and the end stands behind the pool
+        at = batch.positions[..., 0].masked_fill(~batch.step_mask[..., 0], pool.size)
+        score = selector.begin(query, pool).scores()[:, 0].float().gather(1, at)
+    elif options.objective == "pointwise":
+        raise LeverError(
+            "the pointwise objective compares single demonstrations",
+            value=f"a pointer of {batch.positions.shape[-1]}",
+            hint="train on candidates of one shot, or by --dense-objective listwise",
+        )
+    else:
+        terms = selector.steps(query, pool, batch.positions, batch.step_mask)
+        score = terms.sequence_log_prob()
+    share = score.detach().masked_fill(~batch.mask, float("-inf")).softmax(-1)
     figures = {"expected_reward": (share * batch.reward).sum(-1)}
     if options.objective == "hinge":
-        return pairwise_hinge(log_prob, batch.reward, batch.mask, options.margin), figures
-    return listwise(log_prob, batch.reward, batch.mask, options.temperature), figures
+        return pairwise_hinge(score, batch.reward, batch.mask, options.margin), figures
+    if options.objective == "pointwise":
+        return pointwise(score, batch.reward, batch.mask), figures
+    return listwise(score, batch.reward, batch.mask, options.temperature), figures
 
 
 def grpo(
@@ -235,6 +260,17 @@ def listwise(
     """
     share = log_prob.masked_fill(~mask, float("-inf")).log_softmax(-1).masked_fill(~mask, 0.0)
     return -(rce_weights(rewards, mask, temperature).to(share.dtype) * share).sum(-1)
+
+
+def pointwise(score: PerCandidate, rewards: PerCandidate, mask: Candidates) -> PerGroup:
+    """Sum over a group of the binary cross-entropy of σ(score - 3) and the reward, cut to [0, 1].
+
+    Its best score rises with a candidate's expected reward alone. The softmax of a list divides
+    what is right among all that are right, and so thinks less of an answer that many show.
+    """
+    target = rewards.clamp(0.0, 1.0).to(score.dtype)
+    loss = binary_cross_entropy_with_logits(score - RARE, target, reduction="none")
+    return loss.masked_fill(~mask, 0.0).sum(-1)
 
 
 def pairwise_hinge(

@@ -128,14 +128,15 @@ class Learner:
             part, share = batch.select(kept).to(device), weight[kept].to(device)
             query, pool = self.loader.vectors(part)
             with self._autocast():
-                terms = self.selector.steps(query, pool, part.positions, part.step_mask)
+                if name == "dense":
+                    loss, figures = losses.dense(self.selector, query, pool, part, config.dense)
+                else:
+                    terms = self.selector.steps(query, pool, part.positions, part.step_mask)
                 if name == "sft":
                     loss, figures = losses.sft(terms, part, config)
                 elif name == "rce":
                     loss, figures = losses.rce(terms, part, self.temperature(step), config)
-                elif name == "dense":
-                    loss, figures = losses.dense(terms, part, config)
-                else:
+                elif name == "grpo":
                     assert self.reference is not None
                     with torch.no_grad():
                         old = self.reference.steps(query, pool, part.positions, part.step_mask)

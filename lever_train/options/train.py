@@ -91,6 +91,9 @@ class ModelConfig(Section):
         "--pair-features",
         metavar="NAME",
     )
+    votes: bool = option(
+        False, "features: learn whose answers count, and score candidates by the pool's votes."
+    )
     can_stop: bool = option(False, "features: may end a pointer early, or show nothing.")
     dropout: float = option(0.1, "Dropout of the projections.", ge=0, lt=1)
     attention_dropout: float = option(0.1, "Dropout of the attention weights.", ge=0, lt=1)
@@ -106,8 +109,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _reads_features(self) -> Self:
-        if self.pair_features and self.selector != "features":
-            raise ValueError(f"a {self.selector} selector reads no pair_features")
+        if (self.pair_features or self.votes) and self.selector != "features":
+            raise ValueError(f"a {self.selector} selector reads no pair_features and no votes")
+        if self.votes and not self.pair_features:
+            raise ValueError("votes are read with pair_features: name at least one")
         return self
 
     @model_validator(mode="after")
@@ -206,9 +211,10 @@ class SftConfig(Section):
 class DenseConfig(Section):
     """Comparison of all candidates of a query; for rewards of many or all of its pool."""
 
-    objective: Literal["listwise", "hinge"] = option(
+    objective: Literal["listwise", "hinge", "pointwise"] = option(
         "listwise",
-        "listwise: softmax(reward / τ) as the target; hinge: pairs of unequal reward.",
+        "listwise: softmax(reward / τ) as the target; hinge: pairs of unequal reward; pointwise: "
+        "each candidate's reward, cut to [0, 1], by itself.",
         "--dense-objective",
     )
     epochs: int = option(5, "Epochs of the dense stage.", "--dense-epochs", ge=1)

@@ -103,7 +103,8 @@ def policy_features(policy: Policy, store: Store, pairs: Pairs) -> PairFeatures 
     # here: DuckDB is for selectors of features alone, and a packed one is none
     from lever_train.inputs.pair_features import pair_features
 
-    return pair_features(store, pairs, policy.selector.config.pair_features)
+    config = policy.selector.config
+    return pair_features(store, pairs, config.pair_features, votes=config.votes)
 
 
 def widths(policies: Iterable[Policy]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ from lever_data.errors import LeverError
 from lever_train.options.rollout import Recipe
 from lever_train.rollout.policy import Policy, Similarity
 from lever_train.selector.model import History, Pool
+
+if TYPE_CHECKING:
+    from lever_train.inputs.pair_features import PairFeatures
 
 METHODS = ("beam", "sample", "random", "retrieval")  # of duplicates the earlier is kept
 PROPOSAL_VERSION = 1  # part of a job's key: a change of any draw or rule below raises it
@@ -40,7 +44,7 @@ class Ask:
     ``query_ids`` [B] int64; ``query`` [B, d] float; ``table`` [n, d] float, a row per example id;
     ``pool`` [B, K] int64 example ids (-1 where padded) or [K], shared; ``own`` whether examples
     and queries are the same items, so that a query must not be shown itself; ``features``
-    [B, K, F] what the policy reads of pairs.
+    what the policy reads of pairs.
     """
 
     query_ids: npt.NDArray[np.int64]
@@ -48,7 +52,7 @@ class Ask:
     table: Tensor
     pool: npt.NDArray[np.int64]
     own: bool
-    features: npt.NDArray[np.float32] | None = None
+    features: PairFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ def propose(policy: Policy, ask: Ask, recipe: Recipe) -> Proposals:
         LeverError: a pool holds fewer than ``shot_num`` demonstrations; it names the query.
     """
     K, width = ask.pool.shape[-1], max(recipe.per_query, recipe.beam_width, 1)
+    if ask.features is not None:  # its values, the votes among them, are made a block at a time
+        width = max(width, K + ask.features.values.shape[-1])
     size = max(1, _BLOCK_CELLS // (K * width))
     starts = range(0, len(ask.query_ids), size)
     blocks = [_block(policy, ask, recipe, slice(s, s + size)) for s in starts]
@@ -102,7 +108,7 @@ def _block(policy: Policy, ask: Ask, recipe: Recipe, part: slice) -> Proposals:
     shown = ask.pool[part] if ask.pool.ndim == 2 else ask.pool
     pool, closed = _open_pool(ask, ids, shown, recipe.shot_num)
     if ask.features is not None:
-        given = torch.from_numpy(ask.features[part]).to(ask.table.device)
+        given = torch.from_numpy(ask.features.of(ids, shown.shape[-1])).to(ask.table.device)
         pool = replace(pool, features=given.double())
     history = policy.begin(query, pool)
     plan = _Plan.of(recipe)

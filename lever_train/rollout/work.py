@@ -140,8 +140,7 @@ def _propose(job: Job, ids: Ids, recipe: Recipe) -> Proposals:
             hint=f"the candidate embeddings have {len(job.example_vectors):,} rows",
         )
     queries, table = job.query_vectors[ids].to(device), job.example_vectors.to(device)
-    features = None if job.features is None else job.features.of(ids)
-    ask = Ask(ids, queries, table, pool, job.own, features)
+    ask = Ask(ids, queries, table, pool, job.own, job.features)
     return propose(job.policy, ask, recipe)
 
 

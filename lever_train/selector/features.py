@@ -7,10 +7,16 @@ In go vectors and, beside the pool, features [B, K, F]; out come scores by a sma
               + (A q) · (B c_k) / √r
 
 The second sum is a bilinear term of rank r = 64 of the unit vectors, scaled to length √d. What
-depends on the chosen is 0 at the first step. With ``can_stop`` the pointer may end before any step,
-the first included: the end has a score of its own from the mean and the highest x of the pool.
-Dropout falls on the hidden layer and on the vectors of the bilinear term. Source: the prototype of
-the feature selector on OK-VQA; the formula is ours.
+depends on the chosen is 0 at the first step. With ``votes`` these scores say whose answers count,
+and a candidate is worth what the pool gives to its answer (a vote whose metric is learned):
+
+    w = softmax(cosine / 0.05 + score) over the candidates whose answers may be read
+    p_k = Σ_j w_j · what j's annotators give to k's answer
+    score_k = log(p_k / (1 - p_k)) + 3 With ``can_stop`` the pointer
+may end before any step, the first included: the end has a score of its own from the mean and the
+highest x of the pool. Dropout falls on the hidden layer, on the query of the bilinear term, and
+there on the same dimensions of all candidates of a batch, which costs nothing. Source: the
+prototype of the feature selector on OK-VQA; the formula is ours.
 """
 
 from __future__ import annotations
@@ -26,10 +32,12 @@ from torch.nn import functional
 from lever_data.errors import LeverError
 from lever_train.options.train import ModelConfig
 from lever_train.selector.attention import dropout, picked_dots, picked_scores
-from lever_train.selector.model import History, Pool, Selector
+from lever_train.selector.model import RARE, History, Pool, Selector
 
 OWN_FEATURES = 3  # what the selector computes from the vectors itself
 RANK = 64  # of the bilinear term
+VOTE_TEMPERATURE = 0.05  # of the vote before anything is learned, which is the baseline's
+_LEAST = 1e-4  # of a share of votes
 
 
 class FeatureSelector(Selector):
@@ -47,6 +55,9 @@ class FeatureSelector(Selector):
         # nothing of the chosen counts until a training with several steps says so
         nn.init.zeros_(self.past.weight)
         nn.init.zeros_(self.near.weight)
+        if config.votes:  # it begins as the vote
+            nn.init.zeros_(self.score.weight)
+            nn.init.zeros_(self.low_query.weight)
         if num_features:
             self.register_buffer("feature_mean", torch.zeros(num_features))
             self.register_buffer("feature_std", torch.ones(num_features))
@@ -66,9 +77,10 @@ class FeatureSelector(Selector):
             LeverError: the pool brings another number of features.
         """
         given = 0 if pool.features is None else pool.features.shape[-1]
-        if given != self.num_features:
+        wanted = self.num_features + (pool.size if self.config.votes else 0)
+        if given != wanted:
             raise LeverError(
-                f"the selector reads {self.num_features} features of every candidate", value=given
+                f"the selector reads {wanted} features of every candidate", value=given
             )
         return PairHistory(self, query, pool)
 
@@ -79,7 +91,8 @@ class FeatureSelector(Selector):
         scale = self.dim / math.sqrt(RANK)  # of two vectors of length √d
         # autocast makes halves of both: products only, not the scores
         a = self.low_query(dropout(query, self.config.dropout, self.training)).to(query.dtype)
-        b = self.low_cand(dropout(units, self.config.dropout, self.training)).to(query.dtype)
+        kept = dropout(units.new_ones(self.dim), self.config.dropout, self.training)
+        b = functional.linear(units, self.low_cand.weight * kept).to(query.dtype)
         found = a @ b.T if pool.index is None else picked_scores(a, b, pool.index)
         return scale * found
 
@@ -100,7 +113,8 @@ class PairHistory(History):
         self.stops = selector.config.ends_pointers
         self.units = functional.normalize(pool.vectors, dim=-1)
         query = functional.normalize(query, dim=-1)
-        self.x = _with_own(self._cosines(query[:, None])[:, 0], pool, selector)
+        self.cosine = self._cosines(query[:, None])[:, 0]
+        self.x = _with_own(self.cosine, pool, selector)
         self.hidden = selector.pair(self.x)
         self.bilinear = selector.bilinear(query, self.units, pool)
 
@@ -115,6 +129,8 @@ class PairHistory(History):
             hidden = hidden + extra[:, :, None] + net.near(near)
         found: Tensor = net.score(self._active(hidden)).squeeze(-1)
         found = found.to(self.bilinear.dtype) + self.bilinear[:, None]
+        if net.config.votes:
+            found = self._votes(found)
         if not self.stops:
             return found
         real = self.pool.mask
@@ -138,6 +154,16 @@ class PairHistory(History):
             later.near = torch.maximum(later.near, _of(self.near, parent))
         return later
 
+    def _votes(self, found: Float[Tensor, "B W K"]) -> Float[Tensor, "B W K"]:
+        """Scores by the votes of candidates weighed by ``found``."""
+        assert self.pool.features is not None
+        given = self.pool.features[..., self.selector.num_features :].to(found.dtype)
+        votes = given.diagonal(dim1=1, dim2=2) > 0  # whose own answer may be read
+        weight = found + (self.cosine / VOTE_TEMPERATURE)[:, None]
+        weight = weight.masked_fill(~votes[:, None], torch.finfo(found.dtype).min).softmax(-1)
+        share = (weight @ given.transpose(1, 2)).clamp(_LEAST, 1 - _LEAST)
+        return share.logit() + RARE
+
     def _active(self, hidden: Tensor) -> Tensor:
         return dropout(
             functional.gelu(hidden), self.selector.config.dropout, self.selector.training
@@ -159,7 +185,8 @@ def _with_own(
     own = torch.stack([cosine, gap, rank.to(cosine.dtype).log1p()], dim=-1)
     if pool.features is None:
         return own
-    given = (pool.features.to(own.dtype) - selector.feature_mean) / selector.feature_std
+    given = pool.features[..., : selector.num_features].to(own.dtype)
+    given = (given - selector.feature_mean) / selector.feature_std
     return torch.cat([own, given], dim=-1)
 
 

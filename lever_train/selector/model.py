@@ -25,6 +25,7 @@ from lever_train.selector.attention import FoldedAttention, dropout, picked_scor
 
 SCORE_TEMPERATURE = 0.1  # scores are cosines divided by this
 PROJECTION_NOISE = 0.01  # std of what is added to the identity in W_q and W_c
+RARE = 3.0  # scores that say how right a candidate is are log-odds and this: 0 is one in twenty
 CHOSEN = -100.0  # logit of a position already chosen (LEGACY mathematics)
 
 
@@ -35,7 +36,8 @@ class Pool:
     ``vectors``: distinct examples, each once. ``index`` into them; ``None``: every query's pool is
     all of ``vectors`` in order, and nothing of size [B, K, d] is ever made. ``mask`` is False where
     a pool is padded; ``None``: nothing is padded. ``features``: of every pair of query and
-    candidate, for selectors that read some.
+    candidate, for selectors that read some; behind the F there are K more for one that reads votes,
+    what each place of the pool gives to the candidate's answer.
     """
 
     vectors: Float[Tensor, "U d"]
