@@ -202,7 +202,8 @@ def test_single_demonstrations_are_compared_by_their_scores(tmp_path: Path) -> N
         for query in range(8)
         for k in range(3)
     ]
-    flags = {"stage": "dense", "selector": "features", "dense_objective": "pointwise"}
+    flags: dict[str, Any] = {"stage": "dense", "selector": "features"}
+    flags["dense_objective"] = "pointwise"
     result = Bench(tmp_path / "singles", rows).train(dense_epochs=4, dense_lr=3e-2, **flags)
     losses = [row["train_loss"] for row in result.epochs]
     assert losses[-1] < losses[0]

@@ -132,16 +132,16 @@ class Learner:
                     loss, figures = losses.dense(self.selector, query, pool, part, config.dense)
                 else:
                     terms = self.selector.steps(query, pool, part.positions, part.step_mask)
-                if name == "sft":
-                    loss, figures = losses.sft(terms, part, config)
-                elif name == "rce":
-                    loss, figures = losses.rce(terms, part, self.temperature(step), config)
-                elif name == "grpo":
-                    assert self.reference is not None
-                    with torch.no_grad():
-                        old = self.reference.steps(query, pool, part.positions, part.step_mask)
-                    reference, top_k = old.sequence_log_prob(), self.top_k(epoch)
-                    loss, figures = losses.grpo(terms, reference, part, top_k, beta, config)
+                    if name == "sft":
+                        loss, figures = losses.sft(terms, part, config)
+                    elif name == "rce":
+                        loss, figures = losses.rce(terms, part, self.temperature(step), config)
+                    else:
+                        assert self.reference is not None
+                        with torch.no_grad():
+                            old = self.reference.steps(query, pool, part.positions, part.step_mask)
+                        reference, top_k = old.sequence_log_prob(), self.top_k(epoch)
+                        loss, figures = losses.grpo(terms, reference, part, top_k, beta, config)
             values = [loss.detach(), *(figures[n] for n in self.figures[1:])]
             weighed = [share.sum(), *((share * value).sum() for value in values)]
             sums = torch.stack([value.float() for value in weighed]).cpu().double()
