@@ -110,6 +110,7 @@ class Board:
         """The store as it is now; made anew where a run came, went or changed."""
         if self.store.mirror is not None:
             self.store.mirror.refresh()
+            self.store.mirror.refresh_runs()
         key = _fingerprint(self.store)
         with self._lock:
             if self._state is None or self._state[0] != key:

@@ -107,7 +107,10 @@ class TestBucket:
         return bytes(obstore.get(self.objects, key).bytes())
 
     def put(self, key: str, data: bytes) -> None:
-        """As another tool does, which may name it as it likes."""
+        obstore.put(self.objects, key, data)
+
+    def put_under(self, key: str, data: bytes) -> None:
+        """As other tools do, which name it as they like."""
         _put(f"{self.cloud.url}/{self.name}/a/store/{quote(key)}", data)
 
 

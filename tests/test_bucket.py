@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
+import torch
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import connect
-from lever_data.store.store import Store
+from lever_data.store.integrity import require_intact
+from lever_data.store.mirror import Mirror
+from lever_data.store.store import Run, Store
 from tests.cloud import KEY, SECRET, TestBucket
 from tests.commands import lever
+from tests.rollouts import World, make_world
 from tests.stores import candidate, commit, new_store
 
 ROWS = [
@@ -124,14 +133,14 @@ def test_the_users_sql_lies_in_the_bucket(bucket: TestBucket) -> None:
 )
 def test_what_is_not_ours_below_runs_bars_nobody(key: str, bucket: TestBucket) -> None:
     run = commit(Store.create(bucket.uri), ROWS)
-    bucket.put(f"runs/{key}", b"not ours")
+    bucket.put_under(f"runs/{key}", b"not ours")
     assert [r.run for r in Store.open(bucket.uri).runs()] == [run.run]
 
 
 @pytest.mark.parametrize("key", ["runs//manifest.json", "runs/run=../../x/manifest.json"])
 def test_a_name_that_is_no_path_is_named(key: str, bucket: TestBucket) -> None:
     Store.create(bucket.uri)
-    bucket.put(key, b"not ours")
+    bucket.put_under(key, b"not ours")
     with pytest.raises(LeverError, match="whose name is no path.*" + re.escape(key)):
         Store.open(bucket.uri).runs()
 
@@ -141,3 +150,137 @@ def test_an_address_with_a_password_is_refused_and_not_shown() -> None:
     assert done.returncode == 2
     assert "this is not the address of a store in a bucket" in done.stderr
     assert KEY not in done.stderr and "planted" not in done.stderr
+
+
+def _cached(cache: Path) -> set[str]:
+    """The runs whose files lie in a cache."""
+    return {path.parents[1].name for path in cache.rglob("*.parquet")}
+
+
+@pytest.fixture
+def two(bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """Two runs in a bucket; the machine has room for one and a half."""
+    runs = [commit(Store.create(bucket.uri), ROWS, name=name) for name in "ab"]
+    elsewhere(monkeypatch, tmp_path)
+    size = sum((runs[0].path / name).stat().st_size for name in runs[0].files)
+    monkeypatch.setenv("LEVER_CACHE_SIZE", f"{1.5 * size / 1e6:.6f}MB")
+    return [Store.open(bucket.uri).run(run.run) for run in runs]
+
+
+def test_the_run_that_was_read_longest_ago_makes_room(two: list[Run], tmp_path: Path) -> None:
+    mirror = Mirror.of(two[0].path.parents[1])
+    assert mirror is not None
+    for run in (*two, two[0]):
+        mirror.fetch([run])
+        assert _cached(tmp_path / "another") == {run.path.name}
+        mirror.release()
+
+
+def test_what_a_live_process_reads_stays(two: list[Run], tmp_path: Path) -> None:
+    mirror = Mirror.of(two[0].path.parents[1])
+    assert mirror is not None
+    mirror.fetch(two[:1])
+    code = (
+        "import sys; from pathlib import Path; from lever_data.store.store import Store\n"
+        "from lever_data.store.integrity import require_intact\n"
+        "store = Store.open(sys.argv[1]); require_intact([store.run(sys.argv[2])])"
+    )
+    words = [sys.executable, "-c", code, mirror.uri]
+    refused = subprocess.run([*words, two[1].run], capture_output=True, text=True)
+    assert "what is read does not fit into the cache" in refused.stderr
+    assert "LEVER_CACHE_SIZE is 0.0" in refused.stderr
+    assert _cached(tmp_path / "another") == {two[0].path.name}
+    mirror.release()
+    subprocess.run([*words, two[1].run], check=True)
+    assert _cached(tmp_path / "another") == {two[1].path.name}  # of the dead one nothing is left
+
+
+def test_a_size_that_is_none(two: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEVER_CACHE_SIZE", "much")
+    with pytest.raises(UsageError, match="LEVER_CACHE_SIZE is not a size such as 20GB"):
+        require_intact(two)
+
+
+def test_of_several_at_once_one_fetches_a_file(two: list[Run], bucket: TestBucket) -> None:
+    bucket.cloud.calm()
+    with ThreadPoolExecutor(4) as pool:
+        mirrors = [Mirror(two[0].path.parents[1], bucket.uri) for _ in range(4)]
+        list(pool.map(lambda mirror: mirror.fetch(two[:1]), mirrors))
+    fetched = [r.path for r in bucket.cloud.seen if r.path.endswith(".parquet")]
+    assert len(fetched) == len(set(fetched)) == len(two[0].files)
+
+
+@pytest.mark.slow
+def test_the_whole_line_leaves_the_same_bytes(bucket: TestBucket, tmp_path: Path) -> None:
+    """Ingest, generate, train, eval and query, in a folder and in a bucket."""
+    world = make_world(tmp_path)
+    made = [
+        _line(world, str(store), tmp_path / out)
+        for store, out in ((tmp_path / "disk", "a"), (bucket.uri, "b"))
+    ]
+    assert made[0] == made[1]
+
+
+def _line(world: World, store: str, out: Path) -> dict[str, Any]:
+    """What the commands make: runs and their files, the checkpoint, accuracies, an answer."""
+    lever(
+        "ingest",
+        world.questions,
+        world.annotations,
+        "--store",
+        store,
+        "--dataset",
+        "d",
+        "--split",
+        "train",
+    )
+    generate = world.argv("--seed", "1")
+    generate[generate.index("--store") + 1] = store
+    lever(*generate)
+    vectors = ("--query-embeddings", world.embeddings)
+    small = ("--hidden-dim", "8", "--rce-epochs", "1", "--batch-size", "8")
+    lever("train", "--store", store, "--view", "all_candidates", *vectors, *small, "--out", out)
+    place = (
+        "--store",
+        store,
+        "--dataset",
+        "d",
+        "--split",
+        "train",
+        "--pool",
+        world.pool,
+        "--limit",
+        "8",
+    )
+    lever(
+        "eval",
+        *place,
+        *vectors,
+        "--candidate-embeddings",
+        world.embeddings,
+        "--checkpoint",
+        out / "best.pt",
+        "--answerer",
+        "nearest",
+        "--json",
+        f"{out}.json",
+    )
+    runs = [run for run in Store.open(store).runs() if run.kind != "training"]
+    evaluated = json.loads(Path(f"{out}.json").read_text())
+    return {
+        "runs": {run.run: run.files for run in runs if run.kind != "evaluation"},
+        "kinds": [run.kind for run in runs],
+        "selector": {
+            k: v.tolist()
+            for k, v in torch.load(out / "best.pt", weights_only=True)["model_state_dict"].items()
+        },
+        "rows": evaluated["rows"],
+        "answer": lever(
+            "query",
+            "select * exclude run from all_candidates order by all",
+            "--store",
+            store,
+            "--format",
+            "csv",
+        ).stdout,
+    }

@@ -10,21 +10,25 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lever_data.errors import LeverError
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ObjectStore
 
+Answer = TypeVar("Answer")
 CHUNK = 8 << 20  # bytes read at a time: what one request may lose
 _TIMEOUT = "120s"  # of one request: 8 MiB at 70 kB/s
+_RETRIES = 6  # 0.1 s, 0.2 s, … 3.2 s apart
 _DIGEST = "sha256"  # name of the metadata that says what was uploaded
 
 
@@ -49,8 +53,7 @@ class Bucket:
         """Every object below a folder, by key."""
         import obstore
 
-        with self._readable_errors():
-            found = obstore.list(self._objects, folder).collect()
+        found = self._ask(lambda: obstore.list(self._objects, folder).collect())
         objects = [Object(f["path"], f["size"], f["e_tag"], f["last_modified"]) for f in found]
         return sorted(objects, key=lambda one: one.key)
 
@@ -59,8 +62,7 @@ class Bucket:
         import obstore
 
         try:
-            with self._readable_errors():
-                return bytes(obstore.get(self._objects, key).bytes())
+            return self._ask(lambda: bytes(obstore.get(self._objects, key).bytes()))
         except FileNotFoundError:
             return None
 
@@ -69,11 +71,10 @@ class Bucket:
         import obstore
 
         try:
-            with self._readable_errors():
-                found = obstore.get(self._objects, key, options={"head": True}).attributes
+            found = self._ask(lambda: obstore.get(self._objects, key, options={"head": True}))
         except FileNotFoundError:
             return None
-        digest = found.get(_DIGEST)
+        digest = found.attributes.get(_DIGEST)
         return digest if isinstance(digest, str) else None
 
     def size(self, key: str) -> int:
@@ -82,10 +83,7 @@ class Bucket:
         Raises:
             FileNotFoundError: there is none.
         """
-        import obstore
-
-        with self._readable_errors():
-            return obstore.head(self._objects, key)["size"]
+        return self._head(key)["size"]
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
         """The bytes of an object in pieces.
@@ -97,18 +95,17 @@ class Bucket:
 
         for start in range(0, size, CHUNK):
             length = min(CHUNK, size - start)
-            with self._readable_errors():
-                piece = obstore.get_range(self._objects, key, start=start, length=length)
-            yield bytes(piece)
+            piece = partial(obstore.get_range, self._objects, key, start=start, length=length)
+            yield bytes(self._ask(piece))
 
-    def digest(self, key: str, size: int) -> str:
+    def digest(self, key: str) -> str:
         """Hex sha256 of the bytes that lie there now.
 
         Raises:
             FileNotFoundError: there is none.
         """
         digest = hashlib.sha256()
-        for piece in self.chunks(key, size):
+        for piece in self.chunks(key, self.size(key)):
             digest.update(piece)
         return digest.hexdigest()
 
@@ -135,25 +132,46 @@ class Bucket:
         """Put a file, whole or not at all; ``digest`` is the sha256 of its bytes."""
         import obstore
 
-        with self._readable_errors():
-            obstore.put(self._objects, key, path, attributes={_DIGEST: digest})
+        self._ask(lambda: obstore.put(self._objects, key, path, attributes={_DIGEST: digest}))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; those that are gone already do not matter."""
         import obstore
 
         if keys:
-            with self._readable_errors():
-                obstore.delete(self._objects, list(keys))
+            self._ask(lambda: obstore.delete(self._objects, list(keys)))
 
     def now(self) -> datetime:
         """The time by the bucket's clock, which stamps what is put into it."""
         import obstore
 
-        key = "staging/clock"
+        key = f"staging/{uuid.uuid4().hex}"
+        self._ask(lambda: obstore.put(self._objects, key, b"what time is it?"))
+        try:
+            return self._head(key)["last_modified"]
+        finally:
+            self.delete([key])
+
+    def _head(self, key: str) -> ObjectMeta:
+        import obstore
+
+        return self._ask(lambda: obstore.head(self._objects, key))
+
+    def _ask(self, call: Callable[[], Answer]) -> Answer:
+        """Do what may be done twice; a reply that is cut short is asked for again.
+
+        The library does so itself after an error of the server or the connection, but not when a
+        body ends early.
+        """
+        for _ in range(_RETRIES):
+            try:
+                with self._readable_errors():
+                    return call()
+            except LeverError as error:
+                if "body error" not in error.what:
+                    raise
         with self._readable_errors():
-            obstore.put(self._objects, key, b"what time is it?")
-            return obstore.head(self._objects, key)["last_modified"]
+            return call()
 
     @contextmanager
     def _readable_errors(self) -> Iterator[None]:
@@ -235,7 +253,7 @@ def _connect(uri: str, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
             "timeout": _TIMEOUT,
             "allow_http": any(value.startswith("http://") for value in endpoints),
         },
-        retry_config={"max_retries": 6},  # 0.1 s, 0.2 s, … 3.2 s apart
+        retry_config={"max_retries": _RETRIES},
         **more,
     )
 

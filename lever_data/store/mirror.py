@@ -79,10 +79,9 @@ class Mirror:
         """Make an empty store in the bucket unless there is one."""
         if not self.exists():
             self.bucket.create(MARKER, marker)
-        self.refresh()
 
     def refresh(self) -> None:
-        """Take over the marker, the user's SQL and the manifests.
+        """Take over the marker and the user's SQL.
 
         Raises:
             LeverError: there is no store in the bucket, or it cannot be read.
@@ -99,7 +98,6 @@ class Mirror:
             _put(self.path / MARKER, marker)
             for folder in SQL_FOLDERS:
                 self._refresh_sql(folder)
-        self.refresh_runs()
 
     def refresh_runs(self) -> None:
         """Take over which runs there are."""
@@ -242,7 +240,7 @@ class Mirror:
         fault."""
         key = self._key(run, name)
         try:
-            is_intact = self.bucket.digest(key, self.bucket.size(key)) == run.files[name]
+            is_intact = self.bucket.digest(key) == run.files[name]
         except FileNotFoundError:
             return "the file is missing in the bucket"
         return None if is_intact else "its bytes in the bucket are not those that were committed"
