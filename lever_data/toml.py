@@ -120,6 +120,10 @@ def validated(
         return model.model_validate(tables)
     except ValidationError as error:
         raise refusal(error, what, where) from None
+    except UsageError as error:  # of a validator, which does not know where the values stand
+        raise UsageError(
+            error.what, where=error.where or where(()), value=error.value, hint=error.hint
+        ) from None
 
 
 def refusal(error: ValidationError, what: str, where: Callable[[Keys], str]) -> UsageError:
@@ -136,7 +140,7 @@ def refusal(error: ValidationError, what: str, where: Callable[[Keys], str]) -> 
 
 def inside(file: str) -> Callable[[Keys], str]:
     """Names places in a file: ``lever.toml: eval.oracle``."""
-    return lambda keys: f"{file}: {dotted(keys)}"
+    return lambda keys: f"{file}: {dotted(keys)}" if keys else file
 
 
 def dotted(keys: Keys) -> str:

@@ -85,6 +85,10 @@ def test_a_base_model_is_given_a_text_to_go_on_with(endpoint: Endpoint) -> None:
         "Question:what is 0 Short answer:a0\nQuestion:what is 1 Short answer:a1\n"
         "Question:what is 2 Short answer:"
     )
+    endpoint.fault = lambda handler, question, attempt: handler.send(404, "Not Found")
+    with pytest.raises(LeverError, match="HTTP 404") as none:
+        answerer(endpoint, api="completions").answer([prompt()])
+    assert "it may have no /completions: --api chat" in str(none.value.hint)
     with pytest.raises(UsageError, match="completions take a text, not turns"):
         AnswererSpec(api="completions", prompt_form="turns")
 

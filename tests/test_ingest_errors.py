@@ -40,6 +40,9 @@ FAULTS = {
     "float id": candidate('"pointer": [1, 2.5]', "2.5", "got `float`", ".pointer[1]"),
     "huge id": candidate('"pointer": [4294967296]', "4294967296", "<= 2147483647", ".pointer[0]"),
     "text pointer": candidate('"pointer": "12"', '"12"', "Expected `array`", ".pointer"),
+    "id of text": candidate(
+        '"pointer": ["q3"]', '"q3"', "named by its place in its split, not by its id", ".pointer[0]"
+    ),
     "no pointer": candidate('"beam_rank": 1', '{"beam_rank', "missing required field `pointer`"),
     "repeated id": candidate('"pointer": [5, 6, 5]', "[5, 6, 5]", "repeats an id", ".pointer"),
     "positions": candidate(

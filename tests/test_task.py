@@ -61,8 +61,9 @@ def test_vqa_is_the_default_and_a_built_in_task_gives_what_is_not_set(tmp_path: 
 )
 def test_a_file_that_is_no_task_is_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "t.toml").write_text(text)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=said) as refused:
         read_task(tmp_path / "t.toml")
+    assert "t.toml" in str(refused.value.where)
 
 
 def test_a_template_shows_the_fields_of_an_item() -> None:

@@ -23,6 +23,7 @@ from lever_data.readers.torch_file import read_torch
 from lever_data.store import schema
 
 _ROWS = 8192
+_BY_ITSELF = "save the tensor [n, d] by itself: a row is an item by its place in the split"
 _SAFE_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -121,7 +122,7 @@ def _only_tensor(value: object, path: Path) -> object:
             "the file must hold exactly one tensor",
             where=str(path),
             value=[str(key) for key in value][:20],
-            hint="save the tensor [n, d] by itself",
+            hint=_BY_ITSELF,
         )
     return value
 
@@ -138,7 +139,10 @@ def _read_safetensors(path: Path) -> np.ndarray:
     header.pop("__metadata__", None)
     if len(header) != 1:
         raise LeverError(
-            "the file must hold exactly one tensor", where=str(path), value=list(header)[:20]
+            "the file must hold exactly one tensor",
+            where=str(path),
+            value=list(header)[:20],
+            hint=_BY_ITSELF,
         )
     return _map_safetensor(path, next(iter(header.values())), 8 + length, size)
 

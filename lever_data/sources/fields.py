@@ -314,4 +314,8 @@ def _fault(message: str) -> FaultError:
     if match is None:
         return FaultError(message)
     parts = _PATH_PART.findall(match.group(2))
-    return FaultError(match.group(1), *(int(i) if i else name for name, i in parts))
+    what = match.group(1)
+    where = {name for name, _ in parts}
+    if "`int`, got `str`" in what and where & {"pointer", *POOL_FIELDS}:
+        what += ": an example is named by its place in its split, not by its id"
+    return FaultError(what, *(int(i) if i else name for name, i in parts))

@@ -208,11 +208,12 @@ class Exchange:
             raise PassingError(reason, retry_after(reply))
         if status in _REFUSED:
             raise RefusedError(reason)
+        asked = "; it may have no /completions: --api chat" if self.spec.api != "chat" else ""
         raise LeverError(
             f"the endpoint rejects the request: HTTP {status}",
             where=self.base_url,
             value=said,
-            hint=f"check the URL, --model, and the key in {KEY_VARIABLE}",
+            hint=f"check the URL, --model, and the key in {KEY_VARIABLE}{asked}",
         )
 
     def _acceptable(self, body: dict[str, Any]) -> dict[str, Any]:
