@@ -29,11 +29,12 @@ Tensors = tuple[Tensor, Tensor, Tensor]  # positions, mask, reward
 
 
 def lever(store: Path, source: Path) -> Iterator[Tensors]:
-    """Ours: stream.scan over the view, batch.collate."""
+    """Ours: a snapshot of the view, read in a random order, batch.collate."""
     from lever_data.relations.db import open_session
     from lever_data.relations.reward_spec import RewardSpec
     from lever_data.relations.rewards import reward_sql
-    from lever_data.relations.stream import Selection, scan
+    from lever_data.relations.snapshot import open_snapshot
+    from lever_data.relations.stream import Selection
     from lever_train.inputs.pools import SharedPool
     from lever_train.learn.batch import collate
 
@@ -43,7 +44,9 @@ def lever(store: Path, source: Path) -> Iterator[Tensors]:
     ).fetchnumpy()["id"]
     selection = Selection(("all_candidates",), reward_sql(RewardSpec()))
     pool = SharedPool(ids.astype(np.int64))
-    for batch in collate(scan(con, selection), pool, BATCH):
+    snapshot = open_snapshot(con, selection)
+    groups = snapshot.order(con, snapshot.groups_of(con, None))
+    for batch in collate(snapshot, groups, pool, BATCH):
         yield batch.positions, batch.mask, batch.reward
 
 
@@ -148,7 +151,7 @@ IMPORTS = {
     "lever": (
         "lever_data.relations.db",
         "lever_data.relations.rewards",
-        "lever_data.relations.stream",
+        "lever_data.relations.snapshot",
         "lever_train.learn.batch",
         "lever_train.inputs.pools",
     ),

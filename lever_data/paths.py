@@ -14,6 +14,8 @@ from pathlib import Path
 from lever_data.errors import UsageError
 
 REMOTE = ("s3", "gs", "az")  # schemes of buckets that a store may lie in
+SIZE, _DEFAULT_SIZE = "LEVER_CACHE_SIZE", "20GB"
+_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 _URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
 _BUCKET = re.compile(r"[a-zA-Z0-9]+:/+([a-zA-Z0-9][a-zA-Z0-9._-]*)((?:/[^/?#@\0]+)*)/*")
 _LEAF = ".store"  # no prefix of another store ends so, and a store may lie inside another's prefix
@@ -32,6 +34,19 @@ def cache_folder() -> Path:
         return Path(own).resolve()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache").resolve() / "lever"
+
+
+def cache_size() -> int:
+    """Bytes that all mirrors together may take, and all snapshots together.
+
+    Raises:
+        UsageError: LEVER_CACHE_SIZE is no size.
+    """
+    text = os.environ.get(SIZE, _DEFAULT_SIZE)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT]B)", text)
+    if found is None:
+        raise UsageError(f"{SIZE} is not a size such as 20GB", value=text)
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def mirrors() -> Path:

@@ -1,20 +1,22 @@
-"""Record batches to padded tensors: groups of every shape, strict pointers, pools, vectors."""
+"""Groups to padded tensors: groups of every shape, strict pointers, pools, vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lever_train.learn.batch as collating
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import connect
+from lever_data.relations.snapshot import GROUP, Snapshot, record
+from lever_data.store.schema import CANDIDATES, QUERIES
 from lever_data.store.store import RunSpec
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import FilePool, PoolSource, SharedPool, StoredPool, open_pools
@@ -26,42 +28,25 @@ IDS = SharedPool(np.arange(10, dtype=np.int64))
 Group = tuple[int, list[tuple[list[int], float]]]  # query id, (pointer, reward)s
 
 
-def _stream(groups: list[Group], batch_rows: int = 1_000) -> Iterator[pa.RecordBatch]:
-    """Whole groups as ``stream.scan`` yields them, about ``batch_rows`` rows a batch."""
-    rows: list[dict[str, Any]] = []
-    for query, candidates in groups:
-        if len(rows) >= batch_rows:
-            yield _record_batch(rows)
-            rows = []
-        rows += [
-            {"query_id": query, "candidate": i, "pointer": p, "reward": r, "shot_num": len(p)}
-            for i, (p, r) in enumerate(candidates)
-        ]
-    yield _record_batch(rows)
-
-
-def _record_batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
-    schema = pa.schema(
-        [
-            ("view_index", pa.int32()),
-            ("dataset", pa.string()),
-            ("split", pa.string()),
-            ("query_id", pa.int64()),
-            ("shot_num", pa.int8()),
-            ("candidate", pa.int32()),
-            ("pointer", pa.list_(pa.int32())),
-            ("logprob_score", pa.float64()),
-            ("reward", pa.float64()),
-        ]
-    )
-    constant = {"view_index": 0, "dataset": "d", "split": "train", "logprob_score": None}
-    return pa.RecordBatch.from_pylist([constant | row for row in rows], schema)
-
-
 def _collate(
     groups: list[Group], size: int, pools: PoolSource = IDS, **options: Any
 ) -> list[Batch]:
-    return list(collate(_stream(groups), pools, size, **options))
+    """The batches of a snapshot of these groups, in their order."""
+    width = max(len(pointer) for _, candidates in groups for pointer, _ in candidates)
+    sizes = np.array([len(candidates) for _, candidates in groups])
+    found = np.zeros(len(groups), GROUP)
+    found["query_id"] = [query for query, _ in groups]
+    found["start"], found["size"] = np.cumsum(sizes) - sizes, sizes
+    rows = np.zeros(int(sizes.sum()), record((), width))
+    flat = [(i, *c) for _, candidates in groups for i, c in enumerate(candidates)]
+    for row, (number, pointer, reward) in enumerate(flat):
+        padded = pointer + [0] * (rows["pointer"].shape[1] - len(pointer))
+        rows[row] = (reward, np.nan, number, len(pointer), padded)
+    with tempfile.TemporaryFile() as file:
+        rows.tofile(file)
+        file.flush()
+        snapshot = Snapshot(found, file.fileno(), rows.dtype, ("d",), ("train",))
+        return list(collate(snapshot, np.arange(len(groups)), pools, size, **options))
 
 
 def test_groups_are_padded_and_masked() -> None:
@@ -82,27 +67,18 @@ def test_groups_are_padded_and_masked() -> None:
 @given(
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=12),
     batch_size=st.integers(1, 5),
-    batch_rows=st.integers(1, 9),
+    read=st.integers(1, 9),
     world=st.integers(1, 3),
 )
 def test_every_group_comes_once_in_order(
-    sizes: list[int], batch_size: int, batch_rows: int, world: int
+    sizes: list[int], batch_size: int, read: int, world: int
 ) -> None:
     groups: list[Group] = [
         (q, [([(q + i) % 10], q + i / 10) for i in range(n)]) for q, n in enumerate(sizes)
     ]
-    shares = [
-        list(
-            collate(
-                _stream(groups, batch_rows),
-                IDS,
-                batch_size,
-                rank=rank,
-                world=world,
-            )
-        )
-        for rank in range(world)
-    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collating, "READ", read)
+        shares = [_collate(groups, batch_size, rank=r, world=world) for r in range(world)]
     assert {len(share) for share in shares} == {-(-len(sizes) // batch_size)}
     seen: list[int] = []
     for parts in zip(*shares, strict=True):
@@ -116,7 +92,7 @@ def test_every_group_comes_once_in_order(
     assert seen == list(range(len(sizes)))
 
 
-POOLS = FilePool("p.npy", np.array([[5, 3, 9], [7, 0, 2], [1, 1, 4]]))
+POOLS = FilePool("p.npy", np.array([[5, 3, 9], [7, 0, 2], [1, 6, 4]]))
 
 
 def test_pointers_become_positions_in_each_querys_pool() -> None:
@@ -148,9 +124,32 @@ def test_another_shot_number_is_refused_when_one_is_asked_for() -> None:
         _collate([(3, [([1], 1.0)])], 8, shot_num=2)
 
 
-def test_a_pool_that_repeats_an_example_is_refused() -> None:
+def test_a_pool_of_any_size_is_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[Group] = [(0, [([9, 5], 1.0), ([3], 1.0)]), (1, [([0, 2], 1.0)])]
+    [whole] = _collate(groups, 8, POOLS)
+    monkeypatch.setattr(collating, "COMPARED", 3)
+    [found] = _collate(groups, 8, POOLS)
+    assert found.positions.tolist() == whole.positions.tolist()
+    assert whole.positions.tolist() == [[[2, 0], [1, 0]], [[1, 2], [0, 0]]]
+
+
+def test_a_reward_that_is_not_finite_names_the_candidate() -> None:
+    with pytest.raises(LeverError, match="not a finite number") as error:
+        _collate([(1, [([0], 1.0)]), (3, [([5], 1.0), ([6], float("inf"))])], 8)
+    assert (error.value.where, error.value.value) == ("query 3, candidate 1", float("inf"))
+
+
+def test_a_stored_pool_that_repeats_an_example_is_refused(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    spec = RunSpec(kind="rl_data", dataset="d", split="train", source_sha256="q")
+    key = {"dataset": "d", "split": "train"}
+    pools = [{"query_id": 1, "candidate_pool": [3, 4]}, {"query_id": 2, "candidate_pool": [5, 5]}]
+    with store.begin(spec) as writer:
+        writer.write("candidates", table(CANDIDATES, [candidate(1, 0, [3])]))
+        writer.write("queries", table(QUERIES, [key | pool for pool in pools]))
+        writer.commit()
     with pytest.raises(LeverError, match="pool holds an example twice") as error:
-        _collate([(2, [([4], 1.0)])], 8, POOLS)
+        open_pools(connect(store), None, "stg_candidates", ("d", "train"))
     assert error.value.where == "query 2"
 
 

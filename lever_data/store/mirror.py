@@ -32,23 +32,20 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lever_data.errors import LeverError, UsageError
-from lever_data.paths import mirrors, store_uri
+from lever_data.errors import LeverError
+from lever_data.paths import SIZE, cache_size, mirrors, store_uri
 from lever_data.store import staging
 from lever_data.store.bucket import Bucket, Object
 from lever_data.store.files import discard, write_atomic
 from lever_data.store.locks import Lock, is_held, locked
 from lever_data.store.manifest import MANIFEST, PART, Run, to_json
 
-SIZE = "LEVER_CACHE_SIZE"
-DEFAULT_SIZE = "20GB"
 LEASE = timedelta(days=1)  # a writer whose newest part is older is dead
 SQL_FOLDERS = ("views", "features", "tests")
 MARKER = "lever.json"
 _OBJECTS = "objects.json"
 _RUN = re.compile(r"runs/(run=[a-z0-9_-]{1,200})/(.+)")
 _SQL = re.compile(r"[a-z]+/[A-Za-z0-9_-]{1,64}\.sql")
-_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 _THREADS = 8
 
 Listed = dict[str, dict[str, Object]]  # run=<id> → name in it → object
@@ -378,7 +375,7 @@ def _make_room(need: int) -> None:
     Raises:
         LeverError: they do not fit beside what live processes read.
     """
-    limit = _limit()
+    limit = cache_size()
     here: dict[Path, int] = {}
     kept: set[Path] = set()
     for run in mirrors().glob("**/.store/runs/run=*"):
@@ -410,16 +407,3 @@ def _last_read(run: Path) -> float:
         return (run / _OBJECTS).stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _limit() -> int:
-    """Bytes that all mirrors together may take.
-
-    Raises:
-        UsageError: LEVER_CACHE_SIZE is no size.
-    """
-    text = os.environ.get(SIZE, DEFAULT_SIZE)
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT]B)", text)
-    if found is None:
-        raise UsageError(f"{SIZE} is not a size such as 20GB", value=text)
-    return int(float(found[1]) * _UNITS[found[2]])

@@ -147,11 +147,12 @@ def open_pools(
     here = " or ".join("(dataset = ? and split = ?)" for _ in places)
     bound = [name for place in places for name in place]
     counts = con.cursor().execute(
-        "select count(*), count(candidate_pool), min(query_id) filter (candidate_pool is null) "
+        "select count(*), count(candidate_pool), min(query_id) filter (candidate_pool is null), "
+        "min(query_id) filter (len(list_distinct(candidate_pool)) < len(candidate_pool)) "
         f"from queries where {here}",
         bound,
     )
-    total, pooled, lacking = counts.fetchall()[0]
+    total, pooled, lacking, twice = counts.fetchall()[0]
     if pooled == 0:
         sql = f"select distinct unnest(pointer)::bigint as id from {quote_identifier(base)} "
         found = con.cursor().execute(f"{sql} where {here} order by id", bound).fetchnumpy()["id"]
@@ -162,6 +163,8 @@ def open_pools(
             where=f"query {lacking}",
             hint="--pool FILE.npy gives every query one, --run chooses runs that agree",
         )
+    if twice is not None:
+        raise LeverError("a candidate pool holds an example twice", where=f"query {twice}")
     cursor = con.cursor()  # kept alive: on some versions the reader needs it
     sql = f"select query_id, candidate_pool from queries where {here} order by query_id"
     return _stored(cast(pa.Table, cursor.sql(sql, params=bound).to_arrow_table()))

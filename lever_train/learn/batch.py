@@ -1,7 +1,7 @@
-"""Arrow record batches → padded tensors, and the vectors they name.
+"""Groups of candidates → padded tensors, and the vectors they name.
 
-In go the record batches of ``lever_data.relations.stream.scan`` (whole groups, rows of a group
-together) and the pools; out come :class:`Batch` objects of ``batch_size`` groups of any size.
+In go a :class:`~lever_data.relations.snapshot.Snapshot`, the order of its groups and the pools; out
+come :class:`Batch` objects of ``batch_size`` groups of any size.
 Pointers become pool positions strictly: an id outside the pool, a repeated id or a wrong length is
 an error that names the query. :class:`Loader` collates ahead of the training and holds the vectors.
 """
@@ -9,30 +9,31 @@ an error that names the query. :class:`Loader` collates ahead of the training an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lever_data.errors import LeverError
-from lever_data.relations.stream import Selection, group_starts, scan
+from lever_data.relations.snapshot import Snapshot
+from lever_data.relations.stream import Selection
 from lever_train.inputs.pools import Ids, PoolSource, SharedPool
 from lever_train.learn.data import TrainingData
 from lever_train.selector.model import Pool
 
 Array = NDArray[Any]
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
 AHEAD = 3  # batches collated before they are needed
+READ = 1_024  # groups read at once
+COMPARED = 1_000_000  # ids of pools held at once, 8 MB
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,31 @@ class Loader:
             ids = torch.from_numpy(data.pools.ids).to(device)
             self.shared = Pool(self.candidates[ids])
 
-    def batches(self, selection: Selection, **position: Any) -> Iterator[Batch]:
+    def batches(
+        self,
+        selection: Selection,
+        *,
+        order: Literal["random", "file"] = "random",
+        seed: int = 0,
+        epoch: int = 0,
+        skip_groups: int = 0,
+    ) -> Iterator[Batch]:
         """This process's share of every batch of one pass, on the CPU.
 
-        ``position`` as :func:`scan` takes it: order, seed, epoch, skip_groups. A thread reads and
-        collates the next batches while the current one trains.
+        A thread reads and collates the next batches while the current one trains.
+
+        Args:
+            order: ``random`` is a permutation of the groups that depends on (seed, epoch) alone;
+                ``file`` is by query.
+            skip_groups: groups at the head of the order to leave out: where a resumed run stands.
         """
-        stream = scan(self.data.con, selection, **position)
+        snapshot, con = self.data.snapshot, self.data.con
+        groups = snapshot.groups_of(con, selection.queries)
+        if order == "random":
+            groups = snapshot.order(con, groups, seed=seed, epoch=epoch)
         ready = collate(
-            stream,
+            snapshot,
+            groups[skip_groups:],
             self.data.pools,
             self.batch_size,
             shot_num=self.shot_num,
@@ -138,7 +155,8 @@ class Loader:
 
 
 def collate(
-    stream: Iterable[pa.RecordBatch],
+    snapshot: Snapshot,
+    groups: Ids,
     pools: PoolSource,
     batch_size: int,
     *,
@@ -147,10 +165,10 @@ def collate(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Batch]:
-    """Cut the stream of ``stream.scan`` into batches of ``batch_size`` groups; the last may be
-    smaller.
+    """Batches of ``batch_size`` groups in their order; the last may be smaller.
 
     Args:
+        groups: numbers of groups of the snapshot.
         pools: what pointers are looked up in.
         shot_num: refuse pointers of another length; ``None``: any length of at least 1.
         can_stop: whether the selector can end a pointer itself: an empty pointer and those shorter
@@ -158,113 +176,93 @@ def collate(
         rank: of ``world`` processes, the one whose share of every batch this is.
 
     Raises:
-        LeverError: a pointer does not fit its pool; it names query, candidate and pointer.
+        LeverError: a pointer does not fit its pool, or a reward is not finite; it names query,
+            candidate and value.
     """
-    held: pa.Table | None = None
-    for batch in stream:
-        table = pa.Table.from_batches([batch])
-        held = table if held is None else pa.concat_tables([held, table])
-        rows = _Rows.of(held.combine_chunks())
-        whole = len(rows) // batch_size * batch_size
-        for first in range(0, whole, batch_size):
-            yield _batch(
-                rows.groups(first + rank, first + batch_size, world), pools, shot_num, can_stop
-            )
-        held = held.slice(int(rows.starts[whole]))
-    if held is not None and held.num_rows:
-        rows = _Rows.of(held.combine_chunks())
-        yield _batch(rows.groups(rank, len(rows), world), pools, shot_num, can_stop)
+    positions = _SharedPositions(pools.ids) if isinstance(pools, SharedPool) else None
+    at_once = max(1, READ // batch_size) * batch_size
+    for first in range(0, len(groups), at_once):
+        part = groups[first : first + at_once]
+        shares = [
+            part[start + rank : start + batch_size : world]
+            for start in range(0, len(part), batch_size)
+        ]
+        records = snapshot.read(np.concatenate(shares))
+        for share in shares:
+            found = snapshot.groups[share]
+            rows = _Rows(found["query_id"], found["size"], records[: int(found["size"].sum())])
+            records = records[len(rows.records) :]
+            yield _batch(rows, pools, positions, shot_num, can_stop)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Candidates as flat arrays; group g is rows ``starts[g]`` to ``starts[g + 1]``."""
+    """Groups of the queries ``query`` [B], of ``sizes`` [B] candidates in ``records`` [R]."""
 
-    starts: Ids
     query: Ids
-    candidate: Ids
-    pointer: Ids
-    offsets: Ids  # pointer of row r: pointer[offsets[r]:offsets[r + 1]]
-    reward: Floats
-    behaviour: Floats
-    accuracy: Floats
+    sizes: Ids
+    records: NDArray[np.void]
 
-    @classmethod
-    def of(cls, table: pa.Table) -> _Rows:
-        pointers = table.column("pointer").chunk(0)
-        lengths = pointers.value_lengths().to_numpy(zero_copy_only=False)
-        known = "vqa_acc_score" in table.column_names
-        behaviour = _floats(table.column("logprob_score"))
-        return cls(
-            starts=np.append(group_starts(table), table.num_rows),
-            query=table.column("query_id").to_numpy(),
-            candidate=table.column("candidate").to_numpy().astype(np.int64),
-            pointer=pointers.flatten().to_numpy(zero_copy_only=False).astype(np.int64),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            reward=_floats(table.column("reward")),
-            behaviour=behaviour,
-            accuracy=_floats(table.column("vqa_acc_score"))
-            if known
-            else np.full_like(behaviour, np.nan),
-        )
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def groups(self, first: int, last: int, step: int) -> _Rows:
-        """Every ``step``-th group of those from ``first`` to before ``last``."""
-        chosen = np.arange(first, last, step)
-        sizes = self.starts[chosen + 1] - self.starts[chosen]
-        rows = _ranges(self.starts[chosen], sizes)
-        lengths = self.offsets[rows + 1] - self.offsets[rows]
-        return _Rows(
-            starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            query=self.query[rows],
-            candidate=self.candidate[rows],
-            pointer=self.pointer[_ranges(self.offsets[rows], lengths)],
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            reward=self.reward[rows],
-            behaviour=self.behaviour[rows],
-            accuracy=self.accuracy[rows],
-        )
+    def refuse(self, row: int, problem: str, value: object, hint: str | None = None) -> NoReturn:
+        query = np.repeat(self.query, self.sizes)[row]
+        candidate = self.records["candidate"][row]
+        where = f"query {query}, candidate {candidate}"
+        raise LeverError(problem, where=where, value=value, hint=hint)
 
 
-def _batch(rows: _Rows, pools: PoolSource, shot_num: int | None, can_stop: bool) -> Batch:
+def _batch(
+    rows: _Rows,
+    pools: PoolSource,
+    shared: _SharedPositions | None,
+    shot_num: int | None,
+    can_stop: bool,
+) -> Batch:
     """Pad the groups of ``rows`` to [B, N, S] and look their pointers up."""
-    sizes = np.diff(rows.starts)
-    B, N = len(sizes), int(sizes.max(initial=1))
-    group = np.repeat(np.arange(B), sizes)
-    ordinal = np.arange(len(group)) - rows.starts[:-1][group]
+    records, known = rows.records, rows.records.dtype.names or ()
+    _require_finite(rows)
     pointer, steps = _padded(rows, shot_num, can_stop)
-    query = rows.query[rows.starts[:-1]]
-    pool: Ids | None = None
-    if isinstance(pools, SharedPool):
-        found = _shared_positions(pointer, steps, pools.ids)
+    pool = None if isinstance(pools, SharedPool) else pools.of(rows.query)
+    if shared is not None:
+        found = shared(pointer, steps)
     else:
-        pool = pools.of(query)
-        found = _positions(pointer, steps, group, query, pool)
+        assert pool is not None
+        found = _positions(pointer, steps, np.repeat(np.arange(len(pool)), rows.sizes), pool)
     _require_valid(rows, pointer, steps, found)
+    B, N = len(rows.sizes), int(rows.sizes.max(initial=1))
+    mask = np.arange(N) < rows.sizes[:, None]
+    is_even = bool(mask.all())
 
     def spread(values: Array, fill: float | bool) -> Tensor:
+        if is_even:  # all groups are of one size
+            return torch.from_numpy(np.array(values).reshape(B, N, *values.shape[1:]))
         padded = np.full((B, N, *values.shape[1:]), fill, dtype=values.dtype)
-        padded[group, ordinal] = values
+        padded[mask] = values
         return torch.from_numpy(padded)
 
     return Batch(
-        query=torch.from_numpy(query.copy()),
+        query=torch.from_numpy(rows.query.copy()),
         pool=None if pool is None else torch.from_numpy(pool),
         positions=spread(found.clip(min=0), 0),
         step_mask=spread(steps, False),
-        mask=spread(np.ones(len(group), dtype=bool), False),
-        reward=spread(rows.reward, 0.0),
-        behaviour=spread(rows.behaviour, np.nan),
-        accuracy=spread(rows.accuracy, np.nan),
+        mask=torch.from_numpy(mask),
+        reward=spread(records["reward"], 0.0),
+        behaviour=spread(records["behaviour"], np.nan),
+        accuracy=spread(records["vqa_acc_score"], np.nan)
+        if "vqa_acc_score" in known
+        else torch.full((B, N), torch.nan, dtype=torch.float64),
     )
+
+
+def _require_finite(rows: _Rows) -> None:
+    finite = np.isfinite(rows.records["reward"])
+    if not finite.all():
+        at = int(np.flatnonzero(~finite)[0])
+        rows.refuse(at, "a reward is not a finite number", float(rows.records["reward"][at]))
 
 
 def _padded(rows: _Rows, shot_num: int | None, can_stop: bool) -> tuple[Ids, Mask]:
     """Pointers [R, S], -1 where padded, and their step mask [R, S]."""
-    lengths = np.diff(rows.offsets)
+    lengths = rows.records["length"]
     least = 0 if can_stop else shot_num or 1
     wrong = lengths < least
     if shot_num is not None:
@@ -274,34 +272,41 @@ def _padded(rows: _Rows, shot_num: int | None, can_stop: bool) -> tuple[Ids, Mas
         expected = f"at least {least}" if shot_num is None else exact
         at = int(np.flatnonzero(wrong)[0])
         _refuse(rows, at, f"a pointer has the wrong length: {lengths[at]}, not {expected}")
-    mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
-    pointer = np.full(mask.shape, -1, dtype=np.int64)
-    pointer[mask] = rows.pointer
+    width = int(lengths.max(initial=1))
+    mask = np.arange(width) < lengths[:, None]
+    pointer = rows.records["pointer"][:, :width].astype(np.int64)
+    pointer[~mask] = -1
     return pointer, mask
 
 
-def _shared_positions(pointer: Ids, steps: Mask, ids: Ids) -> Ids:
-    """Positions [R, S] in one ascending pool; -1 where padded or not in it."""
-    at = np.searchsorted(ids, pointer).clip(max=len(ids) - 1)
-    return np.where(steps & (ids[at] == pointer), at, -1)
+class _SharedPositions:
+    """Where ids stand in one ascending pool."""
+
+    def __init__(self, ids: Ids) -> None:
+        self.last = int(ids.max(initial=-1))
+        self.table = np.full(self.last + 2, -1, dtype=np.int64)  # one more for ids beyond
+        self.table[ids] = np.arange(len(ids))
+
+    def __call__(self, pointer: Ids, steps: Mask) -> Ids:
+        """Positions [R, S]; -1 where padded or not in the pool."""
+        inside = steps & (pointer >= 0) & (pointer <= self.last)
+        return self.table[np.where(inside, pointer, self.last + 1)]
 
 
-def _positions(pointer: Ids, steps: Mask, group: Ids, query: Ids, pool: Ids) -> Ids:
+def _positions(pointer: Ids, steps: Mask, group: Ids, pool: Ids) -> Ids:
     """Positions [R, S] in each group's own pool [B, K]; -1 where padded or not in it."""
-    # one sorted array for all pools: ids of row b live in [b·width, (b + 1)·width)
-    width = max(int(pool.max(initial=0)), int(pointer.max(initial=0))) + 2
-    order = np.argsort(pool, axis=1, kind="stable")
-    ranked = np.take_along_axis(pool, order, 1)
-    repeated = ((ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] >= 0)).any(axis=1)
-    if repeated.any():
-        raise LeverError(
-            "a candidate pool holds an example twice", where=f"query {query[repeated][0]}"
-        )
-    base = np.arange(len(pool))[:, None] * width + 1
-    keys = (ranked + base).ravel()
-    wanted = pointer + base[group]
-    at = np.searchsorted(keys, wanted).clip(max=max(len(keys) - 1, 0))
-    return np.where(steps & (keys[at] == wanted), order.ravel()[at], -1)
+    found = np.full(pointer.shape, -1)
+    # a look at all K is a fifth of the time of a binary search at K 64, and no more at K 6,000
+    at_once = max(1, COMPARED // pool.shape[1])
+    for first in range(0, len(pointer), at_once):
+        part = slice(first, first + at_once)
+        own = pool[group[part]]
+        for step in range(pointer.shape[1]):
+            same = own == pointer[part, step, None]
+            at = same.argmax(axis=1)
+            hit = steps[part, step] & same[np.arange(len(same)), at]
+            found[part, step] = np.where(hit, at, -1)
+    return found
 
 
 def _require_valid(rows: _Rows, pointer: Ids, steps: Mask, found: Ids) -> None:
@@ -309,28 +314,15 @@ def _require_valid(rows: _Rows, pointer: Ids, steps: Mask, found: Ids) -> None:
     if outside.any():
         at, step = (int(i[0]) for i in np.nonzero(outside))
         _refuse(rows, at, f"a pointer leaves the query's pool: {pointer[at, step]} is not in it")
-    # padding gets negative values of its own, so that only real ids can be equal
-    filled = np.sort(np.where(steps, pointer, -1 - np.arange(pointer.shape[1])), axis=1)
-    repeated = (filled[:, 1:] == filled[:, :-1]).any(axis=1)
+    repeated = np.zeros(len(pointer), dtype=bool)
+    for apart in range(1, pointer.shape[1]):
+        same = (pointer[:, apart:] == pointer[:, :-apart]) & steps[:, apart:]
+        repeated |= same.any(axis=1)
     if repeated.any():
         _refuse(rows, int(np.flatnonzero(repeated)[0]), "a pointer names one example twice")
 
 
 def _refuse(rows: _Rows, row: int, problem: str) -> NoReturn:
-    raise LeverError(
-        problem,
-        where=f"query {rows.query[row]}, candidate {rows.candidate[row]}",
-        value=rows.pointer[rows.offsets[row] : rows.offsets[row + 1]].tolist(),
-        hint="`lever query` shows the row; --pool FILE.npy gives the pool the data was made with",
-    )
-
-
-def _ranges(starts: Ids, sizes: Ids) -> Ids:
-    """The numbers starts[i], …, starts[i] + sizes[i] - 1 for every i, in one array."""
-    before = np.cumsum(sizes) - sizes
-    return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
-
-
-def _floats(column: pa.ChunkedArray) -> Floats:
-    """A column as float64, null as NaN."""
-    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
+    record = rows.records[row]
+    hint = "`lever query` shows the row; --pool FILE.npy gives the pool the data was made with"
+    rows.refuse(row, problem, record["pointer"][: record["length"]].tolist(), hint)

@@ -32,6 +32,7 @@ from lever_data.relations.rewards import (
     reward_columns,
     reward_sql,
 )
+from lever_data.relations.snapshot import Snapshot, identity, open_snapshot
 from lever_data.relations.stream import Census, Selection, census, run_sql
 from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
@@ -59,6 +60,7 @@ class TrainingData:
     census: Census
     validation: Selection | None  # None: there is no validation
     validation_census: Census | None
+    snapshot: Snapshot
     pools: PoolSource
     queries: Float[Tensor, "n d"]  # float32 on the CPU, as are the candidates
     candidates: Float[Tensor, "m d"]
@@ -78,7 +80,9 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     session = _open_views(source, config)
     con = session.con
     selection = _selection(con, config)
-    base = base_relation(con, data.view)
+    known = identity(con)
+    runs = runs_read(con, data.view)
+    base = base_relation(con, data.view, runs)
     split = split_queries(con, base, config)
     for view in data.view:
         if session.relations[view].folder == "user":
@@ -97,11 +101,12 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
         require_same_questions(con, *place)
     if held_out is not None and not held_out.rows:
         validation = None  # the filters left nothing of it; the notices say so
+    snapshot = open_snapshot(con, selection, known)
     pools = open_pools(con, data.pool, base, *places)
     queries, candidates = _embeddings(source, config, places, pools, counted, held_out)
     features = _features(source, session, config, places, pools, queries, candidates)
     provenance = {
-        "runs": runs_read(con, data.view),
+        "runs": runs,
         "views": _views_read(session, data.view),
         "reward": selection.reward,
         "places": ["/".join(place) for place in places],
@@ -119,7 +124,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
         provenance |= {"pair_features": list(features.features), "features_run": features.run}
     vectors = queries, candidates
     return TrainingData(
-        con, train, counted, validation, held_out, pools, *vectors, features, provenance
+        con, train, counted, validation, held_out, snapshot, pools, *vectors, features, provenance
     )
 
 
@@ -210,9 +215,9 @@ def runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[str]
     return [row[0] for row in rows]
 
 
-def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> str:
-    """A relation with every stored pointer of the kind of runs the views read, unfiltered, of the
-    datasets and splits that the views hold.
+def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str], runs: Sequence[str]) -> str:
+    """A relation with every stored pointer of the kind of ``runs``, those the views read,
+    unfiltered, of the datasets and splits that the views hold.
 
     Raises:
         LeverError: the views hold no rows.
@@ -221,7 +226,7 @@ def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> str:
         con.cursor()
         .execute(
             "select distinct kind = 'beam' from runs where run in (select unnest(?))",
-            [runs_read(con, views)],
+            [runs],
         )
         .fetchall()
     )

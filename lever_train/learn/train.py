@@ -187,8 +187,8 @@ class _Training:
         pointer outside its pool, nothing but ties. Of several processes each reads its share."""
         config, stage = self.config, self.phases[0].name
         counts = torch.zeros(3, dtype=torch.float64)  # weight, tied groups, groups
-        first = {"order": config.data.order, "seed": config.run.seed}
-        for batch in self.loader.batches(self.data.train, **first):
+        order, seed = config.data.order, config.run.seed
+        for batch in self.loader.batches(self.data.train, order=order, seed=seed):
             weight = group_weights(batch, stage, config).sum()
             tied = tied_groups(batch.reward, batch.mask).sum()
             counts += torch.stack([weight, tied, torch.tensor(len(batch))])

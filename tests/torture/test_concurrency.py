@@ -15,9 +15,6 @@ import pytest
 from lever_data import connect
 from lever_data.errors import LeverError
 from lever_data.relations.db import open_session
-from lever_data.relations.reward_spec import RewardSpec
-from lever_data.relations.rewards import reward_sql
-from lever_data.relations.stream import Selection, scan
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.staging import sweep
@@ -148,8 +145,9 @@ def test_a_reader_that_has_begun_is_not_disturbed(tmp_path: Path, remove: bool) 
     store = Store.create(tmp_path / "store")
     source = write_rl_data(tmp_path / "a.json", 4_000)
     run = next(iter(ingest([source], store, IngestOptions(dataset="d", split="train")))).run
-    selection = Selection(("all_candidates",), reward_sql(RewardSpec()))
-    batches = scan(connect(store), selection, batch_rows=512)
+    con = connect(store)
+    read = "select query_id, pointer, vqa_acc_score from all_candidates"
+    batches = con.sql(read).to_arrow_reader(512)
     rows = next(batches).num_rows
     if remove:
         store.remove(run.run)
