@@ -20,6 +20,9 @@ from lever_data.items.prompts import Id, Item
 if TYPE_CHECKING:
     import duckdb
 
+# what is read of items, their vectors and pools: all that most commands define
+ITEM_RELATIONS = ("candidates", "queries", "examples", "embeddings")
+
 
 @dataclass(frozen=True)
 class Place:

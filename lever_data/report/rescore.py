@@ -138,7 +138,7 @@ def rescore(store: Store, request: RescoreRequest) -> RescoreResult:
 
 def _result(store: Store, made: Run, *, is_new: bool) -> RescoreResult:
     parent = made.parents[0]
-    with connect(store, runs=[made.run, parent]) as con:
+    with connect(store, runs=[made.run, parent], only=["stg_candidates"]) as con:
         rows = con.execute(_CHANGES, {"old": parent, "new": made.run}).fetchall()
         unknown = con.execute(_UNKNOWN, [parent]).fetchall()[0][0]
     changes = tuple(Change(*row) for row in rows)

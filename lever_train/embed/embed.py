@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.items import Place, load_items, only_dataset
+from lever_data.items.items import ITEM_RELATIONS, Place, load_items, only_dataset
 from lever_data.items.prompts import Item
 from lever_data.readers.vectors import embedding_batches
 from lever_data.relations.db import connect
@@ -69,7 +69,7 @@ def embed(
     items = task.items
     texts = [item.question for item in items]
     if request.template is not None:
-        texts = fill(request.template, items, connect(task.store), task.place)
+        texts = fill(request.template, items, connect(task.store, only=["texts"]), task.place)
     queries, new_queries = task.run("query", texts)
     candidates, new_candidates = queries, False
     if request.with_answers:
@@ -96,7 +96,7 @@ def require_same_space(request: EmbedRequest, path: Path, count: int = 8) -> Non
     task = _open(request, lambda done, total, note: None)
     texts = [item.question for item in task.items[:count]]
     made = task.encode(slice(0, len(texts)), texts)
-    given = load_embeddings(str(path), connect(task.store))[: len(texts)]
+    given = load_embeddings(str(path), connect(task.store, only=["embeddings"]))[: len(texts)]
     what = None
     if given.shape != made.shape:
         what = f"{given.shape[1]} numbers a vector, the encoder gives {made.shape[1]}"
@@ -114,7 +114,7 @@ def require_same_space(request: EmbedRequest, path: Path, count: int = 8) -> Non
 def _open(request: EmbedRequest, progress: Progress) -> _Task:
     request.require_images()
     store = Store.open(request.store)
-    con = connect(store)
+    con = connect(store, only=ITEM_RELATIONS)
     place = Place(
         request.dataset or only_dataset(con), request.split, request.images, request.image_name
     )

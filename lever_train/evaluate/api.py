@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
 from lever_data.errors import UsageError
-from lever_data.items.items import only_dataset, require_images
+from lever_data.items.items import ITEM_RELATIONS, only_dataset, require_images
 from lever_data.items.prompts import Id, Item
 from lever_data.items.task import Task, require_shown, stored_task
 from lever_data.relations.db import connect
@@ -75,7 +76,7 @@ def run_evaluation(
         LeverError: something it names is missing or does not fit.
     """
     store = Store.open(request.store)
-    con = connect(store, runs=request.runs)
+    con = _connect(request, store)
     policies = load_policies(request.checkpoints, request.contest.device, request.names)
     limit = request.contest.most
     questions, task = _asked(request, store, con)
@@ -106,6 +107,11 @@ def run_evaluation(
         about["metric"] = held.scoring.name
     board = replace(board, run=run.run, about=about)
     return Evaluation(board, tuple(outcomes), is_new, tuple(q.question_id for q in held.queries))
+
+
+def _connect(request: EvalRequest, store: Store) -> duckdb.DuckDBPyConnection:
+    view = request.questions.queries
+    return connect(store, runs=request.runs, only=[*ITEM_RELATIONS, *([view] if view else [])])
 
 
 def _asked(request: EvalRequest, store: Store, con: Any) -> tuple[Questions, Task]:
@@ -172,7 +178,7 @@ def predict(request: EvalRequest) -> pa.Table:
     if len(request.checkpoints) != 1:
         raise UsageError("predict takes one checkpoint", value=len(request.checkpoints))
     store = Store.open(request.store)
-    con = connect(store, runs=request.runs)
+    con = _connect(request, store)
     limit = request.contest.most
     policy = load_policy(request.checkpoints[0], request.contest.device)
     takes = widths([policy])

@@ -31,6 +31,7 @@ from lever_train.flow.work import Work
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import open_pools
+from lever_train.learn.data import READ
 from lever_train.options.embed import EmbedRequest
 from lever_train.options.pipeline import DataTable, PipelineConfig
 from lever_train.rollout.answerers import images_of, needs_images
@@ -56,7 +57,7 @@ def require_sense(config: PipelineConfig) -> None:
         empty = Store.create(Path(folder) / "store")
         if (data.store / "views").is_dir():
             shutil.copytree(data.store / "views", empty.path / "views", dirs_exist_ok=True)
-        session = open_session(empty, sql_dir=data.sql_dir)
+        session = open_session(empty, sql_dir=data.sql_dir, only=(*config.train.data.view, *READ))
         with session.con as con:
             for view in config.train.data.view:
                 if view not in session.relations:

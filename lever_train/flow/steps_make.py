@@ -175,7 +175,7 @@ def pool(work: Work) -> Step:
 
     def act(known: StepOutputs, begun: bool) -> Outputs:
         assert size is not None
-        con = connect(data.store)
+        con = connect(data.store, only=["embeddings"])
         query, candidate, held_out = work.embeddings(known)
         of_train = (data.dataset, data.train_split)
         table = load_embeddings(candidate, con, of_train)

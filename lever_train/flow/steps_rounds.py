@@ -108,7 +108,8 @@ def _require_untaught(work: Work, known: StepOutputs) -> None:
     given = (*made["rl"], *made["beam"])
     if not given:
         return
-    with connect(work.config.data.store, runs=(*made["examples"], *given)) as con:
+    runs, reads = (*made["examples"], *given), (HELD_OUT, "stg_candidates", "stg_beams")
+    with connect(work.config.data.store, runs=runs, only=reads) as con:
         taught, of = con.execute(_TAUGHT, [work.config.data.train_split]).fetchall()[0]
     if taught:
         raise LeverError(

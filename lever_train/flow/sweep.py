@@ -179,7 +179,7 @@ def _report(
     failed: Sequence[tuple[Settings, str]],
 ) -> SweepReport:
     scores, cells = [], []
-    con = connect(base.data.store)
+    con = connect(base.data.store, only=["evaluations"])
     for task in done:
         result = json.loads(task.result.read_bytes())
         own = _per_query(con, result["evaluation"], "cell")

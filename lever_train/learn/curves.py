@@ -8,7 +8,7 @@ and range of equal bins where there are many), or a line with a dot per epoch. W
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -106,12 +106,19 @@ def curves(trainings: Mapping[str, pl.DataFrame]) -> list[Section]:
         trainings: by name, rows of phase, epoch, step, metric and value.
     """
     known = pl.concat([t.with_columns(training=pl.lit(n)) for n, t in trainings.items()])
-    known = known.drop_nulls("value")
+    points = _points(known.drop_nulls("value"))
     sections = []
-    for phase in known["phase"].unique(maintain_order=True):
-        rows = known.filter(pl.col("phase") == phase)
-        panels = sorted(_panels(rows).items(), key=lambda panel: _rank(panel[0]))
-        figures = [_figure(title, rows, metrics, list(trainings)) for title, metrics in panels]
+    for phase in dict.fromkeys(phase for phase, _, _ in points):
+        metrics = dict.fromkeys(metric for own, metric, _ in points if own == phase)
+        panels = sorted(_panels(metrics).items(), key=lambda panel: _rank(panel[0]))
+        figures = []
+        for title, lines in panels:
+            drawn = {
+                (training, name): points.get((phase, metric, training))
+                for training in trainings
+                for name, metric in lines.items()
+            }
+            figures.append(_figure(title, drawn, list(trainings)))
         sections.append(Section(figures, _PHASES.get(phase, phase), grid=True))
     return sections
 
@@ -143,10 +150,10 @@ def _overfits(phase: str, rows: pl.DataFrame) -> list[Finding]:
     return [Finding("fair", text, advice)]
 
 
-def _panels(rows: pl.DataFrame) -> dict[str, dict[str, str]]:
+def _panels(metrics: Iterable[str]) -> dict[str, dict[str, str]]:
     """Charts in order: title → name of the line → metric. Most charts have one line."""
     found: dict[str, dict[str, str]] = {}
-    for metric in rows["metric"].unique(maintain_order=True):
+    for metric in metrics:
         compared = _COMPARED.fullmatch(metric)
         if compared is None:
             found[metric] = {metric: metric}
@@ -156,27 +163,25 @@ def _panels(rows: pl.DataFrame) -> dict[str, dict[str, str]]:
 
 
 def _figure(
-    title: str, rows: pl.DataFrame, metrics: Mapping[str, str], trainings: Sequence[str]
+    title: str,
+    drawn: Mapping[tuple[str, str], pl.DataFrame | None],
+    trainings: Sequence[str],
 ) -> Figure:
-    """One chart: steps where the metric has them, else epochs."""
-    known = rows.filter(pl.col("metric").is_in(list(metrics.values())))
-    axis = "step" if known["step"].null_count() < known.height else "epoch"
-    known = known.drop_nulls(axis)
-    found = {
-        (training, name): _points(own.filter(pl.col("metric") == metric), axis)
-        for training, own in ((t, known.filter(pl.col("training") == t)) for t in trainings)
-        for name, metric in metrics.items()
-    }
-    x = sorted({at for points in found.values() for at in points["x"]})
+    """One chart of the points of its lines, by training and name; None where one has none."""
+    known = [points for points in drawn.values() if points is not None]
+    axis = "step" if any(points["by_step"][0] for points in known) else "epoch"
+    x = sorted({at for points in known for at in points["x"]})
+    is_shared = len({name for _, name in drawn}) > 1
     lines = []
-    for (training, name), points in found.items():
+    for (training, name), points in drawn.items():
         colour, dash = _LOOKS.get(name, ("c0", ()))
         words = name
         if len(trainings) > 1:
             colour = f"c{trainings.index(training) % 8}"
-            words = training if len(metrics) == 1 else f"{training}: {name}"
-        placed = pl.DataFrame({"x": x}, schema={"x": pl.Float64}).join(points, on="x", how="left")
-        mean, low, high = (placed[column].to_list() for column in ("mean", "low", "high"))
+            words = f"{training}: {name}" if is_shared else training
+        rows = () if points is None else points.select("x", "mean", "low", "high").iter_rows()
+        at = {place: values for place, *values in rows}
+        mean, low, high = ([at[place][i] if place in at else None for place in x] for i in range(3))
         line = Line(words, mean, colour=colour, dash=dash)
         # where every step is shown there is no range
         lines.append(line if low == high else replace(line, low=low, high=high))
@@ -189,17 +194,24 @@ def _meaning(title: str) -> str:
     return _MEANINGS.get(title) or _MEANINGS.get(title.removeprefix("train_"), "")
 
 
-def _points(rows: pl.DataFrame, axis: str) -> pl.DataFrame:
-    """A metric's rows as at most ``BINS`` points, each of equally many rows."""
-    size = max(1, -(-rows.height // BINS))
-    return (
-        rows.with_row_index("row")
-        .group_by(pl.col("row") // size, maintain_order=True)
+def _points(rows: pl.DataFrame) -> dict[tuple[str, str, str], pl.DataFrame]:
+    """At most ``BINS`` points a line, each of equally many rows, by phase, metric and training:
+    over steps where a metric has them, else over epochs. One pass: a chart by itself takes 3 ms,
+    and a page is written at the end of every epoch."""
+    line = ["phase", "metric", "training"]
+    size = (pl.len().over(line) + BINS - 1) // BINS
+    binned = (
+        rows.with_columns(by_step=pl.col("step").is_not_null().any().over("phase", "metric"))
+        .filter(pl.col("step").is_not_null() | ~pl.col("by_step"))
+        .with_columns(bin=pl.int_range(pl.len()).over(line) // size)
+        .group_by(*line, "by_step", "bin", maintain_order=True)
         .agg(
             # the last of the bin, so that the line ends where the training does
-            x=pl.col(axis).last().cast(pl.Float64),
+            x=pl.when("by_step").then("step").otherwise("epoch").last().cast(pl.Float64),
             mean=pl.col("value").mean(),
             low=pl.col("value").min(),
             high=pl.col("value").max(),
         )
     )
+    found = binned.partition_by(*line, as_dict=True, maintain_order=True)
+    return {(phase, metric, training): part for (phase, metric, training), part in found.items()}

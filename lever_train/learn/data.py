@@ -44,8 +44,8 @@ from lever_train.options.train import Source, TrainConfig
 
 TRAIN, VALIDATION = "training_queries", "validation_queries"
 _KEY = "dataset, split, query_id"
-_READ = (
-    *("runs", "queries", "examples", "stg_candidates", "stg_beams"),
+READ = (
+    *("runs", "queries", "examples", "embeddings", "stg_candidates", "stg_beams"),
     *("candidate_info", "own_pointers"),
 )
 
@@ -103,7 +103,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
         validation = None  # the filters left nothing of it; the notices say so
     snapshot = open_snapshot(con, selection, known)
     pools = open_pools(con, data.pool, base, *places)
-    queries, candidates = _embeddings(source, config, places, pools, counted, held_out)
+    queries, candidates = _embeddings(source, con, config, places, pools, counted, held_out)
     features = _features(source, session, config, places, pools, queries, candidates)
     provenance = {
         "runs": runs,
@@ -192,13 +192,12 @@ def _with_own_pointers(con: duckdb.DuckDBPyConnection, counted: Census) -> Censu
 def _open_views(source: Source, config: TrainConfig) -> Session:
     """A connection with the views asked for and what training itself reads, no more: defining
     every relation takes longer than a small training's first epoch."""
-    wanted = (*config.data.view, *_READ)
     session = open_session(
         source.store,
         runs=source.runs,
         scorer=config.data.scorer,
         sql_dir=source.sql_dir,
-        only=wanted,
+        only=(*config.data.view, *READ),
     )
     for view in config.data.view:
         if view not in session.relations:
@@ -415,6 +414,7 @@ def _require_trainable(
 
 def _embeddings(
     source: Source,
+    con: duckdb.DuckDBPyConnection,
     config: TrainConfig,
     places: Sequence[tuple[str, str]],
     pools: PoolSource,
@@ -424,7 +424,8 @@ def _embeddings(
     """The vectors, checked against the place of the queries; a name is looked up in every run of
     the store, not in the selected alone."""
     data = config.data
-    con = open_session(source.store, only=("embeddings", "examples")).con
+    if source.runs:
+        con = open_session(source.store, only=("embeddings", "examples")).con
     if data.query_embeddings is None:
         raise UsageError("no embeddings are named", hint="--query-embeddings FILE")
     queries = candidates = load_embeddings(data.query_embeddings, con, places[0])

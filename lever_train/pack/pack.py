@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lever_data import __version__
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.items import only_dataset
+from lever_data.items.items import ITEM_RELATIONS, only_dataset
 from lever_data.relations.db import connect
 from lever_data.store.files import fsync_tree, sha256_file
 from lever_data.store.store import Store
@@ -45,7 +45,7 @@ def pack(request: PackRequest) -> Path:
     if request.out.exists():
         raise UsageError("--out is there already", value=str(request.out), hint="name another")
     store = Store.open(request.store)
-    con = connect(store)
+    con = connect(store, only=[*ITEM_RELATIONS, "evaluation_scores"])
     dataset = request.dataset or only_dataset(con)
     selector = open_selector(request)
     found = read_checkpoint(request.checkpoint)

@@ -15,7 +15,14 @@ import numpy.typing as npt
 from torch import Tensor
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.items import Official, Place, load_items, load_truth, require_images
+from lever_data.items.items import (
+    ITEM_RELATIONS,
+    Official,
+    Place,
+    load_items,
+    load_truth,
+    require_images,
+)
 from lever_data.items.prompts import Item
 from lever_data.items.scoring import Scoring
 from lever_data.items.task import Task, require_shown, stored_task
@@ -43,7 +50,6 @@ from lever_train.rollout.propose import Proposals
 from lever_train.rollout.score import Label
 
 Ids = npt.NDArray[np.int64]
-_RELATIONS = ("candidates", "queries", "examples", "embeddings")
 
 
 def resolve(request: Request, kind: str = "rollout", *, computes: bool = True) -> Job:
@@ -69,7 +75,7 @@ def resolve(request: Request, kind: str = "rollout", *, computes: bool = True) -
         store,
         runs=[r.run for r in runs],
         sql_dir=which.sql_dir,
-        only=[*_RELATIONS, *([] if view is None else [view])],
+        only=[*ITEM_RELATIONS, *([] if view is None else [view])],
     ).con
     wide = _with_examples(store, runs, con)
     which = _placed(con, which, runs)
@@ -284,7 +290,7 @@ def _with_examples(
     further = [
         r.run for r in store.runs() if r.kind in ("examples", "embeddings") and r.run not in names
     ]
-    return open_session(store, runs=[*names, *further], only=_RELATIONS).con if further else con
+    return open_session(store, runs=[*names, *further], only=ITEM_RELATIONS).con if further else con
 
 
 def _placed(con: duckdb.DuckDBPyConnection, which: Which, runs: Sequence[Run]) -> Which:
