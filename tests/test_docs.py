@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def _files(text: str) -> list[tuple[str, str]]:
     return [(name, textwrap.dedent(body)) for name, body in _FILE.findall(text)]
 
 
+@cache
 def _known() -> dict[str, Any]:
     root: Any = get_command(command_line())
     return dict(root.commands)
@@ -228,7 +230,7 @@ def _tables(model: type[BaseModel], prefix: str = "") -> dict[str, type[BaseMode
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``lever demo`` leaves before its run."""
     folder = tmp_path_factory.mktemp("docs")
-    prepare_demo(DemoOptions(folder, world=WorldSpec(120, 40, 10), epochs=1))
+    prepare_demo(DemoOptions(folder, world=WorldSpec(60, 20, 10), epochs=1))
     config = (folder / "lever.toml").read_text()
     (folder / "lever.toml").write_text(config.replace("epochs = 10", "epochs = 1"))
     return folder

@@ -33,7 +33,7 @@ from tests.stores import candidate, commit, commit_examples, new_store
 
 def config_of(folder: Path, **rounds: Any) -> PipelineConfig:
     """The demo's questions without its RL data: two beams a query in the first round."""
-    _, config = prepare_demo(DemoOptions(folder, world=WorldSpec(150, 40, 12), epochs=1))
+    _, config = prepare_demo(DemoOptions(folder, world=WorldSpec(90, 20, 12), epochs=1))
     train = config.train.model_copy(
         update={
             "rce": config.train.rce.model_copy(update={"epochs": 1}),
@@ -48,7 +48,7 @@ def config_of(folder: Path, **rounds: Any) -> PipelineConfig:
             "generate": GenerateTable(
                 num_beams=2, temps=(), num_samples_per_temp=0, num_random=0, shot_num=1
             ),
-            "rounds": RoundsTable(**{"count": 3, "budget": 600, "p": 0.9} | rounds),
+            "rounds": RoundsTable(**{"count": 3, "budget": 360, "p": 0.9} | rounds),
             "train": train,
             "eval": EvalTable(shots=(1,)),
         }
@@ -71,7 +71,7 @@ def ran(
 
 def test_data_that_teaches_the_held_out_questions_is_refused(tmp_path: Path) -> None:
     config = config_of(tmp_path)
-    given = prepare_demo(DemoOptions(tmp_path / "given", world=WorldSpec(150, 40, 12), epochs=1))[1]
+    given = prepare_demo(DemoOptions(tmp_path / "given", world=WorldSpec(90, 20, 12), epochs=1))[1]
     data = given.data.model_copy(update={"beam_data": ()})
     with pytest.raises(LeverError, match="that rounds are judged on") as error:
         done(config.model_copy(update={"data": data}))
@@ -94,7 +94,7 @@ def test_no_answer_is_paid_beyond_the_budget(
     config, outputs, _ = ran
     store = Store.open(config.data.store)
     runs = [r for r in store.runs() if r.kind == "rollout"]
-    assert sum(r.details["report"]["candidates"] for r in runs) <= 600
+    assert sum(r.details["report"]["candidates"] for r in runs) <= 360
     assert [outputs[f"generate-{k}"].get("run") for k in (1, 2)] == [r.run for r in runs][:2]
     result = Path(outputs["train"]["checkpoint"])
     rounds = [outputs[f"train-{k}"].get("checkpoint") for k in (1, 2, 3)]
