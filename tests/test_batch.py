@@ -176,7 +176,9 @@ def test_stored_pools_of_any_size() -> None:
 def test_the_shared_pool_is_every_id_of_the_selected_runs(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [candidate(0, 0, [7, 3]), candidate(4, 0, [3, 12], gen_method="random")])
-    pools = open_pools(connect(store), None, "stg_candidates", ("d", "train"))
+    pools = open_pools(
+        connect(store, only=["stg_candidates", "queries"]), None, "stg_candidates", ("d", "train")
+    )
     assert isinstance(pools, SharedPool)
     assert pools.ids.tolist() == [3, 7, 12]
 
@@ -219,10 +221,10 @@ def test_embeddings_by_their_name_in_the_store(tmp_path: Path) -> None:
     with store.begin(spec) as writer:
         writer.write("embeddings", table(embeddings(2), rows))
         writer.commit()
-    found = load_embeddings("clip", connect(store))
+    found = load_embeddings("clip", connect(store, only=["embeddings"]))
     assert found.tolist() == [[0.0, 2.0], [1.0, 2.0], [2.0, 2.0]]
     with pytest.raises(UsageError, match="neither a file nor in the selected runs") as error:
-        load_embeddings("dino", connect(store))
+        load_embeddings("dino", connect(store, only=["embeddings"]))
     assert "clip" in str(error.value.hint)
 
 

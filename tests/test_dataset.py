@@ -19,7 +19,7 @@ from PIL import Image
 
 from lever_data import connect
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.items import Place, load_items
+from lever_data.items.items import ITEM_RELATIONS, Place, load_items
 from lever_data.items.task import Task, stored_task
 from lever_data.report.check import check
 from lever_data.sources.dataset import meaning_of, read_dataset
@@ -88,7 +88,7 @@ def put(folder: Path, path: Path, *, split: str = "train", **more: Any) -> tuple
 def test_every_format_gives_the_same_items(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     store, said = put(tmp_path, write(tmp_path))
     assert "input = question, answers = answers, id = id, context = context; task qa" in said[0]
-    items = load_items(connect(store), Place("d", "train"))
+    items = load_items(connect(store, only=ITEM_RELATIONS), Place("d", "train"))
     assert [(i.question, i.answer, i.question_id) for i in items.values()] == [
         ("Who sang?", "Ann", "004"),
         ("Who, {now}?", "Bo", 7),
@@ -106,7 +106,7 @@ def test_every_format_gives_the_same_items(tmp_path: Path, write: Callable[[Path
 def test_the_split_of_a_folder_is_the_one_asked_for(tmp_path: Path) -> None:
     path = saved_by_datasets(tmp_path)
     store, _ = put(tmp_path, path, split="val")
-    assert len(load_items(connect(store), Place("d", "val"))) == 1
+    assert len(load_items(connect(store, only=ITEM_RELATIONS), Place("d", "val"))) == 1
     with pytest.raises(UsageError, match="several splits"):
         put(tmp_path, path, split="dev2")
 
@@ -115,7 +115,7 @@ def one_row(folder: Path, row: dict[str, Any], **columns: Any) -> Any:
     path = folder / "row.jsonl"
     path.write_text(json.dumps(row))
     store, _ = put(folder, path, columns=Columns(**columns))
-    (item,) = load_items(connect(store), Place("d", "train")).values()
+    (item,) = load_items(connect(store, only=ITEM_RELATIONS), Place("d", "train")).values()
     return item, stored_task(store.runs(), "d", "train")
 
 
@@ -149,7 +149,7 @@ def test_labels_that_are_numbers_have_names(tmp_path: Path) -> None:
     table = pa.table({"text": ["so so", "nice"], "label": [1, 2]}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "l.parquet")
     store, said = put(tmp_path, tmp_path / "l.parquet")
-    items = load_items(connect(store), Place("d", "train"))
+    items = load_items(connect(store, only=ITEM_RELATIONS), Place("d", "train"))
     assert [item.answer for item in items.values()] == ["fair", "good"]
     assert "task choice, scored by label" in said[0]
 
@@ -161,7 +161,7 @@ def test_an_empty_cell_is_no_answer(tmp_path: Path) -> None:
     pq.write_table(numbers, tmp_path / "f.parquet")
     for name, answer in (("c.csv", "me"), ("f.parquet", "0.5")):
         store, _ = put(tmp_path / name.partition(".")[2], tmp_path / name)
-        items = load_items(connect(store), Place("d", "train"))
+        items = load_items(connect(store, only=ITEM_RELATIONS), Place("d", "train"))
         assert [(i.answer, i.answers) for i in items.values()] == [(answer, (answer,)), (None, ())]
 
 
@@ -176,7 +176,7 @@ def test_labels_that_pandas_made_floats(tmp_path: Path, name: str) -> None:
     else:
         pq.write_table(pa.table({"text": ["t"] * 4, "label": labels}), path)
     store, said = put(tmp_path, path)
-    items = load_items(connect(store), Place("d", "train"))
+    items = load_items(connect(store, only=ITEM_RELATIONS), Place("d", "train"))
     assert [item.answer for item in items.values()] == ["1", None, "0", "-1"]
     assert any("label holds integers as 1.0: read as 1" in line for line in said)
 
@@ -186,7 +186,7 @@ def test_numbers_that_are_no_integers_stay_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "j.jsonl").write_text('{"text": "a", "label": "1.0"}\n')
     for name, answers in (("c.csv", ["1.0", "1.5"]), ("j.jsonl", ["1.0"])):
         store, _ = put(tmp_path / name[0], tmp_path / name)
-        items = load_items(connect(store), Place("d", "train"))
+        items = load_items(connect(store, only=ITEM_RELATIONS), Place("d", "train"))
         assert [item.answer for item in items.values()] == answers
 
 
@@ -198,7 +198,7 @@ def test_a_label_without_a_name(tmp_path: Path) -> None:
         table = pa.table({"text": ["so so", "nice"], "label": labels})
         pq.write_table(table.replace_schema_metadata(metadata), tmp_path / f"{name}.parquet")
     store, _ = put(tmp_path, tmp_path / "u.parquet")
-    items = load_items(connect(store), Place("d", "train"))
+    items = load_items(connect(store, only=ITEM_RELATIONS), Place("d", "train"))
     assert [(item.answer, item.answers) for item in items.values()] == [
         (None, ()),
         ("bad", ("bad",)),
@@ -217,7 +217,7 @@ def test_pictures_inside_a_file_are_put_into_the_store(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "c.parquet")
     store, said = put(tmp_path, tmp_path / "c.parquet")
     assert "task caption, scored by cider-d" in said[0]
-    items = load_items(connect(store), Place("d", "train", store.path))
+    items = load_items(connect(store, only=ITEM_RELATIONS), Place("d", "train", store.path))
     shades = [np.asarray(Image.open(str(item.image)))[0, 0, 0] for item in items.values()]
     assert shades == [0, 255]
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from lever_data import connect
 from lever_data.errors import LeverError, UsageError
+from lever_data.items.items import ITEM_RELATIONS
 from lever_data.items.prompts import Prompt
 from lever_data.items.vqa_metric import vqa_accuracy
 from lever_data.sources.ingest import ingest
@@ -76,7 +77,7 @@ class Place:
         )
 
     def held(self) -> HeldOut:
-        return open_held_out(connect(self.store), self.questions)
+        return open_held_out(connect(self.store, only=ITEM_RELATIONS), self.questions)
 
     def request(self, **contest: object) -> EvalRequest:
         return EvalRequest(
@@ -244,7 +245,7 @@ def test_limits_are_nested_subsets(place: Place, evaluated: Evaluation) -> None:
 def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> None:
     """Under the same names: what was shown counts, and nothing else in the folder."""
     asked = place.questions.but(image_root=tmp_path)
-    held = open_held_out(connect(place.store), asked, 4)
+    held = open_held_out(connect(place.store, only=ITEM_RELATIONS), asked, 4)
     shown = [item.image for item in (*held.queries, *held.examples.values())]
     for path in shown:
         assert path is not None

@@ -156,7 +156,7 @@ def test_a_hostile_query_changes_and_reads_nothing(store: Store, sql: str, tmp_p
     text = sql.format(out=store.path / "x", store=store.path)
     before = _files(store)
     with (
-        closing(open_session(store).con) as con,
+        closing(open_session(store, only=["beam"]).con) as con,
         pytest.raises((LeverError, duckdb.Error)),
     ):
         con.execute("set lock_configuration = true")

@@ -76,7 +76,9 @@ def test_pools_are_those_of_the_queries_own_place(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [candidate(0, 0, [7, 3])])
     commit(store, [candidate(0, 0, [5, 6]) | {"dataset": "e"}], name="e")
-    found = open_pools(connect(store), None, "candidates", ("e", "train"))
+    found = open_pools(
+        connect(store, only=["candidates", "queries"]), None, "candidates", ("e", "train")
+    )
     assert isinstance(found, SharedPool) and found.ids.tolist() == [5, 6]
 
 
@@ -95,7 +97,10 @@ def test_vectors_of_one_name_are_those_of_the_newest_run_alone(tmp_path: Path) -
     store = new_store(tmp_path)
     _commit_vectors(store, 1.0, rows=4)
     _commit_vectors(store, 2.0, rows=2)
-    assert load_embeddings("clip", connect(store)).tolist() == [[2.0, 0.0], [2.0, 1.0]]
+    assert load_embeddings("clip", connect(store, only=["embeddings"])).tolist() == [
+        [2.0, 0.0],
+        [2.0, 1.0],
+    ]
 
 
 @pytest.mark.parametrize("row", [0, 5000])
@@ -103,8 +108,12 @@ def test_a_pool_that_names_an_example_twice_is_refused(tmp_path: Path, row: int)
     """-1 fills a shorter pool and may stand there as often as it must."""
     table = np.tile(np.array([4, 7, -1, -1], np.int16), (5001, 1))
     np.save(tmp_path / "pool.npy", table)
-    assert open_pools(connect(new_store(tmp_path)), tmp_path / "pool.npy", "candidates")
+    assert open_pools(
+        connect(new_store(tmp_path), only=["queries"]), tmp_path / "pool.npy", "candidates"
+    )
     table[row, 2] = 4
     np.save(tmp_path / "pool.npy", table)
     with pytest.raises(LeverError, match=f"names an example twice.*query {row}; value 4"):
-        open_pools(connect(new_store(tmp_path)), tmp_path / "pool.npy", "candidates")
+        open_pools(
+            connect(new_store(tmp_path), only=["queries"]), tmp_path / "pool.npy", "candidates"
+        )

@@ -81,7 +81,7 @@ def test_nothing_is_written_and_nothing_outside_is_read(store: Store, sql: str) 
     """What the query's process does with the text, without the process."""
     before = _files(store)
     with (
-        closing(open_session(store).con) as con,
+        closing(open_session(store, only=["runs"]).con) as con,
         pytest.raises((LeverError, duckdb.Error)),
     ):
         con.execute("set lock_configuration = true")

@@ -59,7 +59,7 @@ def _embed(store: Store, encoder: Path, template: str, name: str) -> torch.Tenso
         store=store.path, encoder=str(encoder), features="text", template=template, name=name
     )
     embed(request)
-    return load_embeddings(name, connect(store))
+    return load_embeddings(name, connect(store, only=["embeddings"]))
 
 
 def test_a_list_of_texts_becomes_a_relation(store: Store) -> None:

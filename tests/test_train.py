@@ -147,22 +147,21 @@ def test_nothing_but_ties_is_an_error(tmp_path: Path) -> None:
     bench.train("kept", split_ratio=1.0, tied_groups="keep")
 
 
-@pytest.mark.parametrize("kind", ["static", "gru"])
 @pytest.mark.parametrize(
-    "flags",
+    ("kind", "flags"),
     [
-        {"rce_use_normalized_reward": True},
-        {"rce_rank": True},
-        {"top1_only": True},
-        {"rce_epochs": 1, "grpo_epochs": 2},
-        {"rce_epochs": 1, "grpo_epochs": 1, "advantage": "loo", "kl_estimator": "k2"},
-        {"rce_epochs": 1, "grpo_epochs": 1, "topk_baseline": "subset", "reference": "rce"},
-        {"rce_epochs": 0, "grpo_epochs": 1, "importance_cap": 2.0, "dual_clip": 3.0},
-        {"rce_epochs": 1, "grpo_epochs": 1, "freeze_backbone_in_grpo": True},
+        ("gru", {"rce_use_normalized_reward": True}),
+        ("static", {"rce_rank": True}),
+        ("gru", {"top1_only": True}),
+        ("static", {"grpo_epochs": 2}),
+        ("gru", {"grpo_epochs": 1, "advantage": "loo", "kl_estimator": "k2"}),
+        ("static", {"grpo_epochs": 1, "topk_baseline": "subset", "reference": "rce"}),
+        ("gru", {"rce_epochs": 0, "grpo_epochs": 1, "importance_cap": 2.0, "dual_clip": 3.0}),
+        ("gru", {"grpo_epochs": 1, "freeze_backbone_in_grpo": True}),
     ],
 )
 def test_every_variant_trains(bench: Bench, flags: dict[str, Any], kind: str) -> None:
-    result = bench.train(selector=kind, **flags)
+    result = bench.train(selector=kind, **{"rce_epochs": 1} | flags)
     assert all(np.isfinite(row["train_loss"]) for row in result.epochs)
     assert load_selector(result.last)[0].config.selector == kind
 
