@@ -24,8 +24,15 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("word", [{}, {"resume": True}, {"overwrite": True}])
-@pytest.mark.parametrize("begun", ["anew", "overwrite"])
+@pytest.mark.parametrize(
+    ("begun", "word"),
+    [
+        ("anew", {}),
+        ("anew", {"resume": True}),
+        ("overwrite", {"resume": True}),
+        ("overwrite", {"overwrite": True}),
+    ],
+)
 def test_a_second_training_is_refused_and_changes_nothing(
     finished: Bench, older: Bench, tmp_path: Path, word: dict[str, Any], begun: str
 ) -> None:

@@ -22,7 +22,7 @@ from tests.training import Bench, equal
 
 GRPO: dict[str, Any] = {
     "rce_epochs": 2,
-    "grpo_epochs": 2,
+    "grpo_epochs": 1,
     "grpo_lr": 1e-3,
     "save_every": 1,
     "batch_size": 4,
@@ -63,7 +63,7 @@ def _train_and_die(bench: Bench, out: str, after: int, **flags: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("selector", "after", "save_every"),
-    [("static", 0, 1), ("static", 3, 1), ("gru", 9, 2), ("static", 17, 4), ("static", 29, 3)],
+    [("static", 3, 1), ("gru", 9, 2), ("static", 17, 4), ("static", 22, 3)],
 )
 def test_a_killed_training_ends_as_if_it_had_not_been(
     whole: Whole, tmp_path: Path, selector: str, after: int, save_every: int
@@ -74,7 +74,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     bench.train("killed", resume=True, **flags)
     assert any(line.startswith("resuming at") for line in bench.said)
     undisturbed = whole(selector)
-    for name in ("rce_epoch1.pt", "rce_epoch2.pt", "grpo_epoch1.pt", "grpo_epoch2.pt"):
+    for name in ("rce_epoch1.pt", "rce_epoch2.pt", "grpo_epoch1.pt"):
         assert equal(undisturbed.tensors("out", name), bench.tensors("killed", name)), name
     assert undisturbed.metrics().equals(bench.metrics("killed"))
     assert (undisturbed.folder / "out" / "best.pt").readlink() == (
@@ -116,7 +116,7 @@ def test_resuming_nothing_makes_nothing(trained: Bench, tmp_path: Path) -> None:
 def test_it_can_die_again_and_again(whole: Whole, tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     _train_and_die(bench, "killed", 2, **GRPO)
-    for after in (0, 4, 11):
+    for after in (0, 4):
         _train_and_die(bench, "killed", after, resume=True, **GRPO)
     bench.train("killed", resume=True, **GRPO)
     assert equal(whole("static").tensors("out"), bench.tensors("killed"))
@@ -241,7 +241,11 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("sign", "code"),
+    # kill -9 at any change of the file system: tests/torture/test_kill_train.py
+    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.long)],
+)
 def test_the_command_survives_a_signal(tmp_path: Path, sign: signal.Signals, code: int) -> None:
     """The real process: stopped somewhere in the middle, resumed, equal to an uninterrupted one.
 
