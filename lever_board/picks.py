@@ -102,8 +102,8 @@ def _inputs(
 ) -> dict[str, str | None] | None:
     """Vectors, pool and the demonstrations' split: of the training where it is of this place, else
     of an evaluation there, of this training's checkpoints if there is one; ``None`` without."""
-    if run.split == place[1]:
-        data = run.parameters["data"]
+    data = run.parameters.get("data", {})
+    if run.split == place[1] and data.get("query_embeddings"):
         names = ("query_embeddings", "candidate_embeddings", "pool")
         own = "train" if data["candidate_embeddings"] else place[1]  # as `lever generate` has it
         return {**{name: data[name] for name in names}, "candidate_split": own}
