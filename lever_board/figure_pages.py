@@ -58,19 +58,24 @@ def training_page(asked: Asked) -> Content:
     chosen = asked.all("run")
     if not chosen:
         chosen = [str(path) for path in live] or [run.run for run in runs[:1]]
-    tables = {}
+    tables, queries = {}, []
     for name in chosen:
         if Path(name) in live:
             tables[Path(name).name or name] = pl.read_parquet(Path(name) / METRICS)
         else:
             run = asked.state.store.run(name)
             tables[short_name(run)] = _metrics(asked, run)
+            counts = run.details.get("provenance", {}).get("queries", {})
+            queries.append(", ".join(f"{count:,} for {use}" for use, count in counts.items()))
     is_followed = any(Path(name) in asked.board.trainings for name in chosen)
     is_followed |= bool(asked.board.trainings) and not asked.all("run")  # one may yet begin
     sections = curves(tables) if tables else []
     return Content(
         "Training",
-        {"trainings": ", ".join(tables) or None},
+        {
+            "trainings": ", ".join(tables) or None,
+            "queries": "; ".join(filter(None, queries)) or None,
+        },
         template="training.html",
         sections=sections,
         more={
@@ -293,7 +298,9 @@ def _per_query(asked: Asked, run: str) -> np.ndarray:
 
 def compare_page(asked: Asked) -> Content:
     """Two runs, views or selectors of evaluations, as `lever diff` compares them."""
-    choices = _sides(asked)
+    groups = _sides(asked)
+    choices = [one for group in groups for one in group]
+    alike = next((group for group in groups if len(group) > 1), choices)[:2]  # offered first
     a, b = asked.text("a"), asked.text("b")
     sections = []
     if a and b:
@@ -306,18 +313,23 @@ def compare_page(asked: Asked) -> Content:
         {"A": f"`{a}`" if a else None, "B": f"`{b}`" if b else None},
         template="compare.html",
         sections=sections,
-        more={"choices": choices, "a": a, "b": b},
+        more={
+            "choices": choices,
+            "a": a or next((name for name, _ in alike), ""),
+            "b": b or next((name for name, _ in alike[1:]), ""),
+        },
     )
 
 
-def _sides(asked: Asked) -> list[tuple[str, str]]:
-    """What can be compared: runs with candidates, selectors of evaluations, views."""
-    found = [(run.run, f"run {run.run}") for run in asked.state.kind(*RL_KINDS)]
+def _sides(asked: Asked) -> list[list[tuple[str, str]]]:
+    """What can be compared, what is alike together: runs with candidates, the selectors of each
+    evaluation, views."""
+    found = [[(run.run, f"run {run.run}") for run in asked.state.kind(*RL_KINDS)]]
     for run in asked.state.kind("evaluation"):
         rows = (run.details.get("scoreboard") or {"rows": []})["rows"]
         names = dict.fromkeys(row["selector"] for row in rows)
-        found += [(f"{run.run}:{n}", f"{n} of {run.run}") for n in names]
-    return found + [(name, f"view {words}") for name, words in training_views(asked)]
+        found.append([(f"{run.run}:{n}", f"{n} of {run.run}") for n in names])
+    return [*found, [(name, f"view {words}") for name, words in training_views(asked)]]
 
 
 def _difference(found: Mapping[str, Any]) -> Figure:

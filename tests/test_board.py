@@ -341,7 +341,7 @@ def test_demonstrations_are_those_of_the_audit(board: Board, client: TestClient)
 
 def test_the_store_says_who_answered_and_what_was_made_from_what(client: TestClient) -> None:
     text = _text(client, "store")
-    assert 'data-label="answered by">a model</td>' in text
+    assert 'data-label="answered by" class="words">a model</td>' in text
     assert text.count('class="node ') == 8
 
 

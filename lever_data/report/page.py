@@ -176,7 +176,8 @@ def percent(share: float | None) -> str:
 
 def number(value: float | None, sign: str = "-") -> str:
     """A figure to three decimals, or a dash where there is none."""
-    return "–" if value is None else f"{value:{sign}.3f}"
+    # 0.0 is added so that what rounds to nothing has no sign: "-0.000"
+    return "–" if value is None else f"{round(value, 3) + 0.0:{sign}.3f}"
 
 
 @cache

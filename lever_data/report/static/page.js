@@ -180,9 +180,11 @@
     table.parentElement.before(controls);
   }
 
-  document.querySelectorAll(".scroll > table:not(.pairs)").forEach(enhance);
+  document.querySelectorAll(".scroll > table:not(.pairs, .asis)").forEach(enhance);
   offerSmoothing();
   drawAll();
   document.addEventListener("lever:figures", drawAll); // who changed a `data-chart` says so
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  let resized; // a window that is dragged is drawn once it rests
+  addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(drawAll, 150); });
 })();
