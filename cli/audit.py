@@ -14,7 +14,7 @@ from lever_data.vocabulary import (
     StorePath,
 )
 
-from .common import emit, emit_table, notice, shown
+from .common import emit, emit_table, notice, say, shown
 from .flags import with_flags
 
 if TYPE_CHECKING:
@@ -87,9 +87,11 @@ def _render(audits: list[Audit]) -> None:
         return
     figures = audits[0].figures
     where = f"{figures['view']} of {', '.join(figures['places'])}, reward {figures['reward']}"
-    print(f"{shown(where)}\n{shown('read: ' + ', '.join(figures['runs']))}\n")
+    say(shown(where))
+    say(shown("read: " + ", ".join(figures["runs"])))
+    print()
     for finding in verdict(figures):
-        print(shown(f"  {finding.text} {finding.advice}".rstrip()))
+        say(shown(f"  {finding.text} {finding.advice}".rstrip()))
     print()
     rows = [
         [row["gen_method"], *(_cell(row, key) for key in _SOURCE_COLUMNS)]

@@ -59,15 +59,16 @@ def emit_table(
     texts = [[name, *(shown(row[i]) for row in rows)] for i, name in enumerate(columns)]
     console = Console(width=None if sys.stdout.isatty() else _natural_width(texts), markup=False)
     chosen = _fitting(texts, console.width)
-    for place in chosen:
+    columns_shown = [[_GAP] if place is None else texts[place] for place in chosen]
+    widths = _widths(columns_shown, console.width)
+    for place, column, width in zip(chosen, columns_shown, widths, strict=True):
         values = [] if place is None else [row[place] for row in rows if row[place] is not None]
         is_numeric = bool(values) and all(isinstance(v, int | float) for v in values)
-        column = [_GAP] if place is None else texts[place]
         table.add_column(
             column[0],
             justify="right" if is_numeric else "left",
             overflow="fold",
-            no_wrap=_longest(column, None) <= _longest(column, " ") <= _WHOLE,
+            width=width,
         )
     for number in range(1, len(rows) + 1):
         table.add_row(*(Text(_GAP if i is None else texts[i][number]) for i in chosen))
@@ -82,6 +83,7 @@ def emit_table(
 
 _GAP = "…"  # stands for the columns that are left out
 _WHOLE = 48  # an id of so many characters stays on one line, a longer text may be broken
+_SHORT = 12  # a cell of so many is not broken at a space: "62.4 %"
 
 
 def _longest(texts: Iterable[str], separator: str | None) -> int:
@@ -90,13 +92,28 @@ def _longest(texts: Iterable[str], separator: str | None) -> int:
     return max(map(len, parts), default=0)
 
 
+def _least(column: Sequence[str]) -> int:
+    """The width below which words, or short cells, would be broken."""
+    whole = max((len(cell) for cell in column[1:] if len(cell) <= _SHORT), default=0)
+    return min(max(_longest(column, " "), whole), _WHOLE)
+
+
 def _natural_width(columns: Sequence[Sequence[str]]) -> int:
     return sum(_longest(column, None) + 2 for column in columns) + 1
 
 
+def _widths(columns: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Each column has room for its longest word, and its share of what is left."""
+    least = [min(_least(column), width) for column in columns]
+    wanted = [_longest(column, None) - n for column, n in zip(columns, least, strict=True)]
+    spare = max(0, width - sum(least) - 2 * (len(columns) - 1))
+    share = min(1.0, spare / max(1, sum(wanted)))
+    return [n + int(more * share) for n, more in zip(least, wanted, strict=True)]
+
+
 def _fitting(columns: Sequence[Sequence[str]], width: int) -> list[int | None]:
     """The columns that fit when texts wrap; None stands where others are left out."""
-    least = [min(_longest(column, " "), _WHOLE) + 2 for column in columns]
+    least = [_least(column) + 2 for column in columns]
     left, right = list(range(len(columns))), list[int]()
     while left and sum(least[i] for i in left + right) + 3 * bool(right) > width + 2:
         if not right:  # cut in the middle
@@ -110,6 +127,19 @@ def _fitting(columns: Sequence[Sequence[str]], width: int) -> list[int | None]:
             right.pop(0)
     hidden = len(columns) - len(left) - len(right)
     return [*left, *([None] if hidden else []), *right]
+
+
+def say(text: str) -> None:
+    """A sentence of the result on stdout; in a terminal it wraps at spaces, indented as it is."""
+    if sys.stdout.isatty():
+        from textwrap import fill
+
+        from rich.console import Console
+
+        begin = " " * (len(text) - len(text.lstrip()))
+        width = Console().width
+        text = fill(text, width, subsequent_indent=begin, break_on_hyphens=False)
+    print(text)
 
 
 def emit_vertical(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -10,7 +10,7 @@ from lever_data.options import words
 from lever_data.vocabulary import HtmlFile, JsonFile
 from lever_train.options.evaluate import EvalRequest
 
-from .common import emit, emit_table, notice, progress_bar
+from .common import emit, emit_table, notice, progress_bar, say
 from .flags import with_flags
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def eval(
 def show_scoreboard(board: Scoreboard) -> None:
     """Two tables, a column a shot number: accuracies in percent, and paired differences."""
     about = [f"{name} {board.about[name]}" for name in ("dataset/split", "answerer", "date")]
-    print(", ".join([*about, f"run {board.run}"]) + "\n")
+    say(", ".join([*about, f"run {board.run}"]))
+    print()
     from lever_train.evaluate.scores import shots_said
 
     shots = sorted({row.shots for row in board.rows if row.shots})

@@ -9,7 +9,7 @@ from lever_data.options import words
 from lever_data.vocabulary import DryRun, JsonFile
 from lever_train.options.rollout import Execution, Request
 
-from .common import emit, notice, progress_bar
+from .common import emit, notice, progress_bar, say
 from .flags import with_flags
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _show_forecast(forecast: Forecast, json: Path | None) -> None:
     if forecast.already:
         print(f"already generated as {forecast.run}; nothing would be asked")
     else:
-        print(
+        say(
             f"{forecast.asked:,} answers would be asked for {forecast.candidates:,} candidates of "
             f"{forecast.queries:,} queries ({forecast.wanted:,} wanted, the rest is cached or "
             f"repeated); {forecast.shards:,} shards to do; run {forecast.run}"
@@ -125,7 +125,7 @@ def _show_outcome(outcome: Outcome, json: Path | None) -> None:
     )
     head = "already generated as" if outcome.already else "generated"
     paid = "" if outcome.already else f"; {tally.asked:,} answers asked, {tally.hits:,} cached"
-    print(
+    say(
         f"{head} {outcome.run.run}: {report.candidates:,} candidates of {report.queries:,} "
         f"queries; {shares}{paid}"
     )
@@ -133,4 +133,4 @@ def _show_outcome(outcome: Outcome, json: Path | None) -> None:
         said = outcome.answers
         cut = "" if outcome.already else f", cut {outcome.cut:.1%}"
         common = ", ".join(f"{answer} ({count:,})" for answer, count in said.commonest)
-        print(f"accuracy {said.accuracy:.1%}; empty {said.empty:.1%}{cut}; commonest: {common}")
+        say(f"accuracy {said.accuracy:.1%}; empty {said.empty:.1%}{cut}; commonest: {common}")

@@ -10,7 +10,7 @@ import typer
 from lever_data.options import words
 from lever_data.vocabulary import JsonFile
 
-from .common import emit, emit_table, notice, progress_bar
+from .common import emit, emit_table, notice, progress_bar, say
 from .flags import with_flags
 
 if TYPE_CHECKING:
@@ -71,5 +71,6 @@ def _show(report: SweepReport) -> None:
         title=f"Sweep {report.name} on {report.about['dataset/split']}, answered by "
         f"{report.about['answerer']}: mean over shot numbers, 95 % intervals",
     )
-    print(f"\n{choice(report)}\n{luck(report)}")
-    print(f"its checkpoint: {report.cells[0].checkpoint}")
+    print()
+    for line in (choice(report), luck(report), f"its checkpoint: {report.cells[0].checkpoint}"):
+        say(line)

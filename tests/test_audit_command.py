@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lever_cli.__main__ import main
@@ -16,10 +17,11 @@ from lever_cli.__main__ import main
 from lever_data.report.audit import audit_views
 from lever_data.report.options import AuditRequest
 from lever_data.store.files import sha256_file
-from lever_data.store.store import Store
+from lever_data.store.schema import CANDIDATES, QUERIES
+from lever_data.store.store import RunSpec, Store
 from tests.audits import KEYS, rows
 from tests.commands import lever
-from tests.stores import candidate, commit, commit_examples, new_store
+from tests.stores import candidate, commit, commit_examples, new_store, table
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +134,30 @@ def test_only_the_runs_it_read_are_named(tmp_path: Path) -> None:
     assert (found.figures["runs"], found.figures["places"]) == ([run.run], ["d/train"])
     (read,) = found.figures["inputs"]
     assert read["sha256"] == sha256_file(run.path / "manifest.json")
+
+
+def test_one_dataset_or_split_of_a_store(tmp_path: Path) -> None:
+    made = new_store(tmp_path)
+    commit(made, [candidate(0, n, [7 + n], vqa_correct=n, vqa_acc_score=n) for n in (0, 1)])
+    for dataset, split in (("d", "val"), ("e", "val")):
+        place: dict[str, Any] = {"dataset": dataset, "split": split}
+        row = candidate(3, 0, [5], vqa_correct=1, vqa_acc_score=1.0) | place
+        with made.begin(RunSpec("rl_data", **place, source_sha256=dataset)) as writer:
+            writer.write("candidates", table(CANDIDATES, [row]))
+            writer.write("queries", table(QUERIES, [place | {"query_id": 3}]))
+            writer.commit()
+
+    def places(*flags: str) -> list[str]:
+        done = lever("audit", "--store", made.path, *flags, "--json", "-")
+        found: list[str] = json.loads(done.stdout)["places"]
+        return found
+
+    assert places() == ["d/train", "d/val", "e/val"]
+    assert places("--dataset", "d") == ["d/train", "d/val"]
+    assert places("--split", "val") == ["d/val", "e/val"]
+    assert places("--dataset", "d", "--split", "val") == ["d/val"]
+    refused = lever("audit", "--store", made.path, "--dataset", "f", check=False)
+    assert refused.returncode == 2 and "it has d/train, d/val, e/val" in refused.stderr
+    run = next(run.run for run in made.runs() if run.dataset == "e")
+    refused = lever("audit", "--store", made.path, "--dataset", "d", "--run", run, check=False)
+    assert "no runs of this dataset and split; value 'd/any'" in refused.stderr

@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 
 from lever_data.catalog import body, builtin
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import require_same_questions
 from lever_data.items.scoring import is_vqa_scorer
 from lever_data.relations.db import Session, open_session
@@ -119,9 +119,7 @@ def audit_views(store: Store | Path, request: AuditRequest, views: Sequence[str]
 def _open(store: Store, request: AuditRequest) -> Session:
     policy = [] if request.policy is None else [request.policy]
     wanted = [request.view, *read_by_diagnostics(), "own_pointers", *policy]
-    runs = [*request.runs]
-    if runs:  # chosen runs are chosen candidates; what is asked and answered comes along
-        runs += [run.run for run in store.inventory().runs if run.kind == "examples"]
+    runs = _chosen(store, request)
     session = open_session(
         store, runs=runs, scorer=request.scorer, sql_dir=request.sql_dir, only=wanted
     )
@@ -132,6 +130,31 @@ def _open(store: Store, request: AuditRequest) -> Session:
     session.con.execute("set memory_limit = ?", [MEMORY_LIMIT])
     session.con.execute("set enable_progress_bar = false")  # it would print to stdout
     return session
+
+
+def _chosen(store: Store, request: AuditRequest) -> list[str]:
+    """The runs to read; none are named where all are."""
+    known = store.inventory().runs
+    if request.dataset is None and request.split is None:
+        chosen = [*request.runs]
+    else:
+        named = {run.run for run in store.select(request.runs)} if request.runs else None
+        chosen = [
+            run.run
+            for run in known
+            if request.dataset in (None, run.dataset)
+            and request.split in (None, run.split)
+            and (named is None or run.run in named)
+        ]
+        if not chosen:
+            raise UsageError(
+                "the store has no runs of this dataset and split",
+                value=f"{request.dataset or 'any'}/{request.split or 'any'}",
+                hint=f"it has {', '.join(sorted({f'{r.dataset}/{r.split}' for r in known}))}",
+            )
+    if chosen:  # chosen runs are chosen candidates; what is asked and answered comes along
+        chosen += [run.run for run in known if run.kind == "examples" and run.run not in chosen]
+    return chosen
 
 
 def _figures(con: duckdb.DuckDBPyConnection, store: Store, request: AuditRequest) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class AuditRequest(Section):
         metavar="VIEW",
         everyday=True,
     )
+    dataset: Dataset = None
+    split: Split = None
     reward: RewardSpec = Field(default_factory=RewardSpec)
     runs: RunNames = ()
     scorer: Scorer = None

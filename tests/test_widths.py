@@ -1,0 +1,68 @@
+"""What commands print fits a terminal of 80 columns, and breaks no word that is not longer."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from lever_cli.__main__ import main
+
+from lever_demo.demo import DemoOptions, prepare_demo
+from lever_demo.world import WorldSpec
+from lever_train.flow.run import run
+
+COMMANDS = {
+    "runs": "committed_at",
+    "runs show evaluation": "input: query embeddings",
+    "views": "require-positive-query",
+    "audit": "hard_plus_soft",
+    "audit --compare beam --compare balanced": "fallback",
+    "audit --dataset demo --split train": "can teach anything",
+    "diff beam beam_sample": "queries with a pick in both",
+    "plan --looks 3": "independent",
+    "check": "0 problems",
+    "query 'from candidates limit 3'": "…",
+    "rescore --run rl_data": "score changed",
+    "eval {eval}": "nearest",
+    "value {value}": "doubly",
+    "train {train}": "val",
+    "generate {generate} --dry-run": "answers would be asked",
+    "generate {generate}": "generated",
+    "ingest world/val_questions.json world/val_annotations.json --dataset demo --split val": "run",
+}
+VECTORS = "--query-embeddings world/train_embeddings.npy --pool world/train_pool.npy"
+NAMED = {
+    "eval": "--checkpoint out/rl/best.pt --query-embeddings world/val_embeddings.npy --shots 1,2 "
+    "--candidate-embeddings world/train_embeddings.npy --pool world/val_pool.npy",
+    "value": f"--checkpoint out/rl/best.pt --view beam {VECTORS} --behaviour uniform "
+    "--least-support 0",
+    "train": f"--view beam --rce-epochs 2 --out new {VECTORS}",
+    "generate": f"--dataset demo --split train --limit 5 {VECTORS}",
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("widths")
+    _, config = prepare_demo(DemoOptions(folder, world=WorldSpec(120, 40, 10), epochs=1))
+    run(config, lambda line: None, lambda done, total, note="": None)
+    return folder
+
+
+@pytest.mark.slow
+def test_results_fit_80_columns(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(demo)
+    monkeypatch.setenv("LEVER_STORE", "store")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for command, word in COMMANDS.items():
+        with pytest.raises(SystemExit) as left:
+            main(shlex.split(command.format(**NAMED)))
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+        assert left.value.code == 0 and word in shown, command
+        assert [line for line in shown.splitlines() if len(line) > 80] == [], command
