@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from lever_board.board import Board, State
 from lever_data.errors import LeverError
+from lever_data.paths import store_name
 from lever_data.report.page import SCRIPTS, STYLES, Section, environment
 
 OWN = ("board.css", "board.js", "icon.svg")  # beside what all pages of lever have
@@ -102,7 +103,7 @@ def html(name: str, asked: Asked, content: Content) -> str:
             links=asked.links,
             link=asked.links.page,
             damaged=asked.state.damaged,
-            store=str(asked.board.store.path),
+            store=store_name(asked.board.store.path),
             styles=[*STYLES, OWN[0]],
             scripts=[*SCRIPTS, OWN[1]],
             **{"findings": (), **content.more},

@@ -80,3 +80,8 @@ def store_uri(path: Path) -> str | None:
         return None
     scheme, *words = place.parent.relative_to(mirrors()).parts
     return f"{scheme}://{'/'.join(words)}"
+
+
+def store_name(path: Path) -> str:
+    """A store as its user names it: the bucket's address where the folder is a mirror."""
+    return store_uri(path) or str(path)

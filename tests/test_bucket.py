@@ -284,3 +284,23 @@ def _line(world: World, store: str, out: Path) -> dict[str, Any]:
             "csv",
         ).stdout,
     }
+
+
+def test_credentials_from_the_files_of_awss_own_tools(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(Store.create(bucket.uri), ROWS)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    done = lever("runs", "--store", bucket.uri, check=False)
+    assert done.returncode == 1 and "there are no credentials for this bucket" in done.stderr
+    (tmp_path / "credentials").write_text(
+        f"[lab]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
+    )
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    bucket.cloud.calm()
+    assert "rl_data" in lever("runs", "--store", bucket.uri).stdout
+    assert KEY in str(bucket.cloud.seen[-1].environ["HTTP_AUTHORIZATION"])

@@ -57,6 +57,13 @@ class Bucket:
         objects = [Object(f["path"], f["size"], f["e_tag"], f["last_modified"]) for f in found]
         return sorted(objects, key=lambda one: one.key)
 
+    def folders(self) -> set[str]:
+        """The names before the first slash."""
+        import obstore
+
+        found = self._ask(lambda: obstore.list_with_delimiter(self._objects))
+        return set(found["common_prefixes"])
+
     def read(self, key: str) -> bytes | None:
         """The bytes of a small object; ``None`` where there is none."""
         import obstore

@@ -91,10 +91,11 @@ class Mirror:
                 hint="make one with `lever ingest FILE --store …` or `lever copy`, or mend the "
                 "address",
             )
+        present = self.bucket.folders()
         with self._changing():
             _put(self.path / MARKER, marker)
             for folder in SQL_FOLDERS:
-                self._refresh_sql(folder)
+                self._refresh_sql(folder, is_present=folder in present)
 
     def refresh_runs(self) -> None:
         """Take over which runs there are."""
@@ -135,9 +136,10 @@ class Mirror:
             folder.rename(grave)
             shutil.rmtree(grave, ignore_errors=True)
 
-    def _refresh_sql(self, folder: str) -> None:
+    def _refresh_sql(self, folder: str, *, is_present: bool) -> None:
         """The user's own SQL files of one folder, as the bucket has them now."""
-        listed = {o.key for o in self.bucket.objects(folder) if _SQL.fullmatch(o.key)}
+        objects = self.bucket.objects(folder) if is_present else []
+        listed = {o.key for o in objects if _SQL.fullmatch(o.key)}
         for path in (self.path / folder).glob("*.sql"):
             if f"{folder}/{path.name}" not in listed:
                 path.unlink()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lever_data.errors import UsageError
+from lever_data.paths import store_name
 from lever_train.flow.foresight import require_sense
 from lever_train.flow.legacy import legacy_config, sources
 from lever_train.flow.legacy_environment import not_understood
@@ -197,7 +198,7 @@ def summary(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> list[tupl
     """What was made, as (name, value)."""
     found = [
         ("mode", mode(config)),
-        ("store", str(config.data.store)),
+        ("store", store_name(config.data.store)),
         ("selector", str(_selector(config))),
     ]
     for name, step, key in (
@@ -227,7 +228,7 @@ def use_it(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> str:
     if held_out is None:
         split, pool, questions = data.train_split, of_train, (data.questions, data.annotations)
     options = {
-        "store": data.store,
+        "store": store_name(data.store),
         "checkpoint": _selector(config),
         "dataset": data.dataset,
         "split": split,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lever_data import connect
 from lever_data.errors import UsageError
+from lever_data.paths import store_name
 from lever_data.sources.export import export
 from lever_data.sources.ingest import ingest as ingest_library
 from lever_data.sources.ingest_options import IngestOptions
@@ -75,7 +76,7 @@ def ingest(work: Work) -> Step:
         }
 
     parameters: dict[str, object] = {
-        "store": str(data.store),
+        "store": store_name(data.store),
         "dataset": data.dataset,
         "splits": [data.train_split, data.eval_split],
     }
