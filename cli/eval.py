@@ -73,11 +73,13 @@ def eval(
     if predictions is not None:
         files = write_results(found.outcomes, found.question_ids, predictions)
         notice(f"wrote {len(files)} results files to {predictions}")
+    for line in found.notices:
+        notice(line)
     notice(f"{'committed' if found.is_new else 'already evaluated'} as {board.run}")
 
 
 def show_scoreboard(board: Scoreboard) -> None:
-    """Two tables, a column a shot number: accuracies in percent, and paired differences."""
+    """Tables with a column a shot number: accuracies, paired differences, copied answers."""
     about = [f"{name} {board.about[name]}" for name in ("dataset/split", "answerer", "date")]
     say(", ".join([*about, f"run {board.run}"]))
     print()
@@ -109,6 +111,18 @@ def show_scoreboard(board: Scoreboard) -> None:
             ["difference", "questions", *map(shots_said, shots)],
             _by_shots(rows, shots),
             title="Paired by question, in percentage points (95 % interval; p of no difference)",
+        )
+    copied = [
+        (r.selector, r.n + r.failed, r.shots, f"{100 * r.copied:.1f}")
+        for r in board.rows
+        if r.copied is not None
+    ]
+    if copied:
+        print()
+        emit_table(
+            ["selector", "questions", *map(shots_said, shots)],
+            _by_shots(copied, shots),
+            title="Wrong answers that are the answer of a demonstration shown, in %",
         )
     failed = sum(r.failed for r in board.rows)
     if failed:

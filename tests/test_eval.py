@@ -217,6 +217,35 @@ def test_rows_and_pairs(evaluated: Evaluation) -> None:
         assert pair.only_a == int(only.sum())
 
 
+def test_copied_answers_are_those_of_a_demonstration(place: Place, evaluated: Evaluation) -> None:
+    rows = {(r.selector, r.shots): r.copied for r in evaluated.scoreboard.rows}
+    shown = {number: item.answer for number, item in place.held().examples.items()}
+    assert rows["zero_shot", 0] is None
+    for outcome in evaluated.outcomes:
+        if not outcome.shots:
+            continue
+        wrong = np.flatnonzero(~outcome.right).tolist()
+        copies = [
+            outcome.predictions[i] in [shown[e] for e in outcome.pointer[i].tolist()] for i in wrong
+        ]
+        expected = sum(copies) / len(copies) if copies else None
+        assert rows[outcome.selector, outcome.shots] == pytest.approx(expected)
+
+
+def test_many_checkpoints_on_one_split_are_called_out(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    for number in range(6):
+        torch.manual_seed(number)
+        selector = make_selector(96, ModelConfig(hidden=8))
+        save_v3(tmp_path / f"c{number}.pt", selector, Progress(1, "rce", 0.1, {}))
+    request = place.request(shots=(1,), limit=5, oracle="no")
+    said = [
+        run_evaluation(request.but(checkpoints=(tmp_path / f"c{number}.pt",))).notices
+        for number in range(6)
+    ]
+    assert not any(said[:5]) and "6 checkpoints were judged by demo/val" in said[5][0]
+
+
 def test_an_evaluation_is_a_run_and_its_scores_are_a_query(
     place: Place, evaluated: Evaluation
 ) -> None:

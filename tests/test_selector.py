@@ -425,11 +425,15 @@ def test_votes_are_weighed_by_scores_and_begin_as_the_vote() -> None:
     torch.testing.assert_close(
         selector.begin(query, pool).scores()[0, 0].detach(), vote.clamp(1e-4, 1 - 1e-4).logit() + 3
     )
-    selector.state_dict()["score.weight"][0, 0] = 2.0
-    learned = functional.gelu(selector.begin(query, pool).hidden)[0, :3, 0] * 2  # type: ignore[attr-defined]
-    vote = given[:, :3] @ (cosine[:3] / 0.05 + learned).softmax(0)
+    state = selector.state_dict()
+    state["score.weight"][0, 0], state["own.weight"][0, 1] = 2.0, 3.0
+    rank = (cosine[:, None] < cosine).sum(1).double().log1p().float()
+    x = torch.stack([cosine, cosine - cosine.max(), rank, features[0, :, 0]], 1)
+    active = functional.gelu(x @ state["pair.weight"].T + state["pair.bias"])
+    vote = given[:, :3] @ (cosine[:3] / 0.05 + 2 * active[:3, 0]).softmax(0)
     torch.testing.assert_close(
-        selector.begin(query, pool).scores()[0, 0].detach(), vote.clamp(1e-4, 1 - 1e-4).logit() + 3
+        selector.begin(query, pool).scores()[0, 0].detach(),
+        vote.clamp(1e-4, 1 - 1e-4).logit() + 3 + 3 * active[:, 1],
     )
 
 

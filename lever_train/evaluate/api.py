@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,19 +49,22 @@ from lever_train.rollout.policy import Policy, load_policy, widths
 from lever_train.rollout.propose import unpadded
 
 Progress = Callable[[float, float | None, str], None]
+HANDFUL = 5  # checkpoints that may be judged by one split without a warning
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """An evaluation: its scoreboard, what every selector showed every query, and which these are.
 
-    ``is_new``: no evaluation of the store was made of the same and came out the same.
+    ``is_new``: no evaluation of the store was made of the same and came out the same. ``notices``:
+    what a reader of the figures should know.
     """
 
     scoreboard: Scoreboard
     outcomes: tuple[Outcome, ...]
     is_new: bool
     question_ids: tuple[Id | None, ...]
+    notices: tuple[str, ...] = ()
 
 
 def run_evaluation(
@@ -93,7 +96,8 @@ def run_evaluation(
         progress,
     )
     outcomes = evaluate(held, _answers(answerer, store), policies, options)
-    board = scoreboard(outcomes, request.contest.sizes, image_numbers(held))
+    images = image_numbers(held)
+    board = scoreboard(outcomes, request.contest.sizes, images, held.examples)
     inputs = _inputs(request, list(policies), store)
     spec = _spec(request, held, answerer, policies, outcomes)
     run = store.find(spec)
@@ -106,7 +110,27 @@ def run_evaluation(
     if held.scoring.task.metric != "vqa-accuracy":
         about["metric"] = held.scoring.name
     board = replace(board, run=run.run, about=about)
-    return Evaluation(board, tuple(outcomes), is_new, tuple(q.question_id for q in held.queries))
+    ids = tuple(q.question_id for q in held.queries)
+    return Evaluation(board, tuple(outcomes), is_new, ids, tuple(_many_looks(store, held)))
+
+
+def _many_looks(store: Store, held: HeldOut) -> Iterator[str]:
+    """A warning where many checkpoints were judged by the questions of this evaluation, unless
+    those are what demonstrations are taken from: training questions are there to choose by."""
+    if held.ask.own:
+        return
+    judged = {
+        policy
+        for run in store.runs()
+        if (run.kind, run.dataset, run.split) == ("evaluation", held.dataset, held.split)
+        for policy in run.parameters["selectors"].values()
+    }
+    if len(judged) > HANDFUL:
+        yield (
+            f"WARNING: {len(judged)} checkpoints were judged by {held.dataset}/{held.split} so "
+            "far, and the best of many is partly luck. Choose on training questions (--split train "
+            "--queries held_out_fold), and read these once"
+        )
 
 
 def _connect(request: EvalRequest, store: Store) -> duckdb.DuckDBPyConnection:

@@ -8,13 +8,14 @@ turns what shares an image together, and McNemar's exact test on right or wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
 
 from lever_data.errors import LeverError
+from lever_data.items.prompts import Item
 from lever_data.report.diff import BASELINES
 from lever_data.report.statistics import bootstrap_mean, mcnemar, sign_flip_p
 from lever_data.store.schema import EVALUATIONS
@@ -27,7 +28,10 @@ CONFIDENCE = 0.95
 
 
 def scoreboard(
-    outcomes: Sequence[Outcome], limits: Sequence[int] = (), clusters: np.ndarray | None = None
+    outcomes: Sequence[Outcome],
+    limits: Sequence[int] = (),
+    clusters: np.ndarray | None = None,
+    examples: Mapping[int, Item] | None = None,
 ) -> Scoreboard:
     """Score outcomes over all queries, or over the first ``limit`` of them for each limit.
 
@@ -35,6 +39,7 @@ def scoreboard(
         outcomes: of every selector and shot number, over the same n queries.
         limits: sizes beside or in place of n.
         clusters: int [n], the image each query is about; ``None``: every query is its own.
+        examples: the demonstrations, to tell which answers are copied; ``None``: nothing is said.
 
     Raises:
         LeverError: the answerer failed on every query of a selector.
@@ -42,12 +47,12 @@ def scoreboard(
     most = len(outcomes[0].accuracy)
     images = np.arange(most) if clusters is None else clusters
     sizes = sorted({min(limit, most) for limit in limits}) or [most]
-    rows = [_row(o, images[:size]) for size in sizes for o in outcomes]
+    rows = [_row(o, images[:size], examples or {}) for size in sizes for o in outcomes]
     pairs = [_paired(a, b, images[:size]) for size in sizes for a, b in _pairs(outcomes)]
     return Scoreboard(tuple(rows), tuple(pairs))
 
 
-def _row(outcome: Outcome, images: np.ndarray) -> Row:
+def _row(outcome: Outcome, images: np.ndarray, examples: Mapping[int, Item]) -> Row:
     size = len(images)
     accuracy = outcome.accuracy[:size]
     is_answered = ~np.isnan(accuracy)
@@ -60,9 +65,27 @@ def _row(outcome: Outcome, images: np.ndarray) -> Row:
         )
     found = bootstrap_mean(answered, images[is_answered], confidence=CONFIDENCE)
     failed = size - len(answered)
-    return Row(
-        outcome.selector, outcome.shots, found.mean, found.low, found.high, len(answered), failed
-    )
+    copied = _copied(outcome, is_answered, examples)
+    counts = len(answered), failed
+    return Row(outcome.selector, outcome.shots, found.mean, found.low, found.high, *counts, copied)
+
+
+def _copied(
+    outcome: Outcome, is_answered: np.ndarray, examples: Mapping[int, Item]
+) -> float | None:
+    """The share of wrong answers that a demonstration shows, as :class:`.Row` has it."""
+    if not examples or not outcome.shots:
+        return None
+    copies = [
+        _plain(outcome.predictions[i]) in {_plain(examples[e].answer) for e in pointer if e >= 0}
+        for i, pointer in enumerate(outcome.pointer[: len(is_answered)].tolist())
+        if is_answered[i] and not outcome.right[i]
+    ]
+    return sum(copies) / len(copies) if copies else None
+
+
+def _plain(answer: str | None) -> str | None:
+    return None if answer is None else answer.strip().lower()
 
 
 def _pairs(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:

@@ -114,10 +114,12 @@ def _scores(board: Scoreboard) -> Table:
             (f"{r.high:.2%}", r.high),
             r.n,
             r.failed,
+            "" if r.copied is None else (f"{r.copied:.1%}", r.copied),
         )
         for r in board.rows
     ]
-    return Table(("selector", "shots", "accuracy", "low", "high", "questions", "failed"), rows)
+    columns = ("selector", "shots", "accuracy", "low", "high", "questions", "failed")
+    return Table((*columns, "wrong answers copied from a demonstration"), rows)
 
 
 def _paired(board: Scoreboard) -> Table:

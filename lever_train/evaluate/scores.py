@@ -19,7 +19,8 @@ class Row:
     """One selector at one shot number over the first ``n + failed`` queries.
 
     ``accuracy`` in [0, 1] over the ``n`` queries answered; ``low`` and ``high`` its 95 % bootstrap
-    interval; ``failed``: queries the answerer failed on.
+    interval; ``failed``: queries the answerer failed on; ``copied``: share of the wrong answers
+    that are the answer of a demonstration shown, ``None`` where none was shown or nothing is wrong.
     """
 
     selector: str
@@ -29,6 +30,7 @@ class Row:
     high: float
     n: int
     failed: int
+    copied: float | None = None
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,8 @@ def evaluate(work: Work) -> Step:
         if table.checkpoint is not None:
             named = {table.checkpoint.stem: table.checkpoint}
         found = judge(work, known, {n: Path(path) for n, path in named.items() if path is not None})
+        for line in found.notices:
+            work.say(line)
         files = [work.out / "eval.json", work.out / "eval.html"]
         write_json(files[0], found.scoreboard.to_json())
         write_text(files[1], scoreboard_page(found.scoreboard))

@@ -56,6 +56,8 @@ class FeatureSelector(Selector):
         nn.init.zeros_(self.past.weight)
         nn.init.zeros_(self.near.weight)
         if config.votes:  # it begins as the vote
+            self.own = nn.Linear(h, 1, bias=False)
+            nn.init.zeros_(self.own.weight)
             nn.init.zeros_(self.score.weight)
             nn.init.zeros_(self.low_query.weight)
         if num_features:
@@ -127,10 +129,11 @@ class PairHistory(History):
             extra = net.past(torch.cat([self.total / self.step, share], dim=-1))
             near = torch.stack([self.near, self.nears / self.step], dim=-1)
             hidden = hidden + extra[:, :, None] + net.near(near)
-        found: Tensor = net.score(self._active(hidden)).squeeze(-1)
+        active = self._active(hidden)
+        found: Tensor = net.score(active).squeeze(-1)
         found = found.to(self.bilinear.dtype) + self.bilinear[:, None]
         if net.config.votes:
-            found = self._votes(found)
+            found = self._votes(found) + net.own(active).squeeze(-1).to(found.dtype)
         if not self.stops:
             return found
         real = self.pool.mask
