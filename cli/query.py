@@ -59,7 +59,7 @@ def query(
 
 
 def _text(sql: str | None, file: Path | None) -> str:
-    from lever_data.errors import LeverError, UsageError
+    from lever_data.errors import LeverError, UsageError, reason
 
     if (sql is None) == (file is None):
         what = "is given twice" if sql is not None else "is missing"
@@ -70,7 +70,9 @@ def _text(sql: str | None, file: Path | None) -> str:
     try:
         return file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise LeverError(f"the SQL file cannot be read ({error})", where=str(file)) from error
+        raise LeverError(
+            f"the SQL file cannot be read ({reason(error)})", where=str(file)
+        ) from error
 
 
 def _form_of(out: Path) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lever_data.errors import UsageError
+from lever_train.inputs.devices import open_device
 from lever_train.learn.batch import Batch, Loader
 from lever_train.learn.data import open_data
 from lever_train.options.train import Source, TrainConfig
@@ -62,7 +62,7 @@ def open_batches(view: View, config: TrainConfig) -> Batches:
     opened = open_data(Source(store=view.store, runs=view.runs, sql_dir=view.sql_dir), config)
     loader = Loader(
         opened,
-        torch.device(config.run.device),
+        open_device(config.run.device),
         batch_size=config.run.batch_size,
         shot_num=data.shot_num,
         can_stop=config.model.ends_pointers,

@@ -62,6 +62,11 @@ def shorten(value: object, limit: int = 120) -> str:
     return f"{text[:half]}...{text[-half:]}"
 
 
+def reason(error: Exception) -> str:
+    """What a library says went wrong: of the system's errors the words, without number and path."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def _rebuild(
     cls: type[LeverError], what: str, where: str | None, value: object, hint: str | None
 ) -> LeverError:

@@ -239,6 +239,33 @@ def test_a_run_is_shown_without_python(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
+        "ingest none.json --store {here} --dataset d",
+        "query --file none.sql --store {here}",
+        "convert none.pt",
+        "predict --checkpoint none.pt --out p.jsonl --store {here}",
+        "eval --checkpoint none.pt --store {here}",
+        "serve none",
+        "run --config none.toml",
+        "sweep none.toml",
+        "runs show none --store {here}",
+        "generate --store {here} --query-embeddings none.npy --system-prompt none.txt",
+        "train --store {here} --query-embeddings none.npy --out new --config none.toml",
+    ],
+)
+def test_what_is_not_there_is_a_sentence_and_no_number(
+    argv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commit(new_store(tmp_path), [candidate(0, 0, [7, 3])])
+    done = lever(*argv.format(here=tmp_path / "store").split(), check=False)
+    assert done.returncode in (1, 2) and done.stderr.startswith("Error: ")
+    assert "Errno" not in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
         "ingest s3://bucket/x.json --store {here} --dataset d --split t",
         "ingest x.json --store abfss://bucket/store --dataset d --split t",
         "audit --store HF://datasets/store",

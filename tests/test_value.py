@@ -107,6 +107,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("value"))
 
 
+def test_vectors_of_another_width_and_a_device_that_is_not_there(
+    world: World, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "wide.npy", np.random.default_rng(0).normal(size=(FIRST + K, D + 1)))
+    request = world.request([world.row(0, 0, [1])], behaviour="uniform")
+    wide = request.but(data=DataConfig(query_embeddings=str(tmp_path / "wide.npy")))
+    with pytest.raises(LeverError, match=f"takes embeddings of width {D}, the embeddings have 9"):
+        value(wide)
+    with pytest.raises(UsageError, match="CUDA device"):
+        value(request.but(device="cuda:7"))
+
+
 def test_with_all_pointers_stored_the_value_is_exact(world: World) -> None:
     rows = [world.row(q, i, [i]) for q in range(N) for i in range(K)]
     found = value(world.request(rows, behaviour="uniform", **ACCURACY))

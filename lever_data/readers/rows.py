@@ -19,7 +19,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lever_data.errors import LeverError, UsageError
+from lever_data.errors import LeverError, UsageError, reason
 
 Row = dict[str, Any]
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
@@ -88,7 +88,7 @@ def rows_of(path: Path, column: str | None = None) -> Iterator[Row]:
             else:
                 yield from _json_lines(path, text)
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise LeverError(f"the file cannot be read ({error})", where=str(path)) from error
+        raise LeverError(f"the file cannot be read ({reason(error)})", where=str(path)) from error
 
 
 def label_names(path: Path) -> dict[str, list[str]]:
@@ -178,5 +178,5 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise LeverError(f"the file cannot be read ({error})", where=str(path)) from None
+        raise LeverError(f"the file cannot be read ({reason(error)})", where=str(path)) from None
     return found

@@ -24,7 +24,7 @@ from typing import IO, Protocol, Self, cast
 
 import pyarrow as pa
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -64,9 +64,8 @@ class Source:
                 )
             os.close(os.open(path, os.O_RDONLY))
         except OSError as error:
-            raise LeverError(
-                f"the file cannot be read ({error.strerror})", where=str(path)
-            ) from error
+            kind = UsageError if isinstance(error, FileNotFoundError) else LeverError
+            raise kind(f"the file cannot be read ({error.strerror})", where=str(path)) from error
         if status.st_size == 0:
             raise LeverError("the file is empty", where=str(path))
         return cls(path, status.st_size, status.st_mtime_ns)

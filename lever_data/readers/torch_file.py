@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, reason
 from lever_data.readers.torch_pickle import DamagedError, Machine, Placeholder, Rebuild
 
 __all__ = ["Placeholder", "read_torch"]
@@ -88,7 +88,9 @@ def read_torch(
         # the last is what zipfile says to a compression it does not know
         raise LeverError(f"the torch file is damaged ({error})", where=str(path)) from None
     except (OSError, ValueError) as error:  # mmap of an empty file is a ValueError
-        raise LeverError(f"the torch file cannot be read ({error})", where=str(path)) from None
+        raise LeverError(
+            f"the torch file cannot be read ({reason(error)})", where=str(path)
+        ) from None
 
 
 class _Archive:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, reason
 from lever_data.readers.torch_file import read_torch
 from lever_data.store import schema
 
@@ -45,7 +45,9 @@ def read_vectors(path: Path, kind: str) -> np.ndarray:
         else:
             values = _only_tensor(read_torch(path, copy=False), path)
     except (OSError, ValueError, EOFError) as error:
-        raise LeverError(f"the embeddings cannot be read ({error})", where=str(path)) from None
+        raise LeverError(
+            f"the embeddings cannot be read ({reason(error)})", where=str(path)
+        ) from None
     return _check(values, path)
 
 

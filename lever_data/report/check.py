@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lever_data.catalog import Relation, body, parse
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, reason
 from lever_data.relations.db import open_session, require_select
 from lever_data.store.files import sha256_file
 from lever_data.store.mirror import Mirror
@@ -102,7 +102,7 @@ def _check_files(run: Run) -> list[Problem]:
         except FileNotFoundError:
             found.append(Problem("file", where, "the file is missing"))
         except (OSError, pa.ArrowException) as error:
-            found.append(Problem("file", where, f"the file cannot be read ({error})"))
+            found.append(Problem("file", where, f"the file cannot be read ({reason(error)})"))
     for table, count in run.rows.items():
         if not found and rows.get(table, 0) != count:
             what = f"{table} has {rows.get(table, 0)} rows, the manifest says {count}"
@@ -129,7 +129,7 @@ def _check_pictures(store: Store, names: Iterable[str]) -> Iterator[Problem]:
         except FileNotFoundError:
             yield Problem("file", name, "the picture is missing")
         except OSError as error:
-            yield Problem("file", name, f"the picture cannot be read ({error})")
+            yield Problem("file", name, f"the picture cannot be read ({reason(error)})")
 
 
 def _check_mirrored(mirror: Mirror, run: Run) -> list[Problem]:
@@ -181,7 +181,9 @@ def _tests(store: Store) -> tuple[list[Relation], list[Problem]]:
         try:
             tests.append(parse(path.stem, "user tests", path.read_text("utf-8")))
         except (OSError, UnicodeDecodeError) as error:
-            unreadable.append(Problem("test", path.stem, f"the test cannot be read ({error})"))
+            unreadable.append(
+                Problem("test", path.stem, f"the test cannot be read ({reason(error)})")
+            )
     return tests, unreadable
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any, Protocol, cast
 import msgspec
 import pyarrow.parquet as pq
 
-from lever_data.errors import LeverError, UsageError
+from lever_data.errors import LeverError, UsageError, reason
 from lever_data.sources.fields import (
     CANDIDATE_FIELDS,
     INFO_FIELDS,
@@ -183,7 +183,7 @@ def _batches(run: Run, table: str, names: list[str] | None) -> Iterator[dict[str
                     }
         except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
             raise LeverError(
-                f"a file of the run cannot be read ({error})",
+                f"a file of the run cannot be read ({reason(error)})",
                 where=str(path),
                 hint="`lever check` verifies every file of the store",
             ) from error

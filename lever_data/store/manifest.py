@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 
 SCHEMA_VERSION = 1  # of the tables in schema.py; here, so that no manifest waits for pyarrow
 MANIFEST = "manifest.json"
@@ -104,7 +104,7 @@ class Inventory:
         """The id that is ``run_id``, or else the only one that begins with it.
 
         Raises:
-            LeverError: there is none, or there are several.
+            UsageError: there is none, or there are several.
         """
         names = [*(r.run for r in self.runs), *self.damaged]
         matches = [n for n in names if n == run_id] or [
@@ -114,7 +114,7 @@ class Inventory:
             return matches[0]
         problem = "several runs begin like this" if matches else "there is no such run"
         listed = ", ".join(matches or names) or "none"
-        raise LeverError(problem, value=run_id, hint=f"runs of the store: {listed}")
+        raise UsageError(problem, value=run_id, hint=f"runs of the store: {listed}")
 
 
 def read_inventory(folder: Path) -> Inventory:

@@ -24,6 +24,8 @@ from torch.nn import functional
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.report.statistics import Interval, bootstrap_mean, effective_sample_size
+from lever_train.inputs.check import Vectors, require_width
+from lever_train.inputs.devices import open_device
 from lever_train.inputs.pools import SharedPool
 from lever_train.learn.batch import Batch, Loader
 from lever_train.learn.data import open_data
@@ -67,6 +69,7 @@ def value(request: ValueRequest) -> list[Value]:
         LeverError: nothing is stored, vectors do not fit, or too little is stored of what a
             selector would show.
     """
+    device = open_device(request.device)
     config = TrainConfig(
         data=_drawn(request).but(split_ratio=1.0, order="file"),
         reward=request.reward,
@@ -75,9 +78,13 @@ def value(request: ValueRequest) -> list[Value]:
     data = open_data(
         Source(store=request.store, runs=request.runs, sql_dir=request.sql_dir), config
     )
-    loader = Loader(data, torch.device(request.device), batch_size=request.batch_size)
-    model = _Model(loader)
+    loader = Loader(data, device, batch_size=request.batch_size)
     selectors = [load_selector(path)[0].to(loader.device) for path in request.checkpoints]
+    require_width(
+        Vectors.of(request.data.query_embeddings, data.queries),
+        {str(path): s.dim for path, s in zip(request.checkpoints, selectors, strict=True)},
+    )
+    model = _Model(loader)
     parts = [[_batch(s, model, batch, request) for s in selectors] for batch in _passes(loader)]
     return [
         _value(path, np.concatenate(figures, axis=1), request)

@@ -70,14 +70,7 @@ def check_inputs(
             where=f"{queries.name} and {candidates.name}",
             value=f"{queries.width} and {candidates.width}",
         )
-    for name, width in (checkpoints or {}).items():
-        if width != queries.width:
-            raise LeverError(
-                f"the checkpoint takes embeddings of width {width}, the embeddings have "
-                f"{queries.width}",
-                where=f"{name} and {queries.name}",
-                hint="give the embeddings it was trained with",
-            )
+    require_width(queries, checkpoints or {})
     if last_query >= queries.rows:
         raise LeverError(
             f"the query embeddings have {queries.rows:,} rows, none for a query",
@@ -103,6 +96,22 @@ def check_inputs(
             where=f"{candidates.name}; {pool.describe()}",
             hint="a pool holds ids of examples: are the embeddings those of the same split?",
         )
+
+
+def require_width(queries: Vectors, checkpoints: Mapping[str, int]) -> None:
+    """Refuse checkpoints, by name, that take embeddings of another width.
+
+    Raises:
+        LeverError: it names both widths.
+    """
+    for name, width in checkpoints.items():
+        if width != queries.width:
+            raise LeverError(
+                f"the checkpoint takes embeddings of width {width}, the embeddings have "
+                f"{queries.width}",
+                where=f"{name} and {queries.name}",
+                hint="give the embeddings it was trained with",
+            )
 
 
 def _require_size(what: str, rows: int, size: int | None, split: str, where: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lever_data.errors import LeverError, UsageError
+from lever_data.errors import LeverError, UsageError, reason
 from lever_data.readers.vectors import map_npy
 from lever_data.relations.db import quote_identifier
 
@@ -71,6 +71,7 @@ class FilePool:
             raise LeverError(
                 f"the pool file {self.path} has {self.rows:,} rows, none for a query",
                 where=f"query {query}",
+                hint="give the pools of this split; row = index of the question in it",
             )
 
     def last_id(self) -> int:
@@ -176,7 +177,9 @@ def _from_file(path: Path) -> FilePool:
     except FileNotFoundError:
         raise UsageError("there is no such pool file", value=str(path)) from None
     except (OSError, ValueError) as error:
-        raise LeverError(f"the pool file cannot be read ({error})", where=str(path)) from None
+        raise LeverError(
+            f"the pool file cannot be read ({reason(error)})", where=str(path)
+        ) from None
     if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer) or 0 in table.shape:
         raise LeverError(
             "a pool file holds one array [n, K] of candidate ids",

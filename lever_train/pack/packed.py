@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from lever_data.errors import LeverError, UsageError
+from lever_data.errors import LeverError, UsageError, reason
 from lever_data.store.files import sha256_file
 from lever_train.inputs.devices import open_device
 from lever_train.options.rollout import Recipe
@@ -296,7 +296,7 @@ def load(folder: str | Path, device: str = "cpu") -> PackedSelector:
         said = json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError) as error:
         raise LeverError(
-            f"the folder holds no packed selector ({error})",
+            f"the folder holds no packed selector ({reason(error)})",
             where=str(folder),
             hint="lever pack CHECKPOINT --out DIR makes one",
         ) from None

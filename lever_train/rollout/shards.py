@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, reason
 from lever_data.store.files import fsync_dir, fsync_tree
 from lever_train.rollout.ask import Asker, Talk
 
@@ -138,7 +138,7 @@ class ShardFolder:
                 if isinstance(error, FileNotFoundError):
                     raise ShardsGoneError from None
                 raise LeverError(
-                    f"a finished shard cannot be read ({error})",
+                    f"a finished shard cannot be read ({reason(error)})",
                     where=str(path),
                     hint="delete its folder and run the command again: it will be made anew",
                 ) from error

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lever_data.errors import LeverError, UsageError
+from lever_data.errors import LeverError, UsageError, reason
 from lever_data.readers.torch_file import read_torch
 from lever_data.store.files import write_atomic
 from lever_train.options.train import ModelConfig
@@ -206,7 +206,7 @@ def _content(path: Path) -> Mapping[Any, object]:
             return {"model_state_dict": {n: _array(v) for n, v in load_file(path).items()}} | entry
         except (SafetensorError, OSError, ValueError) as error:
             raise LeverError(
-                f"the safetensors file cannot be read ({error})", where=str(path)
+                f"the safetensors file cannot be read ({reason(error)})", where=str(path)
             ) from None
     content = read_torch(path, unknown="placeholder")
     if not isinstance(content, dict):

@@ -132,7 +132,7 @@ def test_a_vanished_run_is_no_run(store: Store, nursery: Nursery) -> None:
     listed = nursery.run("runs", "--store", store.path, "--json", "-")
     assert [r["run"] for r in json.loads(listed.stdout)] == [good.run]
     shown = nursery.run("runs", "show", bad.run, "--store", store.path)
-    assert (shown.code, "there is no such run" in shown.stderr) == (1, True)
+    assert (shown.code, "there is no such run" in shown.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format": 2}', b"[" * 100_000, b"\xff"])

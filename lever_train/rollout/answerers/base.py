@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from lever_data.errors import UsageError
+from lever_data.errors import UsageError, reason
 from lever_data.items.prompts import Item, Prompt, Template
 from lever_data.items.task import Task
 from lever_train.inputs.images import shown_bytes
@@ -80,7 +80,7 @@ def template_of(spec: AnswererSpec, task: Task | None = None) -> Template:
             system = spec.system_prompt.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
-                f"the system prompt cannot be read ({error})", where=str(spec.system_prompt)
+                f"the system prompt cannot be read ({reason(error)})", where=str(spec.system_prompt)
             ) from None
     form = spec.prompt_form or ("message" if is_chat else "lines")
     return Template(
