@@ -17,13 +17,15 @@ import duckdb
 import pyarrow.parquet as pq
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.relations.db import open_session
 from lever_data.report.audit import audited
 from lever_data.report.diff import diff
 from lever_data.report.options import AuditRequest, DiffRequest
 from lever_data.store.files import write_json
 from lever_data.store.store import Run, Store
 
-# query_rewards, and of the same queries what was not scored as it should be. A query whose answers
+# query_rewards, and of the same queries what was not scored as it should be, and what the best of
+# their pools would have done. A query whose answers
 # all failed is in no view for training; here it has a row without class.
 _QUERIES = """
     with rewarded as (
@@ -53,13 +55,21 @@ _QUERIES = """
         dataset,
         split,
         query_id,
+        oracle_accuracy,
         coalesce(num_fallback, 0) as num_fallback,
         coalesce(num_failed, 0) as num_failed,
         sqrt(reward_variance) as deviation
     from rewarded
     left join fallback using (dataset, split, query_id)
     full join failed using (dataset, split, query_id)
+    left join oracles using (dataset, split, query_id)
     order by dataset, split, query_id
+"""
+_ORACLES = """
+    select dataset, split, query_id, max(accuracy) as oracle_accuracy
+    from evaluations
+    where selector = 'oracle'
+    group by all
 """
 _EXAMPLES = """
     select
@@ -91,7 +101,11 @@ def work(folder: Path) -> None:
 
 
 def _audit(store: Store, request: AuditRequest, folder: Path) -> dict[str, Any]:
+    # a session of its own: an audit's relations are those of its view
+    apart = open_session(store, runs=request.runs, only=("evaluations",)).con
+    oracles = apart.sql(_ORACLES).to_arrow_table()
     with audited(store, request) as (con, found):
+        con.register("oracles", oracles)
         _write(con, _QUERIES, folder / "queries.parquet")
         _write(con, _EXAMPLES, folder / "examples.parquet")
         return asdict(found)

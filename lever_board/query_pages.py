@@ -32,6 +32,10 @@ FILTERS = {  # name → (words, condition over survey_queries)
     "all_wrong": ("all wrong", "class = 'all_wrong'"),
     "all_right": ("all right", "class = 'all_right'"),
     "tied": ("tied in between", "class = 'tied'"),
+    "reach": (
+        "all wrong, the oracle of an evaluation right",
+        "class = 'all_wrong' and oracle_accuracy > 0",
+    ),
     "oracle": ("pick wrong, best right", "picked_accuracy = 0 and best_accuracy > 0"),
     "fallback": ("with fallback rows", "num_fallback > 0"),
     "failed": ("with failed answers", "num_failed > 0"),

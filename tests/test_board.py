@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
 import subprocess
@@ -231,10 +232,40 @@ def test_a_view_of_the_store_runs_in_the_sandbox_too(tmp_path: Path) -> None:
 
 
 def test_a_download_holds_every_row(client: TestClient) -> None:
-    answer = client.get(
-        "download", params={"sql": "select query_id from candidates", "form": "csv"}
-    )
-    assert len(answer.text.splitlines()) == 1 + 12 * 6
+    found = {
+        form: client.get("download", params={"sql": "from candidates", "form": form}).content
+        for form in ("csv", "parquet")
+    }
+    assert len(found["csv"].splitlines()) >= 1 + 12 * 6  # a text may hold line ends
+    rows = pq.read_table(io.BytesIO(found["parquet"]))
+    assert rows.num_rows == 12 * 6 and rows["vqa_pred_answer"][0].as_py() == EVIL
+    assert client.get("download", params={"sql": "select 1", "form": "exe"}).status_code == 400
+
+
+def test_a_view_is_sorted_and_paged_by_its_sql(board: Board, client: TestClient) -> None:
+    sql = "select logprob_score from candidates order by logprob_score limit 50"
+    texts = [f"{row[0]:g}" for row in connect(board.store).sql(sql).fetchall()]
+    text = _text(client, "view?view=candidates&sort=logprob_score&order=asc")
+    assert re.findall(r'<td class="figure"><span class="cell">(-[\d.]+)</span>', text) == texts
+    assert "Page 1 of 2" in text
+    second = _text(client, "view?view=candidates&sort=logprob_score&order=asc&page=2")
+    assert len(re.findall(">query \\d+</a>", second)) == 12 * 6 - 50
+
+
+def test_train_on_this_gives_a_command_that_means_these_rows(
+    board: Board, client: TestClient
+) -> None:
+    text = _text(client, "view?view=beam")
+    assert "--view beam --query-embeddings" in text
+    text = _text(client, "view?view=beam&where=query_id:ge:6")
+    assert "--view mine --query-embeddings" in text and "views/mine.sql</code>" in text
+    sql = html.unescape(re.findall(r"<pre[^>]*><code>(select.*?)</code>", text, re.S)[0])
+    rows = "from beam where query_id >= 6"
+    (counts,) = connect(board.store).sql(
+        f"select (select count(*) from ({sql})), (select count(*) {rows})"
+    ).fetchall()  # fmt: skip
+    assert counts[0] == counts[1] > 0
+    assert "Train on this" not in _text(client, "view?view=runs")
 
 
 def test_a_query_has_its_candidates_by_reward(board: Board, client: TestClient) -> None:
@@ -258,6 +289,15 @@ def test_the_grid_filters_as_the_audit_counts(board: Board, client: TestClient) 
         )
     assert len(re.findall('class="query-tile"', _text(client, "queries?filter=fallback"))) == 1
     assert len(re.findall('class="query-tile"', _text(client, "queries?filter=failed"))) == 1
+    # every candidate is wrong, and the oracle of the evaluations found one that is right
+    sql = "select count(*) from query_rewards where class = 'all_wrong'"
+    ((wrong,),) = con.sql(sql).fetchall()
+    assert len(re.findall("oracle 1.000", _text(client, "queries?filter=reach"))) == wrong > 0
+
+
+def test_what_was_cut_from_an_answer_is_told_apart(client: TestClient) -> None:
+    text = html.unescape(_text(client, "query?dataset=d&split=train&id=5"))
+    assert f'<q><bdi>{EVIL}</bdi><del title="cut off"><bdi>, Question: </bdi></del></q>' in text
 
 
 def test_a_query_has_what_each_selector_picked_and_every_prefix(client: TestClient) -> None:
@@ -337,6 +377,7 @@ def test_demonstrations_are_those_of_the_audit(board: Board, client: TestClient)
     text = _text(client, "demonstrations")
     found = re.findall(r'd (\d+)</span></span></span></th><td [^>]*data-sort="(\d+)"', text)
     assert found == [(str(a), str(b)) for a, b in rows]
+    assert "No example is a hub" in _text(client, "demonstrations?hubs=1")
 
 
 def test_the_store_says_who_answered_and_what_was_made_from_what(client: TestClient) -> None:

@@ -29,8 +29,9 @@ _COLOURS = {
     "nearest": "c1",
     "oracle": "c2",
     "sft": "c3",
+    "vote": "c4",
 }
-_FREE = ("c0", "c4", "c6", "c7")
+_FREE = ("c0", "c6", "c7")
 SCRIPTS, STYLES = ("uplot.js", "page.js"), ("uplot.css", "page.css")
 _DASHES = ((), (7, 4), (2, 4), (9, 4, 2, 4))
 Cell = str | int | float | None | tuple[str, float | None]  # a pair: what is read, what sorts

@@ -185,6 +185,4 @@
   drawAll();
   document.addEventListener("lever:figures", drawAll); // who changed a `data-chart` says so
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  let resized; // a window that is dragged is drawn once it rests
-  addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(drawAll, 150); });
 })();
