@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lever_data.errors import UsageError
 
-REMOTE = ("s3", "gs", "az")  # schemes of buckets that a store may lie in
+REMOTE = ("s3", "gs", "az", "hf")  # schemes of what is no file system and may hold a store
 SIZE, _DEFAULT_SIZE = "LEVER_CACHE_SIZE", "20GB"
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 _URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
@@ -66,9 +66,11 @@ def store_path(store: str | Path) -> Path:
         return Path(store)
     found = _BUCKET.fullmatch(str(store))
     words = found[2].split("/")[1:] if found else []
-    if found is None or {".", "..", _LEAF} & set(words):
+    is_data_set = found is not None and found[1] == "datasets" and len(words) >= 2
+    if found is None or {".", "..", _LEAF} & set(words) or (scheme == "hf" and not is_data_set):
+        form = "hf://datasets/ORG/NAME" if scheme == "hf" else f"{scheme}://BUCKET/PREFIX"
         raise UsageError(
-            f"this is not the address of a store in a bucket ({scheme}://BUCKET/PREFIX)",
+            f"this is not the address of a store in a bucket ({form})",
             hint="credentials come from the environment or the files of the cloud's own tools",
         )
     return mirrors().joinpath(scheme, found[1], *words, _LEAF)

@@ -20,7 +20,7 @@ StorePath = Annotated[
     Path,
     AfterValidator(store_path),
     words(
-        "The store: a folder, or s3://BUCKET/PREFIX (gs://, az://).",
+        "The store: a folder, or s3://BUCKET/PREFIX (gs://, az://; hf:// to read).",
         "--store",
         metavar="DIR",
         env="LEVER_STORE",

@@ -268,8 +268,8 @@ def test_what_is_not_there_is_a_sentence_and_no_number(
     [
         "ingest s3://bucket/x.json --store {here} --dataset d --split t",
         "ingest x.json --store abfss://bucket/store --dataset d --split t",
-        "audit --store HF://datasets/store",
-        "query select --store hf://datasets/store",
+        "audit --store ABFS://bucket/store",
+        "query select --store hdfs://node/store",
         "export --store {here} --run r --out gs://bucket/o.json",
         "train --store {here} --query-embeddings s3://bucket/e.npy --out {here}/out",
         "train --store {here} --query-embeddings e.npy --out abfss://bucket/out",

@@ -49,6 +49,9 @@ class Bucket:
         self.uri = uri
         self._objects = _connect(uri, _environment())
 
+    def require_writable(self) -> None:
+        """Refuse a place that is only read; of a bucket its server says so."""
+
     def objects(self, folder: str) -> list[Object]:
         """Every object below a folder, by key."""
         import obstore

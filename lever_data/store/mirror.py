@@ -24,7 +24,7 @@ import shutil
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from hashlib import sha256
@@ -66,6 +66,10 @@ class Mirror:
     @cached_property
     def bucket(self) -> Bucket:
         """Connected when it is first asked."""
+        if self.uri.startswith("hf:"):
+            from lever_data.store.hub import Hub
+
+            return Hub(self.uri)
         return Bucket(self.uri)
 
     def exists(self) -> bool:
@@ -75,6 +79,7 @@ class Mirror:
     def create(self, marker: bytes) -> None:
         """Make an empty store in the bucket unless there is one."""
         if not self.exists():
+            self.bucket.require_writable()
             self.bucket.create(MARKER, marker)
 
     def refresh(self) -> None:
@@ -181,7 +186,8 @@ class Mirror:
             for _ in pool.map(self._fetch, missing):
                 pass
         for run in runs:
-            os.utime(run.path / _OBJECTS)
+            with suppress(FileNotFoundError):  # removed meanwhile, which whoever opens it will say
+                os.utime(run.path / _OBJECTS)
 
     def release(self) -> None:
         """Let the files that were fetched be evicted: nothing reads them any more."""
@@ -290,6 +296,7 @@ class Mirror:
     def remove(self, run: str) -> None:
         """Delete a run: its manifest, so that nobody sees the rest, then its parts. What does not
         belong to a run stays."""
+        self.bucket.require_writable()
         place = f"runs/run={run}"
         self.bucket.delete([f"{place}/{MANIFEST}"])
         parts = _by_run(self.bucket.objects(place)).get(f"run={run}", {})
@@ -299,7 +306,11 @@ class Mirror:
         """Delete the parts that dead writers left.
 
         Their age is told by the bucket's clock alone: this machine's may be wrong.
+
+        Raises:
+            LeverError: nothing can be written there.
         """
+        self.bucket.require_writable()
         now = None
         for found in _by_run(self.bucket.objects("runs")).values():
             parts = [o for name, o in found.items() if PART.fullmatch(name)]

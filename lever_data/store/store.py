@@ -228,7 +228,7 @@ def require_plain_path(path: Path) -> None:
     """
     if (scheme := uri_scheme(path)) is not None:
         raise LeverError(
-            f"a store is a folder, or s3://, gs:// or az://, not {scheme}://",
+            f"a store is a folder, or s3://, gs://, az:// or hf://, not {scheme}://",
             where=str(path),
             hint="mount it, or download the store",
         )
