@@ -57,15 +57,16 @@ def load_embeddings(
     else:
         values = _from_store(source, con, prefer)
     vectors = np.array(values, dtype=np.float32)  # a copy: files are mapped, read only
-    _require_telling(vectors, source)
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise LeverError("an embedding holds NaN or infinity", where=f"{source}: row {row}")
+    if path.suffix in KINDS:  # a run of `lever embed` names the items it was told to go on without
+        _require_telling(vectors, source)
     return torch.from_numpy(vectors)
 
 
 def _require_telling(vectors: np.ndarray, source: str) -> None:
     """Refuse rows that say nothing of their item: an encoder that failed leaves such."""
-    if not np.isfinite(vectors).all():
-        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise LeverError("an embedding holds NaN or infinity", where=f"{source}: row {row}")
     empty = np.flatnonzero(~vectors.any(axis=1))
     if len(empty):
         raise LeverError(

@@ -88,7 +88,8 @@ def test_train_killed_before_changes_of_the_file_system(
 ) -> None:
     assert room.undisturbed.changes is not None
     moments = range(1, room.undisturbed.changes + 1)
-    moments = moments if long else moments[:: len(moments) // 2 + 1]
+    middle = len(moments) // 2
+    moments = moments if long else moments[middle : middle + 1]
     for number in moments:
         assert room.train(kill_before=number).killed
         room.left()
