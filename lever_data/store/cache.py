@@ -19,7 +19,7 @@ from lever_data.paths import cache_folder, cache_size
 from lever_data.store.files import sha256_file
 from lever_data.store.locks import Lock
 from lever_data.store.spill import new_spill_folder
-from lever_data.store.verified import Verified
+from lever_data.store.verified import HashMemory
 
 _SEAL = "seal.json"  # the sha256 of every other file of an entry
 
@@ -80,11 +80,11 @@ def _is_intact(folder: Path) -> bool:
     """Whether the entry is there and its files are what was written."""
     try:
         digests = json.loads((folder / _SEAL).read_bytes())
-        verified = Verified(folder.parent)
-        found = all(verified.is_intact(folder / name, digest) for name, digest in digests.items())
+        memory = HashMemory(folder.parent)
+        found = all(memory.is_intact(folder / name, digest) for name, digest in digests.items())
     except (OSError, ValueError, AttributeError):
         return False
-    verified.remember()
+    memory.remember()
     return found
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from lever_data.errors import LeverError
 from lever_data.store.manifest import Run
 from lever_data.store.mirror import Mirror
-from lever_data.store.verified import Verified
+from lever_data.store.verified import HashMemory
 
 
 def require_intact(runs: Sequence[Run], tables: Collection[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def require_intact(runs: Sequence[Run], tables: Collection[str] | None = None) -
         return
     if (mirror := Mirror.of(runs[0].path.parents[1])) is not None:
         mirror.fetch(runs, tables)
-    verified = Verified(runs[0].path.parent)
+    memory = HashMemory(runs[0].path.parent)
     files = [
         (run, name)
         for run in runs
@@ -42,7 +42,7 @@ def require_intact(runs: Sequence[Run], tables: Collection[str] | None = None) -
     def fault(file: tuple[Run, str]) -> str | None:
         run, name = file
         try:
-            is_intact = verified.is_intact(run.path / name, run.files[name])
+            is_intact = memory.is_intact(run.path / name, run.files[name])
         except FileNotFoundError:
             return "is missing"
         except OSError as error:
@@ -53,7 +53,7 @@ def require_intact(runs: Sequence[Run], tables: Collection[str] | None = None) -
         for (run, name), found in zip(files, pool.map(fault, files), strict=True):
             if found is not None:
                 raise _error(run, name, found)
-    verified.remember()
+    memory.remember()
 
 
 def _error(run: Run, name: str, fault: str) -> LeverError:

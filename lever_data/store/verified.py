@@ -23,7 +23,7 @@ _SETTLED = 2_000_000_000  # ns a file is left alone before its times can be trus
 Stamp = list[int]
 
 
-class Verified:
+class HashMemory:
     """The memory for the files of one store; many threads may ask it at once."""
 
     def __init__(self, store: Path) -> None:
