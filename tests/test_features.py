@@ -40,7 +40,16 @@ def _pairs(store: Store, *, own: bool) -> Pairs:
     asked = [examples[i].question if own else f"other {i}?" for i in range(N)]
     place = ("d", "train" if own else "val", "train")
     ids = np.arange(N)
-    return Pairs(connect(store, only=["embeddings"]), place, ids, pool, table[:N] + 0.1, table, asked, examples)
+    return Pairs(
+        connect(store, only=["embeddings"]),
+        place,
+        ids,
+        pool,
+        table[:N] + 0.1,
+        table,
+        asked,
+        examples,
+    )
 
 
 def _define(store: Store, name: str, sql: str) -> None:

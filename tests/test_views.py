@@ -264,11 +264,16 @@ def test_what_relations_read_by_their_words_is_what_the_parser_says() -> None:
         ("from lever_cli.app import command_line; command_line()", "torch duckdb pyarrow polars"),
         ("import lever_data.relations.sandbox", "pydantic pyarrow.compute torch polars"),
         ("import lever_data.report.audit, lever_data.report.verdict", "pyarrow numpy jinja2"),
+        (
+            "import torch; from lever_train.selector.kinds import ModelConfig, make_selector\n"
+            "with torch.device('meta'): make_selector(8, ModelConfig())\n",
+            "torch._dynamo duckdb",
+        ),
     ],
-    ids=["help", "query", "audit"],
+    ids=["help", "query", "audit", "checkpoint"],
 )
 def test_a_start_loads_nothing_heavy(code: str, heavy: str) -> None:
-    code += f"; import sys; print([m for m in {heavy.split()} if m in sys.modules])"
+    code += f"\nimport sys; print([m for m in {heavy.split()} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

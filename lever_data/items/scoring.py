@@ -23,17 +23,16 @@ import numpy.typing as npt
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.items import text_metrics
-from lever_data.items.task import Task, reading_digest
+from lever_data.items.task import VQA, Task, reading_digest
 from lever_data.items.vqa_metric import MATCHES_NEEDED, METRIC_VERSION, vqa_accuracy
 
 Scores = npt.NDArray[np.float64]
 References = Sequence[Sequence[str]]
 Function = Callable[[Sequence[str], References], Any]
-_VQA = "vqa-accuracy"
 _PYTHON = "python:"
 # with the version of each: a change of its figures is a new one
 _PLAIN: dict[str, tuple[str, Function]] = {
-    _VQA: (METRIC_VERSION, vqa_accuracy),
+    VQA: (METRIC_VERSION, vqa_accuracy),
     "squad-f1": ("squad-f1-1", text_metrics.squad_f1),
     "label": ("label-2", text_metrics.label_match),
     "rouge-l": ("rouge-l-1", text_metrics.rouge_l),
@@ -70,7 +69,7 @@ class Scoring:
         if metric_version is None:
             return True
         metric, _, digest = metric_version.partition("+")
-        as_usual = Task() if metric.startswith(_VQA) else Task(name="qa")
+        as_usual = Task() if metric.startswith(VQA) else Task(name="qa")
         usual, ours = (reading_digest(t.normalize, t.cut_at) for t in (as_usual, self.task))
         return (digest or usual) == ours
 
@@ -97,7 +96,7 @@ class Scoring:
     def worth(self, given: Sequence[str], references: Sequence[str]) -> list[float]:
         """What it is worth to say each of ``given``: of the VQA accuracy min(n / 3, 1) for the n
         annotators who did, else the score."""
-        if self.task.metric == _VQA:
+        if self.task.metric == VQA:
             counts = Counter(references)
             return [min(counts[said] / MATCHES_NEEDED, 1.0) for said in given]
         found: list[float] = self.score(given, [references] * len(given)).tolist()
@@ -125,12 +124,6 @@ class Scoring:
                     value=f"{score} for the prediction {said!r}",
                 )
         return scores
-
-
-def is_vqa_scorer(scorer: str) -> bool:
-    """Whether rows marked so (:meth:`Scoring.scorer`) have the VQA accuracy."""
-    _, other, metric = scorer.rpartition("~")
-    return not other or metric.startswith(_VQA)
 
 
 def _metric(name: str, corpus: Iterable[Sequence[str]]) -> tuple[str, Function]:

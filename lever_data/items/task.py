@@ -22,6 +22,7 @@ from lever_data.toml import inside, read_toml, require_fields, validated
 if TYPE_CHECKING:
     from lever_data.store.store import Run
 
+VQA = "vqa-accuracy"
 Name = Literal["vqa", "qa", "choice", "caption"]
 _PLAIN: dict[str, Any] = {"system": "", "separator": "\n\n", "images": False, "cut_at": ("\n",)}
 # what a built-in task has that `vqa`, whose values are the defaults of the fields, has not
@@ -215,3 +216,9 @@ def require_shown(task: Task, items: Iterable[Item]) -> None:
                 value=f"it has {', '.join(['question', 'answer', *sorted(item.fields)])}",
                 hint=f"`lever ingest --field {lacking[0]}=COLUMN`, or another template (--task)",
             )
+
+
+def is_vqa_scorer(scorer: str) -> bool:
+    """Whether rows marked so (:meth:`.scoring.Scoring.scorer`) have the VQA accuracy."""
+    _, other, metric = scorer.rpartition("~")
+    return not other or metric.startswith(VQA)

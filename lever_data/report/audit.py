@@ -19,7 +19,7 @@ import duckdb
 from lever_data.catalog import body, builtin
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import require_same_questions
-from lever_data.items.scoring import is_vqa_scorer
+from lever_data.items.task import is_vqa_scorer
 from lever_data.relations.db import Session, open_session
 from lever_data.report.options import AuditRequest
 from lever_data.report.scored import (

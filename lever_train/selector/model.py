@@ -216,8 +216,11 @@ class AttentionSelector(Selector):
         if isinstance(self.input_proj, nn.Linear):
             nn.init.xavier_uniform_(self.input_proj.weight)
         for projection in (self.query_proj, self.cand_proj):
-            noise = torch.randn(h, h) * PROJECTION_NOISE
-            projection.weight.data.copy_(torch.eye(h) + noise)
+            # where only shapes count torch would import its compiler to draw none: 1.4 s of every
+            # command that reads a checkpoint
+            if not projection.weight.is_meta:
+                noise = torch.randn(h, h) * PROJECTION_NOISE
+                projection.weight.data.copy_(torch.eye(h) + noise)
 
     def attend(self, query: Float[Tensor, "B d"], pool: Pool) -> Float[Tensor, "B h"]:
         """The query after the attention layers."""
