@@ -251,6 +251,8 @@ def _checkpoints(asked: Asked, key: Key) -> tuple[Picks, str | None]:
         return picks_of(asked, (key.dataset, key.split), key.query_id), None
     except LeverError as error:  # the page has more than them to show
         return Picks(), error.message()
+    except OSError as error:  # a checkpoint that may not be read
+        return Picks(), f"{error.strerror}: {error.filename}"
 
 
 def _trainings(asked: Asked, key: Key) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from lever_board.board import Board
 from lever_board.export import FileLinks
 from lever_board.job import work
 from lever_board.page import Asked
+from lever_board.pages import show
 from lever_board.picks import Pick, Picks, picks_of
 from lever_board.server import ServedLinks
 from tests.commands import lever
@@ -112,6 +113,21 @@ def test_a_training_whose_folder_is_gone(bench: Bench, board: Board, tmp_path: P
     run.source["path"] = str(tmp_path / "gone")
     (pick,) = picks_of(_asked(board), PLACE, 7).found
     assert pick == Pick(f"gone {run.run[-12:]}", "–", (), f"no checkpoint lies in {tmp_path}/gone")
+
+
+def test_a_checkpoint_that_may_not_be_read_costs_the_page_nothing_else(
+    bench: Bench, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> str:  # chmod does not stop root
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(picks, "sha256_file", refuse)
+    asked = Asked(
+        board, board.state(), ServedLinks(), {"dataset": "d", "split": "train", "id": "7"}
+    )
+    text, status = show("query", asked)
+    assert status == 200 and "They cannot be shown: Permission denied: " in text
+    assert text.count('class="candidate') > 2
 
 
 def test_a_relative_path_is_looked_for_beside_the_store(bench: Bench, board: Board) -> None:
