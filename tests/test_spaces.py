@@ -150,13 +150,13 @@ eval_annotations = "world/val_annotations.json"
 texts.words = "train.json"
 eval_texts.words = "val.json"
 [embed]
-encoder = "{folder}/encoder"
+encoder = "package:tiny-encoder"
 features = "text"
 compared = ["question", "both"]
 [embed.templates]
-question = "{{question}}"
-both = "{{question}} {{words}}"
-answer = "{{answer}}"
+question = "{question}"
+both = "{question} {words}"
+answer = "{answer}"
 [pool]
 size = 8
 [sft]
@@ -184,14 +184,15 @@ shots = [1]
 """
 
 
-def test_the_pipeline_embeds_every_space(tmp_path: Path) -> None:
+def test_the_pipeline_embeds_every_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own encoder, texts, side by side pools, and a selector that reads features of pairs."""
     write_world(make_world(WorldSpec(train=60, held_out=12, pool=8)), tmp_path / "world")
     for split, count in (("train", 60), ("val", 12)):
         words = [QUESTIONS[i % len(QUESTIONS)] for i in range(count)]
         (tmp_path / f"{split}.json").write_text(json.dumps(words))
-    tiny_clip(tmp_path / "encoder")
-    (tmp_path / "lever.toml").write_text(_CONFIG.format(folder=tmp_path))
+    tiny_clip(tmp_path / "tiny_encoder")
+    monkeypatch.syspath_prepend(tmp_path)  # as an installed package that holds a model
+    (tmp_path / "lever.toml").write_text(_CONFIG)
     lever("run", "--config", tmp_path / "lever.toml")
     board = json.loads((tmp_path / "lever-out" / "eval.json").read_text())
     shown = {row["selector"] for row in board["rows"]}

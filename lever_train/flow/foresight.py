@@ -30,6 +30,7 @@ from lever_train.flow.legacy_files import sees_images
 from lever_train.flow.work import Work
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
+from lever_train.inputs.model_folder import model_folder
 from lever_train.inputs.pools import open_pools
 from lever_train.learn.data import READ
 from lever_train.options.embed import EmbedRequest
@@ -77,7 +78,7 @@ def require_encoder(work: Work) -> None:
     if not _may_bring_images(config.data):
         images = {"image_root": config.data.image_root, "store": config.data.store}
         EmbedRequest(**config.embed.encoding, **images).require_images()
-    _require_model(config.embed.encoder, "encoder")
+    _require_model(model_folder(config.embed.encoder), "encoder")
 
 
 def require_answerer(work: Work) -> None:
