@@ -30,6 +30,7 @@ def process() -> NoReturn:
     After an interrupt it ends at once: Python would wait for threads that nobody stops any more,
     and end by the signal where C code had met it.
     """
+    interrupts.is_process = True
     try:
         main()
     except SystemExit as left:

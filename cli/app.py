@@ -119,8 +119,8 @@ def run(words: list[str]) -> NoReturn:
     completed = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
     named = next((w for w in words or completed[1:] if not w.startswith("-")), None)
     names = [named] if named in COMMANDS else COMMANDS
-    app = command_line(names, with_completion=named not in words)
     try:
+        app = command_line(names, with_completion=named not in words)
         code = app(args=words, prog_name="lever", standalone_mode=False)
         if code == _INTERRUPTED:  # typer turns the signal into a bare exit code
             raise KeyboardInterrupt

@@ -166,6 +166,22 @@ def test_an_interrupt_is_130_and_one_line(
     assert done.stderr.count("\n") == 2
 
 
+def test_an_interrupt_while_a_module_is_imported(tmp_path: Path) -> None:
+    """At any depth: the command's own module, or torch, whose native code knows no exception."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from lever_cli.interrupts import interrupts;"
+        "interrupts.is_process = True; interrupts.watch(); import slow"
+    )
+    text = (
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n"
+    )
+    (tmp_path / "slow.py").write_text(f"{text}    print('it went on')\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Error: interrupted\n")
+
+
 def test_an_interrupt_inside_duckdb(tmp_path: Path) -> None:
     """The whole group of processes gets it, the child that runs the SELECT included."""
     store = new_store(tmp_path)
