@@ -80,7 +80,8 @@ def eval(
 
 def show_scoreboard(board: Scoreboard) -> None:
     """Tables with a column a shot number: accuracies, paired differences, copied answers."""
-    about = [f"{name} {board.about[name]}" for name in ("dataset/split", "answerer", "date")]
+    shown = ("dataset/split", "checkpoints", "answerer", "date")
+    about = [f"{name} {board.about[name]}" for name in shown if name in board.about]
     say(", ".join([*about, f"run {board.run}"]))
     print()
     from lever_train.evaluate.scores import shots_said

@@ -465,6 +465,14 @@ def test_a_view_of_other_queries_is_refused(place: Place) -> None:
         open_held_out(connect(place.store), place.questions.but(queries="too_many"))
 
 
+def test_the_table_says_which_checkpoint_it_is_of(place: Place) -> None:
+    done = lever("eval", *place.flags, "--shots", "1", "--limit", "5")
+    digest = sha256_file(place.checkpoint)[:12]
+    head = done.stdout.splitlines()[0]
+    assert f"dataset/split demo/val, checkpoints fresh {place.checkpoint}@{digest}" in head
+    assert all(word in head for word in ("answerer nearest", "date 20", "run evaluation-demo-val"))
+
+
 def test_a_pick_needs_embeddings_of_the_candidates(place: Place) -> None:
     questions = place.questions.but(candidate_embeddings=None)
     with pytest.raises(UsageError, match="need embeddings of their own"):

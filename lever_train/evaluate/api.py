@@ -152,8 +152,11 @@ def _about(
     request: EvalRequest, run: Run, answerer: Answerer, inputs: Sequence[Input]
 ) -> dict[str, str]:
     """What the figures are of, for tables and pages."""
+    kind = "checkpoint "
+    named = [(i["role"].removeprefix(kind), i) for i in inputs if i["role"].startswith(kind)]
     return {
         "dataset/split": f"{run.dataset}/{run.split}",
+        "checkpoints": ", ".join(f"{n} {i['path']}@{i['sha256'][:12]}" for n, i in named) or "none",
         "demonstrations": f"{run.dataset}/{request.questions.candidate_split}",
         "answerer": answerer.name,
         "inputs": said(inputs),

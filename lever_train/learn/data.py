@@ -314,8 +314,8 @@ def describe_data(data: TrainingData) -> Iterator[str]:
     """Lines that say what is trained on and what was left out."""
     counted = data.census
     yield (
-        f"training on {counted.queries:,} queries: {counted.groups:,} groups of "
-        f"{counted.rows:,} candidates; {data.pools.describe()}"
+        f"training on {counted.queries:,} queries of {', '.join(data.provenance['places'])}: "
+        f"{counted.groups:,} groups of {counted.rows:,} candidates; {data.pools.describe()}"
     )
     left_out = [f"{n:,} {why}" for why, n in counted.dropped.items() if n]
     if left_out:
