@@ -36,18 +36,20 @@ _GATHER = 64  # queries whose candidates' vectors are gathered at once, in float
 
 Ids = np.ndarray
 Values = np.ndarray
+Spaces = Mapping[tuple[str, str], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Pairs:
     """n queries and the pools of K candidates they choose from.
 
-    ``place``: dataset, split of the queries, split of the candidates. ``query_ids`` [n] int64;
+    ``con`` reads the store's named vectors; ``None``: there is no store. ``place``: dataset, split
+    of the queries, split of the candidates. ``query_ids`` [n] int64;
     ``pool`` [n, K] int64 example ids, -1 where padded; ``query`` [n, d] and ``table`` [m, d] the
     vectors whose cosine is the similarity; ``asked`` n questions; ``examples`` by example id.
     """
 
-    con: duckdb.DuckDBPyConnection
+    con: duckdb.DuckDBPyConnection | None
     place: tuple[str, str, str]
     query_ids: Ids
     pool: Ids
@@ -129,6 +131,25 @@ def pair_features(
     return PairFeatures(pairs.query_ids, made, found, named, run.run, answers)
 
 
+def pair_values(pairs: Pairs, asked: Sequence[Relation], spaces: Spaces) -> Values:
+    """Values [n, K, F] float32 of pairs of no store, 0 where a pool is padded; nothing is kept.
+
+    ``spaces``: vectors of queries [n, d] and candidates [m, d] for every cosine that is read.
+
+    Raises:
+        LeverError: a feature cannot be computed.
+    """
+    units = {
+        name: (normalize(query, dim=-1), normalize(table, dim=-1))
+        for name, (query, table) in spaces.items()
+    }
+    found = [values for _, _, values, _ in _blocks(pairs, asked, units, alone=False)]
+    values = np.concatenate(found)
+    made = np.zeros((*pairs.pool.shape, values.shape[1]), np.float32)
+    made[pairs.pool >= 0] = values
+    return made
+
+
 def votes(pairs: Pairs) -> tuple[Values, Values]:
     """The share of the pool's votes for each candidate's answer at softmax(cosine / 0.05), and the
     cosine, both [n, K]; -1 where padded. Candidates vote for the answers of their annotators."""
@@ -140,13 +161,12 @@ def votes(pairs: Pairs) -> tuple[Values, Values]:
     return share, cosine
 
 
-def _spaces(
-    pairs: Pairs, cosines: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+def _spaces(pairs: Pairs, cosines: Sequence[tuple[str, str]]) -> Spaces:
     """Unit vectors of queries [n, d] and candidates [m, d] for every cosine that is read."""
     dataset, split, candidate_split = pairs.place
     found = {}
     for left, right in cosines:
+        assert pairs.con is not None  # where there is no store, vectors are given
         query = load_embeddings(left, pairs.con, (dataset, split))[pairs.query_ids]
         table = load_embeddings(right, pairs.con, (dataset, candidate_split))
         if query.shape[1] != table.shape[1] or len(table) <= int(pairs.pool.max(initial=-1)):
@@ -162,7 +182,9 @@ def _spaces(
 def _blocks(
     pairs: Pairs,
     asked: Sequence[Relation],
-    spaces: Mapping[tuple[str, str], tuple[Tensor, Tensor]],
+    spaces: Spaces,
+    *,
+    alone: bool = True,
 ) -> Iterator[tuple[slice, list[str], Values, Values]]:
     """Rows of the queries; names and values [R, F] of their R pairs, and similarities [R]."""
     n, K = pairs.pool.shape
@@ -188,7 +210,7 @@ def _blocks(
         tables = {sql.PAIRS: pa.table(columns)}
         if sql.reads_answers(asked):
             tables[sql.ANSWERS] = answers.given(part, query, place, pool[real])
-        yield part, *sql.compute(asked, tables, alone=start == 0), near
+        yield part, *sql.compute(asked, tables, alone=alone and start == 0), near
 
 
 def _cosines(query: Tensor, table: Tensor, pool: Ids) -> Values:
@@ -311,7 +333,7 @@ def _rows(pairs: Pairs, part: slice, names: Sequence[str], values: Values) -> pa
     return pa.Table.from_arrays(columns, schema=FEATURES)
 
 
-def _digest(pairs: Pairs, spaces: Mapping[tuple[str, str], tuple[Tensor, Tensor]]) -> str:
+def _digest(pairs: Pairs, spaces: Spaces) -> str:
     """A digest of everything values depend on beside the SQL."""
     digest = hashlib.sha256(repr(list(pairs.asked)).encode())
     vectors = [pairs.query, pairs.table, *(table for pair in spaces.values() for table in pair)]

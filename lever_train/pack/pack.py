@@ -26,11 +26,23 @@ from lever_data import __version__
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import ITEM_RELATIONS, only_dataset
 from lever_data.relations.db import connect
+from lever_data.relations.features import cosines_read, find_features
 from lever_data.store.files import fsync_tree, sha256_file
 from lever_data.store.store import Store
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.options.pack import PackRequest, SelectRequest
-from lever_train.pack.packed import CARD, CONFIG, FORMAT, POOL, WEIGHTS, PackedSelector, Pick, load
+from lever_train.pack.features import PackedFeatures, Vectors
+from lever_train.pack.packed import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    POOL,
+    VECTOR,
+    WEIGHTS,
+    PackedSelector,
+    Pick,
+    load,
+)
 from lever_train.rollout.policy import SelectorPolicy, load_policy
 from lever_train.selector.checkpoint import Checkpoint, read_checkpoint
 
@@ -55,7 +67,10 @@ def pack(request: PackRequest) -> Path:
     try:
         tensors = {key: value.contiguous() for key, value in found.tensors.items()}
         save_file(tensors, temporary / WEIGHTS, metadata={"selector": json.dumps(found.entry())})
-        pool = examples.append_column("vector", _column(selector.vectors.numpy()))
+        pool = examples.append_column(VECTOR, _column(selector.vectors.numpy()))
+        features = selector.features
+        for space, values in features.spaces.items() if features else ():
+            pool = pool.append_column(f"{VECTOR}:{space}", _column(values.numpy()))
         pq.write_table(pool, temporary / POOL, compression="zstd")
         said = {
             "model_type": "lever_selector",
@@ -70,6 +85,7 @@ def pack(request: PackRequest) -> Path:
             "candidate_split": request.candidate_split,
             "pool_size": request.pool_size,
             "encoder": selector.encoder,
+            "features": features.definitions() if features else {},
             "files": {n: sha256_file(temporary / n) for n in (WEIGHTS, POOL)},
         }  # fmt: skip
         card = _card(said, found, len(examples), _figures(con, store, name))
@@ -94,21 +110,29 @@ def open_selector(request: SelectRequest) -> PackedSelector:
     place = (request.dataset or only_dataset(con), request.candidate_split)
     policy = load_policy(request.checkpoint, "cpu")
     assert isinstance(policy, SelectorPolicy)
-    if policy.selector.config.pair_features:
-        raise UsageError(
-            "a selector of features cannot be packed yet: its features are computed in a store",
-            value=str(request.checkpoint),
-        )
     vectors = load_embeddings(request.candidate_embeddings, con, place)
+    features = None
+    if named := policy.selector.config.pair_features:
+        asked = find_features(named, store.path)
+        spaces = {name: load_embeddings(name, con, place) for _, name in cosines_read(asked)}
+        features = PackedFeatures(tuple(asked), spaces)
     examples, dim = _examples(con, place), policy.selector.dim
-    if len(examples) != len(vectors) or vectors.shape[1] != dim:
+    given = [vectors, *(features.spaces.values() if features else ())]
+    if {len(examples)} != {*map(len, given)} or vectors.shape[1] != dim:
+        shapes = " and ".join(str(list(some.shape)) for some in given)
         raise LeverError(
             "the vectors are not those of the examples, as the checkpoint takes them",
             where="/".join(place),
-            value=f"vectors {list(vectors.shape)}, {len(examples)} examples of width {dim}",
+            value=f"vectors {shapes}, {len(examples)} examples of width {dim}",
         )
-    encoder = _encoder(request, store, place)
-    return PackedSelector(policy, examples, vectors, pool_size=request.pool_size, encoder=encoder)
+    return PackedSelector(
+        policy,
+        examples,
+        vectors,
+        pool_size=request.pool_size,
+        encoder=_encoder(request, store, place),
+        features=features,
+    )
 
 
 def select(
@@ -117,6 +141,7 @@ def select(
     k: int | None = None,
     *,
     pools: npt.ArrayLike | None = None,
+    spaces: Vectors | None = None,
 ) -> list[Pick] | list[list[Pick]]:
     """Choose demonstrations for questions; the picks are those of ``lever eval``.
 
@@ -127,6 +152,7 @@ def select(
         k: how many; ``None``: the selector stops by itself, which kind ``stop`` can.
         pools: [B, K] ids of the examples each question may be shown, -1 where padded; in place of
             the ``pool_size`` most similar ones.
+        spaces: by name the questions' vectors [B, d] in further spaces that features read.
 
     Returns:
         Picks in the order they are shown: a list for one question, a list of lists for several.
@@ -139,7 +165,7 @@ def select(
         selector = open_selector(selector)
     elif not isinstance(selector, PackedSelector):
         selector = load(selector)
-    found: list[Pick] | list[list[Pick]] = selector.select(inputs, k, pools=pools)
+    found: list[Pick] | list[list[Pick]] = selector.select(inputs, k, pools=pools, spaces=spaces)
     return found
 
 

@@ -1,8 +1,9 @@
 """A packed selector: loaded from its folder, asked for demonstrations.
 
 In go vectors of questions, or texts where the pack names its encoder; out come lists of
-:class:`Pick`. Neither DuckDB nor transformers is imported where vectors are given. Picks are those
-of ``lever eval``: the same search over the same scores.
+:class:`Pick`. transformers is not imported where vectors are given, and DuckDB only where the
+selector reads features of pairs. Picks are those of ``lever eval``: the same search over the same
+scores.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,12 @@ from lever_train.rollout.propose import beams
 from lever_train.selector.checkpoint import load_selector
 from lever_train.selector.model import History, Pool
 
+if TYPE_CHECKING:
+    from lever_train.pack.features import PackedFeatures, Vectors
+
 FORMAT = 1
 CONFIG, WEIGHTS, POOL, CARD = "config.json", "model.safetensors", "pool.parquet", "README.md"
+VECTOR = "vector"  # a column of the pool; `vector:NAME` of a further space
 _BLOCK = 1 << 24  # similarities in memory at once: 64 MB
 _ROUNDED = 6  # decimals of a similarity, as where pools are made: ties go to the earlier example
 
@@ -54,6 +59,7 @@ class PackedSelector:
     ``examples``: a table with ``example_id`` and what else is known of each. ``vectors``: [n, d]
     float32, in the order of the examples. ``pool_size``: how many of the most similar a query
     chooses among; ``None``: all. ``encoder``: what texts are embedded with, where it is known.
+    ``features``: what it reads of pairs beside the vectors.
     """
 
     def __init__(
@@ -64,10 +70,11 @@ class PackedSelector:
         *,
         pool_size: int | None,
         encoder: dict[str, str] | None = None,
+        features: PackedFeatures | None = None,
     ) -> None:
         self._policy = policy
         self.examples, self.vectors = examples, vectors
-        self.pool_size, self.encoder = pool_size, encoder
+        self.pool_size, self.encoder, self.features = pool_size, encoder, features
         self._encode: Any = None
         self._set(examples, vectors)
 
@@ -87,6 +94,7 @@ class PackedSelector:
         k: int | None = None,
         *,
         pools: npt.ArrayLike | None = None,
+        spaces: Vectors | None = None,
     ) -> Any:
         """Choose demonstrations, in the order they are to be shown.
 
@@ -95,31 +103,39 @@ class PackedSelector:
             k: how many; ``None``: the selector stops by itself, which kind ``stop`` can.
             pools: [B, K] ids of the examples each question may be shown, -1 where padded; in place
                 of the most similar ones.
+            spaces: by name the questions' vectors [B, d] in further spaces that features read.
 
         Returns:
             list of Pick for one question, a list of such lists for several.
 
         Raises:
             UsageError: vectors of another width, ``k`` without which the selector cannot do, or
-                that is more than a pool holds; a text, and the pack knows no encoder.
+                that is more than a pool holds; a text, and the pack knows no encoder; a space that
+                a feature reads is not given.
             LeverError: a pool names an example that is not in the pack.
         """
         queries = self._vectors(inputs)
         if not len(queries):
             return []
         rows = self._nearest(queries) if pools is None else self._rows(pools, len(queries))
-        found = self._picked(queries, rows, self._shots(k, rows.shape[1]), can_stop=k is None)
+        shots = self._shots(k, rows.shape[1])
+        found = self._picked(queries, rows, shots, spaces or {}, can_stop=k is None)
         is_one = isinstance(inputs, str) or (np.ndim(inputs) == 1 and not _is_texts(inputs))
         return found[0] if is_one else found
 
     def add_examples(
-        self, examples: Sequence[dict[str, Any]], vectors: npt.ArrayLike | Tensor | None = None
+        self,
+        examples: Sequence[dict[str, Any]],
+        vectors: npt.ArrayLike | Tensor | None = None,
+        *,
+        spaces: Vectors | None = None,
     ) -> PackedSelector:
         """A selector that may show these examples too; nothing is trained.
 
         Args:
             examples: each with an ``example_id`` of its own and the fields it is shown with.
             vectors: [m, d]; ``None``: their questions through the pack's encoder.
+            spaces: by name their vectors [m, d] in further spaces that features read.
 
         Raises:
             UsageError: an id that is there already, or vectors that do not fit.
@@ -148,12 +164,16 @@ class PackedSelector:
         table = pa.concat_tables([self.examples, rows])
         # by id, as a pack is: of equally similar examples the lower id is the nearer one
         order = np.argsort(table.column("example_id").to_numpy(), kind="stable")
+        features = self.features
+        if features is not None:
+            features = features.with_more(spaces or {}, len(more), order)
         return PackedSelector(
             self._policy,
             table.take(pa.array(order)),
             torch.cat([self.vectors, more])[torch.from_numpy(order)],
             pool_size=self.pool_size,
             encoder=self.encoder,
+            features=features,
         )
 
     def _set(self, examples: pa.Table, vectors: Tensor) -> None:
@@ -164,7 +184,7 @@ class PackedSelector:
     def _shots(self, k: int | None, room: int) -> int:
         selector = self._policy.selector
         if k is None:
-            if selector.config.selector != "stop":
+            if not selector.config.ends_pointers:
                 raise UsageError(
                     f"a {selector.config.selector} selector does not stop by itself: say how many",
                     hint="select(…, k=2)",
@@ -249,7 +269,7 @@ class PackedSelector:
 
     @torch.no_grad()
     def _picked(
-        self, queries: Tensor, rows: Ids, shots: int, *, can_stop: bool
+        self, queries: Tensor, rows: Ids, shots: int, spaces: Vectors, *, can_stop: bool
     ) -> list[list[Pick]]:
         closed = torch.from_numpy(rows < 0)
         room = int((~closed).sum(1).min()) if len(rows) else shots
@@ -260,6 +280,7 @@ class PackedSelector:
             self.vectors[torch.from_numpy(used)].double(),
             torch.from_numpy(index.reshape(rows.shape)),
             ~closed if bool(closed.any()) else None,
+            self._read(queries, rows, spaces),
         )
         history = self._policy.begin(queries.double(), pool)
         if history.stops:
@@ -267,6 +288,12 @@ class PackedSelector:
         recipe = Recipe(shot_num=shots, num_beams=1, temps=(), num_random=0)
         chosen = beams(history, closed, recipe)[:, 0]
         return self._shown(chosen, _log_probs(history, closed, chosen), rows)
+
+    def _read(self, queries: Tensor, rows: Ids, spaces: Vectors) -> Tensor | None:
+        """Features [B, K, F] of the pairs, where the selector reads some."""
+        if self.features is None:
+            return None
+        return self.features.values(queries, rows, self.examples, self.vectors, spaces).double()
 
     def _shown(self, chosen: Tensor, log_probs: Tensor, rows: Ids) -> list[list[Pick]]:
         """Picks of positions [B, S]; a position beyond the pool ended the sequence."""
@@ -311,16 +338,31 @@ def load(folder: str | Path, device: str = "cpu") -> PackedSelector:
             )
     selector, _ = load_selector(folder / WEIGHTS)
     table = pq.read_table(folder / POOL)
-    flat = table.column("vector").combine_chunks().flatten().to_numpy()
-    vectors = torch.from_numpy(flat.reshape(table.num_rows, -1).copy())
-    policy = SelectorPolicy(said["name"], selector.double().to(device))
+    vectors = {
+        name.partition(":")[2]: _vectors(table.column(name))
+        for name in table.column_names
+        if name.partition(":")[0] == VECTOR
+    }
+    features = None
+    if named := selector.config.pair_features:
+        # here: DuckDB is for selectors of features alone
+        from lever_train.pack.features import PackedFeatures
+
+        spaces = {name: found for name, found in vectors.items() if name}
+        features = PackedFeatures.read(named, said["features"], spaces)
     return PackedSelector(
-        policy,
-        table.drop_columns(["vector"]),
-        vectors,
+        SelectorPolicy(said["name"], selector.double().to(device)),
+        table.select([n for n in table.column_names if n.partition(":")[0] != VECTOR]),
+        vectors[""],
         pool_size=said["pool_size"],
         encoder=said["encoder"],
+        features=features,
     )
+
+
+def _vectors(column: pa.ChunkedArray) -> Tensor:
+    flat = column.combine_chunks().flatten().to_numpy()
+    return torch.from_numpy(flat.reshape(len(column), -1).copy())
 
 
 def _log_probs(start: History, closed: Tensor, chosen: Tensor) -> Tensor:

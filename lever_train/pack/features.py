@@ -1,0 +1,136 @@
+"""What a packed selector reads of pairs: the SQL it was trained with, over the pack's own examples.
+
+In go queries and the rows of their pools; out come values [B, K, F], those of ``lever eval``. The
+SQL is run by DuckDB, which only packs of such selectors import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from lever_data import catalog
+from lever_data.catalog import Relation
+from lever_data.errors import LeverError, UsageError
+from lever_data.items.items import majority
+from lever_data.items.prompts import Item
+from lever_data.relations import features as sql
+from lever_train.inputs.pair_features import Pairs, pair_values
+
+Vectors = Mapping[str, npt.ArrayLike | Tensor]  # by the name of their space
+_PLACE = ("", "questions", "examples")  # two splits: no question is one of the examples
+
+
+@dataclass(frozen=True)
+class PackedFeatures:
+    """``asked``: the features, in the order in which the selector reads them. ``spaces``: vectors
+    [n, d] of the examples in each space in which a feature compares them, in their order."""
+
+    asked: tuple[Relation, ...]
+    spaces: Mapping[str, Tensor]
+
+    def definitions(self) -> dict[str, str]:
+        """The SQL of each feature, by its name and digest."""
+        return {f"{feature.name}@{sql.sha256(feature)}": feature.sql for feature in self.asked}
+
+    @classmethod
+    def read(
+        cls, named: Sequence[str], definitions: Mapping[str, str], spaces: Mapping[str, Tensor]
+    ) -> PackedFeatures:
+        """The features ``named`` as checkpoints do, from their SQL.
+
+        Raises:
+            LeverError: one is missing, or is not the one of the training.
+        """
+        asked = []
+        for name in named:
+            found = catalog.parse(name.partition("@")[0], "features", definitions.get(name, ""))
+            if f"{found.name}@{sql.sha256(found)}" != name:
+                raise LeverError("the pack lacks a feature as it was trained with", value=name)
+            asked.append(found)
+        return cls(tuple(asked), spaces)
+
+    def with_more(self, given: Vectors, count: int, order: np.ndarray) -> PackedFeatures:
+        """The same with ``count`` more examples, then all of them in this order.
+
+        Raises:
+            UsageError: their vectors are not given.
+        """
+        at = torch.from_numpy(order)
+        spaces = {
+            name: torch.cat([vectors, _space(given, name, vectors, count)])[at]
+            for name, vectors in self.spaces.items()
+        }
+        return replace(self, spaces=spaces)
+
+    def values(
+        self,
+        queries: Tensor,
+        rows: np.ndarray,
+        examples: pa.Table,
+        vectors: Tensor,
+        given: Vectors,
+    ) -> Tensor:
+        """Values [B, K, F] of queries [B, d] and the ``rows`` [B, K] of their pools, -1 where
+        padded.
+
+        Args:
+            examples: of the pack, with their ``vectors`` [n, d].
+            given: vectors of the queries in each space in which a feature compares them.
+
+        Raises:
+            UsageError: a space is not given.
+        """
+        real = rows >= 0
+        used, index = np.unique(rows[real], return_inverse=True)
+        pool = np.full(rows.shape, -1, dtype=np.int64)
+        pool[real] = index
+        at = torch.from_numpy(used)
+        spaces = {
+            (left, right): (
+                _space(given, left, self.spaces[right], len(queries)), self.spaces[right][at]
+            )
+            for left, right in sql.cosines_read(self.asked)
+        }  # fmt: skip
+        shown = examples.select(["question", "answers", "answer"]).take(pa.array(used)).to_pylist()
+        asked = [""] * len(queries)  # whose words no feature reads
+        pairs = Pairs(
+            None, _PLACE, np.arange(len(queries)), pool, queries, vectors[at], asked, _items(shown)
+        )
+        return torch.from_numpy(pair_values(pairs, self.asked, spaces))
+
+
+def _space(given: Vectors, name: str, like: Tensor, count: int) -> Tensor:
+    """``count`` vectors in a space that a feature reads, as wide as ``like``."""
+    if name not in given:
+        raise UsageError(
+            f"the selector also reads vectors in the space {name!r}",
+            hint=f"spaces={{{name!r}: vectors}}",
+        )
+    found = torch.as_tensor(np.asarray(given[name]), dtype=torch.float32)
+    found = found[None] if found.ndim == 1 else found
+    if found.ndim != 2 or tuple(found.shape) != (count, like.shape[1]):
+        raise UsageError(
+            f"{count} vectors of width {like.shape[1]} are wanted in the space {name!r}",
+            value=list(found.shape),
+        )
+    if not bool(found.isfinite().all()):
+        raise UsageError(f"a vector in the space {name!r} holds NaN or infinity")
+    return found
+
+
+def _items(rows: list[dict[str, Any]]) -> dict[int, Item]:
+    found = {}
+    for number, row in enumerate(rows):
+        question, answers, answer = row.values()
+        said = tuple(answers or ())
+        shown = majority(said) if answer is None else answer
+        found[number] = Item("", "examples", number, question or "", said, shown)
+    return found

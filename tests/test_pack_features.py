@@ -1,0 +1,152 @@
+"""`lever pack` of a selector that reads features of pairs: the picks of `lever eval`, from the SQL
+that the folder brings along."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lever_data import connect
+from lever_data.errors import LeverError, UsageError
+from lever_data.items.items import Place, load_items
+from lever_data.sources.ingest import IngestOptions, ingest
+from lever_data.store.store import Store
+from lever_train import load
+from lever_train.evaluate.baselines import greedy
+from lever_train.inputs.pair_features import Pairs, pair_features
+from lever_train.options.pack import PackRequest
+from lever_train.options.train import ModelConfig
+from lever_train.pack.pack import pack
+from lever_train.rollout.policy import load_policy
+from lever_train.rollout.propose import Ask
+from lever_train.selector.checkpoint import Progress, save_v3
+from lever_train.selector.features import FeatureSelector
+from tests.stores import commit_examples, new_store
+
+N, D, K, Q = 50, 16, 12, 9
+MINE = "select query, place, similarity * length(coalesce(answer, 'none')) as wordy from pool_pairs"
+OWN = ("vote", "agreement", "mine")
+SPACES = ("cosine_answer",)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 50 examples with answers and vectors in three spaces, and 9 other questions."""
+    folder = tmp_path_factory.mktemp("pack")
+    store, rng = new_store(folder), np.random.default_rng(0)
+    said = rng.choice(["a", "bb", "ccc"], (N, 5)).tolist()
+    commit_examples(
+        store,
+        [
+            {"dataset": "d", "split": "train", "example_id": i, "question_id": i, "image_id": i,
+             "question": f"what is {i}?", "answers": said[i],
+             "answer": None if i % 7 == 0 else said[i][0]}
+            for i in range(N)
+        ],
+    )  # fmt: skip
+    for split, rows in (("train", N), ("val", Q)):
+        for name in ("question", "answer", "vectors"):
+            file = folder / f"{name}_{split}.npy"
+            np.save(file, rng.standard_normal((rows, D)).astype(np.float32))
+            list(ingest([file], store, IngestOptions(dataset="d", split=split, name=name)))
+    (store.path / "features").mkdir()
+    (store.path / "features" / "mine.sql").write_text(MINE)
+    return folder
+
+
+def evaluated(place: Path, features: tuple[str, ...]) -> tuple[Path, Any, Any]:
+    """A checkpoint that reads the features, the pools it is asked about, and what it picks."""
+    store = Store.open(place / "store")
+    con, pool = (
+        connect(store),
+        np.stack([np.random.default_rng(q).permutation(N)[:K] for q in range(Q)]),
+    )
+    pool[2, -3:] = -1
+    queries, table = (
+        torch.from_numpy(np.load(place / f"vectors_{s}.npy")) for s in ("val", "train")
+    )
+    examples = load_items(con, Place("d", "train"))
+    asked = [f"other {q}?" for q in range(Q)]
+    pairs = Pairs(con, ("d", "val", "train"), np.arange(Q), pool, queries, table, asked, examples)
+    found = pair_features(store, pairs, features)
+    torch.manual_seed(1)
+    config = ModelConfig(selector="features", hidden=8, pair_features=found.features)
+    selector = FeatureSelector(D, config, len(found.names))
+    selector.standardise(torch.from_numpy(found.values).flatten(0, 1))
+    for weight in (selector.past.weight, selector.near.weight):
+        torch.nn.init.normal_(weight)  # what was chosen counts
+    path = place / f"{'-'.join(features)}.pt"
+    save_v3(path, selector, Progress(1, "rce", 0.0, {}))
+    ask = Ask(np.arange(Q), queries, table, pool, False, found.values)
+    return path, pool, greedy(load_policy(path, "cpu"), ask, 3).tolist()
+
+
+def packed(place: Path, checkpoint: Path, out: Path) -> Path:
+    given = {"candidate_embeddings": str(place / "vectors_train.npy"), "store": place / "store"}
+    return pack(PackRequest(checkpoint=checkpoint, out=out, dataset="d", pool_size=K, **given))
+
+
+@pytest.mark.parametrize("features", [OWN, (*OWN, *SPACES)])
+def test_picks_are_those_of_an_evaluation(
+    place: Path, tmp_path: Path, features: tuple[str, ...]
+) -> None:
+    checkpoint, pool, expected = evaluated(place, features)
+    selector = load(packed(place, checkpoint, tmp_path / "p"))
+    queries = np.load(place / "vectors_val.npy")
+    spaces = {"question": np.load(place / "question_val.npy")} if features != OWN else None
+    found = selector.select(queries, 3, pools=pool, spaces=spaces)
+    assert [[pick.id for pick in row] for row in found] == expected
+    alone = {} if spaces is None else {"question": spaces["question"][4]}
+    (one,) = selector.select(queries[4:5], 3, pools=pool[4:5], spaces=alone)
+    assert [pick.id for pick in one] == expected[4]
+
+
+def test_examples_are_added_with_their_vectors_in_every_space(place: Path, tmp_path: Path) -> None:
+    checkpoint, _, _ = evaluated(place, SPACES)
+    selector = load(packed(place, checkpoint, tmp_path / "p"))
+    query, new = np.ones(D, np.float32), {"example_id": 7000, "question": "new?", "answer": "a"}
+    with pytest.raises(UsageError, match="also reads vectors in the space 'answer'"):
+        selector.add_examples([new], query[None])
+    larger = selector.add_examples([new], query[None], spaces={"answer": query[None]})
+    spaces = {"question": query}
+    assert 7000 in [pick.id for pick in larger.select(query, K, spaces=spaces)]
+    for given, why in (
+        (None, "also reads vectors in the space 'question'"),
+        ({"question": query[:3]}, "1 vectors of width 16 are wanted in the space 'question'"),
+        ({"question": query * np.nan}, "in the space 'question' holds NaN"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            larger.select(query, 1, spaces=given)
+
+
+def test_a_pack_whose_sql_was_changed_is_refused(place: Path, tmp_path: Path) -> None:
+    checkpoint, _, _ = evaluated(place, OWN)
+    folder = packed(place, checkpoint, tmp_path / "p")
+    said = json.loads((folder / "config.json").read_text())
+    (mine,) = (name for name in said["features"] if name.startswith("mine@"))
+    other: dict[str, str] = said["features"] | {mine: MINE + " "}
+    for definitions in (other, {}):
+        (folder / "config.json").write_text(json.dumps(said | {"features": definitions}))
+        with pytest.raises(LeverError, match="lacks a feature as it was trained with"):
+            load(folder)
+
+
+def test_a_program_needs_no_store_and_imports_no_transformers(place: Path, tmp_path: Path) -> None:
+    checkpoint, _, _ = evaluated(place, OWN)
+    folder = packed(place, checkpoint, tmp_path / "p")
+    program = (
+        "import sys, numpy, lever_train; s = lever_train.load(sys.argv[1]);"
+        f"print(len(s.select(numpy.ones({D}), 2)));"
+        "print([m for m in ('duckdb', 'transformers', 'typer') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["2", "['duckdb']"]
