@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import ModelCard, constants
 
 from lever_data.errors import LeverError, UsageError
 from lever_data.store.schema import EVALUATIONS, EXAMPLES
@@ -22,6 +24,7 @@ from lever_train.flow.similar import similar_pools
 from lever_train.options.pack import PackRequest
 from lever_train.options.rollout import Recipe
 from lever_train.options.train import ModelConfig
+from lever_train.pack import cells
 from lever_train.pack.pack import pack
 from lever_train.pack.packed import PackedSelector
 from lever_train.rollout.policy import load_policy
@@ -68,7 +71,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, vectors: torch.Tensor) -> Pa
 
 
 def packed(place: Path, out: Path, kind: str = "static", **more: Any) -> PackedSelector:
-    given = {"candidate_embeddings": str(place / "vectors.npy"), "pool_size": K} | more
+    given: dict[str, Any] = {"candidate_embeddings": str(place / "vectors.npy"), "pool_size": K}
+    given |= more
     checkpoint = place / f"{kind}.pt"
     request = PackRequest(checkpoint=checkpoint, out=out, store=place / "store", **given)
     return load(pack(request))
@@ -188,8 +192,8 @@ def test_what_cannot_be_asked_is_said(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_pack_of_other_vectors_is_refused(place: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "short.npy", np.zeros((N - 1, D), np.float32))
-    np.save(tmp_path / "wide.npy", np.zeros((N, D + 1), np.float32))
+    for name, shape in (("short", (N - 1, D)), ("wide", (N, D + 1))):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).normal(size=shape))
     for name in ("short", "wide"):
         with pytest.raises(LeverError, match="not those of the examples"):
             packed(place, tmp_path / "p", candidate_embeddings=str(tmp_path / f"{name}.npy"))
@@ -206,6 +210,54 @@ def test_a_pack_that_was_changed_is_refused(place: Path, tmp_path: Path) -> None
     (tmp_path / "p" / "config.json").write_text('{"format": 99}')
     with pytest.raises(LeverError, match="another format"):
         load(tmp_path / "p")
+
+
+def test_a_hub_holds_the_folder_as_it_stands(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the layout of the hub's cache; the card is one of the hub's."""
+    query = torch.ones(D)
+    expected = [pick.id for pick in packed(place, tmp_path / "p").select(query, 3)]
+    cached = tmp_path / "hub" / "models--me--selector"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("a" * 40)
+    shutil.copytree(tmp_path / "p", cached / "snapshots" / ("a" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert [pick.id for pick in load("hub:me/selector").select(query, 3)] == expected
+    card = ModelCard.load(cached / "snapshots" / ("a" * 40) / "README.md")
+    assert card.data.library_name == "lever" and "demonstration-selection" in card.data.tags
+    for name in ("hub:me/other", "hub:not a name"):
+        with pytest.raises(LeverError, match="the hub does not give this selector"):
+            load(name)
+
+
+def test_cells_hold_the_nearest_of_clustered_examples(place: Path, tmp_path: Path) -> None:
+    """Examples in the cells that a query looks through are found in the order of a whole search."""
+    whole, fast = packed(place, tmp_path / "p"), packed(place, tmp_path / "q", cells=True)
+    queries = torch.randn(20, D)
+    assert fast.cells is not None and len(fast.cells.centres) == 15 < cells.PROBES
+    for one, other in ((whole, fast), *(
+        [s.add_examples([{"example_id": 1000}], torch.ones(1, D)) for s in (whole, fast)],
+    )):  # fmt: skip
+        found, expected = other.select(queries, 4), one.select(queries, 4)
+        assert [[p.id for p in row] for row in found] == [[p.id for p in row] for row in expected]
+    units = torch.nn.functional.normalize(whole.vectors, dim=-1)
+    assert 3 in looked_at(fast.cells, units[3], 1)
+
+
+def test_few_cells_are_enough_for_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "PROBES", 1)
+    units = torch.nn.functional.normalize(torch.randn(400, D), dim=-1)
+    made = cells.Cells.of(units)
+    for count in (1, 50, 400):
+        rows = looked_at(made, units[0], count)
+        assert count <= len(rows) == len(set(rows))
+    assert 0 in looked_at(made, units[0], 1) and len(looked_at(made, units[0], 1)) < 100
+
+
+def looked_at(made: cells.Cells, unit: torch.Tensor, count: int) -> list[int]:
+    return [row for part in made.near(unit, count) for row in made.order[part].tolist()]
 
 
 def test_the_card_has_the_figures_and_their_run(place: Path, tmp_path: Path) -> None:

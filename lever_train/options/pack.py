@@ -28,6 +28,11 @@ class SelectRequest(Section):
         everyday=True,
         ge=1,
     )
+    cells: bool = option(
+        False,
+        "Look for similar examples in the nearest cells of them only: for hundreds of thousands.",
+        "--cells/--no-cells",
+    )
     encoder: str | None = option(
         None,
         "Text encoder that made the vectors, so that texts can be asked for. Default: what the "

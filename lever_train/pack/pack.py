@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lever_data import __version__
 from lever_data.errors import LeverError, UsageError
@@ -31,9 +32,11 @@ from lever_data.store.files import fsync_tree, sha256_file
 from lever_data.store.store import Store
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.options.pack import PackRequest, SelectRequest
+from lever_train.pack.cells import Cells
 from lever_train.pack.features import PackedFeatures, Vectors
 from lever_train.pack.packed import (
     CARD,
+    CELLS,
     CONFIG,
     FORMAT,
     POOL,
@@ -72,6 +75,10 @@ def pack(request: PackRequest) -> Path:
         for space, values in features.spaces.items() if features else ():
             pool = pool.append_column(f"{VECTOR}:{space}", _column(values.numpy()))
         pq.write_table(pool, temporary / POOL, compression="zstd")
+        files = [WEIGHTS, POOL]
+        if cells := selector.cells:
+            save_file({"centres": cells.centres, "cell": cells.cell}, temporary / CELLS)
+            files.append(CELLS)
         said = {
             "model_type": "lever_selector",
             "format": FORMAT,
@@ -86,7 +93,7 @@ def pack(request: PackRequest) -> Path:
             "pool_size": request.pool_size,
             "encoder": selector.encoder,
             "features": features.definitions() if features else {},
-            "files": {n: sha256_file(temporary / n) for n in (WEIGHTS, POOL)},
+            "files": {n: sha256_file(temporary / n) for n in files},
         }  # fmt: skip
         card = _card(said, found, len(examples), _figures(con, store, name))
         (temporary / CARD).write_text(card)
@@ -132,6 +139,7 @@ def open_selector(request: SelectRequest) -> PackedSelector:
         pool_size=request.pool_size,
         encoder=_encoder(request, store, place),
         features=features,
+        cells=Cells.of(normalize(vectors, dim=-1)) if request.cells else None,
     )
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
@@ -26,6 +27,7 @@ from lever_data.errors import LeverError, UsageError, reason
 from lever_data.store.files import sha256_file
 from lever_train.inputs.devices import open_device
 from lever_train.options.rollout import Recipe
+from lever_train.pack.cells import Cells
 from lever_train.rollout.policy import SelectorPolicy
 from lever_train.rollout.propose import beams
 from lever_train.selector.checkpoint import load_selector
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG, WEIGHTS, POOL, CARD = "config.json", "model.safetensors", "pool.parquet", "README.md"
+CELLS = "cells.safetensors"  # where similar examples are looked for in the nearest cells only
 VECTOR = "vector"  # a column of the pool; `vector:NAME` of a further space
+_HUB = "hub:"
 _BLOCK = 1 << 24  # similarities in memory at once: 64 MB
 _ROUNDED = 6  # decimals of a similarity, as where pools are made: ties go to the earlier example
 
@@ -59,7 +63,8 @@ class PackedSelector:
     ``examples``: a table with ``example_id`` and what else is known of each. ``vectors``: [n, d]
     float32, in the order of the examples. ``pool_size``: how many of the most similar a query
     chooses among; ``None``: all. ``encoder``: what texts are embedded with, where it is known.
-    ``features``: what it reads of pairs beside the vectors.
+    ``features``: what it reads of pairs beside the vectors. ``cells``: where the most similar are
+    looked for; ``None``: everywhere.
     """
 
     def __init__(
@@ -71,12 +76,20 @@ class PackedSelector:
         pool_size: int | None,
         encoder: dict[str, str] | None = None,
         features: PackedFeatures | None = None,
+        cells: Cells | None = None,
     ) -> None:
         self._policy = policy
         self.examples, self.vectors = examples, vectors
         self.pool_size, self.encoder, self.features = pool_size, encoder, features
+        self.cells = cells
         self._encode: Any = None
-        self._set(examples, vectors)
+        self._ids = examples.column("example_id").to_numpy()
+        self._order = np.argsort(self._ids, kind="stable")
+        self._units = normalize(vectors, dim=-1)
+        if cells is not None:
+            self._units = self._units[torch.from_numpy(cells.order)]
+        # one batch: taking rows of it costs a fraction of taking them of a table
+        (self._shown_rows,) = examples.combine_chunks().to_batches() or [pa.record_batch({})]
 
     @property
     def name(self) -> str:
@@ -174,12 +187,8 @@ class PackedSelector:
             pool_size=self.pool_size,
             encoder=self.encoder,
             features=features,
+            cells=None if self.cells is None else self.cells.with_more(normalize(more), order),
         )
-
-    def _set(self, examples: pa.Table, vectors: Tensor) -> None:
-        self._ids = examples.column("example_id").to_numpy()
-        self._order = np.argsort(self._ids, kind="stable")
-        self._units = normalize(vectors, dim=-1)
 
     def _shots(self, k: int | None, room: int) -> int:
         selector = self._policy.selector
@@ -239,9 +248,17 @@ class PackedSelector:
             return np.broadcast_to(self._order, (len(queries), n))
         found = np.empty((len(queries), self.pool_size), dtype=np.int64)
         units, step = normalize(queries, dim=-1), max(1, _BLOCK // n)
+        if self.cells is not None:
+            for place, unit in enumerate(units):
+                parts = self.cells.near(unit, self.pool_size)
+                near = torch.cat([self._units[part] @ unit for part in parts])
+                rows = np.concatenate([self.cells.order[part] for part in parts])
+                found[place] = _largest(near, rows, self.pool_size)
+            return found
+        rows = np.arange(n)
         for start in range(0, len(queries), step):
-            similarity = units[start : start + step] @ self._units.T
-            found[start : start + step] = _largest(similarity, self.pool_size).numpy()
+            for place, near in enumerate(units[start : start + step] @ self._units.T, start):
+                found[place] = _largest(near, rows, self.pool_size)
         return found
 
     def _rows(self, pools: npt.ArrayLike, queries: int) -> Ids:
@@ -275,10 +292,13 @@ class PackedSelector:
         room = int((~closed).sum(1).min()) if len(rows) else shots
         if room < shots and not can_stop:
             raise UsageError("a pool holds fewer demonstrations than are asked for", value=room)
-        used, index = np.unique(np.where(rows < 0, rows.max(), rows), return_inverse=True)
+        used, index = np.where(rows[0] < 0, rows.max(), rows[0]), None
+        if (rows != rows[:1]).any():  # else all share one pool, and nothing of it is gathered
+            used, at = np.unique(np.where(rows < 0, rows.max(), rows), return_inverse=True)
+            index = torch.from_numpy(at.reshape(rows.shape))
         pool = Pool(
             self.vectors[torch.from_numpy(used)].double(),
-            torch.from_numpy(index.reshape(rows.shape)),
+            index,
             ~closed if bool(closed.any()) else None,
             self._read(queries, rows, spaces),
         )
@@ -301,7 +321,7 @@ class PackedSelector:
         is_real = (places >= 0) & (places < rows.shape[1])
         found = np.take_along_axis(rows, np.where(is_real, places, 0), 1)
         used, back = np.unique(found[is_real], return_inverse=True)
-        shown = self.examples.take(pa.array(used)).to_pylist()
+        shown = self._shown_rows.take(pa.array(used)).to_pylist()
         ids = self._ids[used].tolist()
         picks: list[list[Pick]] = [[] for _ in places]
         for query, at, value in zip(
@@ -312,12 +332,13 @@ class PackedSelector:
 
 
 def load(folder: str | Path, device: str = "cpu") -> PackedSelector:
-    """Load what ``lever pack`` wrote.
+    """Load what ``lever pack`` wrote: a folder, or ``hub:OWNER/NAME``, fetched from a hub once.
 
     Raises:
-        LeverError: a file is missing, of another format, or not the one that was packed.
+        LeverError: a file is missing, of another format, or not the one that was packed; the hub
+            does not give it.
     """
-    folder = Path(folder)
+    folder = _fetched(str(folder)) if str(folder).startswith(_HUB) else Path(folder)
     open_device(device)
     try:
         said = json.loads((folder / CONFIG).read_bytes())
@@ -357,7 +378,19 @@ def load(folder: str | Path, device: str = "cpu") -> PackedSelector:
         pool_size=said["pool_size"],
         encoder=said["encoder"],
         features=features,
+        cells=Cells(**load_file(folder / CELLS)) if CELLS in said["files"] else None,
     )
+
+
+def _fetched(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name.removeprefix(_HUB)))
+    except (OSError, ValueError) as error:  # of the network, and of a name that is none
+        raise LeverError(
+            f"the hub does not give this selector ({str(error).splitlines()[0]})", where=name
+        ) from None
 
 
 def _vectors(column: pa.ChunkedArray) -> Tensor:
@@ -380,15 +413,18 @@ def _log_probs(start: History, closed: Tensor, chosen: Tensor) -> Tensor:
     return torch.stack(found, dim=1)
 
 
-def _largest(values: Tensor, count: int) -> Tensor:
-    """Columns [B, count] of the largest of each row, largest first, ties by the lower column.
+def _largest(values: Tensor, rows: Ids, count: int) -> Ids:
+    """The rows [count] of the largest values [m], largest first, ties by the lower row.
 
-    Value and column go into one integer, so that no two are equal.
+    Values count as rounded: only those that may be among the largest then are looked at, a tenth of
+    the time of rounding all.
     """
-    n = values.shape[1]
-    keys = (values * 10**_ROUNDED).round().long() * n + torch.arange(n - 1, -1, -1)
-    columns: Tensor = n - 1 - keys.topk(count, dim=1).values.remainder(n)
-    return columns
+    floor = values.topk(count, sorted=False).values.amin() - 2 * 10.0**-_ROUNDED
+    at = (values >= floor).nonzero()[:, 0]
+    keys = (values[at] * 10**_ROUNDED).round().numpy()
+    found = rows[at.numpy()]
+    best: Ids = found[np.lexsort((found, -keys))[:count]]
+    return best
 
 
 def _is_texts(inputs: Any) -> bool:
