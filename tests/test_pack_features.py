@@ -61,7 +61,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluated(place: Path, features: tuple[str, ...]) -> tuple[Path, Any, Any]:
+def evaluated(
+    place: Path, features: tuple[str, ...], *, votes: bool = False
+) -> tuple[Path, Any, Any]:
     """A checkpoint that reads the features, the pools it is asked about, and what it picks."""
     store = Store.open(place / "store")
     con, pool = (
@@ -75,16 +77,16 @@ def evaluated(place: Path, features: tuple[str, ...]) -> tuple[Path, Any, Any]:
     examples = load_items(con, Place("d", "train"))
     asked = [f"other {q}?" for q in range(Q)]
     pairs = Pairs(con, ("d", "val", "train"), np.arange(Q), pool, queries, table, asked, examples)
-    found = pair_features(store, pairs, features)
+    found = pair_features(store, pairs, features, votes=votes)
     torch.manual_seed(1)
-    config = ModelConfig(selector="features", hidden=8, pair_features=found.features)
+    config = ModelConfig(selector="features", hidden=8, pair_features=found.features, votes=votes)
     selector = FeatureSelector(D, config, len(found.names))
     selector.standardise(torch.from_numpy(found.values).flatten(0, 1))
     for weight in (selector.past.weight, selector.near.weight):
         torch.nn.init.normal_(weight)  # what was chosen counts
-    path = place / f"{'-'.join(features)}.pt"
+    path = place / f"{'-'.join(features)}-{votes}.pt"
     save_v3(path, selector, Progress(1, "rce", 0.0, {}))
-    ask = Ask(np.arange(Q), queries, table, pool, False, found.values)
+    ask = Ask(np.arange(Q), queries, table, pool, False, found)
     return path, pool, greedy(load_policy(path, "cpu"), ask, 3).tolist()
 
 
@@ -93,11 +95,12 @@ def packed(place: Path, checkpoint: Path, out: Path) -> Path:
     return pack(PackRequest(checkpoint=checkpoint, out=out, dataset="d", pool_size=K, **given))
 
 
+@pytest.mark.parametrize("votes", [False, True])
 @pytest.mark.parametrize("features", [OWN, (*OWN, *SPACES)])
 def test_picks_are_those_of_an_evaluation(
-    place: Path, tmp_path: Path, features: tuple[str, ...]
+    place: Path, tmp_path: Path, features: tuple[str, ...], votes: bool
 ) -> None:
-    checkpoint, pool, expected = evaluated(place, features)
+    checkpoint, pool, expected = evaluated(place, features, votes=votes)
     selector = load(packed(place, checkpoint, tmp_path / "p"))
     queries = np.load(place / "vectors_val.npy")
     spaces = {"question": np.load(place / "question_val.npy")} if features != OWN else None

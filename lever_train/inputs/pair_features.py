@@ -131,8 +131,10 @@ def pair_features(
     return PairFeatures(pairs.query_ids, made, found, named, run.run, answers)
 
 
-def pair_values(pairs: Pairs, asked: Sequence[Relation], spaces: Spaces) -> Values:
-    """Values [n, K, F] float32 of pairs of no store, 0 where a pool is padded; nothing is kept.
+def pair_values(
+    pairs: Pairs, asked: Sequence[Relation], spaces: Spaces, *, votes: bool = False
+) -> Values:
+    """What :meth:`PairFeatures.of` gives, of pairs of no store; nothing is kept.
 
     ``spaces``: vectors of queries [n, d] and candidates [m, d] for every cosine that is read.
 
@@ -147,7 +149,10 @@ def pair_values(pairs: Pairs, asked: Sequence[Relation], spaces: Spaces) -> Valu
     values = np.concatenate(found)
     made = np.zeros((*pairs.pool.shape, values.shape[1]), np.float32)
     made[pairs.pool >= 0] = values
-    return made
+    answers = _Answers(pairs) if votes else None
+    return PairFeatures(pairs.query_ids, made, (), (), "", answers).of(
+        pairs.query_ids, pairs.pool.shape[1]
+    )
 
 
 def votes(pairs: Pairs) -> tuple[Values, Values]:

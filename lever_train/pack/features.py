@@ -1,12 +1,13 @@
 """What a packed selector reads of pairs: the SQL it was trained with, over the pack's own examples.
 
-In go queries and the rows of their pools; out come values [B, K, F], those of ``lever eval``. The
+In go queries and the rows of their pools; out come values [B, K, F], with the votes of the pool
+behind them where they are read: those of ``lever eval``. The
 SQL is run by DuckDB, which only packs of such selectors import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from lever_data.items.items import majority
 from lever_data.items.prompts import Item
 from lever_data.relations import features as sql
 from lever_train.inputs.pair_features import Pairs, pair_values
+from lever_train.options.train import ModelConfig
 
 Vectors = Mapping[str, npt.ArrayLike | Tensor]  # by the name of their space
 _PLACE = ("", "questions", "examples")  # two splits: no question is one of the examples
@@ -31,10 +33,12 @@ _PLACE = ("", "questions", "examples")  # two splits: no question is one of the 
 @dataclass(frozen=True)
 class PackedFeatures:
     """``asked``: the features, in the order in which the selector reads them. ``spaces``: vectors
-    [n, d] of the examples in each space in which a feature compares them, in their order."""
+    [n, d] of the examples in each space in which a feature compares them, in their order.
+    ``votes``: whether it also reads the votes of the pool."""
 
     asked: tuple[Relation, ...]
     spaces: Mapping[str, Tensor]
+    votes: bool = False
 
     def definitions(self) -> dict[str, str]:
         """The SQL of each feature, by its name and digest."""
@@ -42,20 +46,20 @@ class PackedFeatures:
 
     @classmethod
     def read(
-        cls, named: Sequence[str], definitions: Mapping[str, str], spaces: Mapping[str, Tensor]
+        cls, config: ModelConfig, definitions: Mapping[str, str], spaces: Mapping[str, Tensor]
     ) -> PackedFeatures:
-        """The features ``named`` as checkpoints do, from their SQL.
+        """The features that a selector of this kind reads, from their SQL.
 
         Raises:
             LeverError: one is missing, or is not the one of the training.
         """
         asked = []
-        for name in named:
+        for name in config.pair_features:
             found = catalog.parse(name.partition("@")[0], "features", definitions.get(name, ""))
             if f"{found.name}@{sql.sha256(found)}" != name:
                 raise LeverError("the pack lacks a feature as it was trained with", value=name)
             asked.append(found)
-        return cls(tuple(asked), spaces)
+        return cls(tuple(asked), spaces, config.votes)
 
     def with_more(self, given: Vectors, count: int, order: np.ndarray) -> PackedFeatures:
         """The same with ``count`` more examples, then all of them in this order.
@@ -104,7 +108,7 @@ class PackedFeatures:
         pairs = Pairs(
             None, _PLACE, np.arange(len(queries)), pool, queries, vectors[at], asked, _items(shown)
         )
-        return torch.from_numpy(pair_values(pairs, self.asked, spaces))
+        return torch.from_numpy(pair_values(pairs, self.asked, spaces, votes=self.votes))
 
 
 def _space(given: Vectors, name: str, like: Tensor, count: int) -> Tensor:

@@ -119,10 +119,11 @@ def open_selector(request: SelectRequest) -> PackedSelector:
     assert isinstance(policy, SelectorPolicy)
     vectors = load_embeddings(request.candidate_embeddings, con, place)
     features = None
-    if named := policy.selector.config.pair_features:
-        asked = find_features(named, store.path)
+    config = policy.selector.config
+    if config.pair_features:
+        asked = find_features(config.pair_features, store.path)
         spaces = {name: load_embeddings(name, con, place) for _, name in cosines_read(asked)}
-        features = PackedFeatures(tuple(asked), spaces)
+        features = PackedFeatures(tuple(asked), spaces, config.votes)
     examples, dim = _examples(con, place), policy.selector.dim
     given = [vectors, *(features.spaces.values() if features else ())]
     if {len(examples)} != {*map(len, given)} or vectors.shape[1] != dim:

@@ -365,12 +365,12 @@ def load(folder: str | Path, device: str = "cpu") -> PackedSelector:
         if name.partition(":")[0] == VECTOR
     }
     features = None
-    if named := selector.config.pair_features:
+    if selector.config.pair_features:
         # here: DuckDB is for selectors of features alone
         from lever_train.pack.features import PackedFeatures
 
         spaces = {name: found for name, found in vectors.items() if name}
-        features = PackedFeatures.read(named, said["features"], spaces)
+        features = PackedFeatures.read(selector.config, said["features"], spaces)
     return PackedSelector(
         SelectorPolicy(said["name"], selector.double().to(device)),
         table.select([n for n in table.column_names if n.partition(":")[0] != VECTOR]),
