@@ -14,8 +14,9 @@ from torch import Tensor
 from lever_train.learn import losses
 from lever_train.learn.batch import Batch
 from lever_train.learn.step import adapt_beta, noise_seed, rce_temperature, warm_up
-from lever_train.options.train import GrpoConfig, TrainConfig
-from lever_train.selector.model import Steps
+from lever_train.options.train import DenseConfig, GrpoConfig, ModelConfig, TrainConfig
+from lever_train.selector.kinds import make_selector
+from lever_train.selector.model import Pool, Steps
 from tests.shared_data import GOLDEN, needs_shared
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0, 9.0], [0.5, 0.5, 9.0, 9.0], [2.0, 9.0, 9.0, 9.0]])
@@ -205,6 +206,50 @@ def test_z_scores_are_clamped_where_the_config_says_so() -> None:
     free = losses.z_score(rewards, mask)
     assert free.max() > 3.5
     torch.testing.assert_close(losses.z_score(rewards, mask, clamp=3.0), free.clamp(-3.0, 3.0))
+
+
+def test_a_selector_that_can_stop_shows_nothing_to_a_strong_answerer() -> None:
+    """A simulated answerer, right alone on most questions, where a demonstration harms it;
+    on the others a marked one helps. At its own number of shots the selector earns no less than
+    the better of zero-shot and one shot, less half a point."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    config = ModelConfig(selector="features", hidden=8, max_shots=1, can_stop=True, dropout=0.0)
+    selector = make_selector(8, config, num_features=2)
+    optimizer = torch.optim.Adam(selector.parameters(), lr=0.02)
+
+    def ask(count: int) -> tuple[Tensor, Pool, Tensor]:
+        knows, marked = torch.rand(count, generator=generator) < 0.7, torch.zeros(count, 5)
+        marked[torch.arange(count), torch.randint(5, (count,), generator=generator)] = 1.0
+        shown = torch.where(knows[:, None], 0.5, 0.2 + 0.6 * marked)
+        worth = torch.cat([shown, torch.where(knows, 0.9, 0.3)[:, None]], 1)
+        features = torch.stack([knows.float()[:, None].expand(-1, 5), marked], 2)
+        candidates = torch.randn(5, 8, generator=generator)
+        query = torch.randn(count, 8, generator=generator)
+        return query, Pool(candidates, features=features), worth
+
+    for _ in range(150):
+        query, pool, worth = ask(64)
+        right = (torch.rand(worth.shape, generator=generator) < worth).double()
+        singles = torch.tensor([0, 1, 2, 3, 4, 0])[None, :, None].expand(64, -1, -1)
+        steps = (torch.arange(6) < 5)[None, :, None].expand(64, -1, -1)  # the sixth shows nothing
+        nothing = torch.full_like(right, torch.nan)
+        every = torch.ones_like(right, dtype=torch.bool)
+        batch = Batch(
+            torch.arange(64), None, singles, steps, every, right, nothing, nothing.clone()
+        )
+        options = DenseConfig(objective="pointwise")
+        loss = losses.dense(selector, query, pool, batch, options)[0].mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    query, pool, worth = ask(2000)
+    scores = selector.eval().begin(query, pool).scores()[:, 0].detach()
+    own = worth.gather(1, scores.argmax(1, keepdim=True)).mean()
+    one_shot = worth.gather(1, scores[:, :5].argmax(1, keepdim=True)).mean()
+    zero_shot = worth[:, 5].mean()
+    assert zero_shot > one_shot  # a strong answerer
+    assert own > max(zero_shot, one_shot) - 0.005
 
 
 def test_supervised_loss_of_the_best_beam_and_of_all() -> None:
