@@ -25,6 +25,7 @@ from lever_data.store.store import Store
 from lever_demo.demo import DemoOptions, run_demo
 from lever_demo.world import WorldSpec
 from lever_train.learn.log import Log
+from tests.boards import board_store
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -257,24 +258,27 @@ def test_a_live_training_moves_the_curve(visit: Callable[..., Visit], demo: Path
     assert seen.complaints == []
 
 
-def test_an_export_opens_from_disk(browser: Any, demo: Path, tmp_path: Path) -> None:
-    board = Board(Store.open(demo / "store"))
-    export(board, tmp_path / "pages", queries=5)
+def test_an_export_opens_from_disk(browser: Any, tmp_path: Path) -> None:
+    """A page of each name, of a store whose texts would be scripts if they could."""
+    board = Board(board_store(tmp_path))
+    done = export(board, tmp_path / "pages", queries=5)
     board.close()
     context = browser.new_context()
     seen = Visit(context.new_page(), (tmp_path / "pages").as_uri())
-    for name in ("index.html", *(f"{name}.html" for name in PAGES_SHOWN if name != "store")):
-        seen.go(name)
-        assert seen.page.locator("form").count() == 0
-        assert (
-            seen.page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "flex"
-        )
+    seen.page.on("dialog", lambda dialog: seen.complaints.append(dialog.message))
     files = {path.name for path in (tmp_path / "pages").glob("*.html")}
+    assert len(files) == done.pages and {f"{name}.html" for name in PAGES_SHOWN} - files == {
+        "store.html"  # which is index.html
+    }
     assert len([name for name in files if name.startswith("query-")]) == 5
+    for name in {re.split("[-.]", name)[0]: name for name in sorted(files)}.values():
+        seen.go(name)
+        assert seen.page.locator("form, main script").count() == 0
+    for name in files:
+        links = re.findall(r'href="([^"#]*)', (tmp_path / "pages" / name).read_text())
+        assert {link for link in links if not link.startswith("static/")} <= {*files, ""}
+    assert seen.page.evaluate("getComputedStyle(document.querySelector('nav')).display") == "flex"
     seen.go("training.html")
     assert seen.page.locator("canvas").count() > 0
-    for page in (tmp_path / "pages").glob("*.html"):
-        links = re.findall(r'href="([^"#]*)', page.read_text())
-        assert {link for link in links if not link.startswith("static/")} <= {*files, ""}
     context.close()
     assert seen.complaints == []
