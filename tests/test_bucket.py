@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -304,3 +305,56 @@ def test_credentials_from_the_files_of_awss_own_tools(
     bucket.cloud.calm()
     assert "rl_data" in lever("runs", "--store", bucket.uri).stdout
     assert KEY in str(bucket.cloud.seen[-1].environ["HTTP_AUTHORIZATION"])
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_anew(bucket: TestBucket) -> None:
+    run = commit(Store.create(bucket.uri), ROWS)
+    file = run.table_files("candidates")[0]
+    data = file.read_bytes()
+    damaged = data[:40] + bytes([data[40] ^ 1]) + data[41:]
+    file.write_bytes(damaged)
+    done = lever("query", "select 1 from candidates", "--store", bucket.uri, check=False)
+    assert "is not what was committed" in done.stderr
+    assert "Hint: it was a copy in the cache: the same command fetches it anew" in done.stderr
+    lever("query", "select 1 from candidates", "--store", bucket.uri)
+    file.write_bytes(damaged)
+    lever("check", "--store", bucket.uri)
+    assert file.read_bytes() == data
+
+
+def test_a_run_that_was_made_again_elsewhere_is_read_as_it_is_now(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another version of pyarrow, say: the same rows in other bytes."""
+    here = Store.create(bucket.uri)
+    old = commit(here, ROWS)
+    with monkeypatch.context() as there:
+        elsewhere(there, tmp_path)
+        store = Store.open(bucket.uri)
+        store.remove(old.run)
+        new = commit(store, ROWS[3:])
+    assert new.run == old.run and new.files != old.files
+    assert connect(here).sql("select count(*) from all_candidates").fetchall() == [(9,)]
+
+
+@pytest.mark.slow
+def test_whatever_two_machines_do_both_see_the_same_store(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random commits, removals and deleted caches at either, against a set of names."""
+    draw = random.Random(0)
+    Store.create(bucket.uri)
+    runs: dict[str, str] = {}
+    for step in range(60):
+        monkeypatch.setenv("LEVER_CACHE", str(tmp_path / f"machine {draw.randrange(2)}"))
+        store, name = Store.open(bucket.uri), draw.choice("abc")
+        what = draw.choice(["commit", "remove", "read", "read", "lose"])
+        if what == "commit":
+            runs[name] = commit(store, ROWS, name=name).run
+        elif what == "remove" and name in runs:
+            store.remove(runs.pop(name))
+        elif what == "lose":
+            for file in store.path.glob("runs/*/*/*.parquet"):
+                file.unlink()
+        assert sorted(run.run for run in store.runs()) == sorted(runs.values()), step
+        require_intact(store.runs())

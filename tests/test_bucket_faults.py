@@ -106,10 +106,6 @@ def whole(bucket: TestBucket) -> list[str]:
     return found
 
 
-def empty(bucket: TestBucket) -> None:
-    obstore.delete(bucket.objects, bucket.listed())
-
-
 def killed_at(forks: Forks, bucket: TestBucket, what: str, machine: Path, number: int) -> bool:
     """Kill a process at a request, before it (even) or when it was served (odd); False: it was
     done before."""
@@ -135,7 +131,7 @@ def killed_at(forks: Forks, bucket: TestBucket, what: str, machine: Path, number
     return status != 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_writer_is_killed_at_every_request(
     forks: Forks, bucket: TestBucket, tmp_path: Path
 ) -> None:
@@ -144,10 +140,10 @@ def test_a_writer_is_killed_at_every_request(
     while killed_at(forks, bucket, "commit", tmp_path / f"m{number % 3}", number):
         number += 1
         assert len(whole(bucket)) <= 1
-        if number % 3 == 0:  # else what one left meets the next
-            empty(bucket)
-    assert number >= 2 * 12
-    assert len(whole(bucket)) == 1
+        commit(Store.create(bucket.uri), ROWS)
+        assert len(whole(bucket)) == 1
+        obstore.delete(bucket.objects, bucket.listed())
+    assert number >= 2 * 14
     assert connect(bucket.uri).sql("select count(*) from all_candidates").fetchall() == [(12,)]
 
 
@@ -439,3 +435,17 @@ def test_without_a_connection(bucket: TestBucket, monkeypatch: pytest.MonkeyPatc
         "the bucket cannot be used (" in done.stderr and "the same command goes on" in done.stderr
     )
     assert "127.0.0.1" not in done.stderr.replace(bucket.uri, "")
+
+
+def test_an_environment_that_does_not_suffice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEVER_CACHE", str(tmp_path))
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    done = lever("runs", "--store", "az://container/x", check=False)
+    assert done.returncode == 1 and "Account must be specified" in done.stderr
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "lab")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", SECRET + "!")
+    done = lever("runs", "--store", "az://container/x", check=False)
+    assert done.returncode == 1 and "the environment does not say" in done.stderr
+    assert SECRET not in done.stderr

@@ -139,6 +139,10 @@ def _check_mirrored(mirror: Mirror, run: Run) -> list[Problem]:
         damage = {name: mirror.damage(run, name) for name in sorted(run.files)}
         if found := [Problem("file", f"{run.run}/{n}", w) for n, w in damage.items() if w]:
             return found
+    for name, digest in run.files.items():
+        path = run.path / name
+        if path.exists() and sha256_file(path) != digest:
+            mirror.forget(run, name)  # a copy in the cache says nothing of the store
     try:
         mirror.fetch([run])
     except LeverError as error:

@@ -219,14 +219,16 @@ def _said(error: Exception) -> str:
     status = re.search(r"status code: (\d+ [A-Za-z ]+)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
     words = [found[1].strip() for found in (status, code) if found]
-    if not words and (found := re.search(r"(?:HTTP error|after \d+ retries)[^<|\n]*", text)):
-        words = [re.sub(r"\S+://\S+", "", found[0]).strip()]
+    if not words and (found := re.search(r"HTTP error: ([^<|\n(]*)", text)):
+        words = [found[1].strip()]
     return ", ".join(words) or type(error).__name__
 
 
 def _hint(said: str) -> str:
     if "NoSuchBucket" in said:
         return "make the bucket first, or mend its name"
+    if "301" in said or "AuthorizationHeaderMalformed" in said:
+        return "AWS_REGION names the region that the bucket lies in"
     if any(word in said for word in ("401", "403", "Token", "Unauthenticated", "Permission")):
         return (
             "may the credentials of the environment list, read, write and delete there? "
@@ -245,6 +247,7 @@ def _environment() -> tuple[tuple[str, str], ...]:
 def _connect(uri: str, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
     """The library's own view of an address; one per process, so that connections are kept."""
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError:
         raise LeverError(
@@ -257,15 +260,25 @@ def _connect(uri: str, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
     more: dict[str, Any] = {}
     if uri.startswith("s3:") and not {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"} & given.keys():
         more["credential_provider"] = _profile(uri)
-    return from_url(
-        uri,
-        client_options={
-            "timeout": _TIMEOUT,
-            "allow_http": any(value.startswith("http://") for value in endpoints),
-        },
-        retry_config={"max_retries": _RETRIES},
-        **more,
-    )
+    try:
+        return from_url(
+            uri,
+            client_options={
+                "timeout": _TIMEOUT,
+                "allow_http": any(value.startswith("http://") for value in endpoints),
+            },
+            retry_config={"max_retries": _RETRIES},
+            **more,
+        )
+    except (BaseError, ValueError) as error:
+        said = str(error).partition("\n")[0]
+        if any(value in said for value in given.values() if value):
+            said = type(error).__name__  # it repeats a value, and that may be a secret
+        raise LeverError(
+            f"the environment does not say what this bucket needs ({said})",
+            where=uri,
+            hint="AWS_… of S3, GOOGLE_… of gs://, AZURE_STORAGE_ACCOUNT_NAME and …_KEY of az://",
+        ) from None
 
 
 def _profile(uri: str) -> Any:

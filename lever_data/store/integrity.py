@@ -52,14 +52,18 @@ def require_intact(runs: Sequence[Run], tables: Collection[str] | None = None) -
     with ThreadPoolExecutor() as pool:
         for (run, name), found in zip(files, pool.map(fault, files), strict=True):
             if found is not None:
-                raise _error(run, name, found)
+                if mirror is not None:
+                    mirror.forget(run, name)
+                raise _error(run, name, found, is_copy=mirror is not None)
     memory.remember()
 
 
-def _error(run: Run, name: str, fault: str) -> LeverError:
+def _error(run: Run, name: str, fault: str, *, is_copy: bool) -> LeverError:
     return LeverError(
         f"a file of run {run.run} {fault}",
         where=str(run.path / name),
-        hint=f"name other runs with --run to go on without it; `lever runs rm {run.run}` removes "
+        hint="it was a copy in the cache: the same command fetches it anew"
+        if is_copy
+        else f"name other runs with --run to go on without it; `lever runs rm {run.run}` removes "
         "it, then make it again; or restore the file from a copy",
     )

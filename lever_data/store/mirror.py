@@ -131,8 +131,11 @@ class Mirror:
         if manifest is None:
             self._bury(folder)
             return
+        old = folder / MANIFEST
+        if old.exists() and _files_of(old.read_bytes()) != _files_of(manifest):
+            self._bury(folder)  # it was removed and made again, with other bytes
         folder.mkdir(parents=True, exist_ok=True)
-        _put(folder / MANIFEST, manifest)
+        _put(old, manifest)
         write_atomic(folder / _OBJECTS, to_json(said))
 
     def _bury(self, folder: Path) -> None:
@@ -249,6 +252,10 @@ class Mirror:
         except FileNotFoundError:
             return "the file is missing in the bucket"
         return None if is_intact else "its bytes in the bucket are not those that were committed"
+
+    def forget(self, run: Run, name: str) -> None:
+        """Delete the copy of a file that is here: it is fetched anew."""
+        discard(run.path / name)
 
     def _key(self, run: Run, name: str) -> str:
         return f"runs/{run.path.name}/{name}"
