@@ -26,7 +26,7 @@ from lever_data.report.page import Figure, Section, Table, percent
 from lever_data.report.statistics import chance_lead
 from lever_data.store.store import Run
 from lever_train.evaluate.scoreboard_page import scoreboard_figures
-from lever_train.evaluate.scores import PairTest, Scoreboard
+from lever_train.evaluate.scores import PairTest, Scoreboard, shots_said
 from lever_train.flow.sweep_page import Cell, SweepReport, luck, sweep_figures
 from lever_train.learn.curves import curves
 
@@ -179,7 +179,7 @@ def disagree_page(asked: Asked) -> Content:
     items = asked_items(asked, [Key(r["dataset"], r["split"], r["query_id"]) for r in shown])
     title = "Every selector wrong, the oracle right" if only else f"{a} and {b} disagree"
     return Content(
-        f"{title}, {shots} shots",
+        f"{title}, {shots_said(shots)}",
         {
             "run": f"`{run.run}`",
             "questions": f"{len(rows):,}",

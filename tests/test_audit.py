@@ -259,7 +259,7 @@ def test_a_view_emptied_by_pointers_that_hold_their_own_query(tmp_path: Path) ->
     commit(made, [candidate(3, 0, [3, 1], vqa_correct=1, vqa_acc_score=1.0)])
     with pytest.raises(LeverError, match="the view holds no candidates") as caught:
         audit(made, AuditRequest())
-    assert str(caught.value.hint).startswith("1 candidates show the query itself")
+    assert "answer in the prompt, are left out: 1 (view own_pointers)" in str(caught.value.hint)
 
 
 def test_a_view_that_is_not_for_training(store: Store) -> None:

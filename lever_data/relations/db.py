@@ -285,9 +285,9 @@ def empty_view(con: duckdb.DuckDBPyConnection, where: str, what: str, hint: str)
     own = con.cursor().execute("select count(*) from own_pointers").fetchall()[0][0]
     if own:
         hint = (
-            f"{own:,} candidates show the query itself, its answer in the prompt, and are left out "
-            "(view own_pointers). Where queries and demonstrations are of different splits, ingest "
-            "the queries under their own --split"
+            "candidates that show the query itself, its answer in the prompt, are left out: "
+            f"{own:,} (view own_pointers). Where queries and demonstrations are of different "
+            "splits, ingest the queries under their own --split"
         )
     return LeverError(what, where=where, hint=hint)
 
