@@ -25,6 +25,7 @@ from lever_data.report.check import check
 from lever_data.sources.dataset import meaning_of, read_dataset
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import Columns, IngestOptions
+from lever_data.sources.questions import example_batches
 from lever_data.store.store import Store
 from lever_train.options.rollout import Inputs, Request, Which
 from lever_train.rollout.generate import generate
@@ -258,6 +259,7 @@ def test_memory_holds_a_few_rows(tmp_path: Path) -> None:
         for number in range(20_000):
             file.write(json.dumps({"question": f"{number} {text}", "answer": "y"}) + "\n")
     meaning = meaning_of([path], Columns())
+    read_dataset([path], meaning, tmp_path / "first")  # what it imports is held as well
     tracemalloc.start()
     before = pa.total_allocated_bytes()
     items = read_dataset([path], meaning, tmp_path / "spill")
@@ -266,6 +268,8 @@ def test_memory_holds_a_few_rows(tmp_path: Path) -> None:
     assert items.num_rows == 20_000 and items.columns["question"][19_999].as_py()[:6] == "19999 "
     # 40 MB of text in all; a batch of it, and the ids
     assert peak < 20e6 and pa.total_allocated_bytes() - before < 1e6
+    for part in example_batches(items, None, ("d", "train"), items.numbers):
+        assert part.num_rows and pa.total_allocated_bytes() - before < 10e6
 
 
 @pytest.mark.parametrize(

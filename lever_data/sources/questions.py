@@ -180,10 +180,12 @@ def example_batches(
     fields += [schema.EXTRA] if "extra" in columns else []
     table = pa.table([columns[f.name] for f in fields], schema=pa.schema(fields))
     order = np.argsort(np.asarray(numbers), kind="stable")
+    is_in_order = bool((order == np.arange(len(order))).all())
     at = table.schema.get_field_index("image_path")
     for start in range(0, table.num_rows, _ROWS):
         rows = order[start : start + _ROWS]
-        part = table.take(rows)
+        # taking copies the texts of all chunks, a slice none
+        part = table.slice(start, len(rows)) if is_in_order else table.take(rows)
         ids = (questions.image_ids[row] for row in rows)
         paths = [
             image_file(image_name, image_id) if image_name else path or _coco_path(image_id, folder)
