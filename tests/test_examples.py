@@ -51,6 +51,7 @@ def write_pictures(folder: Path, name: str) -> None:
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}_{split}.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METRICS)
 def test_an_example_runs_from_its_data_to_a_scoreboard(
     name: str, tmp_path: Path, models: Path

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from lever_train.learn.data import open_data
+from lever_train.options.resolve import resolve
+from lever_train.options.train import Source
 from tests import commands
 from tests.shared_data import OKVQA, needs_shared
 
@@ -127,6 +130,16 @@ def test_export_equals_the_source_for_every_kind(store: Path, tmp_path: Path) ->
         assert _read(out) == _read(source), source.name
 
 
+def test_all_queries_are_trained_on(store: Path) -> None:
+    """What is trained on, without the training."""
+    given = {"query_embeddings": str(VECTORS), "pool": str(POOL), "split_ratio": 1.0}
+    given |= {"view": ["beam_sample_file_only"]}
+    config = resolve(None, {f"data.{name}": value for name, value in given.items()})
+    source = Source(store=store, runs=(_run_id(store, 88_827),))
+    assert open_data(source, config).census.groups == 9_009
+
+
+@pytest.mark.long
 def test_training_on_all_queries_trains_on_every_group(store: Path, tmp_path: Path) -> None:
     big = _run_id(store, 88_827)
     out = tmp_path / "CK"

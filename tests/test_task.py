@@ -247,6 +247,7 @@ def asked(world: World, **more: Any) -> Any:
     return world.request(questions=None, annotations=None, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qa", "choice", "caption"])
 def test_the_whole_way_with_another_task(world: World, name: Any) -> None:
     """Ingest, generate, rewards, check, eval and rescore by the task that was ingested."""
