@@ -107,9 +107,8 @@ def test_metrics_are_a_relation_of_the_store(trained: Bench) -> None:
 
 @pytest.mark.slow
 def test_one_seed_gives_one_result(bench: Bench) -> None:
-    bench.train("a", seed=3)
-    bench.train("b", seed=3)
-    bench.train("c", seed=4)
+    for out, seed in (("a", 3), ("b", 3), ("c", 4)):
+        bench.train(out, seed=seed, rce_epochs=1)
     assert equal(bench.tensors("a"), bench.tensors("b"))
     assert not equal(bench.tensors("a"), bench.tensors("c"))
     assert bench.metrics("a").equals(bench.metrics("b"))
@@ -249,7 +248,7 @@ def test_freezing_the_backbone_trains_the_attention_alone(bench: Bench) -> None:
 
 def test_pointers_of_many_lengths_train_together(tmp_path: Path) -> None:
     bench = Bench(tmp_path, random_rows(shots=(1, 2, 3, 4)))
-    result = bench.train(tied_groups="keep")
+    result = bench.train(tied_groups="keep", rce_epochs=1)
     assert np.isfinite(result.epochs[-1]["train_loss"])
     groups = {(r["query_id"], r["shot_num"]) for r in random_rows(shots=(1, 2, 3, 4))}
     assert result.epochs[-1]["groups"] == len({g for g in groups if g[0] < 32})
@@ -265,7 +264,7 @@ def test_multi_shot_rewards_put_all_lengths_into_one_group(tmp_path: Path) -> No
             for k in range(1, len(row["pointer"]) + 1)
         ]
     bench = Bench(tmp_path, rows)
-    result = bench.train(reward_mode="multi_shot", view=["all_candidates"])
+    result = bench.train(reward_mode="multi_shot", view=["all_candidates"], rce_epochs=1)
     assert result.epochs[-1]["groups"] == 32
     rows[0]["shot_scores"] = rows[0]["shot_scores"][1:]
     broken = Bench(tmp_path / "broken", rows)
@@ -275,14 +274,15 @@ def test_multi_shot_rewards_put_all_lengths_into_one_group(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_several_views_are_interleaved(bench: Bench) -> None:
-    both = bench.train(view=["beam", "all_candidates"], split_ratio=1.0)
-    alone = bench.train("one", view=["beam"], split_ratio=1.0)
+    both = bench.train(view=["beam", "all_candidates"], split_ratio=1.0, rce_epochs=1)
+    alone = bench.train("one", view=["beam"], split_ratio=1.0, rce_epochs=1)
     assert both.epochs[0]["groups"] == alone.epochs[0]["groups"] + 40
 
 
 def test_validation_and_pool_do_not_depend_on_filters(bench: Bench) -> None:
-    bench.train("all")
-    bench.train("beam", gen_method=["beam"], skip_fallback=True, tied_groups="keep")
+    bench.train("all", rce_epochs=1)
+    beams: dict[str, Any] = {"gen_method": ["beam"], "skip_fallback": True}
+    bench.train("beam", tied_groups="keep", rce_epochs=1, **beams)
     found = [
         json.loads((bench.folder / o / "provenance.json").read_text()) for o in ("all", "beam")
     ]
@@ -293,8 +293,8 @@ def test_validation_and_pool_do_not_depend_on_filters(bench: Bench) -> None:
 
 
 def test_the_split_by_hash_is_another_one_of_the_same_share(bench: Bench) -> None:
-    bench.train("id")
-    bench.train("hash", split_by="hash")
+    bench.train("id", rce_epochs=1)
+    bench.train("hash", split_by="hash", rce_epochs=1)
     by_id, by_hash = (
         json.loads((bench.folder / o / "provenance.json").read_text())["queries"]
         for o in ("id", "hash")
@@ -322,7 +322,7 @@ def test_supervised_training_learns_the_best_beam(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_from_a_checkpoint(bench: Bench) -> None:
-    first = bench.train("sft", num_layers=2)
+    first = bench.train("sft", num_layers=2, rce_epochs=1)
     bench.train("next", sft_checkpoint=str(first.last), rce_epochs=1)
     assert any("tensors matched" in line for line in bench.said)
     assert len([k for k in bench.tensors("next") if k.endswith("in_proj_weight")]) == 2

@@ -200,11 +200,11 @@ def test_another_pool_in_the_same_file_is_refused(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     pool = tmp_path / "pool.npy"
     np.save(pool, np.tile([*range(12), 30], (40, 1)))
-    bench.train(pool=str(pool))
-    bench.train(pool=str(pool), resume=True)
+    bench.train(pool=str(pool), rce_epochs=1)
+    bench.train(pool=str(pool), resume=True, rce_epochs=1)
     np.save(pool, np.tile([*range(12), 31], (40, 1)))
     with pytest.raises(LeverError, match="pool_sha256 was"):
-        bench.train(pool=str(pool), resume=True)
+        bench.train(pool=str(pool), resume=True, rce_epochs=1)
 
 
 @pytest.mark.slow
@@ -215,13 +215,13 @@ def test_another_view_below_the_one_trained_on_is_refused(tmp_path: Path) -> Non
     (views / "below.sql").write_text("select * from all_candidates")
     (views / "mine.sql").write_text("select * from below")
     (views / "unread.sql").write_text("select 1 as one")
-    bench.train(view=["mine"])
+    bench.train(view=["mine"], rce_epochs=1)
     (views / "unread.sql").write_text("select 2 as two")
-    bench.train(view=["mine"], resume=True)
+    bench.train(view=["mine"], resume=True, rce_epochs=1)
     changed = "select * replace (1 - vqa_correct as vqa_correct) from all_candidates"
     (views / "below.sql").write_text(changed)
     with pytest.raises(LeverError, match="views was"):
-        bench.train(view=["mine"], resume=True)
+        bench.train(view=["mine"], resume=True, rce_epochs=1)
 
 
 def test_another_version_and_a_broken_state_are_refused(trained: Bench, tmp_path: Path) -> None:

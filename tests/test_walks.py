@@ -138,6 +138,7 @@ def test_the_walk_of_a_record_from_json_to_the_gradient(tmp_path: Path) -> None:
     assert len(walk.files) <= RECORD_FILES, said
 
 
+@cache
 def _named() -> dict[str, set[str]]:
     """Every name the code says, as an attribute, a keyword, a field or a text: its files."""
     files: dict[str, set[str]] = defaultdict(set)
