@@ -15,7 +15,7 @@ from lever_board.server import application
 from lever_data.store.store import Run, Store
 from lever_train.rollout.generate import generate
 from tests.commands import lever
-from tests.endpoint import Endpoint, serving
+from tests.endpoint import Endpoint, Fault, Handler, serving
 from tests.rollouts import World, add_images, make_world
 from tests.stores import candidate, commit, commit_examples, new_store
 
@@ -64,6 +64,16 @@ def _world(folder: Path) -> World:
     return world
 
 
+def _forget(file: Path) -> Fault:
+    """The file is gone once the endpoint was asked: what was sent is what counts."""
+
+    def fault(handler: Handler, question: str, attempt: int) -> bool:
+        file.unlink(missing_ok=True)
+        return False
+
+    return fault
+
+
 def _asked(world: World, endpoint: Endpoint, **changes: Any) -> Run:
     request = world.request(
         spec=f"openai:{endpoint.url}", model="m", limit=QUERIES, num_beams=2, **changes
@@ -93,6 +103,7 @@ def test_the_page_has_the_words_that_were_sent(tmp_path: Path, how: dict[str, An
     if "system_prompt" in how:
         how = {**how, "system_prompt": tmp_path / how["system_prompt"]}
     with serving() as endpoint:
+        endpoint.fault = _forget(tmp_path / "system.txt")
         _asked(world, endpoint, **how)
     sent = {_sent(body) for body in endpoint.seen}
     shown = set()

@@ -268,15 +268,16 @@ def wording(job: Job) -> dict[str, Any]:
     """How the prompts of a job are worded, for the record of its run: with these fields and the
     items of the store they can be read again, to the letter. ``api`` ``None``: the answerer reads
     no words; ``is_sent``: an endpoint gets them as they are, and no tokenizer joins the turns."""
-    request, spec, task = job.request, job.request.answerer, job.scoring.task
-    if spec.spec == "nearest":
+    request, spec = job.request, job.request.answerer
+    template = job.answerer.template  # not read again: the file of a system prompt may be gone
+    if template is None:
         return {"api": None}
-    root = images_of(spec, task, request.inputs.image_root, job.store.path)
+    root = images_of(spec, job.scoring.task, request.inputs.image_root, job.store.path)
     items = job.items if job.own else job.examples
     return {
         "api": spec.api,
         "is_sent": isinstance(job.answerer, Endpoint),
-        "template": asdict(template_of(spec, task)),
+        "template": asdict(template),
         "candidate_split": next(item.split for item in items.values()),
         "image_root": None if root is None else str(root),
         "image_name": request.inputs.image_name,

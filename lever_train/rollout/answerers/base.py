@@ -129,6 +129,11 @@ class Answerer(Protocol):
         """What was paid so far."""
         ...
 
+    @property
+    def template(self) -> Template | None:
+        """The words of its prompts; ``None``: it reads no words."""
+        ...
+
     def generation(self) -> dict[str, Any]:
         """Everything besides the items that an answer depends on: model, prompt, parameters.
         JSON; part of the cache key and stored with each row. Holds no secrets."""

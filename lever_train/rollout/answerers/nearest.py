@@ -43,6 +43,7 @@ class NearestAnswerer:
 
     name = "nearest"
     batch_size = 8192
+    template = None
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from lever_data.errors import LeverError
-from lever_data.items.prompts import Item, Prompt
+from lever_data.items.prompts import Item, Prompt, Template
 from lever_data.items.task import Task
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import Answer, ShownFingerprints, Usage, scorer_name
@@ -65,6 +65,11 @@ class OpenAIAnswerer:
     def name(self) -> str:
         """The model's name and its prompt's; where it is served does not matter."""
         return scorer_name(self.exchange.model, self.spec, self.exchange.template)
+
+    @property
+    def template(self) -> Template:
+        """The words of its prompts."""
+        return self.exchange.template
 
     @property
     def usage(self) -> Usage:
