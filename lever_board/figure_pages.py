@@ -342,8 +342,10 @@ def _difference(found: Mapping[str, Any]) -> Figure:
         ("only B has", found["only_b"]),
     ]
     if found["mean_change"] is not None:
-        change, low, high = (100 * found[k] for k in ("mean_change", "low", "high"))
-        rows.append(("mean change in accuracy, B − A", f"{change:+.2f} points"))
+        change = f"{100 * found['mean_change']:+.2f} points"
+        rows.append(("mean change in accuracy, B − A", change))
+    if found["low"] is not None:  # one pair alone has none
+        low, high = (100 * found[k] for k in ("low", "high"))
         rows.append(("its 95 % interval", f"{low:+.2f} to {high:+.2f} points"))
     rows.append(("questions with a pick on both sides", found["picks"]))
     if found["picks"]:

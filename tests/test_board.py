@@ -274,6 +274,18 @@ def test_a_comparison_is_that_of_lever_diff(board: Board, client: TestClient) ->
     assert "there is neither" in client.get("compare?a=beam&b=nowhere").text.lower()
 
 
+def test_a_comparison_of_one_pair_has_no_interval(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    for name, accuracy in (("a", 0.0), ("b", 1.0)):
+        scores = {"vqa_correct": int(accuracy), "vqa_acc_score": accuracy}
+        commit(store, [candidate(0, 0, [1, 2], **scores)], name=name)
+    a, b = (run.run for run in store.runs())
+    board = Board(store)
+    text = _text(_client(board), f"compare?a={a}&b={b}")
+    board.close()
+    assert "+100.00 points" in text and "its 95 % interval" not in text
+
+
 def test_an_audit_is_that_of_lever_audit(board: Board, client: TestClient) -> None:
     figures = audit(board.store, AuditRequest(view="beam")).figures
     text = _text(client, "audit?view=beam")
