@@ -66,6 +66,7 @@ def _edited(path: Path, **changes: object) -> Path:
         {"num_heads": 2},
         {"selector": "gru", "max_shots": 3},
         {"selector": "features", "can_stop": True},
+        {"selector": "features", "votes": True, "pair_features": ("vote",)},
         *({"selector": kind, "max_shots": 3} for kind in LEGACY),
         {"selector": "mmr", "decoder_gru": False, "step_embedding": False},
     ],

@@ -435,6 +435,9 @@ def test_votes_are_weighed_by_scores_and_begin_as_the_vote() -> None:
         selector.begin(query, pool).scores()[0, 0].detach(),
         vote.clamp(1e-4, 1 - 1e-4).logit() + 3 + 3 * active[:, 1],
     )
+    agreed = Pool(candidates, features=torch.ones_like(features))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert selector.begin(query, agreed).scores().isfinite().all()
 
 
 def test_features_that_are_not_there_are_refused() -> None:

@@ -98,7 +98,7 @@ class FeatureSelector(Selector):
         b = functional.linear(pool.vectors, self.low_cand.weight * kept).to(query.dtype)
         b = b / length[:, None]
         found = a @ b.T if pool.index is None else picked_scores(a, b, pool.index)
-        return scale * found
+        return scale * found.to(query.dtype)
 
 
 class PairHistory(History):
@@ -169,7 +169,8 @@ class PairHistory(History):
         votes = given.diagonal(dim1=1, dim2=2) > 0  # whose own answer may be read
         weight = found + (self.cosine / VOTE_TEMPERATURE)[:, None]
         weight = weight.masked_fill(~votes[:, None], torch.finfo(found.dtype).min).softmax(-1)
-        share: Tensor = (weight @ given.transpose(1, 2)).clamp(_LEAST, 1 - _LEAST)
+        # under autocast the product is a half, in which 1 - 1e-4 is 1
+        share = (weight @ given.transpose(1, 2)).to(found.dtype).clamp(_LEAST, 1 - _LEAST)
         scores: Tensor = share.logit() + RARE
         return scores
 
