@@ -31,6 +31,9 @@ COMMANDS = (
     *("export", "generate", "ingest", "pack", "plan", "predict", "query", "rescore", "run"),
     *("runs", "serve", "sweep", "train", "value", "views"),
 )
+READING = (  # commands that leave the store as it is
+    *("audit", "board", "check", "diff", "export", "plan", "query", "runs", "value", "views"),
+)
 _HELP = """Offline reinforcement learning of an in-context-demonstration selector: legacy JSON to
 Parquet, SQL views, one trainer.
 
@@ -82,6 +85,7 @@ def _show_version(asked: bool) -> None:
 
 
 def _root(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     _version: Annotated[
         bool,
@@ -95,10 +99,33 @@ def _root(
             "full: always, as with LEVER_VERIFY=full.",
         ),
     ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            "--as-of",
+            metavar="RUN|TIME",
+            help="Read the store as it was when RUN was committed, or at TIME (ISO 8601, UTC): "
+            "later runs are left out. For commands that only read.",
+        ),
+    ] = None,
 ) -> None:
     _display.tracebacks = debug
+    if as_of is not None:
+        _require_reading(context.invoked_subcommand)
+        os.environ["LEVER_AS_OF"] = as_of  # for the processes of this command too
     if verify is not None:
         os.environ["LEVER_VERIFY"] = verify.value  # for the processes of this command too
+
+
+def _require_reading(command: str | None) -> None:
+    if command not in READING:
+        from lever_data.errors import UsageError
+
+        raise UsageError(
+            f"lever {command} writes to the store, and --as-of is for commands that only read",
+            value=", ".join(READING),
+            hint="--run names the runs to read",
+        )
 
 
 class _Display:

@@ -12,7 +12,7 @@ import pytest
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import open_session
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.report.audit import audit, audit_views
+from lever_data.report.audit import audit, audit_views, audited
 from lever_data.report.gate import parse_gate, require_passed
 from lever_data.report.options import AuditRequest
 from lever_data.report.scored import put_settings
@@ -53,8 +53,33 @@ def test_the_sql_shown_can_be_run(store: Store) -> None:
     assert rows == [(found.figures["candidates"], found.figures["mean_reward"])]
 
 
-def test_figures_are_the_same_twice(store: Store) -> None:
-    assert audit(store, AuditRequest()).figures == audit(store, AuditRequest()).figures
+def test_figures_are_the_same_twice_and_computed_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = audit(store, AuditRequest())
+    with audited(store, AuditRequest()) as (_, computed):
+        assert vars(computed) == vars(first)
+    with monkeypatch.context() as patch:
+        patch.delattr("lever_data.report.audit._audit")
+        assert vars(audit(store, AuditRequest())) == vars(first)
+
+
+def test_remembered_figures_are_of_the_same_runs_view_reward_and_policy(tmp_path: Path) -> None:
+    made = new_store(tmp_path)
+    run = commit(made, rows()).run
+    (made.path / "views").mkdir()
+    (made.path / "views" / "mine.sql").write_text("from all_candidates")
+    mine = AuditRequest(view="mine")
+    assert audit(made, mine).figures["candidates"] == 4
+    (made.path / "views" / "mine.sql").write_text("from all_candidates where query_id = 0")
+    shown = audit(made, mine).figures["candidates"]
+    assert shown == sum(not row.get("eval_failed") and row["query_id"] == 0 for row in rows()) < 4
+    doubled = AuditRequest(reward=RewardSpec(hard_weight=2.0))
+    assert audit(made, doubled).figures != audit(made, AuditRequest()).figures
+    more = [candidate(9, i, [i + 1], vqa_correct=1, vqa_acc_score=1.0) for i in range(3)]
+    commit(made, more, name="b")
+    assert audit(made, AuditRequest()).figures["candidates"] == 7
+    assert audit(made, AuditRequest(runs=(run,))).figures["candidates"] == 4
 
 
 def test_an_expression_is_a_reward(store: Store) -> None:

@@ -8,6 +8,7 @@ and nowhere else. The files are hashed first: an altered one is an error, never 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
@@ -332,3 +333,23 @@ def readable_errors() -> Iterator[None]:
         ) from error
     except duckdb.InvalidInputException as error:
         raise LeverError(f"the view refuses its rows ({error})") from error
+
+
+def identity(con: duckdb.DuckDBPyConnection) -> str:
+    """A digest of all that a SELECT on the connection can read: DuckDB's version, views, macros,
+    and what tables hold. Files stand in the views by the names of their runs, which never change.
+    """
+    cursor = con.cursor()
+    views = "select view_name, sql from duckdb_views() where not internal order by all"
+    macros = (
+        "select function_name, parameters, macro_definition from duckdb_functions() "
+        "where not internal and macro_definition is not null order by all"
+    )
+    parts: list[object] = [duckdb.__version__]
+    parts += cursor.execute(views).fetchall()
+    parts += cursor.execute(macros).fetchall()
+    tables = "select table_name from duckdb_tables() where not internal order by all"
+    for (name,) in cursor.execute(tables).fetchall():
+        held = f"select count(*), sum(hash(t)), bit_xor(hash(t)) from {quote_identifier(name)} as t"
+        parts.append((name, cursor.execute(held).fetchall()))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -16,11 +16,12 @@ from typing import Any
 
 import duckdb
 
+from lever_data import __version__
 from lever_data.catalog import body, builtin
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import require_same_questions
 from lever_data.items.task import is_vqa_scorer
-from lever_data.relations.db import Session, open_session
+from lever_data.relations.db import Session, identity, open_session
 from lever_data.report.options import AuditRequest
 from lever_data.report.scored import (
     DECIMALS,
@@ -28,6 +29,7 @@ from lever_data.report.scored import (
     define_diagnostics,
     read_by_diagnostics,
 )
+from lever_data.store.cache import value
 from lever_data.store.files import sha256_file
 from lever_data.store.manifest import MANIFEST, Run
 from lever_data.store.store import Store
@@ -69,8 +71,10 @@ def audit(store: Store, request: AuditRequest) -> Audit:
             the reward cannot be computed from its columns, or its queries are other questions
             than the examples of their numbers.
     """
-    with audited(store, request) as (_, found):
-        return found
+    with _opened(store, request) as session:
+        # runs do not change: the same question to the same runs has the answer it had
+        asked = [__version__, "audit", identity(session.con), request.model_dump_json(), _sql()]
+        return Audit(**value(asked, lambda: vars(_audit(session, store, request))))
 
 
 @contextmanager
@@ -82,6 +86,12 @@ def audited(
     Raises:
         LeverError: as :func:`audit`.
     """
+    with _opened(store, request) as session:
+        yield session.con, _audit(session, store, request)
+
+
+@contextmanager
+def _opened(store: Store, request: AuditRequest) -> Iterator[Session]:
     stored = store.inventory()
     if not stored.runs and not stored.damaged:
         raise LeverError(
@@ -91,15 +101,7 @@ def audited(
         )
     session = _open(store, request)
     try:
-        survey, scored = define_diagnostics(session, request)
-        places = session.con.execute("select distinct dataset, split from scores order by all")
-        for dataset, split in places.fetchall():  # else every demonstration has another's name
-            require_same_questions(session.con, dataset, split)
-        figures = _figures(session.con, store, request)
-        figures |= {"missing_share": survey.missing_share, "scorers": survey.scorers}
-        if not any(map(is_vqa_scorer, survey.scorers or [""])):
-            figures["few_annotators"]["num_few"] = 0  # other metrics ask for no agreement
-        yield session.con, Audit(figures, {"scored": scored, **_sql()})
+        yield session
     except duckdb.Error as error:
         raise LeverError(
             f"the audit's SQL failed over this view: {str(error).splitlines()[0]}",
@@ -108,6 +110,18 @@ def audited(
         ) from error
     finally:
         session.con.close()
+
+
+def _audit(session: Session, store: Store, request: AuditRequest) -> Audit:
+    survey, scored = define_diagnostics(session, request)
+    places = session.con.execute("select distinct dataset, split from scores order by all")
+    for dataset, split in places.fetchall():  # else every demonstration has another's name
+        require_same_questions(session.con, dataset, split)
+    figures = _figures(session.con, store, request)
+    figures |= {"missing_share": survey.missing_share, "scorers": survey.scorers}
+    if not any(map(is_vqa_scorer, survey.scorers or [""])):
+        figures["few_annotators"]["num_few"] = 0  # other metrics ask for no agreement
+    return Audit(figures, {"scored": scored, **_sql()})
 
 
 def audit_views(store: Store | Path, request: AuditRequest, views: Sequence[str]) -> list[Audit]:

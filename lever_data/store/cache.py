@@ -7,12 +7,14 @@ take more than ``LEVER_CACHE_SIZE``. The folder may be deleted at any time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from lever_data.errors import LeverError
 from lever_data.paths import cache_folder, cache_size
@@ -50,6 +52,21 @@ def entry(key: str, make: Callable[[Path], None]) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
+
+
+def value(made_of: Sequence[object], make: Callable[[], Any]) -> Any:
+    """What ``make()`` gave when it was last asked for the same, as JSON has it; else it is asked.
+
+    Args:
+        made_of: all that the value depends on, told apart by ``repr``.
+    """
+    name = "value.json"
+
+    def write(folder: Path) -> None:
+        (folder / name).write_text(json.dumps(make()))
+
+    with entry(hashlib.sha256(repr([*made_of]).encode()).hexdigest(), write) as folder:
+        return json.loads((folder / name).read_bytes())
 
 
 def _own_lock(key: str) -> tuple[Path, Lock]:
@@ -139,7 +156,7 @@ def _writable(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LeverError(
-            f"what training reads cannot be written ({error.strerror or error})",
+            f"the cache cannot be written ({error.strerror or error})",
             where=str(root),
             hint="make room there, or name another folder: LEVER_CACHE=DIR",
         ) from error

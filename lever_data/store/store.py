@@ -10,21 +10,26 @@ gets an error that names it.
     store/runs/run=<id>/manifest.json     what the run is and the sha256 of every file
     store/runs/run=<id>/<table>/part-00000.parquet
     store/staging/<uuid>/                 work in progress, invisible to views
+    store/removed/<id>-<digits>.json      the note of a removal (``history.py``)
     store/views.sql                       the same relations for any DuckDB shell
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lever_data.errors import LeverError
+from lever_data.errors import LeverError, UsageError
 from lever_data.paths import store_path, uri_scheme
 from lever_data.store import staging
 from lever_data.store.files import fsync_dir
+from lever_data.store.history import AS_OF, FOLDER, Removal, inventory_as_of
 from lever_data.store.manifest import (
     Inventory,
     Run,
@@ -117,7 +122,28 @@ class Store:
         """Every run that can be read, and the damaged ones with why."""
         if self.mirror is not None:
             self.mirror.refresh_runs()
-        return read_inventory(self.path / "runs")
+        found = read_inventory(self.path / "runs")
+        if moment := os.environ.get(AS_OF):
+            return inventory_as_of(found, self.removals(), moment)
+        return found
+
+    def removals(self) -> list[Removal]:
+        """What was removed, in no order."""
+        if self.mirror is not None:
+            bucket = self.mirror.bucket
+            notes = [bucket.read(o.key) for o in bucket.objects(FOLDER)]
+        else:
+            notes = [path.read_bytes() for path in (self.path / FOLDER).glob("*.json")]
+        return [Removal(**json.loads(note)) for note in notes if note is not None]
+
+    def _require_present(self) -> None:
+        """Refuse to change a store that is read as it was."""
+        if moment := os.environ.get(AS_OF):
+            raise UsageError(
+                "nothing is written to a store that is read as of an earlier moment",
+                value=moment,
+                hint="leave --as-of (LEVER_AS_OF) out; --run names the runs to read",
+            )
 
     def runs(self) -> list[Run]:
         """All committed runs, oldest first (then by id).
@@ -169,6 +195,7 @@ class Store:
 
     def begin(self, spec: RunSpec) -> RunWriter:
         """Start writing a run; use it as a context manager and call ``commit`` inside."""
+        self._require_present()
         self.sweep()
         from lever_data.store.writer import RunWriter  # half of the start of those who only read
 
@@ -187,13 +214,24 @@ class Store:
 
         It is renamed into staging first, so that no reader sees half of it.
         """
-        name = self.inventory().name_of(run_id)
+        self._require_present()
+        found = self.inventory()
+        name = found.name_of(run_id)
+        times = [run.committed_at for run in found.runs if run.run == name]
+        removal = Removal(name, times[0] if times else None, datetime.now(UTC).isoformat())
+        key = f"{FOLDER}/{name}-{uuid.uuid4().hex[:12]}.json"
         folder = self.path / "runs" / f"run={name}"
         grave = staging.grave_in(self.staging_folder)
         if self.mirror is not None:
+            self.mirror.bucket.create(key, removal.to_json())
             self.mirror.remove(name)
         with staging.writable(self.path):
             self.staging_folder.mkdir(exist_ok=True)  # copies of a store lose empty folders
+            if self.mirror is None:
+                (self.path / FOLDER).mkdir(exist_ok=True)
+                with staging.locked(self.staging_folder):
+                    note = self.path / key
+                    staging.replace_file(self.staging_folder, note, removal.to_json())
             _rename_run(folder, grave)
             fsync_dir(folder.parent)
             shutil.rmtree(grave, ignore_errors=True)  # a sweeper may be at it too

@@ -22,6 +22,7 @@ from lever_data.items.items import Place, load_items, require_same_questions
 from lever_data.relations.db import (
     Session,
     empty_view,
+    identity,
     open_session,
     quote_identifier,
     readable_errors,
@@ -32,7 +33,7 @@ from lever_data.relations.rewards import (
     reward_columns,
     reward_sql,
 )
-from lever_data.relations.snapshot import Snapshot, identity, open_snapshot
+from lever_data.relations.snapshot import Snapshot, open_snapshot
 from lever_data.relations.stream import Census, Selection, census, run_sql
 from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size

@@ -188,7 +188,13 @@ def is_clear(outcome: Outcome) -> bool:
 def verify_swept(store: Path) -> None:
     """After a sweep, which every writer begins with, nothing of dead writers is left."""
     assert [p.name for p in (store / "staging").iterdir()] == ["lock"]
-    stray = {p.name for p in store.iterdir()} - {"lever.json", "runs", "staging", "views.sql"}
+    stray = {p.name for p in store.iterdir()} - {
+        "lever.json",
+        "removed",
+        "runs",
+        "staging",
+        "views.sql",
+    }
     assert not stray, f"left behind: {stray}"
 
 
