@@ -19,8 +19,10 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.store.schema import EVALUATIONS, EXAMPLES
 from lever_data.store.store import RunSpec, Store
 from lever_train import load
+from lever_train.embed.embed import embed
 from lever_train.evaluate.baselines import greedy
 from lever_train.flow.similar import similar_pools
+from lever_train.options.embed import EmbedRequest
 from lever_train.options.pack import PackRequest
 from lever_train.options.rollout import Recipe
 from lever_train.options.train import ModelConfig
@@ -32,6 +34,7 @@ from lever_train.rollout.propose import Ask, propose
 from lever_train.selector.checkpoint import Progress, save_v3
 from lever_train.selector.kinds import make_selector
 from tests.commands import lever
+from tests.encoders import QUESTIONS, tiny_clip
 from tests.stores import commit_examples, new_store, table
 
 N, D, K = 60, 16, 12
@@ -230,6 +233,38 @@ def test_a_hub_holds_the_folder_as_it_stands(
     for name in ("hub:me/other", "hub:not a name"):
         with pytest.raises(LeverError, match="the hub does not give this selector"):
             load(name)
+
+
+def test_texts_are_embedded_in_the_words_of_the_vectors(tmp_path: Path) -> None:
+    """A template's fields are those of the items that are asked about."""
+    store, encoder = new_store(tmp_path), tiny_clip(tmp_path / "clip")
+    commit_examples(
+        store,
+        [
+            {"dataset": "d", "split": "train", "example_id": i, "question_id": i, "question": text,
+             "answers": ["who uses"], "answer": "who uses"}
+            for i, text in enumerate(QUESTIONS)
+        ],
+    )  # fmt: skip
+    words = {"features": "text", "template": "{question} {answer}", "name": "both"}
+    embed(EmbedRequest(store=store.path, encoder=str(encoder), **words))
+    request = PackRequest(
+        checkpoint=checkpoint(tmp_path, "static", 6),
+        out=tmp_path / "p",
+        store=store.path,
+        candidate_embeddings="both",
+    )
+    selector = load(pack(request))
+    item = {"question": QUESTIONS[2], "answer": "who uses"}
+    for asked in (item, [item]):
+        found, expected = selector.select(asked, 3), selector.select(selector.vectors[2], 3)
+        found = found[0] if asked == [item] else found
+        assert [p.id for p in found] == [p.id for p in expected]
+        assert [p.log_prob for p in found] == pytest.approx(
+            [p.log_prob for p in expected], abs=1e-4
+        )
+    with pytest.raises(UsageError, match="an item has no 'answer'"):
+        selector.select(QUESTIONS[2], 2)
 
 
 def test_cells_hold_the_nearest_of_clustered_examples(place: Path, tmp_path: Path) -> None:

@@ -210,7 +210,8 @@ class _Task:
                 "name": name,
                 "encoder": self.encoder.identity(),
                 "features": request.features,
-            },
+            }
+            | ({} if request.template is None else {"template": request.template}),
         )
         return spec, name
 

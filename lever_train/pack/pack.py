@@ -210,13 +210,14 @@ def _encoder(request: SelectRequest, store: Store, place: tuple[str, str]) -> di
         if parameters.get("features") != "text":
             return None  # a text alone is not what such vectors are made of
         name = request.encoder or str(run.source["path"])
-        return {"name": name, "identity": str(parameters["encoder"])}
+        template = str(parameters.get("template", "{question}"))
+        return {"name": name, "identity": str(parameters["encoder"]), "template": template}
     if request.encoder is None:
         return None
     from lever_train.embed.encoders import Encoder
 
     found = Encoder(request.encoder, "cpu", images=False)
-    return {"name": request.encoder, "identity": found.identity()}
+    return {"name": request.encoder, "identity": found.identity(), "template": "{question}"}
 
 
 def _figures(con: duckdb.DuckDBPyConnection, store: Store, name: str) -> list[tuple[Any, ...]]:

@@ -9,6 +9,7 @@ scores.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ VECTOR = "vector"  # a column of the pool; `vector:NAME` of a further space
 _HUB = "hub:"
 _BLOCK = 1 << 24  # similarities in memory at once: 64 MB
 _ROUNDED = 6  # decimals of a similarity, as where pools are made: ties go to the earlier example
+
+_FIELD = re.compile(r"\{(\w+)\}")  # of a template
 
 Ids = npt.NDArray[np.int64]
 
@@ -103,7 +106,7 @@ class PackedSelector:
 
     def select(
         self,
-        inputs: str | Sequence[str] | npt.ArrayLike | Tensor,
+        inputs: str | dict[str, str] | Sequence[str | dict[str, str]] | npt.ArrayLike | Tensor,
         k: int | None = None,
         *,
         pools: npt.ArrayLike | None = None,
@@ -112,7 +115,8 @@ class PackedSelector:
         """Choose demonstrations, in the order they are to be shown.
 
         Args:
-            inputs: one question or several: texts, or vectors [d] or [B, d].
+            inputs: one question or several: texts, items with the fields that the encoder's
+                template names, or vectors [d] or [B, d].
             k: how many; ``None``: the selector stops by itself, which kind ``stop`` can.
             pools: [B, K] ids of the examples each question may be shown, -1 where padded; in place
                 of the most similar ones.
@@ -133,7 +137,7 @@ class PackedSelector:
         rows = self._nearest(queries) if pools is None else self._rows(pools, len(queries))
         shots = self._shots(k, rows.shape[1])
         found = self._picked(queries, rows, shots, spaces or {}, can_stop=k is None)
-        is_one = isinstance(inputs, str) or (np.ndim(inputs) == 1 and not _is_texts(inputs))
+        is_one = isinstance(inputs, str | dict) or (np.ndim(inputs) == 1 and not _is_texts(inputs))
         return found[0] if is_one else found
 
     def add_examples(
@@ -169,7 +173,7 @@ class PackedSelector:
                     hint=f"fields: {', '.join(sorted(fields))}",
                 )
         if vectors is None:
-            vectors = self._texts([str(example.get("question", "")) for example in examples])
+            vectors = self._texts(examples)
         more = self._checked(torch.as_tensor(np.asarray(vectors), dtype=torch.float32))
         if len(more) != len(examples):
             raise UsageError("a vector an example is needed", value=f"{len(more)}, {len(given)}")
@@ -204,7 +208,7 @@ class PackedSelector:
         return k
 
     def _vectors(self, inputs: Any) -> Tensor:
-        if isinstance(inputs, str):
+        if isinstance(inputs, str | dict):
             return self._texts([inputs])
         if _is_texts(inputs):
             return self._texts(list(inputs))
@@ -222,7 +226,7 @@ class PackedSelector:
             raise UsageError("a vector holds NaN or infinity")
         return values
 
-    def _texts(self, texts: list[str]) -> Tensor:
+    def _texts(self, items: Sequence[str | dict[str, Any]]) -> Tensor:
         if self.encoder is None:
             raise UsageError(
                 "the pack names no encoder: give vectors", hint="lever pack --encoder NAME"
@@ -238,7 +242,16 @@ class PackedSelector:
                     value=encoder.identity(),
                 )
             self._encode = encoder.texts
-        found: Tensor = self._encode(texts)
+        template = self.encoder.get("template", "{question}")
+        given = [{"question": item} if isinstance(item, str) else item for item in items]
+        for name in _FIELD.findall(template):
+            if any(item.get(name) is None for item in given):
+                raise UsageError(
+                    f"the vectors are of the text {template!r}, and an item has no {name!r}",
+                    hint=f"select({{{name!r}: …}}), or give vectors",
+                )
+        filled = [_FIELD.sub(lambda m: str(item[m[1]]), template).strip() for item in given]  # noqa: B023
+        found: Tensor = self._encode(filled)
         return found
 
     def _nearest(self, queries: Tensor) -> Ids:
@@ -429,5 +442,7 @@ def _largest(values: Tensor, rows: Ids, count: int) -> Ids:
 
 def _is_texts(inputs: Any) -> bool:
     return (
-        isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(t, str) for t in inputs)
+        isinstance(inputs, Sequence)
+        and len(inputs) > 0
+        and all(isinstance(t, str | dict) for t in inputs)
     )

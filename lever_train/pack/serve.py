@@ -33,7 +33,9 @@ class Ask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    questions: list[str] | None = Field(None, description="The questions, as texts.")
+    questions: list[str | dict[str, str]] | None = Field(
+        None, description="The questions: texts, or objects with the fields of the template."
+    )
     vectors: list[list[float]] | None = Field(None, description="Their vectors, in place of texts.")
     k: int | None = Field(
         None, ge=1, description="Demonstrations of each; without it the selector stops by itself."
