@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import save_file
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from lever_data import __version__
@@ -42,6 +40,7 @@ from lever_train.pack.packed import (
     POOL,
     VECTOR,
     WEIGHTS,
+    Inputs,
     PackedSelector,
     Pick,
     load,
@@ -146,7 +145,7 @@ def open_selector(request: SelectRequest) -> PackedSelector:
 
 def select(
     selector: SelectRequest | PackedSelector | str | Path,
-    inputs: str | Sequence[str] | npt.ArrayLike | Tensor,
+    inputs: Inputs,
     k: int | None = None,
     *,
     pools: npt.ArrayLike | None = None,
@@ -157,7 +156,8 @@ def select(
     Args:
         selector: a checkpoint with its examples, a folder of ``lever pack``, or what
             :func:`open_selector` or ``lever_train.load`` gave, which reads nothing anew.
-        inputs: one question or several: texts, or float vectors [d] or [B, d].
+        inputs: one question or several: texts, items with the fields that the encoder's template
+            names, or float vectors [d] or [B, d].
         k: how many; ``None``: the selector stops by itself, which kind ``stop`` can.
         pools: [B, K] ids of the examples each question may be shown, -1 where padded; in place of
             the ``pool_size`` most similar ones.

@@ -29,6 +29,7 @@ from lever_data.store.files import sha256_file
 from lever_train.inputs.devices import open_device
 from lever_train.options.rollout import Recipe
 from lever_train.pack.cells import Cells
+from lever_train.pack.near import Near
 from lever_train.rollout.policy import SelectorPolicy
 from lever_train.rollout.propose import beams
 from lever_train.selector.checkpoint import load_selector
@@ -42,12 +43,11 @@ CONFIG, WEIGHTS, POOL, CARD = "config.json", "model.safetensors", "pool.parquet"
 CELLS = "cells.safetensors"  # where similar examples are looked for in the nearest cells only
 VECTOR = "vector"  # a column of the pool; `vector:NAME` of a further space
 _HUB = "hub:"
-_BLOCK = 1 << 24  # similarities in memory at once: 64 MB
-_ROUNDED = 6  # decimals of a similarity, as where pools are made: ties go to the earlier example
 
 _FIELD = re.compile(r"\{(\w+)\}")  # of a template
 
 Ids = npt.NDArray[np.int64]
+Inputs = str | dict[str, str] | Sequence[str | dict[str, str]] | npt.ArrayLike | Tensor
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ class PackedSelector:
         self._encode: Any = None
         self._ids = examples.column("example_id").to_numpy()
         self._order = np.argsort(self._ids, kind="stable")
-        self._units = normalize(vectors, dim=-1)
-        if cells is not None:
-            self._units = self._units[torch.from_numpy(cells.order)]
+        self._near = Near(normalize(vectors, dim=-1), cells)
         # one batch: taking rows of it costs a fraction of taking them of a table
         (self._shown_rows,) = examples.combine_chunks().to_batches() or [pa.record_batch({})]
 
@@ -106,7 +104,7 @@ class PackedSelector:
 
     def select(
         self,
-        inputs: str | dict[str, str] | Sequence[str | dict[str, str]] | npt.ArrayLike | Tensor,
+        inputs: Inputs,
         k: int | None = None,
         *,
         pools: npt.ArrayLike | None = None,
@@ -137,7 +135,8 @@ class PackedSelector:
         rows = self._nearest(queries) if pools is None else self._rows(pools, len(queries))
         shots = self._shots(k, rows.shape[1])
         found = self._picked(queries, rows, shots, spaces or {}, can_stop=k is None)
-        is_one = isinstance(inputs, str | dict) or (np.ndim(inputs) == 1 and not _is_texts(inputs))
+        given: Any = inputs
+        is_one = isinstance(given, str | dict) or (not _is_texts(given) and np.ndim(given) == 1)
         return found[0] if is_one else found
 
     def add_examples(
@@ -259,20 +258,7 @@ class PackedSelector:
         n = len(self._ids)
         if self.pool_size is None or self.pool_size >= n:
             return np.broadcast_to(self._order, (len(queries), n))
-        found = np.empty((len(queries), self.pool_size), dtype=np.int64)
-        units, step = normalize(queries, dim=-1), max(1, _BLOCK // n)
-        if self.cells is not None:
-            for place, unit in enumerate(units):
-                parts = self.cells.near(unit, self.pool_size)
-                near = torch.cat([self._units[part] @ unit for part in parts])
-                rows = np.concatenate([self.cells.order[part] for part in parts])
-                found[place] = _largest(near, rows, self.pool_size)
-            return found
-        rows = np.arange(n)
-        for start in range(0, len(queries), step):
-            for place, near in enumerate(units[start : start + step] @ self._units.T, start):
-                found[place] = _largest(near, rows, self.pool_size)
-        return found
+        return self._near.rows(normalize(queries, dim=-1), self.pool_size)
 
     def _rows(self, pools: npt.ArrayLike, queries: int) -> Ids:
         given = np.asarray(pools)
@@ -424,20 +410,6 @@ def _log_probs(start: History, closed: Tensor, chosen: Tensor) -> Tensor:
             taken = taken.scatter(2, pick[..., None], True)
             history = history.advance(parent, pick)
     return torch.stack(found, dim=1)
-
-
-def _largest(values: Tensor, rows: Ids, count: int) -> Ids:
-    """The rows [count] of the largest values [m], largest first, ties by the lower row.
-
-    Values count as rounded: only those that may be among the largest then are looked at, a tenth of
-    the time of rounding all.
-    """
-    floor = values.topk(count, sorted=False).values.amin() - 2 * 10.0**-_ROUNDED
-    at = (values >= floor).nonzero()[:, 0]
-    keys = (values[at] * 10**_ROUNDED).round().numpy()
-    found = rows[at.numpy()]
-    best: Ids = found[np.lexsort((found, -keys))[:count]]
-    return best
 
 
 def _is_texts(inputs: Any) -> bool:
