@@ -210,9 +210,14 @@ def test_a_pack_that_was_changed_is_refused(place: Path, tmp_path: Path) -> None
     (tmp_path / "p" / "pool.parquet").write_bytes(b"")
     with pytest.raises(LeverError, match="not the one that was packed"):
         load(tmp_path / "p")
-    (tmp_path / "p" / "config.json").write_text('{"format": 99}')
-    with pytest.raises(LeverError, match="another format"):
-        load(tmp_path / "p")
+    for said, why in (
+        ('{"model_type": "lever_selector", "format": 99}', "the pack is of another format"),
+        ('{"model_type": "llama"}', "a model for another task; at .*; value 'llama'"),
+        ("[]", "a model for another task"),
+    ):
+        (tmp_path / "p" / "config.json").write_text(said)
+        with pytest.raises(LeverError, match=why):
+            load(tmp_path / "p")
 
 
 def test_a_hub_holds_the_folder_as_it_stands(
@@ -324,7 +329,8 @@ def test_the_command_and_a_program_without_a_store(place: Path, tmp_path: Path) 
     assert sorted(p.name for p in out.iterdir()) == [
         "README.md", "config.json", "model.safetensors", "pool.parquet",
     ]  # fmt: skip
-    assert json.loads((out / "config.json").read_text())["pool_size"] == 64
+    said = json.loads((out / "config.json").read_text())
+    assert (said["pool_size"], said["task"]) == (64, "vqa")
     assert pq.read_schema(out / "pool.parquet").names[:4] == [*EXAMPLES.names[2:5], "question"]
     program = (
         "import sys, numpy, lever_train; s = lever_train.load(sys.argv[1]);"

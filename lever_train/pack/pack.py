@@ -24,6 +24,7 @@ from torch.nn.functional import normalize
 from lever_data import __version__
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import ITEM_RELATIONS, only_dataset
+from lever_data.items.task import stored_task
 from lever_data.relations.db import connect
 from lever_data.relations.features import cosines_read, find_features
 from lever_data.store.files import fsync_tree, sha256_file
@@ -37,6 +38,7 @@ from lever_train.pack.packed import (
     CELLS,
     CONFIG,
     FORMAT,
+    MODEL_TYPE,
     POOL,
     VECTOR,
     WEIGHTS,
@@ -79,7 +81,7 @@ def pack(request: PackRequest) -> Path:
             save_file({"centres": cells.centres, "cell": cells.cell}, temporary / CELLS)
             files.append(CELLS)
         said = {
-            "model_type": "lever_selector",
+            "model_type": MODEL_TYPE,
             "format": FORMAT,
             "lever_version": __version__,
             "name": name,
@@ -89,6 +91,7 @@ def pack(request: PackRequest) -> Path:
             },
             "dataset": dataset,
             "candidate_split": request.candidate_split,
+            "task": stored_task(store.runs(), dataset, request.candidate_split).name,
             "pool_size": request.pool_size,
             "encoder": selector.encoder,
             "features": features.definitions() if features else {},
@@ -263,7 +266,8 @@ def _card(
         "",
         f"Kind `{found.config.selector}`, vectors of width {found.dim}, trained to phase "
         f"{found.phase}, epoch {found.epoch}. It picks from {examples:,} examples of "
-        f"{said['dataset']}/{said['candidate_split']}, {among}. Encoder: {encoder}.",
+        f"{said['dataset']}/{said['candidate_split']} (task {said['task']}), {among}. "
+        f"Encoder: {encoder}.",
         "",
         "    import lever_train",
         "    selector = lever_train.load(FOLDER)",

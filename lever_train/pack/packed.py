@@ -38,7 +38,7 @@ from lever_train.selector.model import History, Pool
 if TYPE_CHECKING:
     from lever_train.pack.features import PackedFeatures, Vectors
 
-FORMAT = 1
+FORMAT, MODEL_TYPE = 1, "lever_selector"
 CONFIG, WEIGHTS, POOL, CARD = "config.json", "model.safetensors", "pool.parquet", "README.md"
 CELLS = "cells.safetensors"  # where similar examples are looked for in the nearest cells only
 VECTOR = "vector"  # a column of the pool; `vector:NAME` of a further space
@@ -347,7 +347,10 @@ def load(folder: str | Path, device: str = "cpu") -> PackedSelector:
             where=str(folder),
             hint="lever pack CHECKPOINT --out DIR makes one",
         ) from None
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
+    kind = said.get("model_type") if isinstance(said, dict) else None
+    if kind != MODEL_TYPE:
+        raise LeverError("this is a model for another task", where=str(folder / CONFIG), value=kind)
+    if said.get("format") != FORMAT:
         raise LeverError("the pack is of another format", where=str(folder / CONFIG))
     for name, digest in said["files"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != digest:
