@@ -271,12 +271,12 @@ def test_an_empty_store(tmp_path: Path) -> None:
 def test_a_list_of_numbers_is_written_with_commas() -> None:
     choices = list(options(TrainConfig))
 
-    def config_of(text: str) -> TrainConfig:
-        given = tables_of(choices, {"reward__shot_weights": text})
+    def config_of(*texts: str) -> TrainConfig:
+        given = tables_of(choices, {"reward__shot_weights": list(texts)})
         return validated(TrainConfig, given, "the option", flag_of(choices))
 
-    config = config_of("0.5, 0.3,0.2")
-    assert config.reward.shot_weights == (0.5, 0.3, 0.2)
+    for texts in (["0.5, 0.3,0.2"], ["0.5", "0.3,0.2"]):
+        assert config_of(*texts).reward.shot_weights == (0.5, 0.3, 0.2)
     with pytest.raises(UsageError, match="valid number") as caught:
         config_of("0.5,half")
     assert "--shot-weights" in str(caught.value.where)
