@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,16 @@ def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """What lever remembers of verified files: not in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_without_pandas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Arrow imports pandas wherever it is installed, 0.3 s of every command that a test starts."""
+    absent = tmp_path_factory.mktemp("absent")
+    (absent / "pandas.py").write_text("raise ImportError('absent from the commands of tests')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(absent), prepend=os.pathsep)
         yield
 
 
