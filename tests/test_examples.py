@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lever_data import connect
 from lever_data.options import Section
 from lever_train.flow.run import run
 from lever_train.options.pipeline import load_pipeline
-from tests.encoders import tiny_clip
+from tests.encoders import QUESTIONS, tiny_clip
 from tests.tiny_lm import save_tiny_lm
 from tests.tiny_vlm import save_tiny_vlm
 
@@ -27,7 +28,8 @@ METRICS = {"labels": "label", "qa": "squad-f1", "captions": "cider-d", "vqa": "v
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    tiny_clip(folder / "clip")
+    words = [w for f in EXAMPLES.glob("*.jsonl") for w in re.findall(r"\w+", f.read_text())]
+    tiny_clip(folder / "clip", [*words, *QUESTIONS])
     save_tiny_lm(folder / "lm")
     save_tiny_vlm(folder / "vlm")
     return folder

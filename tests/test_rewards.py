@@ -23,7 +23,7 @@ CASES = json.loads((Path(__file__).parent / "data" / "rewards.json").read_text()
 def _con(tmp_path: Path, rows: list[dict[str, Any]], **connect_options: Any) -> Any:
     store = new_store(tmp_path)
     commit(store, [candidate(0, i, [i], **row) for i, row in enumerate(rows)])
-    return connect(store, only=["all_candidates"], **connect_options)
+    return connect(store, only=["all_candidates", "candidate_info"], **connect_options)
 
 
 def _rewards(con: duckdb.DuckDBPyConnection, spec: RewardSpec) -> list[float]:

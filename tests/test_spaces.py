@@ -104,7 +104,7 @@ def test_a_cosine_side_by_side_is_the_mean_of_cosines(store: Store, tmp_path: Pa
     whole = load_embeddings(",".join(paths), con)
     parts = [torch.nn.functional.normalize(load_embeddings(p, con), dim=1) for p in paths]
     torch.testing.assert_close(whole @ whole.T, sum(p @ p.T for p in parts) / 2)
-    np.save(tmp_path / "b.npy", np.ones((5, 3), np.float32))
+    np.save(tmp_path / "b.npy", np.eye(5, 3, dtype=np.float32) + 1)
     with pytest.raises(UsageError, match="side by side differ in rows"):
         load_embeddings(",".join(paths), con)
 

@@ -45,7 +45,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def test_faults_of_the_data_are_found_before_the_old_training_goes(
     trained: Bench, tmp_path: Path, flags: dict[str, Any], message: str
 ) -> None:
-    np.save(tmp_path / "few.npy", np.ones((POOL, WIDTH), np.float32))
+    np.save(tmp_path / "few.npy", np.eye(POOL, WIDTH, dtype=np.float32) + 1)
     pools = np.tile(np.arange(QUERIES), (QUERIES - 1, 1))
     np.save(tmp_path / "pool.npy", pools)
     np.save(tmp_path / "all.npy", np.tile(np.arange(QUERIES), (QUERIES, 1)))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gguf
 import numpy as np
 
 WIDTH, HEADS, INNER, LAYERS = 64, 4, 96, 2
@@ -19,6 +18,8 @@ def save_tiny_gguf(file: Path, tokenizer_of: Path, *, first_token: bool) -> Path
         tokenizer_of: a GGUF file of a real model, whose tokenizer it gets.
         first_token: whether a text begins with a token of the model's own.
     """
+    import gguf  # installed by `make servers` alone
+
     real, writer = gguf.GGUFReader(tokenizer_of), gguf.GGUFWriter(file, "llama")
     for name, field in real.fields.items():
         if name.startswith("tokenizer.") and name != "tokenizer.ggml.add_bos_token":

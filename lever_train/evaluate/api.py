@@ -123,6 +123,7 @@ def _many_looks(store: Store, held: HeldOut) -> Iterator[str]:
         policy
         for run in store.runs()
         if (run.kind, run.dataset, run.split) == ("evaluation", held.dataset, held.split)
+        if "selectors" in run.parameters  # results files come without
         for policy in run.parameters["selectors"].values()
     }
     if len(judged) > HANDFUL:
