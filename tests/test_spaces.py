@@ -131,11 +131,20 @@ def test_what_is_compared_is_a_template_without_answers(
         EmbedTable(**tables)
 
 
-def test_the_recipe_of_features_is_a_config() -> None:
-    path = Path(__file__).resolve().parents[1] / "examples" / "okvqa_features.toml"
+@pytest.mark.parametrize(
+    ("name", "compared", "texts"),
+    [
+        ("okvqa_features", ("question", "both"), {"words": "okvqa/picture_words_train.json.gz"}),
+        ("okvqa_text_features", ("question",), {}),
+    ],
+)
+def test_the_recipe_of_features_is_a_config(
+    name: str, compared: tuple[str, ...], texts: dict[str, str]
+) -> None:
+    path = Path(__file__).resolve().parents[1] / "examples" / f"{name}.toml"
     config = load_pipeline(path)
-    assert config.embed.compared == ("question", "both")
-    assert config.data.texts == {"words": path.parent / "okvqa/picture_words_train.json.gz"}
+    assert config.embed.compared == compared
+    assert config.data.texts == {key: path.parent / file for key, file in texts.items()}
     assert set(config.train.model.pair_features) <= set(catalog.features())
     assert mode(config) == "dense (3 epochs)"
 
