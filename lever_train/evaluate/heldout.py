@@ -100,27 +100,8 @@ def open_held_out(
     own_size = split_size(con, dataset, questions.split)
     # of the whole split, whichever queries are asked about: how rare a word is, is the split's
     scoring = Scoring(task or Task(), [item.answers for item in items.values()])
-    if questions.queries is not None:
-        wanted = query_ids(con, questions.queries, dataset, questions.split).tolist()
-        here = f"{dataset}/{questions.split}"
-        if not wanted:
-            raise UsageError(
-                "the view holds no query of this place", where=questions.queries, value=here
-            )
-        if lacking := [number for number in wanted if number not in items]:
-            raise LeverError(
-                f"{len(lacking):,} of {len(wanted):,} queries of the view are not questions of "
-                f"{here}",
-                where=questions.queries,
-                value=f"query {lacking[0]}",
-                hint="ingest the questions of the split, or give a view of those that are there",
-            )
-        items = {number: items[number] for number in wanted}
     size = max(official.questions) + 1 if own_size is None and official else own_size
-    if only:
-        items = {number: items[number] for number in only if number in items}
-    if limit is not None:
-        items = {number: items[number] for number in sorted(items)[:limit]}
+    items = _chosen(con, questions, dataset, items, only, limit)
     own = questions.candidate_split == questions.split
     source = Place(dataset, questions.candidate_split, *images)
     examples = load_items(con, source, official if own else None)
@@ -155,6 +136,41 @@ def open_held_out(
         scoring,
         Pairs(con, place, numbers, each, *vectors, asked, examples),
     )
+
+
+def _chosen(
+    con: duckdb.DuckDBPyConnection,
+    questions: Questions,
+    dataset: str,
+    items: dict[int, Item],
+    only: Sequence[int],
+    limit: int | None,
+) -> dict[int, Item]:
+    """The items of the view that is named, of ``only`` where any are, and of those the first.
+
+    Raises:
+        UsageError: the view holds no query of this place.
+        LeverError: it names queries that are not questions of the split; the first of them.
+    """
+    if questions.queries is not None:
+        wanted = query_ids(con, questions.queries, dataset, questions.split).tolist()
+        here = f"{dataset}/{questions.split}"
+        if not wanted:
+            raise UsageError(
+                "the view holds no query of this place", where=questions.queries, value=here
+            )
+        if lacking := [number for number in wanted if number not in items]:
+            raise LeverError(
+                f"{len(lacking):,} of {len(wanted):,} queries of the view are not questions of "
+                f"{here}",
+                where=questions.queries,
+                value=f"query {lacking[0]}",
+                hint="ingest the questions of the split, or give a view of those that are there",
+            )
+        items = {number: items[number] for number in wanted}
+    if only:
+        items = {number: items[number] for number in only if number in items}
+    return {number: items[number] for number in sorted(items)[:limit]}
 
 
 def _embeddings(

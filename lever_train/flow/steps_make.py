@@ -48,26 +48,7 @@ def ingest(work: Work) -> Step:
 
     def act(known: StepOutputs, begun: bool) -> Outputs:
         store = Store.create(data.store)
-        found = _ingest_split(
-            work,
-            store,
-            data.train_split,
-            (
-                *data.rl_data,
-                *data.beam_data,
-                *_one(data.items),
-                *_both(data.questions, data.annotations),
-            ),
-        )
-        if data.eval_split != data.train_split:
-            files = (
-                *_one(data.eval_items),
-                *_both(data.eval_questions, data.eval_annotations),
-            )
-            found += _ingest_split(work, store, data.eval_split, files)
-        for split, texts in ((data.train_split, data.texts), (data.eval_split, data.eval_texts)):
-            for name, path in texts.items():
-                found += _ingest_split(work, store, split, (path,), name)
+        found = _ingest_splits(work, store)
         return {
             "rl": [run for kind, run in found if kind == "rl_data"],
             "beam": [run for kind, run in found if kind == "beam"],
@@ -324,6 +305,21 @@ def _images(work: Work) -> dict[str, object]:
     data = work.config.data
     root = None if data.image_root is None else str(data.image_root)
     return {"image_root": root, "image_name": data.image_name}
+
+
+def _ingest_splits(work: Work, store: Store) -> list[tuple[str, str]]:
+    """(kind, run id) of every file of both splits: what they hold first, then texts of items."""
+    data = work.config.data
+    questions = _both(data.questions, data.annotations)
+    files = (*data.rl_data, *data.beam_data, *_one(data.items), *questions)
+    found = _ingest_split(work, store, data.train_split, files)
+    if data.eval_split != data.train_split:
+        questions = _both(data.eval_questions, data.eval_annotations)
+        found += _ingest_split(work, store, data.eval_split, (*_one(data.eval_items), *questions))
+    for split, texts in ((data.train_split, data.texts), (data.eval_split, data.eval_texts)):
+        for name, path in texts.items():
+            found += _ingest_split(work, store, split, (path,), name)
+    return found
 
 
 def _ingest_split(
