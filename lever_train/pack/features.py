@@ -1,8 +1,8 @@
 """What a packed selector reads of pairs: the SQL it was trained with, over the pack's own examples.
 
 In go queries and the rows of their pools; out come values [B, K, F], with the votes of the pool
-behind them where they are read: those of ``lever eval``. The
-SQL is run by DuckDB, which only packs of such selectors import.
+behind them where they are read: those of ``lever eval``. DuckDB runs the SQL, and only packs of
+such selectors import it.
 """
 
 from __future__ import annotations
