@@ -60,6 +60,7 @@ EXCUSED = {
 NOT_HERE = {
     "lever run vqa okvqa_local": "needs that model; test_run.py runs the legacy form",
     "s3://": "needs a bucket; test_bucket.py runs such commands",
+    "examples/okvqa_": "half an hour and OK-VQA; test_spaces.py reads them and runs a small one",
     "lever sweep examples/": "minutes of training; test_sweep.py reads it and runs smaller ones",
 }
 # what of a page is done: a command of a code block or in the text, a shell line, a file to write
