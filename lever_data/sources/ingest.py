@@ -8,7 +8,7 @@ all; the runs before a bad file stay.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,27 +18,19 @@ import msgspec
 import pyarrow as pa
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.vqa_metric import few_annotators
 from lever_data.readers.detect import SourceFile, detect
 from lever_data.readers.rows import data_files, is_rows, rows_of
 from lever_data.readers.source import Source
-from lever_data.sources.belong import require_known_queries
 from lever_data.sources.dataset import guessed_task, meaning_of, put_pictures, read_dataset
+from lever_data.sources.examples import commit_examples, further_parameters, stored_questions
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.sources.questions import (
-    ItemFile,
-    annotator_counts,
-    example_batches,
-    is_sorted,
-    place_of,
     read_annotations,
     read_questions,
     split_of,
-    stored_items,
 )
 from lever_data.sources.results import ingest_results
 from lever_data.sources.rl_ingest import ingest_legacy
-from lever_data.store.integrity import require_intact
 from lever_data.store.schema import TEXTS
 from lever_data.store.spill import spill_folder
 from lever_data.store.store import Run, RunSpec, Store
@@ -156,7 +148,7 @@ def _ingest_rows(rows: Rows, store: Store, options: IngestOptions) -> IngestResu
         split=_assume(options, options.split, "split", "train", first),
         source={"path": str(rows.path), "bytes": sum(s.size for s in sources)},
         source_sha256=_joint(digests),
-        parameters={"columns": shown, **_further(options)},
+        parameters={"columns": shown, **further_parameters(options)},
     )
     if (known := store.find(spec)) is not None:
         return IngestResult(known, is_new=False)
@@ -168,7 +160,7 @@ def _ingest_rows(rows: Rows, store: Store, options: IngestOptions) -> IngestResu
 
     with spill_folder() as folder:
         items = read_dataset(rows.files, meaning, folder)
-        return _commit_examples(store, spec, (items, None), options, put)
+        return IngestResult(*commit_examples(store, spec, (items, None), options, put))
 
 
 def _fits(unit: list[SourceFile], found: SourceFile) -> bool:
@@ -216,7 +208,7 @@ def _ingest_examples(unit: list[SourceFile], store: Store, options: IngestOption
             "bytes": sum(s.size for s in sources),
         },
         source_sha256=_joint(digests),
-        parameters={"files": kinds, **_further(options)},
+        parameters={"files": kinds, **further_parameters(options)},
     )
     if spec.split is not None and (known := store.find(spec)) is not None:
         return IngestResult(known, is_new=False)
@@ -226,125 +218,15 @@ def _ingest_examples(unit: list[SourceFile], store: Store, options: IngestOption
         annotations = read_annotations(source, options.progress, salvage=options.salvage)
     if asked := by_kind.get("questions", by_kind.get("items")):
         questions = read_questions(asked, options.progress, salvage=options.salvage)
-        return _commit_examples(store, spec, (questions, annotations), options)
+        return IngestResult(*commit_examples(store, spec, (questions, annotations), options))
     assert annotations is not None
     split = spec.split or split_of(annotations.head.get("data_subtype"))
-    questions, parent = _stored_questions(store, str(spec.dataset), split, sources[0])
+    questions, parent = stored_questions(store, str(spec.dataset), split, sources[0])
     # they are numbered as the questions are
     parameters = {k: v for k, v in spec.parameters.items() if k != "order"}
     parameters |= {k: v for k, v in parent.parameters.items() if k == "order"}
     spec = replace(spec, parameters=parameters, parents=(parent.run,))
-    return _commit_examples(store, spec, (questions, annotations), options)
-
-
-def _further(options: IngestOptions) -> dict[str, Any]:
-    """Parameters that stand in a run's identity where they are not the default."""
-    found: dict[str, Any] = {} if options.order == "file" else {"order": options.order}
-    if options.image_name is not None:
-        found["image_name"] = options.image_name
-    if options.task is not None and (task := options.task.stored()):
-        found["task"] = task
-    return found | ({"salvage": True} if options.salvage else {})
-
-
-def _commit_examples(
-    store: Store,
-    spec: RunSpec,
-    files: tuple[ItemFile, ItemFile | None],
-    options: IngestOptions,
-    put_more: Callable[[], None] = lambda: None,
-) -> IngestResult:
-    """``put_more`` puts what is beside the run; called when nothing else can be refused."""
-    questions, annotations = files
-    split = spec.split or split_of(questions.head.get("data_subtype"))
-    if split is None:
-        split = "train"
-        options.notice(f"{questions.source.path}: no --split given: assuming train")
-    elif options.split is None:
-        options.notice(f"{questions.source.path}: no --split given: it says {split}")
-    spec = replace(spec, split=split)
-    if (known := store.find(spec)) is not None:
-        return IngestResult(known, is_new=False)
-    numbers = place_of(questions, options.order if not spec.parents else "file")
-    place = (str(spec.dataset), split)
-    require_known_queries(store, place, numbers, questions, annotations)
-    counts = annotator_counts(questions, annotations)
-    if counts[0] == questions.num_rows:
-        _require_no_answers(store, place, questions)
-    _tell_examples(
-        files, counts, options, is_ordered=bool(spec.parents) or "columns" in spec.parameters
-    )
-    details = {
-        "data_subtype": questions.head.get("data_subtype"),
-        "data_type": questions.head.get("data_type"),
-        "order": spec.parameters.get("order", "file"),
-        "unanswered": counts[0],
-        "few_annotators": sum(counts[1:4]),
-        "skipped": [why for file in files if file is not None for _, why in file.skipped],
-    }
-    with store.begin(spec) as writer:
-        for table in example_batches(questions, annotations, place, numbers, options.image_name):
-            writer.write("examples", table)
-        for item in files:
-            if item is not None:
-                item.source.check_unchanged()
-        put_more()
-        return IngestResult(writer.commit(details), is_new=True)
-
-
-def _require_no_answers(store: Store, place: tuple[str, str], questions: ItemFile) -> None:
-    """Refuse questions without answers where the store holds their split with answers: the newest
-    questions of a split count, so those answers would be hidden."""
-    for run in reversed(store.inventory().runs):
-        same = run.kind == "examples" and (run.dataset, run.split) == place
-        if same and run.details.get("unanswered", 0) < run.num_rows:
-            raise UsageError(
-                "these questions have no answers, and would hide those of a run in the store",
-                where=str(questions.source.path),
-                value=run.run,
-                hint="name the annotations in the same command, or remove that run first",
-            )
-
-
-def _tell_examples(
-    files: tuple[ItemFile, ItemFile | None],
-    counts: list[int],
-    options: IngestOptions,
-    *,
-    is_ordered: bool,
-) -> None:
-    """Say what the reader of a figure should know of these questions."""
-    where, total = files[0].source.path, files[0].num_rows
-    for file in files:
-        for _, why in () if file is None else file.skipped:
-            options.notice(f"left out: {why}")
-    if counts[0] == total:
-        options.notice(f"{where}: no annotations given: answers null")
-    elif counts[0]:
-        options.notice(f"{where}: {counts[0]:,} questions have no annotation: answers null")
-    is_vqa = options.task is None or options.task.metric == "vqa-accuracy"
-    if is_vqa and (few := sum(counts[1:4])):
-        options.notice(f"{where}: {few_annotators(few, total)}")
-    if options.order == "file" and not is_ordered and not is_sorted(files[0]):
-        options.notice(
-            f"{where}: questions are numbered as they stand in the file; RL data, pools and "
-            "vectors of the legacy code number them by question_id (--order question_id)"
-        )
-
-
-def _stored_questions(
-    store: Store, dataset: str, split: str | None, source: Source
-) -> tuple[ItemFile, Run]:
-    """Questions of the newest examples run of this dataset and split, for lone annotations."""
-    runs = [r for r in store.runs() if (r.kind, r.dataset, r.split) == ("examples", dataset, split)]
-    if not runs:
-        raise UsageError(
-            f"annotations alone: the store has no questions of dataset {dataset}, split {split}",
-            where=str(source.path),
-            hint="name the question file in the same command, before or after the annotations",
-        )
-    require_intact([runs[-1]])
-    return stored_items(source, runs[-1]), runs[-1]
+    return IngestResult(*commit_examples(store, spec, (questions, annotations), options))
 
 
 def _file_spec(
