@@ -5,7 +5,7 @@ In goes a survey of the view, whose ``demonstration_usage`` it lists; out come r
 
 from __future__ import annotations
 
-from lever_board.page import Asked, Content, working
+from lever_board.page import Content, PageRequest, working
 from lever_board.query_pages import reward_of, training_views
 from lever_data.catalog import reward_modes
 from lever_data.errors import UsageError
@@ -20,7 +20,7 @@ SORTS = {  # name → (words, order)
 }
 
 
-def demonstrations_page(asked: Asked) -> Content:
+def demonstrations_page(asked: PageRequest) -> Content:
     """The examples that candidates show."""
     view, reward = asked.text("view", "all_candidates"), reward_of(asked)
     sort = asked.text("sort", "picks")
@@ -72,7 +72,9 @@ def demonstrations_page(asked: Asked) -> Content:
     )
 
 
-def _shown(asked: Asked, keys: list[tuple[str, str, int]]) -> dict[tuple[str, str, int], Item]:
+def _shown(
+    asked: PageRequest, keys: list[tuple[str, str, int]]
+) -> dict[tuple[str, str, int], Item]:
     """The items of (dataset, split of the queries, example id): examples are those of `train`
     where the store has them, as everywhere."""
     con = asked.state.session().con

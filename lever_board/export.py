@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from lever_board.board import Board
-from lever_board.page import OWN, Asked
+from lever_board.page import OWN, PageRequest
 from lever_board.pages import WORKING, own_static, show
 from lever_board.pictures import thumbnail
 from lever_board.query_pages import example_of
@@ -28,7 +28,7 @@ _QUERY = ("dataset", "split", "id")  # what tells a query's page apart, wherever
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportCounts:
     """What was written: pages, pictures, and how many linked pages were left out."""
 
     pages: int
@@ -85,7 +85,7 @@ def _file(name: str, given: dict[str, list[str]]) -> str:
     return "-".join(part for part in (name, slug, digest) if part) + ".html"
 
 
-def export(board: Board, folder: Path, queries: int) -> Exported:
+def export(board: Board, folder: Path, queries: int) -> ExportCounts:
     """Write every page into ``folder``, which must be new or empty.
 
     Raises:
@@ -106,7 +106,7 @@ def export(board: Board, folder: Path, queries: int) -> Exported:
     while links.waiting:
         name, given, file = links.waiting.pop(0)
         parameters = {key: values[-1] for key, values in given.items()}
-        asked = Asked(board, state, links, parameters, given)
+        asked = PageRequest(board, state, links, parameters, given)
         text, status = show(name, asked)
         while status == WORKING:
             time.sleep(0.2)
@@ -114,7 +114,7 @@ def export(board: Board, folder: Path, queries: int) -> Exported:
         (folder / file).write_text(text, "utf-8")
         pages += 1
     written = 0
-    first = Asked(board, state, links, {})
+    first = PageRequest(board, state, links, {})
     for file, (dataset, split, number) in links.pictures.items():
         try:
             found = thumbnail(example_of(first, dataset, split, number), board.images)
@@ -124,4 +124,4 @@ def export(board: Board, folder: Path, queries: int) -> Exported:
             (folder / file).write_bytes(found)
             written += 1
     left_out = sum(file is None for file in links.files.values())
-    return Exported(pages, written, left_out)
+    return ExportCounts(pages, written, left_out)

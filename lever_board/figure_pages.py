@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lever_board.page import Asked, Content, working
+from lever_board.page import Content, PageRequest, working
 from lever_board.query_pages import Key, asked_items, reward_of, training_views
 from lever_board.store_pages import place_text, short_name, time_text
 from lever_data.catalog import RL_KINDS, reward_modes
@@ -35,7 +35,7 @@ FOLLOW = 2000  # milliseconds between two looks at a training
 APART = 50  # questions of a page that two selectors disagree on
 
 
-def audit_page(asked: Asked) -> Content:
+def audit_page(asked: PageRequest) -> Content:
     """The page of `lever audit` over a view."""
     view, reward = asked.text("view", "all_candidates"), reward_of(asked)
     survey = asked.board.survey(asked.state, view, reward)
@@ -51,7 +51,7 @@ def audit_page(asked: Asked) -> Content:
     return Content(title, facts, template="board_audit.html", more={**more, **choices})
 
 
-def training_page(asked: Asked) -> Content:
+def training_page(asked: PageRequest) -> Content:
     """Curves of trainings over each other; those that run now go on by themselves."""
     runs = asked.state.kind("training")
     live = live_trainings(asked)
@@ -87,12 +87,12 @@ def training_page(asked: Asked) -> Content:
     )
 
 
-def live_trainings(asked: Asked) -> list[Path]:
+def live_trainings(asked: PageRequest) -> list[Path]:
     """The folders the reader named that hold metrics, each once."""
     return [path for path in asked.board.trainings if (path / METRICS).exists()]
 
 
-def _metrics(asked: Asked, run: Run) -> pl.DataFrame:
+def _metrics(asked: PageRequest, run: Run) -> pl.DataFrame:
     con = asked.state.session().con.cursor()
     sql = """
         select phase, epoch, step, metric, value
@@ -103,7 +103,7 @@ def _metrics(asked: Asked, run: Run) -> pl.DataFrame:
     return pl.DataFrame(con.sql(sql, params=[run.run]).to_arrow_table())
 
 
-def evaluation_page(asked: Asked) -> Content:
+def evaluation_page(asked: PageRequest) -> Content:
     """Accuracy by shots, and the paired differences with the questions behind them."""
     runs = asked.state.kind("evaluation")
     if not runs:
@@ -162,7 +162,7 @@ def forest(pairs: Sequence[PairTest]) -> list[Mark]:
     return [Mark(p, place(0), place(p.difference), place(p.low), place(p.high)) for p in pairs]
 
 
-def disagree_page(asked: Asked) -> Content:
+def disagree_page(asked: PageRequest) -> Content:
     """The questions on which two selectors of an evaluation differ, worst for A first."""
     run = asked.state.store.run(asked.text("run"))
     a, b, shots = asked.text("a"), asked.text("b"), asked.number("shots")
@@ -242,7 +242,7 @@ _ALL_WRONG = """
 """
 
 
-def sweep_page(asked: Asked) -> Content:
+def sweep_page(asked: PageRequest) -> Content:
     """The cells of a sweep, and how far luck alone would put one ahead."""
     con = asked.state.session().con.cursor()
     names = [row[0] for row in con.execute(_SWEEPS).fetchall()]
@@ -285,7 +285,7 @@ _SWEEPS = """
 """
 
 
-def _per_query(asked: Asked, run: str) -> np.ndarray:
+def _per_query(asked: PageRequest, run: str) -> np.ndarray:
     """Mean accuracy of the cell on each query over the shot numbers; a failed answer counts 0."""
     con = asked.state.session().con.cursor()
     rows = con.execute(
@@ -296,7 +296,7 @@ def _per_query(asked: Asked, run: str) -> np.ndarray:
     return np.array([row[0] for row in rows], dtype=np.float64)
 
 
-def compare_page(asked: Asked) -> Content:
+def compare_page(asked: PageRequest) -> Content:
     """Two runs, views or selectors of evaluations, as `lever diff` compares them."""
     groups = _sides(asked)
     choices = [one for group in groups for one in group]
@@ -321,7 +321,7 @@ def compare_page(asked: Asked) -> Content:
     )
 
 
-def _sides(asked: Asked) -> list[list[tuple[str, str]]]:
+def _sides(asked: PageRequest) -> list[list[tuple[str, str]]]:
     """What can be compared, what is alike together: runs with candidates, the selectors of each
     evaluation, views."""
     found = [[(run.run, f"run {run.run}") for run in asked.state.kind(*RL_KINDS)]]

@@ -45,7 +45,7 @@ class Links(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class PageRequest:
     """A page's parameters, and the store it is asked of."""
 
     board: Board
@@ -83,10 +83,10 @@ class Content:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-PageOf = Callable[[Asked], Content]
+PageOf = Callable[[PageRequest], Content]
 
 
-def html(name: str, asked: Asked, content: Content) -> str:
+def html(name: str, asked: PageRequest, content: Content) -> str:
     """The page as HTML."""
     return (
         environment("lever_board")

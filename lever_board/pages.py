@@ -6,7 +6,7 @@ from importlib import import_module, resources
 
 import duckdb
 
-from lever_board.page import Asked, PageOf, html, refusal
+from lever_board.page import PageOf, PageRequest, html, refusal
 from lever_data.errors import LeverError
 
 # Name → module of `<name>_page`, imported when it is first asked for: the first page of a board
@@ -28,7 +28,7 @@ PAGES = {
 FINE, WORKING, REFUSED = 200, 202, 400
 
 
-def show(name: str, asked: Asked) -> tuple[str, int]:
+def show(name: str, asked: PageRequest) -> tuple[str, int]:
     """The page as HTML and its status: fine, still being worked on, or refused with the reason."""
     try:
         page: PageOf = getattr(import_module(f"lever_board.{PAGES[name]}"), f"{name}_page")

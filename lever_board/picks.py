@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lever_board.page import Asked
+from lever_board.page import PageRequest
 from lever_board.store_pages import bytes_text, short_name, size
 from lever_data.store.files import sha256_file
 from lever_data.store.store import Run
@@ -47,7 +47,7 @@ class Picks:
     older: int = 0
 
 
-def picks_of(asked: Asked, place: tuple[str, str], query_id: int) -> Picks:
+def picks_of(asked: PageRequest, place: tuple[str, str], query_id: int) -> Picks:
     """The picks of every training's best checkpoint, or of all checkpoints of the training that
     the parameter ``training`` names."""
     trainings = [run for run in asked.state.kind("training") if run.dataset == place[0]]
@@ -98,7 +98,7 @@ def checkpoints(folder: Path, *, is_all: bool) -> list[Path]:
 
 
 def _inputs(
-    asked: Asked, run: Run, folder: Path, place: tuple[str, str]
+    asked: PageRequest, run: Run, folder: Path, place: tuple[str, str]
 ) -> dict[str, str | None] | None:
     """Vectors, pool and the demonstrations' split: of the training where it is of this place, else
     of an evaluation there, of this training's checkpoints if there is one; ``None`` without."""
@@ -113,7 +113,7 @@ def _inputs(
     return _inputs_of(asked, made[0]) if made else None
 
 
-def _inputs_of(asked: Asked, evaluation: Run) -> dict[str, str | None]:
+def _inputs_of(asked: PageRequest, evaluation: Run) -> dict[str, str | None]:
     """The same of an evaluation. Its record names the files, and of vectors in the store those of
     their run."""
     runs = {run.run: run for run in asked.state.runs}
@@ -133,7 +133,7 @@ def _inputs_of(asked: Asked, evaluation: Run) -> dict[str, str | None]:
 
 
 def _wanted(
-    asked: Asked,
+    asked: PageRequest,
     run: Run,
     file: Path,
     inputs: Mapping[str, str | None],
@@ -165,14 +165,14 @@ def _wanted(
     }
 
 
-def _path(asked: Asked, text: str) -> Path:
+def _path(asked: PageRequest, text: str) -> Path:
     """A path of a record: as it is written, else beside the store, for records hold relative ones.
     A name in the store stays as it is."""
     beside = asked.board.store.path.resolve().parent / text
     return beside if not Path(text).exists() and beside.exists() else Path(text)
 
 
-def _state_of(asked: Asked, path: str) -> tuple[str, int, int]:
+def _state_of(asked: PageRequest, path: str) -> tuple[str, int, int]:
     """A file of vectors, its bytes and when it changed; of a name in the store, the bytes of all
     its runs, which never change."""
     if Path(path).is_file():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lever_board.page import Asked
+from lever_board.page import PageRequest
 from lever_data.items.items import Place, some_items
 from lever_data.items.prompts import Item, Prompt, Template
 from lever_data.store.store import Run
@@ -52,7 +52,7 @@ class PromptReader:
     """
 
     def __init__(
-        self, asked: Asked, place: tuple[str, str], query_id: int, shown: Iterable[int]
+        self, asked: PageRequest, place: tuple[str, str], query_id: int, shown: Iterable[int]
     ) -> None:
         self._asked, self._place, self._query_id = asked, place, query_id
         self._ids = {*shown, query_id}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lever_board.board import Survey
-from lever_board.page import Asked, Content, working
+from lever_board.page import Content, PageRequest, working
 from lever_board.picks import Picks, picks_of
 from lever_board.prompts import PromptReader, Words
 from lever_board.store_pages import short_name
@@ -61,7 +61,7 @@ class Key:
     query_id: int
 
 
-def reward_of(asked: Asked) -> RewardSpec:
+def reward_of(asked: PageRequest) -> RewardSpec:
     """The reward mode the reader chose.
 
     Raises:
@@ -73,7 +73,7 @@ def reward_of(asked: Asked) -> RewardSpec:
     return RewardSpec(mode=mode)
 
 
-def queries_page(asked: Asked) -> Content:
+def queries_page(asked: PageRequest) -> Content:
     """A grid of a view's queries."""
     view, reward = asked.text("view", "all_candidates"), reward_of(asked)
     survey = asked.board.survey(asked.state, view, reward)
@@ -114,7 +114,7 @@ def queries_page(asked: Asked) -> Content:
     )
 
 
-def training_views(asked: Asked) -> list[tuple[str, str]]:
+def training_views(asked: PageRequest) -> list[tuple[str, str]]:
     """The views that can be audited, as choices."""
     names = ["candidates", "evaluations", "queries", "examples", "runs", "sweeps", "embeddings"]
     hidden = {*names, "training_metrics", "evaluation_scores", "candidate_info", "own_pointers"}
@@ -126,7 +126,7 @@ def training_views(asked: Asked) -> list[tuple[str, str]]:
     ]
 
 
-def query_page(asked: Asked) -> Content:
+def query_page(asked: PageRequest) -> Content:
     """One query: what was asked, and every candidate with what it earned."""
     key = Key(asked.text("dataset"), asked.text("split"), asked.number("id", -1))
     reward = reward_of(asked)
@@ -183,7 +183,7 @@ def query_page(asked: Asked) -> Content:
     )
 
 
-def _one_of(asked: Asked, name: str, choices: Mapping[str, object]) -> str:
+def _one_of(asked: PageRequest, name: str, choices: Mapping[str, object]) -> str:
     chosen = asked.text(name, next(iter(choices)))
     if chosen not in choices:
         raise UsageError(f"there is no such {name}", value=chosen, hint=", ".join(choices))
@@ -194,7 +194,7 @@ def _key(row: Mapping[str, Any]) -> Key:
     return Key(row["dataset"], row["split"], row["query_id"])
 
 
-def asked_items(asked: Asked, keys: Sequence[Key]) -> dict[Key, Item]:
+def asked_items(asked: PageRequest, keys: Sequence[Key]) -> dict[Key, Item]:
     """The questions of these queries: from the examples, else as the RL data tells them."""
     con = asked.state.session().con
     found: dict[Key, Item] = {}
@@ -205,7 +205,7 @@ def asked_items(asked: Asked, keys: Sequence[Key]) -> dict[Key, Item]:
     return found
 
 
-def _candidates(asked: Asked, key: Key, reward: RewardSpec) -> list[dict[str, Any]]:
+def _candidates(asked: PageRequest, key: Key, reward: RewardSpec) -> list[dict[str, Any]]:
     """Every candidate of the query, best reward first; what failed comes last.
 
     Raises:
@@ -229,7 +229,7 @@ def _candidates(asked: Asked, key: Key, reward: RewardSpec) -> list[dict[str, An
         return [dict(zip(names, row, strict=True)) for row in con.fetchall()]
 
 
-def _picks(asked: Asked, key: Key) -> list[dict[str, Any]]:
+def _picks(asked: PageRequest, key: Key) -> list[dict[str, Any]]:
     """What every evaluated selector picked for the query."""
     con = asked.state.session().con.cursor()
     con.execute(_PICKS, [key.dataset, key.split, key.query_id])
@@ -245,7 +245,7 @@ _PICKS = """
 """
 
 
-def _checkpoints(asked: Asked, key: Key) -> tuple[Picks, str | None]:
+def _checkpoints(asked: PageRequest, key: Key) -> tuple[Picks, str | None]:
     """What the checkpoints of the store's trainings pick, or what kept them from it."""
     try:
         return picks_of(asked, (key.dataset, key.split), key.query_id), None
@@ -255,7 +255,7 @@ def _checkpoints(asked: Asked, key: Key) -> tuple[Picks, str | None]:
         return Picks(), f"{error.strerror}: {error.filename}"
 
 
-def _trainings(asked: Asked, key: Key) -> list[tuple[str, str]]:
+def _trainings(asked: PageRequest, key: Key) -> list[tuple[str, str]]:
     """What picks may be shown of, as choices."""
     runs = [run for run in asked.state.kind("training") if run.dataset == key.dataset]
     every = [(run.run, f"every epoch of {short_name(run)}") for run in runs]
@@ -279,7 +279,9 @@ def _pickers(row: Mapping[str, Any], picks: Sequence[Mapping[str, Any]], own: Pi
     return sorted(named | {f"{p.checkpoint} of {p.training} ({len(pointer)})" for p in found})
 
 
-def _demonstrations(asked: Asked, key: Key, pointers: Iterable[Sequence[int]]) -> dict[int, Item]:
+def _demonstrations(
+    asked: PageRequest, key: Key, pointers: Iterable[Sequence[int]]
+) -> dict[int, Item]:
     """The examples of the pointers: of the split `train` where there is one, else the query's."""
     ids = {example for pointer in pointers for example in pointer}
     con = asked.state.session().con
@@ -317,7 +319,7 @@ def _clipped(text: str | None) -> str | None:
     return f"{text[:LONGEST]}… ({len(text):,} characters)"
 
 
-def _neighbours(asked: Asked, key: Key, reward: RewardSpec) -> tuple[Key | None, Key | None]:
+def _neighbours(asked: PageRequest, key: Key, reward: RewardSpec) -> tuple[Key | None, Key | None]:
     """The query before and the one after: of the grid the reader came from, else by number."""
     if asked.text("filter") or asked.text("sort"):
         view = asked.text("view", "all_candidates")
@@ -348,7 +350,7 @@ _NEIGHBOURS = """
 """
 
 
-def _in_grid(asked: Asked, survey: Survey, key: Key) -> tuple[Key | None, Key | None]:
+def _in_grid(asked: PageRequest, survey: Survey, key: Key) -> tuple[Key | None, Key | None]:
     chosen, sort = _one_of(asked, "filter", FILTERS), _one_of(asked, "sort", SORTS)
     sql = f"""
         with placed as (
@@ -369,7 +371,7 @@ def _in_grid(asked: Asked, survey: Survey, key: Key) -> tuple[Key | None, Key | 
     return found.get(-1), found.get(1)
 
 
-def example_of(asked: Asked, dataset: str, split: str, example_id: int) -> Item:
+def example_of(asked: PageRequest, dataset: str, split: str, example_id: int) -> Item:
     """One item of a split.
 
     Raises:

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lever_board.board import Board
-from lever_board.page import OWN, Asked, Links
+from lever_board.page import OWN, Links, PageRequest
 from lever_board.pages import PAGES, own_static, show
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.query import write_query
@@ -110,7 +110,7 @@ def application(board: Board, token: str, port: int) -> Starlette:
     known = {name: static(name) for name in (*SCRIPTS, *STYLES)}
     known |= {name: own_static(name) for name in OWN}
 
-    def asked(request: Request) -> Asked:
+    def asked(request: Request) -> PageRequest:
         return asked_of(board, links, request)
 
     def start(request: Request) -> Response:
@@ -141,7 +141,7 @@ def application(board: Board, token: str, port: int) -> Starlette:
 
 
 def _of(
-    answer: Callable[[Asked], Response], asked: Callable[[Request], Asked]
+    answer: Callable[[PageRequest], Response], asked: Callable[[Request], PageRequest]
 ) -> Callable[[Request], Response]:
     def endpoint(request: Request) -> Response:
         try:
@@ -152,14 +152,14 @@ def _of(
     return endpoint
 
 
-def asked_of(board: Board, links: Links, request: Request) -> Asked:
+def asked_of(board: Board, links: Links, request: Request) -> PageRequest:
     """The parameters of a request, and the store as it is now."""
     values = request.query_params
     many = {key: values.getlist(key) for key in values}
-    return Asked(board, board.state(), links, dict(values), many)
+    return PageRequest(board, board.state(), links, dict(values), many)
 
 
-def image(asked: Asked) -> Response:
+def image(asked: PageRequest) -> Response:
     """The picture of an example, small."""
     from lever_board.pictures import thumbnail
     from lever_board.query_pages import example_of
@@ -171,7 +171,7 @@ def image(asked: Asked) -> Response:
     return Response(found, media_type="image/webp", headers={"cache-control": "max-age=600"})
 
 
-def download(asked: Asked) -> Response:
+def download(asked: PageRequest) -> Response:
     """A query's whole result as a file."""
     form = asked.text("form", "csv")
     if form not in _DOWNLOADS:

@@ -13,7 +13,7 @@ from typing import Any
 
 import duckdb
 
-from lever_board.page import Asked, Content
+from lever_board.page import Content, PageRequest
 from lever_data.store.store import Run
 
 _LINE, _COLUMN, _BOX = 44, 260, 220  # of the drawing, in its units
@@ -35,7 +35,7 @@ class Node:
     is_damaged: bool
 
 
-def store_page(asked: Asked) -> Content:
+def store_page(asked: PageRequest) -> Content:
     """Every run, newest first, and how they hang together."""
     state = asked.state
     runs = list(reversed(state.all_runs))
@@ -63,7 +63,7 @@ def store_page(asked: Asked) -> Content:
     )
 
 
-def run_page(asked: Asked) -> Content:
+def run_page(asked: PageRequest) -> Content:
     """What one run's manifest says."""
     state = asked.state
     name = asked.state.store.inventory().name_of(asked.text("run"))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lever_board.board import State
-from lever_board.page import Asked, Content
+from lever_board.page import Content, PageRequest
 from lever_data.catalog import TRAINING_COLUMNS, quote_identifier, quote_literal
 from lever_data.errors import UsageError
 from lever_data.relations.db import readable_errors
@@ -35,7 +35,7 @@ OPERATORS = {  # name in an address → (words, SQL)
 _KINDS = ("views", "user", "staging", "diagnostics")
 
 
-def view_page(asked: Asked) -> Content:
+def view_page(asked: PageRequest) -> Content:
     """Rows of a relation, or of the reader's own SELECT."""
     session = asked.state.session()
     name = asked.text("view", "all_candidates")
@@ -92,7 +92,7 @@ def _from(name: str, conditions: Sequence[Sequence[str]], columns: Mapping[str, 
     return f"from {quote_identifier(name)}{where}"
 
 
-def _page_sql(bare: str, asked: Asked, columns: Mapping[str, str], number: int) -> str:
+def _page_sql(bare: str, asked: PageRequest, columns: Mapping[str, str], number: int) -> str:
     sort = asked.text("sort")
     order = "desc" if asked.text("order") == "desc" else "asc"
     if sort and sort not in columns:
@@ -108,7 +108,7 @@ def _columns(state: State, name: str) -> dict[str, str]:
     return {row[0]: row[1] for row in rows}
 
 
-def _conditions(asked: Asked, columns: Mapping[str, str]) -> list[tuple[str, str, str]]:
+def _conditions(asked: PageRequest, columns: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Those of the address, and the one that the form adds."""
     given = [tuple([*text.split(":", 2), "", ""][:3]) for text in asked.all("where")]
     if asked.text("column"):
@@ -168,7 +168,7 @@ def _relations(state: State) -> list[tuple[str, str]]:
 
 
 def _parameters(
-    asked: Asked, name: str, conditions: Sequence[tuple[str, str, str]]
+    asked: PageRequest, name: str, conditions: Sequence[tuple[str, str, str]]
 ) -> dict[str, object]:
     found: dict[str, object] = {"view": name, "where": [":".join(c) for c in conditions]}
     found |= {key: asked.text(key) for key in ("sort", "order") if asked.text(key)}
@@ -176,7 +176,7 @@ def _parameters(
 
 
 def _train(
-    asked: Asked, name: str, bare: str, columns: Sequence[str], *, is_plain: bool
+    asked: PageRequest, name: str, bare: str, columns: Sequence[str], *, is_plain: bool
 ) -> dict[str, str] | None:
     """The command that trains on these rows; of rows that are not a view yet, the file to make."""
     if not {*TRAINING_COLUMNS} <= {*columns}:

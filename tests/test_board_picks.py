@@ -13,7 +13,7 @@ from lever_board import picks
 from lever_board.board import Board
 from lever_board.export import FileLinks
 from lever_board.job import work
-from lever_board.page import Asked
+from lever_board.page import PageRequest
 from lever_board.pages import show
 from lever_board.picks import Pick, Picks, picks_of
 from lever_board.server import ServedLinks
@@ -40,9 +40,9 @@ def board(bench: Bench) -> Iterator[Board]:
     made.close()
 
 
-def _asked(board: Board, **parameters: str) -> Asked:
+def _asked(board: Board, **parameters: str) -> PageRequest:
     """As an export asks, which waits for what is being made."""
-    return Asked(board, board.state(), FileLinks(9), parameters)
+    return PageRequest(board, board.state(), FileLinks(9), parameters)
 
 
 def _predicted(bench: Bench, checkpoint: Path, out: Path) -> dict[int, tuple[int, ...]]:
@@ -75,7 +75,7 @@ def test_picks_are_those_of_lever_predict(bench: Bench, board: Board, tmp_path: 
 def test_a_checkpoint_that_changed_is_asked_anew(bench: Bench, board: Board) -> None:
     (run,) = board.state().kind("training")
     run.source["path"] = str(bench.folder / "out")
-    asked = Asked(board, board.state(), ServedLinks(), {})
+    asked = PageRequest(board, board.state(), ServedLinks(), {})
     assert picks_of(asked, PLACE, 7).is_waiting and picks_of(asked, PLACE, 7).is_waiting
     assert len([*board.folder.rglob("request.json")]) == 1
     board.close()  # its process need not end by itself
@@ -86,7 +86,7 @@ def test_a_checkpoint_that_changed_is_asked_anew(bench: Bench, board: Board) -> 
 
 
 def test_a_reader_who_waits_has_the_page_at_once(bench: Bench, board: Board) -> None:
-    asked = Asked(board, board.state(), ServedLinks(), {})
+    asked = PageRequest(board, board.state(), ServedLinks(), {})
     assert picks_of(asked, PLACE, 7) == Picks(is_waiting=True)
     # another block of queries is asked only when the first is done
     assert picks_of(asked, PLACE, 7 + picks.BLOCK) == Picks(is_waiting=True)
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_may_not_be_read_costs_the_page_nothing_else(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(picks, "sha256_file", refuse)
-    asked = Asked(
+    asked = PageRequest(
         board, board.state(), ServedLinks(), {"dataset": "d", "split": "train", "id": "7"}
     )
     text, status = show("query", asked)
@@ -134,7 +134,7 @@ def test_a_relative_path_is_looked_for_beside_the_store(bench: Bench, board: Boa
     (run,) = board.state().kind("training")
     run.source["path"] = "out"  # as where the training was started
     run.parameters["data"]["query_embeddings"] = "vectors.pt,none.pt"
-    assert picks_of(Asked(board, board.state(), ServedLinks(), {}), PLACE, 7).is_waiting
+    assert picks_of(PageRequest(board, board.state(), ServedLinks(), {}), PLACE, 7).is_waiting
     (request,) = board.folder.rglob("request.json")
     (asked,) = json.loads(json.loads(request.read_text())["request"])
     assert asked["request"]["checkpoints"] == [str(bench.folder / "out" / "best.pt")]

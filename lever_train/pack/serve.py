@@ -45,7 +45,7 @@ class Ask(BaseModel):
     )
 
 
-class Chosen(BaseModel):
+class Choice(BaseModel):
     """One demonstration."""
 
     id: int = Field(description="Its id in the pool.")
@@ -53,10 +53,10 @@ class Chosen(BaseModel):
     log_prob: float = Field(description="Log-probability of choosing it at its step, in nats.")
 
 
-class Found(BaseModel):
+class Choices(BaseModel):
     """The demonstrations of each question, in the order they are to be shown."""
 
-    picks: list[list[Chosen]]
+    picks: list[list[Choice]]
 
 
 class Refusal(BaseModel):
@@ -134,7 +134,7 @@ def application(selector: PackedSelector, request: ServeRequest) -> Starlette:
 
 def description() -> dict[str, Any]:
     """The endpoint as OpenAPI 3.1."""
-    models = (Ask, Found, Chosen, Refusal)
+    models = (Ask, Choices, Choice, Refusal)
     at = "#/components/schemas/{model}"
     schemas = {m.__name__: m.model_json_schema(ref_template=at) for m in models}
     for schema in schemas.values():
@@ -153,7 +153,7 @@ def description() -> dict[str, Any]:
                     "summary": "Choose demonstrations.",
                     "requestBody": {"required": True, "content": content(Ask)},
                     "responses": {
-                        "200": {"description": "the picks", "content": content(Found)},
+                        "200": {"description": "the picks", "content": content(Choices)},
                         **dict.fromkeys(("413", "415", "422"), refused),
                     },
                 }
