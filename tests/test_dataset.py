@@ -25,7 +25,7 @@ from lever_data.report.check import check
 from lever_data.sources.dataset import meaning_of, read_dataset
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import Columns, IngestOptions
-from lever_data.sources.questions import example_batches
+from lever_data.sources.item_file import example_batches
 from lever_data.store.store import Store
 from lever_train.options.rollout import Inputs, Request, Which
 from lever_train.rollout.generate import generate

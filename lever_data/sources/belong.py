@@ -19,7 +19,7 @@ from lever_data.items.items import official_id, other_question
 from lever_data.items.prompts import Id
 from lever_data.items.vqa_metric import fallback_match, vqa_accuracy
 from lever_data.sources.fields import Batches
-from lever_data.sources.questions import ItemFile, match
+from lever_data.sources.item_file import ItemFile, match
 from lever_data.store.store import RunSpec, Store
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """A data set of any columns into the examples table.
 
 In go rows (:mod:`lever_data.readers.rows`) and which columns mean what, given or guessed by their
-names; out comes an :class:`~lever_data.sources.questions.ItemFile` as of the official files.
+names; out comes an :class:`~lever_data.sources.item_file.ItemFile` as of the official files.
 Pictures that are inside the file go into the store's folder ``images``, named by their content.
 Memory holds ids and a few rows: what is read waits in a file.
 """
@@ -26,7 +26,7 @@ from lever_data.paths import store_uri
 from lever_data.readers.rows import Row, is_csv, label_names, rows_of
 from lever_data.readers.source import Source
 from lever_data.sources.ingest_options import Columns
-from lever_data.sources.questions import ItemFile
+from lever_data.sources.item_file import ItemFile
 from lever_data.store import schema
 from lever_data.store.files import write_atomic
 

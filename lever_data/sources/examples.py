@@ -13,7 +13,7 @@ from lever_data.items.vqa_metric import few_annotators
 from lever_data.readers.source import Source
 from lever_data.sources.belong import require_known_queries
 from lever_data.sources.ingest_options import IngestOptions
-from lever_data.sources.questions import (
+from lever_data.sources.item_file import (
     ItemFile,
     annotator_counts,
     example_batches,

@@ -24,11 +24,8 @@ from lever_data.readers.source import Source
 from lever_data.sources.dataset import guessed_task, meaning_of, put_pictures, read_dataset
 from lever_data.sources.examples import commit_examples, further_parameters, stored_questions
 from lever_data.sources.ingest_options import IngestOptions
-from lever_data.sources.questions import (
-    read_annotations,
-    read_questions,
-    split_of,
-)
+from lever_data.sources.item_file import split_of
+from lever_data.sources.questions import read_annotations, read_questions
 from lever_data.sources.results import ingest_results
 from lever_data.sources.rl_ingest import ingest_legacy
 from lever_data.store.schema import TEXTS

@@ -11,7 +11,8 @@ from pathlib import Path
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Official, Question
 from lever_data.readers.source import Source
-from lever_data.sources.questions import read_annotations, read_questions, split_of
+from lever_data.sources.item_file import split_of
+from lever_data.sources.questions import read_annotations, read_questions
 
 
 def load_official(
