@@ -19,7 +19,13 @@ from lever_train.options.train import Kind, ModelConfig
 from lever_train.selector import attention as kernels
 from lever_train.selector.attention import dropout, picked_scores
 from lever_train.selector.kinds import make_selector
-from lever_train.selector.model import AttentionSelector, Pool, Selector, static_steps
+from lever_train.selector.model import (
+    AttentionSelector,
+    Pool,
+    Selector,
+    static_steps,
+    vector_lengths,
+)
 from tests.picks import greedy, picks
 from tests.selectors import first_scores, pool_of, sequence_log_prob
 
@@ -408,6 +414,24 @@ def test_a_feature_selector_is_its_formula() -> None:
     torch.testing.assert_close(history.scores()[0, 0], first)
     later = history.advance(torch.tensor([[0]]), torch.tensor([[chosen]]))
     torch.testing.assert_close(later.scores()[0, 0], second)
+
+
+def test_pairs_score_the_same_wherever_their_rows_lie() -> None:
+    """Rows of a table, as a training reads them, or a copy of the distinct ones; with one noise."""
+    selector = _features(2, dropout=0.5)
+    table, query = torch.randn(30, DIM), torch.randn(3, DIM)
+    ids = torch.tensor([[3, 5, 7], [5, 3, -1], [29, 0, 5]])
+    features = torch.randn(3, 3, 2)
+    distinct = Pool.distinct(table, ids)
+    copied = Pool(distinct.vectors, distinct.index, distinct.mask, features)
+    lying = Pool(table, ids.clamp(min=0), ids >= 0, features, vector_lengths(table))
+    for is_training in (False, True):
+        selector.train(is_training)
+        found = []
+        for pool in (copied, lying):
+            torch.manual_seed(1)
+            found.append(selector.begin(query, pool).scores()[:, 0][ids >= 0])
+        torch.testing.assert_close(*found)
 
 
 def test_votes_are_weighed_by_scores_and_begin_as_the_vote() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -25,7 +25,7 @@ from lever_data.relations.snapshot import Snapshot
 from lever_data.relations.stream import Selection
 from lever_train.inputs.pools import Ids, PoolSource, SharedPool
 from lever_train.learn.data import TrainingData
-from lever_train.selector.model import Pool
+from lever_train.selector.model import Pool, vector_lengths
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -98,6 +98,7 @@ class Loader:
         self.candidates: Float[Tensor, "m d"] = (
             self.queries if data.candidates is data.queries else data.candidates.to(device)
         )
+        self.length = None if data.features is None else vector_lengths(self.candidates)
         self.shared: Pool | None = None
         if isinstance(data.pools, SharedPool):
             ids = torch.from_numpy(data.pools.ids).to(device)
@@ -147,11 +148,19 @@ class Loader:
         if self.shared is not None:
             return query, self.shared
         assert batch.pool is not None
-        pool = Pool.distinct(self.candidates, batch.pool)
-        if self.data.features is not None:
-            values = self.data.features.of(batch.query.cpu().numpy(), pool.size)
-            pool = replace(pool, features=torch.from_numpy(values).to(self.device))
-        return query, pool
+        if self.data.features is None:
+            return query, Pool.distinct(self.candidates, batch.pool)
+        # rows are read where they lie: nothing is computed of an example alone but its length, and
+        # that once, so that a copy of the distinct ones would serve nobody
+        real = batch.pool >= 0
+        values = self.data.features.of(batch.query.cpu().numpy(), batch.pool.shape[1])
+        return query, Pool(
+            self.candidates,
+            batch.pool.clamp(min=0),
+            None if bool(real.all()) else real,
+            torch.from_numpy(values).to(self.device),
+            self.length,
+        )
 
 
 def collate(

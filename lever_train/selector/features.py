@@ -15,7 +15,8 @@ and a candidate is worth what the pool gives to its answer (a vote whose metric 
     score_k = log(p_k / (1 - p_k)) + 3 With ``can_stop`` the pointer
 may end before any step, the first included: the end has a score of its own from the mean and the
 highest x of the pool. Dropout falls on the hidden layer, on the query of the bilinear term, and
-there on the same dimensions of all candidates of a batch, which costs nothing. Source: the
+there on the same dimensions of all candidates of a batch: (A q) · (B D c) = (D Bᵀ A q) · c, so that
+no candidate is ever projected. Source: the
 prototype of the feature selector on OK-VQA; the formula is ours.
 """
 
@@ -31,7 +32,7 @@ from torch.nn import functional
 
 from lever_data.errors import LeverError
 from lever_train.options.train import ModelConfig
-from lever_train.selector.attention import dropout, picked_dots, picked_scores
+from lever_train.selector.attention import dropout, picked_dots
 from lever_train.selector.model import RARE, History, Pool, Selector
 
 OWN_FEATURES = 3  # what the selector computes from the vectors itself
@@ -86,19 +87,18 @@ class FeatureSelector(Selector):
             )
         return PairHistory(self, query, pool)
 
-    def bilinear(
-        self, query: Float[Tensor, "B d"], length: Float[Tensor, " U"], pool: Pool
-    ) -> Float[Tensor, "B K"]:
-        """The low-rank term of unit vectors: the queries are, the pool's are divided by
-        ``length``."""
+    def low_rank(self, query: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
+        """Bᵀ A q: the dot product with a candidate's unit vector is the low-rank term.
+
+        Projecting the query through both sides costs 4 d r operations; projecting the candidates
+        cost 2 d r for each of some 3,000 distinct in a batch of 64, forward and backward.
+        """
         scale = self.dim / math.sqrt(RANK)  # of two vectors of length √d
-        # autocast makes halves of both: products only, not the scores
+        # autocast makes halves of the products
         a = self.low_query(dropout(query, self.config.dropout, self.training)).to(query.dtype)
         kept = dropout(query.new_ones(self.dim), self.config.dropout, self.training)
-        b = functional.linear(pool.vectors, self.low_cand.weight * kept).to(query.dtype)
-        b = b / length[:, None]
-        found = a @ b.T if pool.index is None else picked_scores(a, b, pool.index)
-        return scale * found.to(query.dtype)
+        seen: Tensor = (a @ (self.low_cand.weight * kept)).to(query.dtype) * scale
+        return seen
 
 
 class PairHistory(History):
@@ -116,14 +116,13 @@ class PairHistory(History):
         self.selector, self.pool, self.step = selector, pool, 0
         self.stops = selector.config.ends_pointers
         # a unit vector of each would be a copy of all: products are divided by lengths instead
-        self.length: Tensor = pool.vectors.norm(dim=-1).clamp(min=1e-12)
+        self.length: Tensor = pool.lengths
         query = functional.normalize(query, dim=-1)
-        # at d 768 one product with all rows takes a quarter of the time of gathering B·K of them
-        near = query @ pool.vectors.T / self.length
-        self.cosine = near if pool.index is None else near.gather(1, pool.index)
+        # both at once: reading B·K rows of d takes longer than the products with them
+        asked = torch.stack([query, selector.low_rank(query)], dim=1)
+        self.cosine, self.bilinear = self._dots(asked).to(query.dtype).unbind(1)
         self.x = _with_own(self.cosine, pool, selector)
         self.hidden = selector.pair(self.x)
-        self.bilinear = selector.bilinear(query, self.length, pool)
 
     def scores(self) -> Float[Tensor, "B W K"]:
         """Scores of the next step; with ``can_stop`` those of the end behind them."""
@@ -155,7 +154,7 @@ class PairHistory(History):
         later = copy.copy(self)
         later.step = self.step + 1
         later.total = self.x.gather(1, chosen[..., None].expand(-1, -1, self.x.shape[-1]))
-        later.near = later.nears = self._cosines(functional.normalize(self.pool.at(chosen), dim=-1))
+        later.near = later.nears = self._dots(functional.normalize(self.pool.at(chosen), dim=-1))
         if self.total is not None and self.near is not None and self.nears is not None:
             later.total = later.total + _of(self.total, parent)
             later.nears = later.nears + _of(self.nears, parent)
@@ -179,11 +178,12 @@ class PairHistory(History):
             functional.gelu(hidden), self.selector.config.dropout, self.selector.training
         )
 
-    def _cosines(self, unit: Float[Tensor, "B n d"]) -> Float[Tensor, "B n K"]:
-        vectors, index = self.pool.vectors, self.pool.index
-        if index is None:
-            return unit @ vectors.T / self.length
-        return picked_dots(unit, vectors, index) / self.length[index][:, None]
+    def _dots(self, vectors: Float[Tensor, "B n d"]) -> Float[Tensor, "B n K"]:
+        """Dot products with the candidates' unit vectors."""
+        pool = self.pool
+        if pool.index is None:
+            return vectors @ pool.vectors.T / self.length
+        return picked_dots(vectors, pool.vectors, pool.index) / self.length[pool.index][:, None]
 
 
 def _with_own(

@@ -37,13 +37,15 @@ class Pool:
     all of ``vectors`` in order, and nothing of size [B, K, d] is ever made. ``mask`` is False where
     a pool is padded; ``None``: nothing is padded. ``features``: of every pair of query and
     candidate, for selectors that read some; behind the F there are K more for one that reads votes,
-    what each place of the pool gives to the candidate's answer.
+    what each place of the pool gives to the candidate's answer. ``length`` of every vector, where
+    it is known.
     """
 
     vectors: Float[Tensor, "U d"]
     index: Int[Tensor, "B K"] | None = None
     mask: Bool[Tensor, "B K"] | None = None
     features: Float[Tensor, "B K F"] | None = None
+    length: Float[Tensor, " U"] | None = None
 
     @classmethod
     def distinct(cls, table: Float[Tensor, "n d"], ids: Int[Tensor, "B K"]) -> Pool:
@@ -65,6 +67,11 @@ class Pool:
         """K, the padded size of the pools."""
         return self.vectors.shape[0] if self.index is None else self.index.shape[1]
 
+    @property
+    def lengths(self) -> Float[Tensor, " U"]:
+        """The length of every vector, never 0."""
+        return vector_lengths(self.vectors) if self.length is None else self.length
+
     def spread(self, values: Float[Tensor, "U h"]) -> Tensor:
         """Rows of ``values`` at every pool position: [B, K, h], or [K, h] for a shared pool."""
         return values if self.index is None else functional.embedding(self.index, values)
@@ -73,6 +80,12 @@ class Pool:
         """The vectors at pool positions."""
         rows = positions if self.index is None else self.index.gather(1, positions)
         return functional.embedding(rows, self.vectors)
+
+
+def vector_lengths(vectors: Float[Tensor, "U d"]) -> Float[Tensor, " U"]:
+    """What vectors are divided by to be of length 1; of zeros 1e-12."""
+    length: Tensor = vectors.norm(dim=-1).clamp(min=1e-12)
+    return length
 
 
 @dataclass(frozen=True)
