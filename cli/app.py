@@ -27,8 +27,8 @@ _CLICK_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 
 
 _INTERRUPTED = 130
 COMMANDS = (
-    *("audit", "beam", "board", "check", "convert", "copy", "demo", "diff", "embed", "eval"),
-    *("export", "generate", "ingest", "pack", "plan", "predict", "query", "rescore", "run"),
+    *("audit", "beam", "board", "check", "compact", "convert", "copy", "demo", "diff", "embed"),
+    *("eval", "export", "generate", "ingest", "pack", "plan", "predict", "query", "rescore", "run"),
     *("runs", "serve", "sweep", "train", "value", "views"),
 )
 READING = (  # commands that leave the store as it is

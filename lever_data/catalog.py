@@ -275,7 +275,10 @@ def shell_script(store: Path) -> str:
     for name, (kinds, table, like) in RAW_TABLES.items():
         globs = [f"runs/run={kind}-*/{table}/*.parquet" for kind in kinds]
         present = [g for g in globs if any(store.glob(g))]
-        lines.append(f"create or replace view {name} as {read_parquet_sql(present, like)};")
+        rows = read_parquet_sql(present, like)
+        if present and kinds == RL_KINDS:
+            rows += f" where run not in ({_MEMBERS_SQL})"
+        lines.append(f"create or replace view {name} as {rows};")
     lines += [text.strip() for text in macros().values()]
     return "\n\n".join([*lines, *_view_statements()]) + "\n"
 
@@ -328,10 +331,19 @@ def _raw_runs_sql(root: Path) -> str:
     if not any(root.glob("runs/*/manifest.json")):
         return read_parquet_sql([], "stg_runs")
     return (
-        "select run, kind, dataset, split, committed_at, rows.candidates as num_candidates, "
-        "rows.queries as num_queries, query_range[1] as query_low, query_range[2] as query_high, "
+        "select run, kind, dataset, split, "
+        "coalesce(details.stands_at, committed_at) as committed_at, "
+        "rows.candidates as num_candidates, rows.queries as num_queries, "
+        "query_range[1] as query_low, query_range[2] as query_high, "
         "parents from read_json('runs/*/manifest.json', columns = {run: 'varchar', "
         "kind: 'varchar', dataset: 'varchar', split: 'varchar', committed_at: 'varchar', "
         "rows: 'struct(candidates bigint, queries bigint)', query_range: 'bigint[]', "
-        "parents: 'varchar[]'})"
+        "parents: 'varchar[]', details: 'struct(stands_at varchar)'}) "
+        f"where run not in ({_MEMBERS_SQL})"
     )
+
+
+_MEMBERS_SQL = (  # runs whose rows a compacted run holds
+    "select unnest(parameters.compacts) from read_json('runs/*/manifest.json', "
+    "columns = {parameters: 'struct(compacts varchar[])'})"
+)

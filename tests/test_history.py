@@ -19,7 +19,9 @@ from tests.stores import candidate, commit, new_store
 def _figure(store: Store) -> tuple[list[str], int]:
     """The runs, and a figure over all of them that any other choice would change."""
     sql = "select coalesce(sum(query_id), 0)::bigint from stg_candidates"
-    return [run.run for run in store.runs()], connect(store).execute(sql).fetchall()[0][0]
+    return [run.run for run in store.runs()], connect(store, only=["stg_candidates"]).execute(
+        sql
+    ).fetchall()[0][0]
 
 
 def _add(store: Store, number: int) -> str:

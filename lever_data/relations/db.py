@@ -176,7 +176,7 @@ def _run_rows(runs: list[Run]) -> list[list[object]]:
             r.kind,
             r.dataset,
             r.split,
-            r.committed_at,
+            r.place[0],
             r.rows.get("candidates"),
             r.rows.get("queries"),
             *(r.query_range or (None, None)),

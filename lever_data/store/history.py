@@ -1,7 +1,8 @@
 """The store as it was: the runs that were there at a moment, and what was removed since.
 
 A removal leaves a note in the store, ``removed/<run>-<digits>.json``, so that a figure of the past
-is the same or an error, never another. ``LEVER_AS_OF`` (``lever --as-of``) names the moment.
+is the same or an error, never another. ``LEVER_AS_OF`` (``lever --as-of``) names the moment. Runs
+that were compacted into one (``compact.py``) stay in the store for it, hidden.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from lever_data.errors import LeverError, UsageError
-from lever_data.store.manifest import Inventory
+from lever_data.store.manifest import Inventory, Run
 
 AS_OF = "LEVER_AS_OF"
 FOLDER = "removed"
+MEMBERS = "compacts"  # parameter of a compacted run: the ids of all runs whose rows it holds
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,35 @@ def inventory_as_of(found: Inventory, removals: Sequence[Removal], moment: str) 
     # the note is written first: a run whose removal was cut short is there
     gone = [r for r in removals if (r.run, r.committed_at) not in here]
     last = _moment(found, gone, moment)
-    missed = sorted({r.run for r in gone if _was_there(r, last)})
+    kept = [run for run in found.runs if (_time(run.committed_at), run.run) <= last]
+    missed = sorted({r.run for r in gone if _was_there(r, last)} - _members(kept))
     if missed:
         raise LeverError(
             f"the store cannot be read as of {moment}: runs that were there are removed",
             value=", ".join(missed),
             hint="name a later moment; or leave --as-of out and name the runs with --run",
         )
-    kept = [run for run in found.runs if (_time(run.committed_at), run.run) <= last]
     return Inventory(kept, found.damaged)
+
+
+def without_members(found: Inventory) -> Inventory:
+    """The same with those runs hidden whose rows a compacted run holds."""
+    members = _members(found.runs)
+    hidden = [run for run in found.runs if run.run in members]
+    return Inventory([r for r in found.runs if r.run not in members], found.damaged, hidden)
+
+
+def _members(runs: Sequence[Run]) -> set[str]:
+    """The runs that compacted ones among ``runs`` stand for.
+
+    Of two that hold one run, which two machines made at once, the first counts.
+    """
+    members: set[str] = set()
+    for run in sorted(runs, key=lambda run: (run.committed_at, run.run)):
+        if MEMBERS in run.parameters:
+            late = not members.isdisjoint(run.parents)
+            members.update([run.run] if late else run.parameters[MEMBERS])
+    return members
 
 
 _LAST = "~"  # after every run id

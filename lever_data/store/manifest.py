@@ -45,6 +45,12 @@ class Run:
     path: Path = field(repr=False)
 
     @property
+    def place(self) -> tuple[str, str]:
+        """Its place among all runs, oldest first: the time of its commit and its id. A compacted
+        run stands where the newest of its members stood."""
+        return self.details.get("stands_at", self.committed_at), self.run
+
+    @property
     def num_rows(self) -> int:
         """Rows of the run's main table (candidates, else examples, else the only one)."""
         for table in ("candidates", "examples"):
@@ -95,10 +101,15 @@ def _slug(word: str) -> str:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What lies in runs/: the runs, oldest first (then by id), and by id why others are damaged."""
+    """What lies in runs/: the runs, oldest first (then by id), and by id why others are damaged.
+
+    ``hidden`` are whole, too, but a compacted run holds their rows: they are read where they are
+    named, and nowhere else.
+    """
 
     runs: list[Run]
     damaged: dict[str, LeverError]
+    hidden: list[Run] = field(default_factory=list)
 
     def name_of(self, run_id: str) -> str:
         """The id that is ``run_id``, or else the only one that begins with it.
@@ -107,9 +118,12 @@ class Inventory:
             UsageError: there is none, or there are several.
         """
         names = [*(r.run for r in self.runs), *self.damaged]
-        matches = [n for n in names if n == run_id] or [
-            n for n in names if run_id and n.startswith(run_id)
-        ]
+        hidden = [run.run for run in self.hidden]
+        matches = (
+            [n for n in (*names, *hidden) if n == run_id]
+            or [n for n in names if run_id and n.startswith(run_id)]
+            or [n for n in hidden if run_id and n.startswith(run_id)]
+        )
         if len(matches) == 1:
             return matches[0]
         problem = "several runs begin like this" if matches else "there is no such run"
@@ -128,7 +142,7 @@ def read_inventory(folder: Path) -> Inventory:
             damaged[path.name.removeprefix("run=")] = error
         else:
             runs += [run] if run is not None else []
-    return Inventory(sorted(runs, key=lambda run: (run.committed_at, run.run)), damaged)
+    return Inventory(sorted(runs, key=lambda run: run.place), damaged)
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:

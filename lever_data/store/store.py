@@ -29,7 +29,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.paths import store_path, uri_scheme
 from lever_data.store import staging
 from lever_data.store.files import fsync_dir
-from lever_data.store.history import AS_OF, FOLDER, Removal, inventory_as_of
+from lever_data.store.history import AS_OF, FOLDER, Removal, inventory_as_of, without_members
 from lever_data.store.manifest import (
     Inventory,
     Run,
@@ -119,13 +119,13 @@ class Store:
         return path.exists() if mirror is None else mirror.exists()
 
     def inventory(self) -> Inventory:
-        """Every run that can be read, and the damaged ones with why."""
+        """Every run that can be read, the hidden ones, and the damaged ones with why."""
         if self.mirror is not None:
             self.mirror.refresh_runs()
         found = read_inventory(self.path / "runs")
         if moment := os.environ.get(AS_OF):
-            return inventory_as_of(found, self.removals(), moment)
-        return found
+            found = inventory_as_of(found, self.removals(), moment)
+        return without_members(found)
 
     def removals(self) -> list[Removal]:
         """What was removed, in no order."""
@@ -146,7 +146,7 @@ class Store:
             )
 
     def runs(self) -> list[Run]:
-        """All committed runs, oldest first (then by id).
+        """All committed runs but the hidden ones, oldest first (then by id).
 
         Raises:
             LeverError: a run is damaged; it names the run. Leaving it out would change every
@@ -167,14 +167,14 @@ class Store:
         name = found.name_of(run_id)
         if name in found.damaged:
             raise found.damaged[name]
-        return next(r for r in found.runs if r.run == name)
+        return next(r for r in (*found.runs, *found.hidden) if r.run == name)
 
     def select(self, run_ids: tuple[str, ...] | list[str] | None) -> list[Run]:
         """The named runs in commit order, each once; all runs for ``None`` or no names."""
         if not run_ids:
             return self.runs()
         chosen = {run.run: run for run in map(self.run, run_ids)}
-        return sorted(chosen.values(), key=lambda run: (run.committed_at, run.run))
+        return sorted(chosen.values(), key=lambda run: run.place)
 
     def with_examples(self, run_ids: Sequence[str]) -> tuple[str, ...]:
         """The names and those of all runs of examples: which image a query is about is the same
@@ -217,7 +217,7 @@ class Store:
         self._require_present()
         found = self.inventory()
         name = found.name_of(run_id)
-        times = [run.committed_at for run in found.runs if run.run == name]
+        times = [run.committed_at for run in (*found.runs, *found.hidden) if run.run == name]
         removal = Removal(name, times[0] if times else None, datetime.now(UTC).isoformat())
         key = f"{FOLDER}/{name}-{uuid.uuid4().hex[:12]}.json"
         folder = self.path / "runs" / f"run={name}"

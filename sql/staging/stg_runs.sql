@@ -5,7 +5,7 @@
 --   kind varchar: rl_data, beam, rollout, rescore, examples, embeddings, training, evaluation or sweep
 --   dataset varchar: dataset the query belongs to
 --   split varchar: split the query belongs to
---   committed_at varchar: time of the commit, UTC
+--   committed_at varchar: time of the commit, UTC; of a compacted run that of its newest member
 --   num_candidates bigint: rows of candidates
 --   num_queries bigint: rows of queries
 --   query_low bigint: lowest query id

@@ -92,17 +92,20 @@ def _count_changes(kill_before: int | None) -> list[int]:
     changes = [0]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event == "open":
-            if not isinstance(args[2], int) or not args[2] & _WRITES:
-                return
-        elif event not in _CHANGES:
-            return
-        changes[0] += 1
-        if changes[0] == kill_before:
-            os.killpg(0, signal.SIGKILL)
+        if is_change(event, args):
+            changes[0] += 1
+            if changes[0] == kill_before:
+                os.killpg(0, signal.SIGKILL)
 
     sys.addaudithook(hook)
     return changes
+
+
+def is_change(event: str, args: tuple[Any, ...]) -> bool:
+    """Whether an audit event changes the file system."""
+    if event == "open":
+        return isinstance(args[2], int) and bool(args[2] & _WRITES)
+    return event in _CHANGES
 
 
 if __name__ == "__main__":
