@@ -124,13 +124,19 @@ here 2 × 2 = 4 cells. `[train.…]` sets options for all cells.
     lever sweep sweep.toml
     lever query "select settings, accuracy from sweeps order by accuracy desc"
 
+Each cell stands beside the SFT model it starts from, and where there is none beside the first cell
+of the file, paired by question. Of cells that differ in `run.seed` alone mean and spread are said.
+
 `--jobs 4` trains four cells at a time. A finished cell is kept in `sweeps/<name>/`, and the same
 command goes on with the cells that are missing; a cell runs anew where what it depends on changed.
 `sweep.html` there shows them.
 
 A cell is chosen by its accuracy on the training questions that were held out, so that the figure on
 the eval split is not the luck of a winner. Where cells hold out different ones, or none (a `data`
-option in the grid, `split_ratio = 1`), it is chosen on the eval split, and the report says so. Two
+option in the grid, `split_ratio = 1`), it is chosen on the eval split, and the report says so.
+With `judged_on` every cell trains once for each of the views that are named, without its questions,
+and is judged on them: `judged_on = ["fold_0", "fold_1"]` chooses on training questions alone and
+never reads the eval split. `[eval]` says how cells are judged, as in a `lever.toml`. Two
 cells that compute the same (a weight the reward mode does not read, an option of a phase without
 epochs) are refused; cells that answer every question alike count as one in what luck would give.
 More sweeps to start from are in `examples/`.

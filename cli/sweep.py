@@ -50,10 +50,10 @@ def sweep(
 
 
 def _show(report: SweepReport) -> None:
-    from lever_train.flow.sweep_page import choice, luck, setting
+    from lever_train.flow.sweep_page import choice, luck, setting, spreads
 
     names = list(dict.fromkeys(name for cell in report.cells for name in cell.settings))
-    shares = ["accuracy %", "low", "high", "against SFT", "low", "high"]
+    shares = ["accuracy %", "low", "high", "change", "low", "high"]
     emit_table(
         [*names, "held-out %", *shares],
         [
@@ -72,5 +72,6 @@ def _show(report: SweepReport) -> None:
         f"{report.about['answerer']}: mean over shot numbers, 95 % intervals",
     )
     print()
-    for line in (choice(report), luck(report), f"its checkpoint: {report.cells[0].checkpoint}"):
+    said = (choice(report), luck(report), *spreads(report))
+    for line in (*said, f"its checkpoint: {report.cells[0].checkpoint}"):
         say(line)

@@ -25,7 +25,7 @@ from lever_train.flow.sweep import (
     _shared,
     _task,
 )
-from lever_train.flow.sweep_page import Cell, SweepReport, choice, luck, sweep_page
+from lever_train.flow.sweep_page import Cell, SweepReport, choice, luck, spreads, sweep_page
 from lever_train.options.pipeline import PipelineConfig
 from lever_train.options.sweep import SweepConfig, cell_config, load_sweep
 from lever_train.options.train import TrainConfig
@@ -59,8 +59,8 @@ def test_cells_are_the_listed_ones_crossed_with_the_grid(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.toml")))
 def test_the_examples_are_sweeps_or_configs(name: str) -> None:
     text = (EXAMPLES / name).read_text()
-    if "[grid]" in text:
-        assert len(load_sweep(EXAMPLES / name).settings()) >= 6
+    if "[grid]" in text or "[[cells]]" in text:
+        assert len(load_sweep(EXAMPLES / name).settings()) >= 5
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,42 @@ def test_cells_are_chosen_on_held_out_questions_where_all_hold_the_same_out() ->
     assert "1 distinct cells (1 answered every question like another)" in luck(said)
     page = sweep_page(said)
     assert "partly luck" in page and 'class="marked"' in page
+
+
+def test_cells_that_differ_in_their_seed_are_summed_up() -> None:
+    cells = [_of(accuracy, None, **{"run.seed": i}) for i, accuracy in enumerate((0.2, 0.4))]
+    cells += [_of(0.9, None, **{"rce.lr": 1, "run.seed": 0})]
+    report = SweepReport("s", tuple(cells), 0, "r", (), 3, False, {"dataset/split": "d/val"})
+    assert spreads(report) == [
+        "2 seeds of the base: 30.00 % on average, standard deviation 14.14, 20.00 to 40.00."
+    ]
+
+
+@pytest.mark.slow
+def test_cells_are_judged_on_training_questions_they_did_not_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_demo(DemoOptions(tmp_path / "d", WorldSpec(120, 40, 8)))
+    monkeypatch.chdir(tmp_path)
+    text = (
+        'name = "s"\nbase = "d/lever.toml"\njudged_on = ["fold_0", "held_out_fold"]\n'
+        "[train.rce]\nepochs = 1\n[train.grpo]\nepochs = 0\n[eval]\nshots = [1]\n"
+        '[[cells]]\n[[cells]]\n"rce.lr" = 0.01\n'
+    )
+    done = lever("sweep", _write(tmp_path, text), check=False)
+    assert done.returncode == 2 and "the SFT model has learnt from the questions" in done.stderr
+    base = tmp_path / "d" / "lever.toml"
+    base.write_text(f"{base.read_text()}\n[sft]\nenabled = false\n")
+    report = json.loads(lever("sweep", _write(tmp_path, text), "--json", "-").stdout)
+    con = connect(Store.open(tmp_path / "d" / "store"))
+    asked = "select count(*) from (from fold_0 union all from held_out_fold) where split = 'train'"
+    count = con.execute(asked).fetchall()[0][0]
+    assert {cell["num_queries"] for cell in report["cells"]} == {count}
+    assert {cell["settings"].get("rce.lr") for cell in report["cells"]} == {None, 0.01}
+    assert report["about"]["dataset/split"] == "demo/train"
+    assert min(abs(cell["difference"]) for cell in report["cells"]) == 0  # the first, to itself
+    runs = con.execute("select distinct split from evaluations").fetchall()
+    assert runs == [("train",)]
 
 
 @pytest.mark.slow

@@ -90,6 +90,19 @@ def test_every_epoch_says_a_row_when_it_ends(bench: Bench) -> None:
 
 
 @pytest.mark.slow
+def test_the_queries_of_a_view_are_held_out(bench: Bench) -> None:
+    sql = "select dataset, split, query_id from all_candidates where query_id % 4 = 0"
+    folder = bench.store.path / "views"
+    folder.mkdir()
+    (folder / "fourth.sql").write_text(sql)
+    bench.train(held_out="fourth", rce_epochs=1)
+    said = " ".join(bench.said)
+    assert "training on 30 queries" in said and "validating on 10 queries" in said
+    with pytest.raises(UsageError, match="no such view"):
+        bench.train("other", held_out="fifth")
+
+
+@pytest.mark.slow
 def test_metrics_are_a_relation_of_the_store(trained: Bench) -> None:
     bench = trained
     con = connect(bench.store)

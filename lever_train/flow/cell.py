@@ -18,14 +18,15 @@ from lever_train.options.pipeline import PipelineConfig
 
 @dataclass(frozen=True)
 class CellTask:
-    """A cell: its id, what it sets, the whole config, the outputs of the shared steps, and its
-    folder."""
+    """A cell: its id, what it sets, the whole config, the outputs of the shared steps, its folder,
+    and the views of training questions it is judged on, if any."""
 
     cell: str
     settings: dict[str, Any]
     config: PipelineConfig
     shared: dict[str, Outputs]
     folder: Path
+    judged_on: tuple[str, ...] = ()
 
     @property
     def result(self) -> Path:
@@ -34,7 +35,7 @@ class CellTask:
 
 
 def run_cell(task: CellTask) -> None:
-    """Train and evaluate one cell.
+    """Train and evaluate one cell; once for every view of training questions it is judged on.
 
     Raises:
         LeverError: its options do not fit the data.
@@ -50,15 +51,22 @@ def run_cell(task: CellTask) -> None:
     run = training.run.model_copy(update={"threads": 1})
     training = training.model_copy(update={"run": run})
     runs = work.rl_runs(task.shared)
-    result = run_training(work, task.folder, training, runs, begun=True)
-    checkpoints = {"cell": result.last}
-    if sft is not None:
-        checkpoints = {"sft": Path(sft), **checkpoints}
-    board = judge(work, task.shared, checkpoints).scoreboard
+    boards, checkpoints, validations = [], [], []
+    for view in task.judged_on or (None,):
+        folder = task.folder if view is None else task.folder / view
+        held_out = training
+        if view is not None:
+            data = training.data.model_copy(update={"held_out": view})
+            held_out = training.model_copy(update={"data": data})
+        result = run_training(work, folder, held_out, runs, begun=True)
+        named = {"cell": result.last} if sft is None else {"sft": Path(sft), "cell": result.last}
+        boards.append(judge(work, task.shared, named, queries=view).scoreboard.run)
+        checkpoints.append(str(result.last))
+        validations.append(result.epochs[-1].get("val_pick_accuracy"))
     found = {
-        "evaluation": board.run,
-        "checkpoint": str(result.last),
+        "evaluations": boards,
+        "checkpoint": checkpoints[0],
         "settings": task.settings,
-        "validation": result.epochs[-1].get("val_pick_accuracy"),
+        "validation": None if task.judged_on else validations[0],
     }
     write_atomic(task.result, json.dumps(found, indent=1).encode())

@@ -34,7 +34,7 @@ from lever_train.flow.steps import build_steps
 from lever_train.flow.sweep_page import Cell, SweepReport, sweep_page
 from lever_train.flow.training import keyed
 from lever_train.options.pipeline import PipelineConfig, load_pipeline
-from lever_train.options.sweep import Settings, SweepConfig, cell_config
+from lever_train.options.sweep import Settings, SweepConfig, cell_config, judged_base
 from lever_train.options.train import TrainConfig
 
 SHARED = ("ingest", "embed", "pool", "beam", "sft", "generate")  # steps all cells have in common
@@ -54,7 +54,13 @@ def sweep(
     """
     if jobs < 1:
         raise UsageError("--jobs must be above 0", value=jobs)
-    base = load_pipeline(Path(config.base))
+    base = judged_base(load_pipeline(Path(config.base)), config, config.name)
+    if config.judged_on and (base.sft.enabled or base.sft.checkpoint is not None):
+        raise UsageError(
+            "the SFT model has learnt from the questions that cells are judged on",
+            where=config.base,
+            hint="[sft] enabled = false, or leave judged_on out",
+        )
     _require_distinct(config, base)  # before the shared steps, which may take hours
     pipeline = _shared(base, say)
     shared = pipeline.run(say)  # once for all cells
@@ -93,8 +99,11 @@ def _task(
     """
     training = cell_config(base.train, config, settings, config.name)
     whole = base.model_copy(update={"train": training})
-    cell = pipeline.key_after(_own_steps(whole))[:12]
-    return CellTask(cell, settings, whole, dict(shared), config.out / config.name / cell)
+    key = pipeline.key_after(_own_steps(whole))
+    if config.judged_on:
+        key = hashlib.sha256(json.dumps([key, config.judged_on]).encode()).hexdigest()
+    folder = config.out / config.name / key[:12]
+    return CellTask(key[:12], settings, whole, dict(shared), folder, config.judged_on)
 
 
 def _own_steps(config: PipelineConfig) -> list[Step]:
@@ -178,15 +187,18 @@ def _report(
     done: Sequence[CellTask],
     failed: Sequence[tuple[Settings, str]],
 ) -> SweepReport:
-    scores, cells = [], []
+    scores, cells, evaluations = [], [], list[str]()
     con = connect(base.data.store, only=["evaluations"])
     for task in done:
         result = json.loads(task.result.read_bytes())
-        own = _per_query(con, result["evaluation"], "cell")
+        evaluations += result["evaluations"]
+        own = _per_query(con, result["evaluations"], "cell")
         scores.append(own)
-        cells.append(_cell(task, result, own, _per_query(con, result["evaluation"], "sft")))
-    run = _commit(config, base, cells)
-    judged_on = _is_held_out(cells)
+        # without an SFT model the first cell of the file is what the others are compared with
+        sft = _per_query(con, result["evaluations"], "sft")
+        cells.append(_cell(task, result, own, sft if len(sft) else scores[0]))
+    run = _commit(config, base, cells, evaluations)
+    judged_on = not config.judged_on and _is_held_out(cells)
     distinct = np.unique(np.stack(scores, axis=1), axis=1)
     report = SweepReport(
         config.name,
@@ -203,6 +215,7 @@ def _report(
             "run": f"`{run.run}`",
             "date": f"{run.committed_at[:16].replace('T', ' ')} UTC",
         },
+        config.judged_on,
     )
     folder = config.out / config.name
     write_atomic(
@@ -226,15 +239,17 @@ def _merit(cell: Cell, is_held_out: bool) -> tuple[float, float]:
     return (cell.validation or 0.0) if is_held_out else cell.accuracy, cell.accuracy
 
 
-def _per_query(con: duckdb.DuckDBPyConnection, run: str, selector: str) -> np.ndarray:
-    """Mean accuracy of each query over the shot numbers, [n] float64; empty without the selector.
+def _per_query(con: duckdb.DuckDBPyConnection, runs: Sequence[str], selector: str) -> np.ndarray:
+    """Mean accuracy of each query of these evaluations over the shot numbers, [n] float64; empty
+    without the selector.
 
     A failed answer counts as 0 here, so that all cells are judged on the same queries.
     """
     rows = con.cursor().execute(
         "select avg(coalesce(accuracy, 0)) as mean from evaluations "
-        "where run = ? and selector = ? group by query_id order by query_id",
-        [run, selector],
+        "where list_contains(?, run) and selector = ? group by run, query_id "
+        "order by list_position(?, run), query_id",
+        [list(runs), selector, list(runs)],
     )
     return np.array([row[0] for row in rows.fetchall()], dtype=np.float64)
 
@@ -243,7 +258,7 @@ def _cell(
     task: CellTask, result: Mapping[str, Any], own: np.ndarray, reference: np.ndarray
 ) -> Cell:
     found = bootstrap_mean(own)
-    change = bootstrap_mean(own - reference) if len(reference) else None
+    change = bootstrap_mean(own - reference) if len(reference) == len(own) else None
     return Cell(
         cell=task.cell,
         settings=task.settings,
@@ -254,14 +269,16 @@ def _cell(
         difference_low=None if change is None else change.low,
         difference_high=None if change is None else change.high,
         num_queries=len(own),
-        evaluation=str(result["evaluation"]),
+        evaluation=str(result["evaluations"][0]),
         checkpoint=str(result["checkpoint"]),
         validation=result.get("validation"),
     )
 
 
-def _commit(config: SweepConfig, base: PipelineConfig, cells: Sequence[Cell]) -> Run:
-    """The run of kind ``sweep`` with one row per cell."""
+def _commit(
+    config: SweepConfig, base: PipelineConfig, cells: Sequence[Cell], parents: Sequence[str]
+) -> Run:
+    """The run of kind ``sweep`` with one row per cell, from the evaluations ``parents``."""
     rows = [
         {**asdict(cell), "sweep": config.name, "settings": json.dumps(cell.settings)}
         for cell in cells
@@ -269,10 +286,10 @@ def _commit(config: SweepConfig, base: PipelineConfig, cells: Sequence[Cell]) ->
     spec = RunSpec(
         kind="sweep",
         dataset=base.data.dataset,
-        split=base.data.eval_split,
+        split=base.data.train_split if config.judged_on else base.data.eval_split,
         source_sha256=hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest(),
         parameters={"name": config.name},
-        parents=tuple(dict.fromkeys(cell.evaluation for cell in cells)),
+        parents=tuple(dict.fromkeys(parents)),
     )
     store = Store.open(base.data.store)
     if (found := store.find(spec)) is not None:

@@ -6,6 +6,7 @@ In goes a :class:`SweepReport`; out comes HTML, and the sentences that the termi
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from statistics import mean, stdev
 from typing import Any
 
 from lever_data.report.page import Cell as TableCell
@@ -17,7 +18,8 @@ from lever_train.options.sweep import Settings
 @dataclass(frozen=True)
 class Cell:
     """A finished cell: ``accuracy`` in [0, 1], mean over queries and shot numbers, with its 95 %
-    interval; ``difference`` to the SFT model where there is one, paired by query. ``validation``:
+    interval; ``difference`` to the SFT model where there is one, else to the first cell of the
+    file, paired by query. ``validation``:
     accuracy of the stored candidate it likes best on training questions that were held out, where
     there are any."""
 
@@ -45,6 +47,7 @@ class SweepReport:
         is_held_out: whether the choice was made on held-out training questions, and not on the
             split whose accuracy is reported, where the winner is partly the luckiest.
         about: what the figures are of: dataset, split, answerer, run, date, by name.
+        judged_on: views of training questions that trainings left out, where accuracies are theirs.
     """
 
     name: str
@@ -55,6 +58,7 @@ class SweepReport:
     num_distinct: int = 0
     is_held_out: bool = False
     about: dict[str, str] = field(default_factory=dict)
+    judged_on: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -67,9 +71,13 @@ def sweep_page(report: SweepReport) -> str:
         Finding("good" if report.is_held_out else "fair", choice(report)),
         Finding("good" if report.num_distinct == len(report.cells) else "fair", luck(report)),
     ]
+    findings += [Finding("fair", line) for line in spreads(report)]
     for settings, error in report.failed:
         findings.append(Finding("bad", f"A cell failed: {_words(settings)}. {error}"))
-    note = "The chosen cell is the first. Accuracy: mean over shot numbers, with its 95 % interval."
+    note = (
+        "The chosen cell is the first. Accuracy: mean over shot numbers, with its 95 % interval; "
+        "the change is from the SFT model, where there is none from the first cell of the file."
+    )
     title = f"Sweep {report.name}: {len(report.cells)} cells"
     sections = [sweep_figures(report, note)]
     return render(title, report.about, "lever sweep", sections, findings=findings)
@@ -111,6 +119,12 @@ def choice(report: SweepReport) -> str:
     best = report.cells[0]
     place = report.about["dataset/split"]
     worth = f"{best.accuracy:.2%} ({best.low:.2%} to {best.high:.2%}) on {place}"
+    if report.judged_on:
+        return (
+            f"Chosen by its accuracy on training questions that its trainings left out "
+            f"({', '.join(report.judged_on)}): {_words(best.settings)}, {worth}. No question of "
+            "the evaluation split was read."
+        )
     if report.is_held_out:
         return (
             f"Chosen by its accuracy on held-out training questions ({best.validation:.2%}): "
@@ -122,6 +136,23 @@ def choice(report: SweepReport) -> str:
         "chosen on held-out training questions where each holds the same ones out "
         "(data.split_ratio below 1 and no data option in the grid)."
     )
+
+
+def spreads(report: SweepReport) -> list[str]:
+    """Mean and spread of cells that differ in their seed alone, a sentence each."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in report.cells:
+        others = {k: v for k, v in cell.settings.items() if k != "run.seed"}
+        groups.setdefault(_words(others), []).append(cell)
+    found = []
+    for words, cells in groups.items():
+        if len(cells) > 1:
+            each = [100 * cell.accuracy for cell in cells]
+            found.append(
+                f"{len(cells)} seeds of {words}: {mean(each):.2f} % on average, standard deviation "
+                f"{stdev(each):.2f}, {min(each):.2f} to {max(each):.2f}."
+            )
+    return found
 
 
 def luck(report: SweepReport) -> str:
@@ -158,5 +189,5 @@ def _table(report: SweepReport) -> Table:
                 *(("–" if c is None else f"{100 * c:+.2f}", c) for c in changes),
             ]
         )
-    columns = ("held-out", "accuracy", "low", "high", "points to SFT", "from", "to")
+    columns = ("held-out", "accuracy", "low", "high", "change", "from", "to")
     return Table(("cell", *names, *columns), rows, marked=[0])

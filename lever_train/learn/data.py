@@ -90,6 +90,8 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
             require_whole_rows(con, view)
     if not split[0]:
         value = f"--split-ratio {data.split_ratio}"
+        if data.held_out is not None:
+            value = f"--held-out {data.held_out}"
         if split[2]:
             value = f"--require-positive-query: {split[2]:,} queries without a right candidate"
         raise UsageError("no query is left to train on", value=value)
@@ -108,7 +110,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     features = _features(source, session, config, places, pools, queries, candidates)
     provenance = {
         "runs": runs,
-        "views": _views_read(session, data.view),
+        "views": _views_read(session, _views(config)),
         "reward": selection.reward,
         "places": ["/".join(place) for place in places],
         "rows": counted.rows,
@@ -198,14 +200,20 @@ def _open_views(source: Source, config: TrainConfig) -> Session:
         runs=source.runs,
         scorer=config.data.scorer,
         sql_dir=source.sql_dir,
-        only=(*config.data.view, *READ),
+        only=(*_views(config), *READ),
     )
-    for view in config.data.view:
+    for view in _views(config):
         if view not in session.relations:
             every = open_session(source.store, runs=source.runs, sql_dir=source.sql_dir)
             raise every.explain_missing(view)
     session.con.execute("set memory_limit = ?", [config.run.memory_limit])
     return session
+
+
+def _views(config: TrainConfig) -> tuple[str, ...]:
+    """The views that a config names."""
+    held_out = config.data.held_out
+    return config.data.view if held_out is None else (*config.data.view, held_out)
 
 
 def runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[str]:
@@ -251,7 +259,10 @@ def split_queries(
     """Make the relations of training and validation queries; returns how many each holds, and how
     many are left out because no candidate of theirs is right."""
     data = config.data
-    if data.split_by == "id":  # legacy: sorted ids, the first int(ratio · n) train
+    if data.held_out is not None:
+        key = "(dataset, split, query_id::bigint)"
+        trains = f"{key} not in (select {key} from {quote_identifier(data.held_out)})"
+    elif data.split_by == "id":  # legacy: sorted ids, the first int(ratio · n) train
         own = "partition by dataset, split"  # of a mix, this share of each
         place = f"row_number() over ({own} order by query_id) - 1"
         trains = f"{place} < floor(count(*) over ({own}) * $ratio::double)"
@@ -262,7 +273,7 @@ def split_queries(
     con.execute(
         f"create table split_queries as select {_KEY}, {trains} as is_training "
         f"from (select distinct {_KEY} from {base})",
-        {"ratio": data.split_ratio},
+        {"ratio": data.split_ratio} if data.held_out is None else {},
     )
     # after the split, as every filter is, so that ablations split the same queries
     positive = f" semi join ({_positive_sql(data.view)}) using ({_KEY})"

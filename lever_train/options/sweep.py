@@ -14,6 +14,7 @@ from pydantic import Field
 
 from lever_data.options import Section, Tables, option, options
 from lever_data.toml import inside, read_toml, require_fields, require_known, validated
+from lever_train.options.pipeline import EvalTable, PipelineConfig, load_pipeline
 from lever_train.options.resolve import by_section, lay_over
 from lever_train.options.train import TrainConfig
 
@@ -32,6 +33,14 @@ class SweepConfig(Section):
         DEMO, "A `lever.toml`, seen from this file; `demo`: the world of `lever demo`."
     )
     out: Path = option(Path("sweeps"), "Folder of all sweeps, seen from where the command runs.")
+    judged_on: tuple[str, ...] = option(
+        (),
+        "Views of training questions, such as held_out_fold: every cell trains once for each, "
+        "without its questions, and is judged on them; the evaluation split is not read.",
+    )
+    eval: dict[str, Any] = option(
+        {}, "How all cells are judged, over the base: `[eval]` as in a `lever.toml`."
+    )
     train: dict[str, dict[str, Any]] = option(
         {}, "Options all cells share, over those of the base: `[train.…]` as in a `lever.toml`."
     )
@@ -61,13 +70,15 @@ def load_sweep(path: Path) -> SweepConfig:
     tables = read_toml(path, "the sweep")
     require_fields(SweepConfig, tables, "the sweep", str(path))
     sweep = validated(SweepConfig, tables, "the sweep", inside(str(path)))
+    require_fields(EvalTable, sweep.eval, "the sweep", f"{path}: [eval]")
     _require_options(sweep, str(path))
     changes: dict[str, Any] = {"out": sweep.out.absolute()}
     if sweep.base != DEMO:
         changes["base"] = str(path.absolute().parent / sweep.base)
     sweep = sweep.model_copy(update=changes)
+    base = TrainConfig() if sweep.base == DEMO else load_pipeline(Path(changes["base"])).train
     for settings in sweep.settings():
-        cell_config(TrainConfig(), sweep, settings, str(path))
+        cell_config(base, sweep, settings, str(path))
     return sweep
 
 
@@ -83,6 +94,17 @@ def cell_config(
     lay_over(tables, sweep.train)
     lay_over(tables, by_section(settings))
     return validated(TrainConfig, tables, "an option of the sweep", inside(where))
+
+
+def judged_base(base: PipelineConfig, sweep: SweepConfig, where: str) -> PipelineConfig:
+    """The base, its cells judged as the sweep says.
+
+    Raises:
+        UsageError: a value that is not allowed.
+    """
+    tables = base.eval.model_dump(mode="json", exclude_unset=True) | sweep.eval
+    judging = validated(EvalTable, tables, "[eval] of the sweep", inside(where))
+    return base.model_copy(update={"eval": judging})
 
 
 def _require_options(sweep: SweepConfig, where: str) -> None:

@@ -67,6 +67,12 @@ class DataConfig(Section):
         0.8, "Share of the queries to train on; 1.0: no validation.", gt=0, le=1
     )
     split_by: Literal["id", "hash"] = option("id", "Split by sorted query id (legacy) or its hash.")
+    held_out: str | None = option(
+        None,
+        "Validate on the queries of this view, and train on the others, in place of a split by "
+        "ratio.",
+        metavar="VIEW",
+    )
     order: Literal["random", "file"] = option("random", "Order of the groups in an epoch.")
 
 
@@ -93,6 +99,9 @@ class ModelConfig(Section):
     )
     votes: bool = option(
         False, "features: learn whose answers count, and score candidates by the pool's votes."
+    )
+    low_rank: int = option(
+        64, "features: rank of the bilinear term of the vectors; 0: none.", ge=0, le=MAX_HIDDEN
     )
     can_stop: bool = option(False, "features: may end a pointer early, or show nothing.")
     dropout: float = option(0.1, "Dropout of the projections.", ge=0, lt=1)

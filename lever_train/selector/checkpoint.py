@@ -227,6 +227,8 @@ def _entry(dim: int, config: ModelConfig, num_features: int) -> dict[str, object
         names += ["decoder_gru", "step_embedding", "can_stop"]
     if config.pair_features:
         names.append("pair_features")
+    if config.low_rank != ModelConfig().low_rank:
+        names.append("low_rank")
     if config.votes:
         names.append("votes")
     shape = {"dim": dim} | ({"features": num_features} if num_features else {})

@@ -6,7 +6,7 @@ In go vectors and, beside the pool, features [B, K, F]; out come scores by a sma
     score_k = v · gelu(W_x x_k + W_p [mean x of the chosen; step] + W_n [max, mean cos(k, chosen)])
               + (A q) · (B c_k) / √r
 
-The second sum is a bilinear term of rank r = 64 of the unit vectors, scaled to length √d. What
+The second sum is a bilinear term of rank r of the unit vectors, scaled to length √d. What
 depends on the chosen is 0 at the first step. With ``votes`` these scores say whose answers count,
 and a candidate is worth what the pool gives to its answer (a vote whose metric is learned):
 
@@ -36,7 +36,6 @@ from lever_train.selector.attention import dropout, picked_dots
 from lever_train.selector.model import RARE, History, Pool, Selector
 
 OWN_FEATURES = 3  # what the selector computes from the vectors itself
-RANK = 64  # of the bilinear term
 VOTE_TEMPERATURE = 0.05  # of the vote before anything is learned, which is the baseline's
 _LEAST = 1e-4  # of a share of votes
 
@@ -51,8 +50,9 @@ class FeatureSelector(Selector):
         self.past = nn.Linear(size + 1, h, bias=False)
         self.near = nn.Linear(2, h, bias=False)
         self.score = nn.Linear(h, 1, bias=False)  # the softmax does not see a constant
-        self.low_query = nn.Linear(dim, RANK, bias=False)
-        self.low_cand = nn.Linear(dim, RANK, bias=False)
+        if config.low_rank:
+            self.low_query = nn.Linear(dim, config.low_rank, bias=False)
+            self.low_cand = nn.Linear(dim, config.low_rank, bias=False)
         # nothing of the chosen counts until a training with several steps says so
         nn.init.zeros_(self.past.weight)
         nn.init.zeros_(self.near.weight)
@@ -60,7 +60,8 @@ class FeatureSelector(Selector):
             self.own = nn.Linear(h, 1, bias=False)
             nn.init.zeros_(self.own.weight)
             nn.init.zeros_(self.score.weight)
-            nn.init.zeros_(self.low_query.weight)
+            if config.low_rank:
+                nn.init.zeros_(self.low_query.weight)
         if num_features:
             self.register_buffer("feature_mean", torch.zeros(num_features))
             self.register_buffer("feature_std", torch.ones(num_features))
@@ -93,7 +94,9 @@ class FeatureSelector(Selector):
         Projecting the query through both sides costs 4 d r operations; projecting the candidates
         cost 2 d r for each of some 3,000 distinct in a batch of 64, forward and backward.
         """
-        scale = self.dim / math.sqrt(RANK)  # of two vectors of length √d
+        if not self.config.low_rank:
+            return torch.zeros_like(query)
+        scale = self.dim / math.sqrt(self.config.low_rank)  # of two vectors of length √d
         # autocast makes halves of the products
         a = self.low_query(dropout(query, self.config.dropout, self.training)).to(query.dtype)
         kept = dropout(query.new_ones(self.dim), self.config.dropout, self.training)

@@ -38,6 +38,7 @@ _PREFIX = re.compile(r"((lever_lm|pointer_selector|model|module|_orig_mod)\.)+")
 _FOREIGN = re.compile(r"(sen|sentence|img|image|text|clip|vision)_?\w*\.")
 _KIND_OF = {  # a tensor's name begins with this: the kind of selector; the first that fits
     "low_query.": "features",
+    "pair.": "features",
     "query_update_gate.": "gated",
     "history.": "gru",
     "step_embedding.": "gru",
@@ -186,8 +187,10 @@ def _shown_shape(tensors: Mapping[str, Tensor], path: Path) -> dict[Any, object]
     if known == "pair.weight":
         shape |= {"features": read - OWN_FEATURES, "can_stop": "end.weight" in tensors}
         shape["votes"] = "own.weight" in tensors
+        shape["low_rank"] = 0
         if "low_query.weight" in tensors:
-            shape["dim"] = _rows_and_columns(tensors, "low_query.weight", path)[1]
+            rank, width = _rows_and_columns(tensors, "low_query.weight", path)
+            shape |= {"low_rank": rank, "dim": width}
     if "input_proj.weight" in tensors:
         shape["dim"] = _rows_and_columns(tensors, "input_proj.weight", path)[1]
     for start, kind in _KIND_OF.items():
