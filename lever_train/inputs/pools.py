@@ -8,6 +8,7 @@ selected runs, taken before view and filters so that ablations share it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from lever_data.errors import LeverError, UsageError, reason
 from lever_data.readers.vectors import map_npy
 from lever_data.relations.db import quote_identifier
+from lever_data.store.cache import entry
 
 Ids = NDArray[np.int64]
 
@@ -132,7 +134,11 @@ PoolSource = SharedPool | FilePool | StoredPool
 
 
 def open_pools(
-    con: duckdb.DuckDBPyConnection, path: Path | None, base: str, *places: tuple[str, str]
+    con: duckdb.DuckDBPyConnection,
+    path: Path | None,
+    base: str,
+    *places: tuple[str, str],
+    known: str | None = None,
 ) -> PoolSource:
     """The pools of the queries of a place.
 
@@ -142,9 +148,26 @@ def open_pools(
         base: relation with dataset, split and a pointer per candidate of the selected runs,
             before any filter.
         places: (dataset, split) of the queries; query ids of another mean other questions.
+        known: a digest of the runs and the SQL of ``base``, by which the cache keeps the pools.
     """
     if path is not None:
         return _from_file(path)
+    if known is None:
+        return _from_store(con, base, places)
+
+    def make(folder: Path) -> None:
+        for name, array in vars(_from_store(con, base, places)).items():
+            np.save(folder / name, array)
+
+    with entry(hashlib.sha256(repr(["pools", known, places]).encode()).hexdigest(), make) as folder:
+        # mapped for writing, which torch wants, but nothing is written back
+        found = {file.stem: np.load(file, mmap_mode="c") for file in folder.glob("*.npy")}
+    return SharedPool(**found) if "ids" in found else StoredPool(**found)
+
+
+def _from_store(
+    con: duckdb.DuckDBPyConnection, base: str, places: Sequence[tuple[str, str]]
+) -> PoolSource:
     here = " or ".join("(dataset = ? and split = ?)" for _ in places)
     bound = [name for place in places for name in place]
     counts = con.cursor().execute(

@@ -2,17 +2,23 @@
 
 In go a store and a config; out comes :class:`TrainingData`. The split and the shared pool come
 from every stored candidate of the runs and places the views read, before view and filters, so that
-ablations compare on the same questions.
+ablations compare on the same questions. What takes a pass over the view is done once: its results
+stand in the cache (``store/cache.py``) under the SQL, the runs and the options they depend on, and
+the second training of the same opens at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,6 +41,7 @@ from lever_data.relations.rewards import (
 )
 from lever_data.relations.snapshot import Snapshot, open_snapshot
 from lever_data.relations.stream import Census, Selection, census, run_sql
+from lever_data.store.cache import entry, value
 from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
@@ -44,6 +51,7 @@ from lever_train.inputs.provenance import Input, input_records
 from lever_train.options.train import Source, TrainConfig
 
 TRAIN, VALIDATION = "training_queries", "validation_queries"
+_FORMAT = 1  # raised where what the cache keeps of an opening means something else
 _KEY = "dataset, split, query_id"
 READ = (
     *("runs", "queries", "examples", "embeddings", "stg_candidates", "stg_beams"),
@@ -80,14 +88,15 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     data = config.data
     session = _open_views(source, config)
     con = session.con
-    selection = _selection(con, config)
     known = identity(con)
-    runs = runs_read(con, data.view)
+    selection = _selection(con, config, known)
+    runs: list[str] = _remembered(known, "runs", data.view, lambda: runs_read(con, data.view))
     base = base_relation(con, data.view, runs)
-    split = split_queries(con, base, config)
+    split = split_queries(con, base, config, known)
     for view in data.view:
         if session.relations[view].folder == "user":
-            require_whole_rows(con, view)
+            whole = partial(require_whole_rows, con, view)
+            _remembered(known, "whole rows", (*_split_by(config), view), whole)
     if not split[0]:
         value = f"--split-ratio {data.split_ratio}"
         if data.held_out is not None:
@@ -96,16 +105,17 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
             value = f"--require-positive-query: {split[2]:,} queries without a right candidate"
         raise UsageError("no query is left to train on", value=value)
     train = replace(selection, queries=TRAIN)
-    counted = _with_own_pointers(con, census(con, train))
+    counted = _census(con, train, config, known)
     validation = replace(selection, queries=VALIDATION) if split[1] else None
-    held_out = census(con, validation) if validation is not None else None
+    held_out = _census(con, validation, config, known) if validation is not None else None
+    counted = _with_own_pointers(con, counted, known)
     places = _require_trainable(counted, held_out, config)
     for place in counted.datasets:
         require_same_questions(con, *place)
     if held_out is not None and not held_out.rows:
         validation = None  # the filters left nothing of it; the notices say so
     snapshot = open_snapshot(con, selection, known)
-    pools = open_pools(con, data.pool, base, *places)
+    pools = open_pools(con, data.pool, base, *places, known=known)
     queries, candidates = _embeddings(source, con, config, places, pools, counted, held_out)
     features = _features(source, session, config, places, pools, queries, candidates)
     provenance = {
@@ -185,10 +195,32 @@ def _inputs(source: Source, config: TrainConfig) -> list[Input]:
     return input_records(named, Store.open(source.store))
 
 
-def _with_own_pointers(con: duckdb.DuckDBPyConnection, counted: Census) -> Census:
+def _remembered(known: str, what: str, made_of: Sequence[object], make: Callable[[], Any]) -> Any:
+    """What ``make()`` gives, from the cache where it was asked before.
+
+    Args:
+        known: the :func:`identity` of the connection; ``made_of``: the options that count besides.
+    """
+    return value(["training", _FORMAT, known, what, *made_of], make)
+
+
+def _census(
+    con: duckdb.DuckDBPyConnection, selection: Selection, config: TrainConfig, known: str
+) -> Census:
+    made_of = (*_split_by(config), config.data.require_positive_query, selection)
+    found = _remembered(known, "census", made_of, lambda: asdict(census(con, selection)))
+    found |= {"datasets": tuple(map(tuple, found["datasets"]))}  # JSON has lists
+    return Census(**found | {"scorers": tuple(found["scorers"])})
+
+
+def _with_own_pointers(con: duckdb.DuckDBPyConnection, counted: Census, known: str) -> Census:
     """The census with the candidates that views left out because they show the query itself."""
     sql = "select count(*) from own_pointers where dataset = ? and split = ?"
-    found = [con.cursor().execute(sql, list(place)).fetchall()[0][0] for place in counted.datasets]
+
+    def count(place: tuple[str, str]) -> int:
+        return int(con.cursor().execute(sql, list(place)).fetchall()[0][0])
+
+    found = [_remembered(known, "own pointers", p, partial(count, p)) for p in counted.datasets]
     return replace(counted, dropped=counted.dropped | {"own_pointer": sum(found)})
 
 
@@ -254,10 +286,46 @@ def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str], runs: Se
 
 
 def split_queries(
-    con: duckdb.DuckDBPyConnection, base: str, config: TrainConfig
+    con: duckdb.DuckDBPyConnection, base: str, config: TrainConfig, known: str
 ) -> tuple[int, int, int]:
     """Make the relations of training and validation queries; returns how many each holds, and how
     many are left out because no candidate of theirs is right."""
+    data = config.data
+    key = hashlib.sha256(repr(["split", _FORMAT, known, *_split_by(config)]).encode()).hexdigest()
+    with (
+        entry(key, lambda folder: _write_split(con, base, config, folder)) as folder,
+        pa.memory_map(str(folder / "split.arrow")) as file,
+    ):
+        cursor = con.cursor().register("stored", pa.ipc.open_file(file).read_all())
+        cursor.execute("create table split_queries as from stored")
+        cursor.unregister("stored")
+    # after the split, as every filter is, so that ablations split the same queries
+    positive = f" semi join ({_positive_sql(data.view)}) using ({_KEY})"
+    kept = positive if data.require_positive_query else ""
+    for name, condition in ((TRAIN, "is_training"), (VALIDATION, "not is_training")):
+        with readable_errors():
+            sql = f"select {_KEY} from split_queries{kept} where {condition}"
+            con.execute(f"create view {name} as {sql}")
+
+    def count() -> list[int]:
+        tables = (TRAIN, VALIDATION, "split_queries")
+        return [con.cursor().execute(f"select count(*) from {t}").fetchall()[0][0] for t in tables]
+
+    made_of = (*_split_by(config), data.require_positive_query)
+    train, held_out, whole = _remembered(known, "split", made_of, count)
+    return train, held_out, whole - train - held_out
+
+
+def _split_by(config: TrainConfig) -> tuple[object, ...]:
+    """What the split depends on, besides the runs and the SQL of the views."""
+    data = config.data
+    return data.view, data.split_by, data.split_ratio, data.held_out
+
+
+def _write_split(
+    con: duckdb.DuckDBPyConnection, base: str, config: TrainConfig, folder: Path
+) -> None:
+    """The queries of the base, and which train."""
     data = config.data
     if data.held_out is not None:
         key = "(dataset, split, query_id::bigint)"
@@ -270,22 +338,13 @@ def split_queries(
         key = "concat_ws('/', dataset, split, query_id)"
         place = f"md5_number_lower({key}) / 18446744073709551616.0"  # uniform in [0, 1)
         trains = f"$ratio::double >= 1 or {place} < $ratio::double"
-    con.execute(
-        f"create table split_queries as select {_KEY}, {trains} as is_training "
-        f"from (select distinct {_KEY} from {base})",
-        {"ratio": data.split_ratio} if data.held_out is None else {},
-    )
-    # after the split, as every filter is, so that ablations split the same queries
-    positive = f" semi join ({_positive_sql(data.view)}) using ({_KEY})"
-    kept = positive if data.require_positive_query else ""
-    counts = []
-    for name, condition in ((TRAIN, "is_training"), (VALIDATION, "not is_training")):
-        chosen = f"select {_KEY} from split_queries{kept} where {condition}"
-        with readable_errors():
-            con.execute(f"create view {name} as {chosen}")
-        counts.append(int(con.cursor().execute(f"select count(*) from {name}").fetchall()[0][0]))
-    whole = int(con.cursor().execute("select count(*) from split_queries").fetchall()[0][0])
-    return counts[0], counts[1], whole - sum(counts)
+    sql = f"select {_KEY}, {trains} as is_training from (select distinct {_KEY} from {base})"
+    cursor = con.cursor()  # kept alive: on some versions the reader needs it
+    bound = {"ratio": data.split_ratio} if data.held_out is None else {}
+    rows = cursor.sql(sql, params=bound)
+    table = cast(pa.Table, rows.to_arrow_table())
+    with pa.ipc.new_file(str(folder / "split.arrow"), table.schema) as file:
+        file.write_table(table)
 
 
 def _positive_sql(views: Sequence[str]) -> str:
@@ -343,7 +402,7 @@ def describe_data(data: TrainingData) -> Iterator[str]:
         yield f"validating on {held_out.queries:,} queries: {held_out.rows:,} candidates"
 
 
-def _selection(con: duckdb.DuckDBPyConnection, config: TrainConfig) -> Selection:
+def _selection(con: duckdb.DuckDBPyConnection, config: TrainConfig, known: str) -> Selection:
     data = config.data
     if config.run.stage == "sft":  # the best beam is the one with the highest InfoScore
         return Selection(
@@ -355,7 +414,8 @@ def _selection(con: duckdb.DuckDBPyConnection, config: TrainConfig) -> Selection
     spec = config.reward
     prepare_reward(con, spec)
     for view in data.view:
-        require_scores(con, view, spec)
+        scored = partial(require_scores, con, view, spec)
+        _remembered(known, "scores", (view, spec.model_dump_json()), scored)
     return Selection(
         views=data.view,
         reward=reward_sql(spec),

@@ -1,0 +1,67 @@
+"""Opening what was opened before: nothing reads the view again, and what it gives is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lever_data.store.store import Store
+from lever_train.inputs import pools
+from lever_train.inputs.pools import SharedPool
+from lever_train.learn import data
+from lever_train.learn.data import open_data
+from lever_train.options.train import Source, TrainConfig
+from tests.stores import candidate, commit, new_store
+
+
+def _store(path: Path) -> Store:
+    store = new_store(path)
+    rows = [
+        candidate(
+            q, c, [100 + c, 101 + q], vqa_correct=q * c % 3 % 2, vqa_acc_score=0.5, scorer="m"
+        )
+        for q in range(30)
+        for c in range(3)
+    ]
+    commit(store, rows)
+    np.save(path / "v.npy", np.arange(1, 401, dtype=np.float32).reshape(200, 2))
+    return store
+
+
+def _opened(store: Store, **options: Any) -> Sequence[Any]:
+    """All that training reads of it."""
+    asked = {"view": ["all_candidates"], "query_embeddings": str(store.path.parent / "v.npy")}
+    config = TrainConfig.model_validate({"data": asked | options})
+    found = open_data(Source(store=store.path), config)
+    split = found.con.execute("select * from split_queries order by all").fetchall()
+    assert isinstance(found.pools, SharedPool)
+    kept = found.pools.ids.tolist(), found.provenance["queries"], found.provenance["dropped"]
+    return [found.census, found.validation_census, split, *kept]
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"split_ratio": 0.5},
+    {"split_by": "id"},
+    {"require_positive_query": True},
+]
+
+
+def test_a_second_opening_reads_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _store(tmp_path)
+    first = [_opened(store, **o) for o in OPTIONS]
+    assert all(a != b for a, b in pairwise(first))  # each has its own
+    with monkeypatch.context() as patch:
+        for name in ("census", "runs_read", "require_scores", "_write_split"):
+            patch.setattr(data, name, lambda *_: pytest.fail("read again"))
+        patch.setattr(pools, "_from_store", lambda *_: pytest.fail("read again"))
+        assert [_opened(store, **o) for o in OPTIONS] == first
+    commit(store, [candidate(40, 0, [7], vqa_correct=1, vqa_acc_score=1.0)], name="b")
+    assert _opened(store)[3] == [7, *first[0][3]]  # another run is another question
