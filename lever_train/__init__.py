@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lever_train.pack.packed import load
+    from lever_train.pack.load import load
 
 __all__ = ["load"]
 
@@ -22,6 +22,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def __getattr__(name: str) -> object:
     if name != "load":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lever_train.pack.packed import load
+    from lever_train.pack.load import load
 
     return load

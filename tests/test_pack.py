@@ -132,7 +132,13 @@ def test_a_stop_selector_stops_by_itself(place: Path, tmp_path: Path) -> None:
     found = selector.select(queries)
     limit = ModelConfig().max_shots
     assert [[p.id for p in row] for row in found] == evaluated(place, "stop", queries, pools, limit)
-    assert all(len(row) == 2 for row in selector.select(queries, 2))
+    # asked for two it shows two, also where it would rather end after one
+    end = selector._policy.selector.get_parameter("stop_token")
+    end.data.copy_(selector._policy.selector.get_parameter("query_proj.weight")[:1])
+    for k in (1, 2, 4):
+        found = selector.select(queries, k)
+        assert all(len(row) == k for row in found)
+        assert all(np.isfinite([pick.log_prob for pick in row]).all() for row in found)
     with pytest.raises(UsageError, match="does not stop by itself"):
         packed(place, tmp_path / "q").select(queries)
 
@@ -332,13 +338,23 @@ def test_the_command_and_a_program_without_a_store(place: Path, tmp_path: Path) 
     said = json.loads((out / "config.json").read_text())
     assert (said["pool_size"], said["task"]) == (64, "vqa")
     assert pq.read_schema(out / "pool.parquet").names[:4] == [*EXAMPLES.names[2:5], "question"]
-    program = (
-        "import sys, numpy, lever_train; s = lever_train.load(sys.argv[1]);"
-        f"print([p.id for p in s.select(numpy.ones({D}), 2)]);"
-        "print([m for m in ('duckdb', 'transformers', 'polars', 'typer') if m in sys.modules])"
-    )
+    for kind in KINDS:
+        checkpoint(tmp_path, kind)
     done = subprocess.run(
-        [sys.executable, "-c", program, str(out)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM, str(out)], capture_output=True, text=True, check=True
     )
-    ids, loaded = done.stdout.splitlines()
-    assert len(json.loads(ids)) == 2 and loaded == "[]"
+    alone, ids, loaded = done.stdout.splitlines()
+    assert alone == "[]" and len(json.loads(ids)) == 2 and loaded == "[]"
+
+
+KINDS = ("static", "gru", "gated", "decoder", "mmr", "additive", "bilinear", "stop", "features")
+PROGRAM = f"""
+import sys, numpy, lever_train
+heavy = ["duckdb", "transformers", "polars", "typer", "torch._dynamo", "lever_data.store.store"]
+print([m for m in [*heavy, "torch", "pyarrow", "pydantic"] if m in sys.modules])
+print([p.id for p in lever_train.load(sys.argv[1]).select(numpy.ones({D}), 2)])
+from lever_train.selector.checkpoint import load_selector
+for kind in {KINDS}:
+    load_selector(f"{{sys.argv[1]}}/../{{kind}}.pt")  # the shape of each is tried on
+print([m for m in heavy if m in sys.modules])
+"""

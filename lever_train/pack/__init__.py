@@ -1,4 +1,4 @@
 """A trained selector for other programs: packed into a folder, loaded from it, asked.
 
-May import evaluation and what is below it; ``packed.py`` alone is what a program loads.
+May import evaluation and what is below it; ``load.py`` and what it imports is what a program loads.
 """

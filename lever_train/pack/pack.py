@@ -33,7 +33,7 @@ from lever_train.inputs.embeddings import load_embeddings
 from lever_train.options.pack import PackRequest, SelectRequest
 from lever_train.pack.cells import Cells
 from lever_train.pack.features import PackedFeatures, Vectors
-from lever_train.pack.packed import (
+from lever_train.pack.load import (
     CARD,
     CELLS,
     CONFIG,
@@ -42,11 +42,9 @@ from lever_train.pack.packed import (
     POOL,
     VECTOR,
     WEIGHTS,
-    Inputs,
-    PackedSelector,
-    Pick,
     load,
 )
+from lever_train.pack.packed import Inputs, PackedSelector, Pick
 from lever_train.rollout.policy import SelectorPolicy, load_policy
 from lever_train.selector.checkpoint import Checkpoint, read_checkpoint
 

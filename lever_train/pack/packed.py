@@ -1,4 +1,4 @@
-"""A packed selector: loaded from its folder, asked for demonstrations.
+"""A packed selector, asked for demonstrations.
 
 In go vectors of questions, or texts where the pack names its encoder; out come lists of
 :class:`Pick`. transformers is not imported where vectors are given, and DuckDB only where the
@@ -8,45 +8,34 @@ scores.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from lever_data.errors import LeverError, UsageError, reason
-from lever_data.store.files import sha256_file
-from lever_train.inputs.devices import open_device
-from lever_train.options.rollout import Recipe
+from lever_data.errors import LeverError, UsageError
 from lever_train.pack.cells import Cells
 from lever_train.pack.near import Near
 from lever_train.rollout.policy import SelectorPolicy
-from lever_train.rollout.propose import beams
-from lever_train.selector.checkpoint import load_selector
-from lever_train.selector.model import History, Pool
+from lever_train.selector.model import AttentionSelector, History, Pool
 
 if TYPE_CHECKING:
     from lever_train.pack.features import PackedFeatures, Vectors
 
-FORMAT, MODEL_TYPE = 1, "lever_selector"
-CONFIG, WEIGHTS, POOL, CARD = "config.json", "model.safetensors", "pool.parquet", "README.md"
-CELLS = "cells.safetensors"  # where similar examples are looked for in the nearest cells only
-VECTOR = "vector"  # a column of the pool; `vector:NAME` of a further space
-_HUB = "hub:"
-
+_UNITS = 1 << 28  # bytes of what is kept of all examples beside their vectors
+_ROWS = 1 << 12  # examples of which it is made at once
 _FIELD = re.compile(r"\{(\w+)\}")  # of a template
 
 Ids = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float64]
 Inputs = str | dict[str, str] | Sequence[str | dict[str, str]] | npt.ArrayLike | Tensor
 
 
@@ -89,13 +78,25 @@ class PackedSelector:
         self._ids = examples.column("example_id").to_numpy()
         self._order = np.argsort(self._ids, kind="stable")
         self._near = Near(normalize(vectors, dim=-1), cells)
-        # one batch: taking rows of it costs a fraction of taking them of a table
-        (self._shown_rows,) = examples.combine_chunks().to_batches() or [pa.record_batch({})]
+        # in one piece each, of which a row is read in a sixth of the time of taking it of a table
+        names = examples.column_names
+        self._columns = [(name, examples.column(name).combine_chunks()) for name in names]
 
     @property
     def name(self) -> str:
         """The checkpoint's file name and the head of its digest."""
         return self._policy.name
+
+    @cached_property
+    def _units(self) -> Tensor | None:
+        """What the selector compares a query with, of every example: most of the arithmetic of one
+        question. ``None`` where there are too many, or it has none."""
+        selector = self._policy.selector
+        size = 8 * len(self.vectors) * selector.config.hidden
+        if not isinstance(selector, AttentionSelector) or size > _UNITS:
+            return None
+        parts = torch.split(self.vectors, _ROWS)
+        return torch.cat([selector.units(Pool(part.double())) for part in parts])
 
     @property
     def dim(self) -> int:
@@ -283,30 +284,30 @@ class PackedSelector:
             raise UsageError("a pool names an example twice, so that it could be shown twice")
         return found
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _picked(
         self, queries: Tensor, rows: Ids, shots: int, spaces: Vectors, *, can_stop: bool
     ) -> list[list[Pick]]:
         closed = torch.from_numpy(rows < 0)
-        room = int((~closed).sum(1).min()) if len(rows) else shots
-        if room < shots and not can_stop:
+        is_padded = bool(closed.any())
+        if is_padded and not can_stop and (room := int((~closed).sum(1).min())) < shots:
             raise UsageError("a pool holds fewer demonstrations than are asked for", value=room)
         used, index = np.where(rows[0] < 0, rows.max(), rows[0]), None
-        if (rows != rows[:1]).any():  # else all share one pool, and nothing of it is gathered
+        if len(rows) > 1 and (rows != rows[:1]).any():  # else all share one pool
             used, at = np.unique(np.where(rows < 0, rows.max(), rows), return_inverse=True)
             index = torch.from_numpy(at.reshape(rows.shape))
+        here = torch.from_numpy(used)
         pool = Pool(
-            self.vectors[torch.from_numpy(used)].double(),
+            self.vectors[here].double(),
             index,
-            ~closed if bool(closed.any()) else None,
+            ~closed if is_padded else None,
             self._read(queries, rows, spaces),
+            units=None if self._units is None else self._units[here],
         )
         history = self._policy.begin(queries.double(), pool)
         if history.stops:
             closed = pad(closed, (0, 1), value=not can_stop)
-        recipe = Recipe(shot_num=shots, num_beams=1, temps=(), num_random=0)
-        chosen = beams(history, closed, recipe)[:, 0]
-        return self._shown(chosen, _log_probs(history, closed, chosen), rows)
+        return self._shown(*_greedy(history, closed, shots), rows)
 
     def _read(self, queries: Tensor, rows: Ids, spaces: Vectors) -> Tensor | None:
         """Features [B, K, F] of the pairs, where the selector reads some."""
@@ -314,105 +315,40 @@ class PackedSelector:
             return None
         return self.features.values(queries, rows, self.examples, self.vectors, spaces).double()
 
-    def _shown(self, chosen: Tensor, log_probs: Tensor, rows: Ids) -> list[list[Pick]]:
+    def _shown(self, chosen: Ids, log_probs: Values, rows: Ids) -> list[list[Pick]]:
         """Picks of positions [B, S]; a position beyond the pool ended the sequence."""
-        places, values = chosen.numpy(), log_probs.numpy()
-        is_real = (places >= 0) & (places < rows.shape[1])
-        found = np.take_along_axis(rows, np.where(is_real, places, 0), 1)
-        used, back = np.unique(found[is_real], return_inverse=True)
-        shown = self._shown_rows.take(pa.array(used)).to_pylist()
-        ids = self._ids[used].tolist()
-        picks: list[list[Pick]] = [[] for _ in places]
-        for query, at, value in zip(
-            np.nonzero(is_real)[0].tolist(), back.tolist(), values[is_real].tolist(), strict=True
-        ):
-            picks[query].append(Pick(ids[at], shown[at], value))
+        goes_on = np.logical_and.accumulate(chosen < rows.shape[1], axis=1)
+        found = np.take_along_axis(rows, np.where(goes_on, chosen, 0), 1)
+        picks: list[list[Pick]] = [[] for _ in chosen]
+        for query, row, value in zip(
+            np.nonzero(goes_on)[0].tolist(), found[goes_on].tolist(), log_probs[goes_on].tolist(),
+            strict=True,
+        ):  # fmt: skip
+            shown = {name: column[row].as_py() for name, column in self._columns}
+            picks[query].append(Pick(shown["example_id"], shown, value))
         return picks
 
 
-def load(folder: str | Path, device: str = "cpu") -> PackedSelector:
-    """Load what ``lever pack`` wrote: a folder, or ``hub:OWNER/NAME``, fetched from a hub once.
+def _greedy(start: History, closed: Tensor, shots: int) -> tuple[Ids, Values]:
+    """Positions [B, S] and the log-probability of each at its step; what follows an end counts for
+    nothing.
 
-    Raises:
-        LeverError: a file is missing, of another format, or not the one that was packed; the hub
-            does not give it.
+    The search of ``propose.beams`` with one beam: the rounded sum decides, among equals the lower
+    position wins.
     """
-    folder = _fetched(str(folder)) if str(folder).startswith(_HUB) else Path(folder)
-    open_device(device)
-    try:
-        said = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError) as error:
-        raise LeverError(
-            f"the folder holds no packed selector ({reason(error)})",
-            where=str(folder),
-            hint="lever pack CHECKPOINT --out DIR makes one",
-        ) from None
-    kind = said.get("model_type") if isinstance(said, dict) else None
-    if kind != MODEL_TYPE:
-        raise LeverError("this is a model for another task", where=str(folder / CONFIG), value=kind)
-    if said.get("format") != FORMAT:
-        raise LeverError("the pack is of another format", where=str(folder / CONFIG))
-    for name, digest in said["files"].items():
-        if not (folder / name).is_file() or sha256_file(folder / name) != digest:
-            raise LeverError(
-                "a file of the pack is missing or is not the one that was packed",
-                where=str(folder / name),
-                hint="copy the whole folder anew, or pack the checkpoint again",
-            )
-    selector, _ = load_selector(folder / WEIGHTS)
-    table = pq.read_table(folder / POOL)
-    vectors = {
-        name.partition(":")[2]: _vectors(table.column(name))
-        for name in table.column_names
-        if name.partition(":")[0] == VECTOR
-    }
-    features = None
-    if selector.config.pair_features:
-        # here: DuckDB is for selectors of features alone
-        from lever_train.pack.features import PackedFeatures
-
-        spaces = {name: found for name, found in vectors.items() if name}
-        features = PackedFeatures.read(selector.config, said["features"], spaces)
-    return PackedSelector(
-        SelectorPolicy(said["name"], selector.double().to(device)),
-        table.select([n for n in table.column_names if n.partition(":")[0] != VECTOR]),
-        vectors[""],
-        pool_size=said["pool_size"],
-        encoder=said["encoder"],
-        features=features,
-        cells=Cells(**load_file(folder / CELLS)) if CELLS in said["files"] else None,
-    )
-
-
-def _fetched(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name.removeprefix(_HUB)))
-    except (OSError, ValueError) as error:  # of the network, and of a name that is none
-        raise LeverError(
-            f"the hub does not give this selector ({str(error).splitlines()[0]})", where=name
-        ) from None
-
-
-def _vectors(column: pa.ChunkedArray) -> Tensor:
-    flat = column.combine_chunks().flatten().to_numpy()
-    return torch.from_numpy(flat.reshape(len(column), -1).copy())
-
-
-def _log_probs(start: History, closed: Tensor, chosen: Tensor) -> Tensor:
-    """Log-probability of each step [B, S] of the positions chosen."""
     taken, history = closed[:, None, :], start
-    parent = torch.zeros((len(chosen), 1), dtype=torch.long)
-    found = []
-    for step in range(chosen.shape[1]):
-        pick = chosen[:, step : step + 1].clamp(min=0)
-        log_p = history.scores().masked_fill(taken, float("-inf")).log_softmax(-1)
-        found.append(log_p.gather(2, pick[..., None])[:, 0, 0])
-        if step + 1 < chosen.shape[1]:
+    total = torch.zeros((len(closed), 1), dtype=torch.float64)
+    parent = torch.zeros((len(closed), 1), dtype=torch.long)
+    chosen, log_probs = [], []
+    for step in range(shots):
+        log_p = history.scores().masked_fill(taken, float("-inf")).log_softmax(-1)[:, 0]
+        total, pick = (total + log_p).round(decimals=9).max(-1, keepdim=True)
+        chosen.append(pick)
+        log_probs.append(log_p.gather(1, pick))
+        if step + 1 < shots:
             taken = taken.scatter(2, pick[..., None], True)
             history = history.advance(parent, pick)
-    return torch.stack(found, dim=1)
+    return torch.cat(chosen, 1).numpy(), torch.cat(log_probs, 1).numpy()
 
 
 def _is_texts(inputs: Any) -> bool:

@@ -25,7 +25,8 @@ from starlette.routing import Route
 from lever_data import __version__
 from lever_data.errors import LeverError, UsageError
 from lever_train.options.pack import ServeRequest
-from lever_train.pack.packed import PackedSelector, load
+from lever_train.pack.load import load
+from lever_train.pack.packed import PackedSelector
 
 
 class Ask(BaseModel):

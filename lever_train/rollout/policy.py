@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lever_data.store.files import sha256_file
-from lever_data.store.store import Store
 from lever_train.inputs.devices import open_device
 from lever_train.selector.model import History, Pool, Selector, StaticHistory, cosine_scores
 
 if TYPE_CHECKING:
+    from lever_data.store.store import Store
     from lever_train.inputs.pair_features import PairFeatures, Pairs
 
 SCORE_DECIMALS = 6

@@ -40,6 +40,7 @@ from lever_train.selector.model import (
     Pool,
     Selector,
     StaticSelector,
+    drawn,
 )
 
 STEP_NOISE = 0.02  # std of step embeddings and the stop token at initialisation (legacy)
@@ -131,7 +132,8 @@ class GruSelector(Remembering):
     def __init__(self, dim: int, config: ModelConfig) -> None:
         super().__init__(dim, config)
         self.history = nn.GRUCell(config.hidden, config.hidden)
-        self.step_embedding = nn.Embedding(config.max_shots, config.hidden)
+        size = config.max_shots, config.hidden
+        self.step_embedding = nn.Embedding(*size, _weight=drawn(*size))
         nn.init.zeros_(self.step_embedding.weight)
 
     def start(self, query: Float[Tensor, "B d"], pool: Pool) -> Float[Tensor, "B h"]:
@@ -164,8 +166,8 @@ class LegacyDecoder(Remembering):
         if config.decoder_gru:
             self.decoder_gru = nn.GRUCell(h, h)
         if config.step_embedding:
-            self.step_emb = nn.Embedding(steps, h)
-            nn.init.normal_(self.step_emb.weight, std=STEP_NOISE)
+            self.step_emb = nn.Embedding(steps, h, _weight=drawn(steps, h))
+            self.step_emb.weight.data.copy_(drawn(steps, h, std=STEP_NOISE))
         if kind == "mmr":
             self.div_lambda = nn.Parameter(torch.full((steps,), DIVERSITY))
         elif kind == "additive":
@@ -179,7 +181,7 @@ class LegacyDecoder(Remembering):
             self.bilinear = nn.Bilinear(h, h, 1, bias=False)
             nn.init.xavier_uniform_(self.bilinear.weight)
         elif kind == "stop":
-            self.stop_token = nn.Parameter(torch.randn(1, h) * STEP_NOISE)
+            self.stop_token = nn.Parameter(drawn(1, h, std=STEP_NOISE))
 
     def begin(self, query: Float[Tensor, "B d"], pool: Pool) -> History:
         """Start choosing; the stop token stands behind the pool."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lever_data.errors import LeverError
-from lever_train.options.train import ModelConfig
 from lever_train.selector.attention import FoldedAttention, dropout, picked_scores, unit_rows
+
+if TYPE_CHECKING:
+    from lever_train.options.train import ModelConfig
 
 SCORE_TEMPERATURE = 0.1  # scores are cosines divided by this
 PROJECTION_NOISE = 0.01  # std of what is added to the identity in W_q and W_c
@@ -37,8 +40,8 @@ class Pool:
     all of ``vectors`` in order, and nothing of size [B, K, d] is ever made. ``mask`` is False where
     a pool is padded; ``None``: nothing is padded. ``features``: of every pair of query and
     candidate, for selectors that read some; behind the F there are K more for one that reads votes,
-    what each place of the pool gives to the candidate's answer. ``length`` of every vector, where
-    it is known.
+    what each place of the pool gives to the candidate's answer. ``length`` of every vector, and
+    its ``units``, what :meth:`AttentionSelector.units` makes of it, where they are known.
     """
 
     vectors: Float[Tensor, "U d"]
@@ -46,6 +49,7 @@ class Pool:
     mask: Bool[Tensor, "B K"] | None = None
     features: Float[Tensor, "B K F"] | None = None
     length: Float[Tensor, " U"] | None = None
+    units: Float[Tensor, "U h"] | None = None
 
     @classmethod
     def distinct(cls, table: Float[Tensor, "n d"], ids: Int[Tensor, "B K"]) -> Pool:
@@ -213,6 +217,16 @@ def with_stop(
     return positions.masked_fill(at >= length, stop), at <= length
 
 
+def drawn(*size: int, std: float = 1.0) -> Tensor:
+    """Normal numbers of mean 0 on the default device.
+
+    None where only shapes count: torch would import its compiler to draw none, 1.4 s of every
+    program that reads a checkpoint.
+    """
+    empty = torch.empty(size)
+    return empty if empty.is_meta else empty.normal_(std=std)
+
+
 class AttentionSelector(Selector):
     """The parts that the legacy selectors share: attention, projections, unit vectors."""
 
@@ -229,10 +243,8 @@ class AttentionSelector(Selector):
         if isinstance(self.input_proj, nn.Linear):
             nn.init.xavier_uniform_(self.input_proj.weight)
         for projection in (self.query_proj, self.cand_proj):
-            # where only shapes count torch would import its compiler to draw none: 1.4 s of every
-            # command that reads a checkpoint
-            if not projection.weight.is_meta:
-                noise = torch.randn(h, h) * PROJECTION_NOISE
+            noise = drawn(h, h, std=PROJECTION_NOISE)
+            if not noise.is_meta:
                 projection.weight.data.copy_(torch.eye(h) + noise)
 
     def attend(self, query: Float[Tensor, "B d"], pool: Pool) -> Float[Tensor, "B h"]:
@@ -254,6 +266,8 @@ class AttentionSelector(Selector):
         Dropout is drawn once per distinct example and batch; the legacy code draws it for every
         copy of the pool. Each query sees noise of the same distribution.
         """
+        if pool.units is not None:
+            return pool.units
         outer, inner = self.cand_proj.weight, self._input_weight()
         if pool.vectors.shape[0] > self.dim:  # the product of weights costs h·h·d once
             weight = outer if inner is None else outer @ inner
