@@ -6,12 +6,14 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote, unquote
 from urllib.request import Request as Call
 from urllib.request import urlopen
 
 import obstore
+from moto.s3.models import s3_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
 from obstore.store import S3Store
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -109,6 +111,11 @@ class TestBucket:
     def put(self, key: str, data: bytes) -> None:
         obstore.put(self.objects, key, data)
 
+    def age(self, key: str, by: timedelta) -> None:
+        """Set back when the bucket says an object was put."""
+        held = s3_backends["123456789012"]["aws"].get_object(self.name, f"a/store/{key}")
+        held.last_modified -= by
+
     def put_under(self, key: str, data: bytes) -> None:
         """As other tools do, which name it as they like."""
         _put(f"{self.cloud.url}/{self.name}/a/store/{quote(key)}", data)
@@ -121,6 +128,7 @@ def _put(url: str, data: bytes) -> None:
 
 def new_bucket(cloud: Cloud) -> TestBucket:
     """A bucket that is there and empty."""
+    cloud.calm()
     name = f"b-{uuid.uuid4().hex[:12]}"
     _put(f"{cloud.url}/{name}", b"")
     cloud.calm()

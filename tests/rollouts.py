@@ -66,9 +66,9 @@ class World:
             (own if owner is None or name == "shot_num" else parts[owner])[name] = value
         return Request(**own, **{p: models[p](**parts[p]) for p in models})
 
-    def argv(self, *more: str | Path) -> list[str]:
-        """The plain rollout as a command line."""
-        words = ["generate", "--store", self.store, "--dataset", "d", "--split", "train"]
+    def argv(self, *more: str | Path, store: str | Path | None = None) -> list[str]:
+        """The plain rollout as a command line, in another store where one is named."""
+        words = ["generate", "--store", store or self.store, "--dataset", "d", "--split", "train"]
         words += ["--pool", self.pool, "--query-embeddings", self.embeddings]
         words += ["--questions", self.questions, "--annotations", self.annotations]
         return [str(w) for w in [*words, "--shard-size", "8", *more]]

@@ -22,7 +22,6 @@ from typing import Any
 
 import obstore
 import pytest
-from moto.s3.models import s3_backends
 
 from lever_data.errors import LeverError
 from lever_data.relations.db import connect
@@ -317,17 +316,12 @@ def test_a_removed_run_that_is_still_listed_is_gone(
         assert Store.open(bucket.uri).runs() == []
 
 
-def age(bucket: TestBucket, key: str, by: timedelta) -> None:
-    """Set back when the bucket says an object was put."""
-    s3_backends["123456789012"]["aws"].get_object(bucket.name, f"a/store/{key}").last_modified -= by
-
-
 def test_what_dead_writers_left_is_swept_when_it_is_a_day_old(bucket: TestBucket) -> None:
     store = Store.create(bucket.uri)
     for run, hours in (("dead", 25), ("alive", 23)):
         for name in ("candidates/part-00000.parquet", "queries/part-00000.parquet"):
             bucket.put(f"runs/run={run}/{name}", b"half")
-            age(bucket, f"runs/run={run}/{name}", timedelta(hours=hours))
+            bucket.age(f"runs/run={run}/{name}", timedelta(hours=hours))
     bucket.put("runs/run=dead/notes.txt", b"mine")
     commit(store, ROWS)
     left = {key.split("/")[1] for key in bucket.listed() if key.endswith(".parquet")}

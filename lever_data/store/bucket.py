@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +29,7 @@ Answer = TypeVar("Answer")
 CHUNK = 8 << 20  # bytes read at a time: what one request may lose
 _TIMEOUT = "120s"  # of one request: 8 MiB at 70 kB/s
 _RETRIES = 6  # 0.1 s, 0.2 s, … 3.2 s apart
+State = Mapping[str, str]  # by it a put is bound to the object it replaces
 _DIGEST = "sha256"  # name of the metadata that says what was uploaded
 
 
@@ -40,6 +41,12 @@ class Object:
     size: int
     etag: str | None
     modified: datetime
+    version: str | None = None
+
+    @property
+    def state(self) -> State:
+        """What tells it from what lies under its key before and after it."""
+        return _state(self.etag, self.version)
 
 
 class Bucket:
@@ -57,8 +64,7 @@ class Bucket:
         import obstore
 
         found = self._ask(lambda: obstore.list(self._objects, folder).collect())
-        objects = [Object(f["path"], f["size"], f["e_tag"], f["last_modified"]) for f in found]
-        return sorted(objects, key=lambda one: one.key)
+        return sorted(map(_object, found), key=lambda one: one.key)
 
     def folders(self) -> set[str]:
         """The names before the first slash."""
@@ -69,12 +75,20 @@ class Bucket:
 
     def read(self, key: str) -> bytes | None:
         """The bytes of a small object; ``None`` where there is none."""
+        return self._read(key)[0]
+
+    def _read(self, key: str) -> tuple[bytes | None, State]:
+        """The bytes of a small object with their state."""
         import obstore
 
+        def whole() -> tuple[bytes, State]:
+            found = obstore.get(self._objects, key)
+            return bytes(found.bytes()), _object(found.meta).state
+
         try:
-            return self._ask(lambda: bytes(obstore.get(self._objects, key).bytes()))
+            return self._ask(whole)
         except FileNotFoundError:
-            return None
+            return None, {}
 
     def sha256(self, key: str) -> str | None:
         """What :meth:`upload` said the bytes are; ``None`` without an object, or of another's."""
@@ -93,7 +107,14 @@ class Bucket:
         Raises:
             FileNotFoundError: there is none.
         """
-        return self._head(key)["size"]
+        return self._head(key).size
+
+    def look(self, key: str) -> Object | None:
+        """An object as it is now; ``None`` where there is none."""
+        try:
+            return self._head(key)
+        except FileNotFoundError:
+            return None
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
         """The bytes of an object in pieces.
@@ -120,23 +141,31 @@ class Bucket:
         return digest.hexdigest()
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put an object where there is none; whether it is there with these bytes now.
+        """Put an object where there is none; whether it is there with these bytes now."""
+        return self.swap(key, data, None) is not None
+
+    def swap(self, key: str, data: bytes, old: State | None) -> State | None:
+        """Put an object in the place of one in this state, where ``None`` of nothing; its state,
+        ``None`` where another lies there now.
 
         Where the reply is lost the object may have been stored: it is read again, and a second
         attempt of the library's that finds the first one's is no conflict either.
         """
         import obstore
-        from obstore.exceptions import AlreadyExistsError
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
 
+        mode: Any = "create" if old is None else dict(old)
         try:
             with self._readable_errors():
-                obstore.put(self._objects, key, data, mode="create", use_multipart=False)
-        except (AlreadyExistsError, LeverError) as error:
-            found = self.read(key)
-            if found is None and isinstance(error, LeverError):
+                put = obstore.put(self._objects, key, data, mode=mode, use_multipart=False)
+            return _state(put["e_tag"], put["version"])
+        except (AlreadyExistsError, PreconditionError, FileNotFoundError, LeverError) as error:
+            found, state = self._read(key)
+            if found == data:
+                return state
+            if isinstance(error, LeverError):
                 raise
-            return found == data
-        return True
+            return None
 
     def upload(self, key: str, path: Path, digest: str) -> None:
         """Put a file, whole or not at all; ``digest`` is the sha256 of its bytes."""
@@ -158,14 +187,14 @@ class Bucket:
         key = f"staging/{uuid.uuid4().hex}"
         self._ask(lambda: obstore.put(self._objects, key, b"what time is it?"))
         try:
-            return self._head(key)["last_modified"]
+            return self._head(key).modified
         finally:
             self.delete([key])
 
-    def _head(self, key: str) -> ObjectMeta:
+    def _head(self, key: str) -> Object:
         import obstore
 
-        return self._ask(lambda: obstore.head(self._objects, key))
+        return _object(self._ask(lambda: obstore.head(self._objects, key)))
 
     def _ask(self, call: Callable[[], Answer]) -> Answer:
         """Do what may be done twice; a reply that is cut short is asked for again.
@@ -190,11 +219,16 @@ class Bucket:
         Raises:
             LeverError: no bucket, no permission, no credentials, no connection, or a fault there.
         """
-        from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError
+        from obstore.exceptions import (
+            AlreadyExistsError,
+            BaseError,
+            InvalidPathError,
+            PreconditionError,
+        )
 
         try:
             yield
-        except AlreadyExistsError:
+        except (AlreadyExistsError, PreconditionError):
             raise
         except InvalidPathError as error:
             named = re.search(r'Path "([^"]*)"', str(error))
@@ -211,6 +245,16 @@ class Bucket:
             raise LeverError(
                 f"the bucket cannot be used ({said})", where=self.uri, hint=_hint(said)
             ) from None
+
+
+def _object(found: ObjectMeta) -> Object:
+    size, modified = found["size"], found["last_modified"]
+    return Object(found["path"], size, found["e_tag"], modified, found["version"])
+
+
+def _state(etag: str | None, version: str | None) -> State:
+    said = {"e_tag": etag, "version": version}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _said(error: Exception) -> str:

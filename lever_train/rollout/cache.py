@@ -15,7 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,10 +74,11 @@ class AnswerCache:
 
     Args:
         folder: of the scope; made when something is first written.
+        share: called with each segment that holds new answers, once it is on disk.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, share: Callable[[Path], None] = lambda segment: None) -> None:
+        self.folder, self._share = folder, share
         self._segments: dict[str, _Segment] = {}
         self._pending: dict[bytes, Answer] = {}
         self._flushed_at = self._looked_at = time.monotonic()
@@ -116,11 +117,11 @@ class AnswerCache:
         """Write what is not yet on disk, and merge where segments have become many."""
         self._flushed_at = time.monotonic()
         if self._pending:
-            self._write(_table(self._pending), level=0)
+            self._share(self._write(_table(self._pending), level=0))
             self._pending = {}
             self._merge()
 
-    def _write(self, table: pa.Table, level: int) -> None:
+    def _write(self, table: pa.Table, level: int) -> Path:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, SCHEMA) as writer:
             writer.write_table(table.combine_chunks(), max_chunksize=max(table.num_rows, 1))
@@ -134,6 +135,7 @@ class AnswerCache:
                 f"the answer cache cannot be written ({error.strerror})", where=str(self.folder)
             ) from error
         self._open(name)
+        return self.folder / name
 
     def _look_around(self) -> None:
         """Map segments that have come, by us or by others, and forget those merged away."""
@@ -185,9 +187,14 @@ class AnswerCache:
         return names if len(names) >= FANOUT and total <= MERGE_ROWS else []
 
 
+def cache_folder(root: Path, scope: bytes) -> Path:
+    """Where the cache of a scope lies, under ``<store>/cache``."""
+    return root / "cache" / hashlib.sha256(scope).hexdigest()[:24]
+
+
 def open_cache(root: Path, scope: bytes) -> AnswerCache:
-    """The cache of a scope under ``<store>/cache``."""
-    return AnswerCache(root / "cache" / hashlib.sha256(scope).hexdigest()[:24])
+    """The cache of a scope in a store's folder."""
+    return AnswerCache(cache_folder(root, scope))
 
 
 def _words(joined: bytes) -> Words:

@@ -257,7 +257,7 @@ def commit(job: Job, folder: ShardFolder) -> Run:
         found = job.store.find(job.spec)
         if found is None:
             raise LeverError(
-                "finished shards of this job vanished", where=str(folder.folder)
+                "finished shards of this job vanished", where=folder.place.where
             ) from None
         return found
     folder.remove()

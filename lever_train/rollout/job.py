@@ -21,6 +21,7 @@ from lever_data.items.prompts import Item
 from lever_data.items.scoring import Scoring
 from lever_data.store.files import sha256_file
 from lever_data.store.store import Run, RunSpec, Store
+from lever_data.store.workplace import Workplace
 from lever_train.inputs.pair_features import PairFeatures
 from lever_train.inputs.pools import PoolSource, SharedPool
 from lever_train.options.rollout import Recipe, Request
@@ -28,7 +29,7 @@ from lever_train.rollout import views
 from lever_train.rollout.answerers import Answerer, needs_images
 from lever_train.rollout.answerers.base import canonical, seen
 from lever_train.rollout.ask import Asker, Tally, scope
-from lever_train.rollout.cache import open_cache
+from lever_train.rollout.cache import AnswerCache, cache_folder
 from lever_train.rollout.policy import Policy
 from lever_train.rollout.propose import PROPOSAL_VERSION, Proposals
 from lever_train.rollout.score import Label
@@ -83,19 +84,24 @@ class Job:
         return sorted({k for k in self.request.shots if k < length} | {length})
 
 
-def shard_folder(job: Job) -> ShardFolder:
-    """Where the job's shards lie: named after the run and the size of a shard."""
+def workplace(job: Job) -> Workplace:
+    """Where the job's processes meet: named after the run and the size of a shard."""
     key = f"{job.spec.run_id()}-s{job.request.shard_size}"
+    return Workplace.of(job.store, key, cache_folder(job.store.path, scope(job.answerer)))
+
+
+def shard_folder(job: Job) -> ShardFolder:
+    """The shards of a job."""
     return ShardFolder(
-        job.store.path / "jobs" / key,
-        len(job.shards),
-        lambda: job.store.find(job.spec) is not None,
+        workplace(job), len(job.shards), lambda: job.store.find(job.spec) is not None
     )
 
 
 def new_asker(job: Job, on_progress: Callable[[Tally], None] = lambda tally: None) -> Asker:
-    """The job's answerer behind the store's cache."""
-    cache = open_cache(job.store.path, scope(job.answerer))
+    """The job's answerer behind the store's cache, with what others were answered for this job."""
+    place = workplace(job)
+    place.gather()
+    cache = AnswerCache(place.answers, place.share)
     return Asker(job.answerer, cache, on_progress, job.request.max_failed)
 
 

@@ -1,8 +1,8 @@
 """Shards on Ray Data: a pool of actors, each with the answerer loaded once.
 
 In go a resolved job and the numbers of its missing shards; the actors resolve the same request
-against the same store (a file system all of them see), check that they mean the same run, and
-write the same shards a local process would. Only shard numbers and tallies travel.
+against the same store (a bucket, or a file system all of them see), check that they mean the same
+run, and write the same shards a local process would. Only shard numbers and tallies travel.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class ShardWorker:
         self.job = resolve(request)
         if self.job.spec.run_id() != run:
             raise LeverError(
-                "a worker sees other data than the driver; the store must be on a shared file "
-                "system and must not change under a job",
+                "a worker sees other data than the driver; the store must be in a bucket or on a "
+                "shared file system, and must not change under a job",
                 value=f"{self.job.spec.run_id()} instead of {run}",
             )
         self.folder = shard_folder(self.job)
