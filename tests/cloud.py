@@ -48,14 +48,13 @@ class _Quiet(WSGIRequestHandler):
 class Cloud:
     """The server. ``spoil`` sees each request first: what it returns is the reply."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.spoil: Callable[[Request, Callable[..., Any]], Reply | None] | None = None
         self.seen: list[Request] = []
         self._s3 = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server(
-            "127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet
-        )
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = make_server(host, 0, self._answer, threaded=True, request_handler=_Quiet)
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def __enter__(self) -> Cloud:

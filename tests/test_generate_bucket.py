@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +26,7 @@ from lever_train.rollout.job import Job, new_asker, shard_folder
 from lever_train.rollout.resolve import resolve
 from lever_train.rollout.shards import Report, ShardRows
 from lever_train.rollout.work import make_shard
-from tests.cloud import Reply, Request, TestBucket
+from tests.cloud import Cloud, Reply, Request, TestBucket, environment, new_bucket
 from tests.rollouts import World, make_world
 
 LOST = LEASE + timedelta(seconds=1)
@@ -120,7 +121,9 @@ def test_a_slow_worker_that_was_taken_for_dead_does_no_harm(
     assert only_run(bucket).files == whole.files
 
 
-def begin(world: World, uri: str, machine: str, *prefix: str) -> subprocess.Popen[str]:
+def begin(
+    world: World, uri: str, machine: str, *prefix: str, **environment: str
+) -> subprocess.Popen[str]:
     """The command on a machine: a home, a cache and a working folder of its own."""
     home = world.folder / machine
     home.mkdir()
@@ -130,7 +133,7 @@ def begin(world: World, uri: str, machine: str, *prefix: str) -> subprocess.Pope
         stdout=subprocess.PIPE,
         text=True,
         cwd=home,
-        env=os.environ | {"HOME": str(home), "LEVER_CACHE": str(home / "cache")},
+        env=os.environ | {"HOME": str(home), "LEVER_CACHE": str(home / "cache")} | environment,
     )
 
 
@@ -188,3 +191,54 @@ def test_one_is_killed_and_the_other_takes_over(
     bucket.cloud.calm()
     assert -signal.SIGKILL in ends and whole.run in [said["run"] for said in ends if said != -9]
     assert only_run(bucket).files == whole.files
+
+
+@pytest.fixture
+def networks() -> Iterator[list[tuple[str, str]]]:
+    """Two network namespaces that reach this one by a cable each, and nothing else: their names,
+    and this end's address."""
+    if shutil.which("ip") is None or os.geteuid():
+        pytest.skip("network namespaces need iproute2 and root")
+    made = [(f"lever-{os.getpid()}-{n}", f"lv{os.getpid()}{n}", f"10.201.{n}") for n in (1, 2)]
+
+    def ip(words: str) -> None:
+        subprocess.run(["ip", *words.split()], check=True, capture_output=True)
+
+    try:
+        for name, cable, net in made:
+            ip(f"netns add {name}")
+            ip(f"link add {cable} type veth peer name eth0 netns {name}")
+            ip(f"addr add {net}.1/24 dev {cable}")
+            ip(f"link set {cable} up")
+            ip(f"-n {name} addr add {net}.2/24 dev eth0")
+            ip(f"-n {name} link set eth0 up")
+        yield [(name, f"{net}.1") for name, _, net in made]
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"network namespaces are not allowed here: {error.stderr.decode().strip()}")
+    finally:
+        for name, _, _ in made:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.mark.long
+def test_two_networks_with_only_the_bucket_between_them(
+    networks: list[tuple[str, str]], world: World, whole: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Cloud("0.0.0.0") as cloud:
+        for name, value in environment(cloud).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("LEVER_CACHE", str(world.folder / "here"))
+        bucket = new_bucket(cloud)
+        machines = [
+            begin(
+                world,
+                bucket.uri,
+                network,
+                *("ip", "netns", "exec", network),
+                AWS_ENDPOINT_URL=f"http://{host}:{cloud.port}",
+            )
+            for network, host in networks
+        ]
+        told = [end(machine) for machine in machines]
+        assert whole.run in [said["run"] for said in told]
+        assert only_run(bucket).files == whole.files
