@@ -23,7 +23,7 @@ from lever_train.inputs.pools import SharedPool
 from lever_train.options.rollout import Execution, Request
 from lever_train.options.train import ModelConfig
 from lever_train.rollout.ask import Tally
-from lever_train.rollout.generate import commit, forecast, generate
+from lever_train.rollout.generate import _probe, commit, forecast, generate
 from lever_train.rollout.job import new_asker, shard_folder
 from lever_train.rollout.resolve import resolve
 from lever_train.rollout.work import make_shard
@@ -409,3 +409,11 @@ def _ingest_whole(world: World, noted: dict[str, Any]) -> None:
     full.write_text(json.dumps(noted))
     words = ["ingest", world.questions, full, "--store", world.store]
     assert lever(*map(str, [*words, "--dataset", "d", "--split", "train"])) == 0
+
+
+def test_the_first_prompts_are_not_asked_of_a_shard_that_another_makes(world: World) -> None:
+    """That other has asked them already, and its answers are not written yet."""
+    job = resolve(world.request())
+    with shard_folder(job).place.claimed("shard-00000", wait=False):
+        assert _probe(job, Execution()).asked == 0
+    assert _probe(job, Execution()).asked == 3

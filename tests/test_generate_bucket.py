@@ -149,7 +149,7 @@ def test_two_machines_at_once_pay_once(bucket: TestBucket, world: World) -> None
     both, first = threading.Barrier(2), itertools.count()
 
     def meet(request: Request, start: Start) -> Reply | None:
-        is_claim = request.method == "PUT" and request.path.endswith("/shard-00000.lease")
+        is_claim = request.method == "PUT" and request.path.endswith("/shard-00001.lease")
         if is_claim and next(first) < 2:
             both.wait(60)
         return None

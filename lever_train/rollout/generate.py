@@ -124,7 +124,9 @@ def _probe(job: Job, execution: Execution) -> Tally:
         return Tally()
     part = job.shards[missing[0]]
     prompts = prompts_of(job, job.query_ids[part], candidates_of(job, part))[:FIRST]
-    with folder.probing():
+    with folder.probing(missing[0]) as mine:
+        if not mine:
+            return Tally()
         asker = new_asker(job)
         asker.ask(prompts)
     if len(prompts) == FIRST and asker.tally.failed == FIRST and job.request.max_failed < 1:

@@ -12,7 +12,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
 import pyarrow as pa
@@ -165,10 +165,15 @@ class ShardFolder:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def probing(self) -> AbstractContextManager[bool]:
-        """Hold the claim of the first prompts: of several processes one pays for them, and the
-        others find its answers."""
-        return self.place.claimed("probe", wait=True)
+    @contextmanager
+    def probing(self, index: int) -> Iterator[bool]:
+        """Hold the claim of the first prompts, of a shard that nobody makes; False where somebody
+        does. Of several processes one pays for them, and the others find its answers."""
+        with (
+            self.place.claimed("probe", wait=True),
+            self.place.claimed(_name(index), wait=False) as mine,
+        ):
+            yield mine
 
 
 def _name(index: int) -> str:
