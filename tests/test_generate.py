@@ -94,6 +94,20 @@ def test_the_expected_accuracy_is_that_of_the_mixture(world: World) -> None:
         assert row["vqa_gt_prob"] == pytest.approx(expected, abs=2e-5)
 
 
+def test_the_question_alone_is_a_candidate_where_it_is_asked_for(world: World) -> None:
+    """Its run is another; a run without it has the id that it had before there was the option."""
+    recipe = {"num_beams": 2, "temps": (), "num_random": 0}
+    plain, more = (generate(world.request(**recipe, zero_shot=zero)) for zero in (False, True))
+    assert plain.run is not None and more.run is not None
+    assert "zero_shot" not in plain.run.parameters["recipe"]
+    found = [row for row in rows(more.run) if row["shot_num"] == 0]
+    assert [row["query_id"] for row in found] == list(range(world.queries))
+    assert {(row["gen_method"], len(row["pointer"])) for row in found} == {("empty", 0)}
+    assert len(rows(more.run)) == len(rows(plain.run)) + world.queries
+    assert all(row["eval_mode"] == "file" for row in found)
+    assert not check(Store(world.store)).problems
+
+
 def test_a_policy_that_ends_pointers_stores_them_as_they_are(world: World, tmp_path: Path) -> None:
     """Empty and short pointers are rows as others: asked, scored, found again, well-formed."""
     torch.manual_seed(0)

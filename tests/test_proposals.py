@@ -70,6 +70,25 @@ def test_proposals_do_not_depend_on_the_batch(policy: Policy, shots: int) -> Non
     }
 
 
+@pytest.mark.parametrize("policy", [Similarity(), selector("stop")], ids=["similarity", "stop"])
+def test_a_question_alone_is_proposed_once_behind_the_others(policy: Policy) -> None:
+    """A policy that can stop may have proposed it as a beam: then it is not there twice."""
+    ids = np.array([4, 0, 9])
+    plain, more = (
+        propose(policy, ask(ids), Recipe(shot_num=2, num_beams=3, zero_shot=zero))
+        for zero in (False, True)
+    )
+    assert np.all(np.diff(more.row) >= 0)
+    for row in range(3):
+        before, after = (p.select(p.row == row) for p in (plain, more))
+        lengths = (after.pointer >= 0).sum(1)
+        assert (lengths == 0).sum() == 1
+        had = bool((before.pointer < 0).all(1).any())
+        assert len(after.row) == len(before.row) + (not had)
+        assert had or (METHODS[int(after.method[-1])] == "empty" and np.isnan(after.log_prob[-1]))
+        np.testing.assert_array_equal(after.pointer[: len(before.row)], before.pointer)
+
+
 def test_another_seed_draws_otherwise_and_beams_stay() -> None:
     ids = np.arange(N)
     one, two = (propose(Similarity(), ask(ids), Recipe(seed=s)) for s in (0, 1))

@@ -120,6 +120,12 @@ class Recipe(Section):
     num_samples_per_temp: Count = option(2, "Samples for each temperature.")
     num_random: Count = option(1, "Random pointers.")
     num_retrieval: Count = option(0, "Windows of the ranking by similarity.")
+    zero_shot: bool = option(
+        False,
+        "Also each question alone, with no demonstration (gen_method empty): what a selector that "
+        "may show nothing learns from.",
+        "--zero-shot",
+    )
     seed: Seed = 0
     # decided by the rollout, no options: later rounds draw fresh samples and search wider, for the
     # best beams are known by then
@@ -144,7 +150,7 @@ class Recipe(Section):
     def per_query(self) -> int:
         """Candidates per query before duplicates are dropped, in the first round."""
         sampled = len(self.temps) * self.num_samples_per_temp
-        return self.num_beams + sampled + self.num_random + self.num_retrieval
+        return self.num_beams + sampled + self.num_random + self.num_retrieval + self.zero_shot
 
 
 class BeamShape(Section):

@@ -120,7 +120,9 @@ def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
         "content": content,
     }
     if job.given is None:
-        parameters["recipe"] = job.recipe.model_dump(exclude={"last_step"})
+        # what is not asked for leaves the ids of runs as they were before it could be
+        without = {"last_step"} if job.recipe.zero_shot else {"last_step", "zero_shot"}
+        parameters["recipe"] = job.recipe.model_dump(exclude=without)
     if job.recipe.last_step:
         parameters["info_score"] = "legacy"
     if request.which.target_view is not None:  # a budget is shared out by shard

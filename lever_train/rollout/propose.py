@@ -32,7 +32,7 @@ from lever_train.selector.model import History, Pool
 if TYPE_CHECKING:
     from lever_train.inputs.pair_features import PairFeatures
 
-METHODS = ("beam", "sample", "random", "retrieval")  # of duplicates the earlier is kept
+METHODS = ("beam", "sample", "random", "retrieval", "empty")  # of duplicates the earlier is kept
 PROPOSAL_VERSION = 1  # part of a job's key: a change of any draw or rule below raises it
 _BLOCK_CELLS = 1 << 22  # float64 cells of the largest intermediate: 32 MB
 
@@ -122,7 +122,8 @@ def _block(policy: Policy, ask: Ask, recipe: Recipe, part: slice) -> Proposals:
     ]
     positions = torch.cat(parts, dim=1)
     terms = replay(history, opened, positions, plan.temperature)
-    return _flatten(positions, terms, plan, shown, part.start)
+    found = _flatten(positions, terms, plan, shown, part.start)
+    return _with_empty(found, len(ids), part.start) if recipe.zero_shot else found
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,20 @@ def _flatten(
         log_prob_at=np.where(method <= 1, log_prob_at, np.nan),
         temperature=plan.temperature[column],
     )
+
+
+def _with_empty(found: Proposals, count: int, first: int) -> Proposals:
+    """The same with an empty pointer behind the candidates of each of ``count`` queries that has
+    none yet, as a policy that can stop may have proposed it."""
+    ends = (found.positions < 0).all(1)
+    row = np.setdiff1d(np.arange(first, first + count), found.row[ends])
+    nothing = np.full((len(row), found.positions.shape[1]), -1)
+    unknown = np.full(len(row), np.nan)
+    method = np.full(len(row), METHODS.index("empty"))
+    rank = np.full(len(row), -1)
+    empty = Proposals(row, nothing, nothing, method, rank, *[unknown] * 4)
+    both = {n: np.concatenate([a, vars(empty)[n]]) for n, a in vars(found).items()}
+    return Proposals(**both).select(np.argsort(both["row"], kind="stable"))
 
 
 def _fresh(places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 -- are looked up among the dataset's training items, else among the items of the query's own split.
 -- grain: one row per generation method with known demonstrations
 -- columns:
---   gen_method varchar: beam, sample, random or retrieval; null: not known
+--   gen_method varchar: beam, sample, random, retrieval or empty; null: not known
 --   num_candidates bigint: candidates with an answer whose demonstrations are all known
 --   copied_share double: share whose answer equals that of a demonstration (lower case, stripped)
 --   copied_mean_reward double: mean reward of those

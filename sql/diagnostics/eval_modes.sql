@@ -5,7 +5,7 @@
 -- grain: one row per run and generation method
 -- columns:
 --   run varchar: id of the run the candidates are stored in
---   gen_method varchar: beam, sample, random or retrieval; null: not known
+--   gen_method varchar: beam, sample, random, retrieval or empty; null: not known
 --   num_candidates bigint: candidates
 --   num_file bigint: scored by the official metric
 --   num_fallback bigint: scored by string match

@@ -2,7 +2,7 @@
 -- the pairs within a query and source, in scored_sample. 1: the same order, -1: the reverse.
 -- grain: one row per generation method and temperature
 -- columns:
---   gen_method varchar: beam, sample, random or retrieval; null: not known
+--   gen_method varchar: beam, sample, random, retrieval or empty; null: not known
 --   temperature double: sampling temperature; null: not sampled
 --   num_pairs bigint: pairs of candidates compared
 --   num_reward_ties bigint: pairs with equal rewards, which say nothing

@@ -1,7 +1,7 @@
 -- What beam search, sampling, random choice and retrieval each contribute.
 -- grain: one row per generation method
 -- columns:
---   gen_method varchar: beam, sample, random or retrieval; null: not known
+--   gen_method varchar: beam, sample, random, retrieval or empty; null: not known
 --   num_candidates bigint: candidates of the source
 --   right_share double: share of them with vqa_correct 1
 --   mean_reward double: their mean reward

@@ -9,7 +9,7 @@
 --   candidate integer: ordinal in the source, from 0
 --   shot_num tinyint: number of demonstrations, the length of pointer
 --   pointer integer[]: ordered example ids of the demonstrations
---   gen_method varchar: beam, sample, random or retrieval
+--   gen_method varchar: beam, sample, random, retrieval or empty
 --   beam_rank integer: 0 for the best beam
 --   beam_score double: sum of the step probabilities
 --   logprob_score double: sequence log-probability in nats, at temperature

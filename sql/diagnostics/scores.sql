@@ -7,7 +7,7 @@
 --   query_id bigint: index of the question in its split
 --   shot_num tinyint: number of demonstrations, the length of pointer
 --   pointer integer[]: ordered example ids of the demonstrations
---   gen_method varchar: beam, sample, random or retrieval
+--   gen_method varchar: beam, sample, random, retrieval or empty
 --   beam_rank integer: 0 for the best beam
 --   logprob_score double: sequence log-probability in nats, at temperature
 --   temperature double: sampling temperature; null where not sampled

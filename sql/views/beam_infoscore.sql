@@ -9,7 +9,7 @@
 --   candidate integer: ordinal in the source, from 0
 --   shot_num tinyint: number of demonstrations, the length of pointer
 --   pointer integer[]: ordered example ids of the demonstrations
---   gen_method varchar: beam, sample, random or retrieval
+--   gen_method varchar: beam, sample, random, retrieval or empty
 --   eval_mode varchar: always null: no answer was scored
 --   eval_failed boolean: always null
 --   info_score double: InfoScore in nats

@@ -12,7 +12,7 @@
 --   shot_num tinyint: number of demonstrations, the length of pointer
 --   pointer integer[]: ordered example ids of the demonstrations
 --   pointer_pos smallint[]: positions of the pointer in the candidate pool
---   gen_method varchar: beam, sample, random or retrieval
+--   gen_method varchar: beam, sample, random, retrieval or empty
 --   beam_rank integer: 0 for the best beam
 --   beam_score double: sum of the step probabilities
 --   logprob_score double: sequence log-probability in nats, at temperature
