@@ -15,6 +15,7 @@ from lever_data import catalog, connect
 from lever_data.catalog import builtin, documented_columns
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import open_session
+from lever_data.report import views
 from lever_data.report.views import list_views, view_sql
 from lever_data.store.store import Store
 from tests.stores import candidate, commit, new_store
@@ -219,6 +220,20 @@ def test_a_users_view_joins_and_a_broken_one_does_not_break_the_others(tmp_path:
         view_sql(store.path, "beem")
     assert "did you mean beam" in str(caught.value.hint)
     assert view_sql(store.path, "beam").startswith("-- Candidates found by beam search.")
+
+
+def test_counts_of_the_same_runs_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store(tmp_path)
+    commit(store, [candidate(0, 0, [1])])
+    before = list_views(store.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(views, "share_tables", lambda con: pytest.fail("counted again"))
+        assert list_views(store.path) == before
+    commit(store, [candidate(1, 0, [2])], name="b")
+    counts = {view.name: view.rows for view in list_views(store.path)}
+    assert counts["all_candidates"] == 2
 
 
 def test_a_folder_of_views_can_be_named(tmp_path: Path) -> None:

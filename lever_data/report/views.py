@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
-from lever_data.relations.db import open_session, quote_identifier
+from lever_data import __version__
+from lever_data.relations.db import identity, open_session, quote_identifier
 from lever_data.report.scored import share_tables
+from lever_data.store.cache import value
 
 _LISTED = ("views", "diagnostics", "user")
 _FOLDERS = (*_LISTED, "staging")  # in this order
@@ -36,23 +39,33 @@ def list_views(
 ) -> list[ViewInfo]:
     """Every relation of the store with its grain and number of rows; broken ones included."""
     session = open_session(store, runs=runs, sql_dir=sql_dir)
-    share_tables(session.con)
+    con = session.con
+    listed = [r for r in session.relations.values() if r.folder in folders]
+
+    def count_all() -> dict[str, int]:
+        share_tables(con)
+        return {r.name: _count(con, r.name) for r in listed}
+
+    counts: dict[str, int] = {}
+    with suppress(duckdb.Error):  # runs do not change: nor do the counts of the same views
+        counts = value([__version__, "views", identity(con), [r.name for r in listed]], count_all)
     found = []
-    for relation in session.relations.values():
-        if relation.folder not in folders:
-            continue
-        rows: int | None = None
-        error: str | None = None
-        try:
-            sql = f"select count(*) from {quote_identifier(relation.name)}"
-            rows = session.con.execute(sql).fetchall()[0][0]
-        except duckdb.Error as problem:
-            error = str(problem).strip().splitlines()[0]
+    for relation in listed:
+        rows, error = counts.get(relation.name), None
+        if rows is None:
+            try:
+                rows = _count(con, relation.name)
+            except duckdb.Error as problem:
+                error = str(problem).strip().splitlines()[0]
         found.append(
             ViewInfo(relation.name, relation.folder, relation.grain, rows, error, relation.purpose)
         )
     found += [ViewInfo(n, "user", "", None, why, "") for n, why in session.broken.items()]
     return sorted(found, key=lambda v: (_FOLDERS.index(v.folder), v.name))
+
+
+def _count(con: duckdb.DuckDBPyConnection, name: str) -> int:
+    return int(con.execute(f"select count(*) from {quote_identifier(name)}").fetchall()[0][0])
 
 
 def view_sql(store: Path, name: str, *, sql_dir: Path | None = None) -> str:
