@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean, pvariance
 from typing import Any
 
-_COLUMNS = ["query_id", "gen_method", "vqa_correct", "vqa_acc_score", "eval_failed"]
+_COLUMNS = ["query_id", "gen_method", "correct", "score", "eval_failed"]
 
 
 def polars(store: Path) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def polars(store: Path) -> dict[str, Any]:
     scored = (
         pl.scan_parquet(_files(store), hive_partitioning=False)
         .filter(~pl.col("eval_failed"))
-        .select("query_id", "gen_method", reward=pl.col("vqa_correct") + pl.col("vqa_acc_score"))
+        .select("query_id", "gen_method", reward=pl.col("correct") + pl.col("score"))
     )
     queries = scored.group_by("query_id").agg(is_mixed=pl.col("reward").n_unique() > 1)
     sources = (
@@ -57,7 +57,7 @@ def rows(store: Path) -> dict[str, Any]:
         for batch in pq.ParquetFile(path).iter_batches(columns=_COLUMNS):
             for row in batch.to_pylist():
                 if not row["eval_failed"]:
-                    reward = row["vqa_correct"] + row["vqa_acc_score"]
+                    reward = row["correct"] + row["score"]
                     by_query[row["query_id"]].append(reward)
                     by_source[row["gen_method"], row["query_id"]].append(reward)
     rewards = [reward for group in by_query.values() for reward in group]
@@ -79,7 +79,7 @@ def duckdb_count(store: Path) -> dict[str, Any]:
 
 def duckdb_mean(store: Path) -> dict[str, Any]:
     """DuckDB on the files: mean accuracy by source."""
-    mean = "select gen_method, avg(vqa_acc_score) from read_parquet(?) group by 1 order by 1"
+    mean = "select gen_method, avg(score) from read_parquet(?) group by 1 order by 1"
     return {"rows": _duckdb(store, mean)}
 
 

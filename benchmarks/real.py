@@ -164,10 +164,10 @@ def compare_with_llama_cpp(out: Path, count: int) -> None:
 
 _COMPARED = """
     select
-        count(*) filter (where ours.vqa_pred_answer = theirs.vqa_pred_answer),
+        count(*) filter (where ours.answer = theirs.answer),
         count(*),
-        avg(ours.vqa_acc_score),
-        avg(theirs.vqa_acc_score)
+        avg(ours.score),
+        avg(theirs.score)
     from (select * from stg_candidates where run = $ours) as ours
     inner join (select * from stg_candidates where run = $theirs) as theirs
         using (query_id, pointer)

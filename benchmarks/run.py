@@ -34,7 +34,7 @@ NEEDS = {"orjson + pyarrow": "orjson", "datasets": "datasets"}
 RESIDENT = {"duckdb": 5, "json + pyarrow": 5, "orjson + pyarrow": 6, "polars": 13}  # times the file
 QUERIES = {
     "count": "select count(*) from all_candidates",
-    "mean by source": "select gen_method, avg(vqa_acc_score) from all_candidates group by 1",
+    "mean by source": "select gen_method, avg(score) from all_candidates group by 1",
 }
 
 

@@ -83,7 +83,7 @@ def polars(store: Path, source: Path) -> Iterator[Tensors]:
             "query_id",
             "candidate",
             "pointer",
-            reward=pl.col("vqa_correct").fill_null(0) + pl.col("vqa_acc_score").fill_null(0),
+            reward=pl.col("correct").fill_null(0) + pl.col("score").fill_null(0),
         )
         .sort(pl.col("query_id").hash(0), "query_id", "candidate")
         .collect()
@@ -98,7 +98,7 @@ def hf_datasets(store: Path, source: Path) -> Iterator[Tensors]:
 
     datasets.disable_progress_bars()
     files = sorted(map(str, store.glob("runs/*/candidates/*.parquet")))
-    columns = ["query_id", "pointer", "vqa_correct", "vqa_acc_score"]
+    columns = ["query_id", "pointer", "correct", "score"]
     found = datasets.Dataset.from_parquet(
         files, columns=columns, cache_dir=str(store.parent / "hf")
     ).with_format("numpy")
@@ -111,7 +111,7 @@ def hf_datasets(store: Path, source: Path) -> Iterator[Tensors]:
         rows = np.concatenate([np.arange(starts[g], starts[g + 1]) for g in chosen])
         part: Any = found[rows]
         pointer = np.searchsorted(ids, np.stack(list(part["pointer"])))
-        reward = part["vqa_correct"] + part["vqa_acc_score"]
+        reward = part["correct"] + part["score"]
         yield _pad(starts[chosen + 1] - starts[chosen], pointer, reward)
 
 

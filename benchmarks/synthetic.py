@@ -59,9 +59,9 @@ select
     case when evaluation < 30 then 'fallback' when evaluation >= 40 then 'file' end as eval_mode,
     evaluation = 999 as eval_failed,
     case when is_right then 'answer ' || first % 50 else 'other ' || second % 50 end
-        as vqa_pred_answer,
-    is_right::tinyint as vqa_correct,
-    case when is_right then [0.3, 0.6, 0.9, 1.0][1 + first % 4] else 0.0 end as vqa_acc_score,
+        as answer,
+    is_right::tinyint as correct,
+    case when is_right then [0.3, 0.6, 0.9, 1.0][1 + first % 4] else 0.0 end as score,
     'synthetic' as scorer
 from scored
 order by query_id, candidate

@@ -119,8 +119,8 @@ def _candidates(
         "pointer": pa.ListArray.from_arrays(offsets, pa.array(pointer.ravel().astype(np.int32))),
         "gen_method": pa.array(["beam"] * rows),
         "eval_mode": pa.array(["file"] * rows),
-        "vqa_correct": pa.array(right.astype(np.int8)),
-        "vqa_acc_score": pa.array(right * rng.choice([0.3, 0.6, 1.0], rows)),
+        "correct": pa.array(right.astype(np.int8)),
+        "score": pa.array(right * rng.choice([0.3, 0.6, 1.0], rows)),
     }
     columns = [known.get(f.name, pa.nulls(rows, f.type)) for f in CANDIDATES]
     return pa.Table.from_arrays(columns, schema=CANDIDATES)

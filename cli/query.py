@@ -37,7 +37,7 @@ def query(
 ) -> None:
     """Run one reading SELECT over the store's relations (`lever views` lists them).
 
-    lever query "select gen_method, avg(vqa_correct) from all_candidates group by 1"
+    lever query "select gen_method, avg(correct) from all_candidates group by 1"
     """
     from lever_data.relations.query import write_query
 

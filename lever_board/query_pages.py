@@ -21,7 +21,7 @@ from lever_data.items.items import some_items
 from lever_data.items.prompts import Item
 from lever_data.relations.db import readable_errors
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.relations.rewards import needs, reward_sql
+from lever_data.relations.rewards import needs, reward_sql, with_todays_columns
 
 TILES = 24  # queries of a page of the grid
 CANDIDATES = 200  # of a query that are shown
@@ -212,6 +212,7 @@ def _candidates(asked: PageRequest, key: Key, reward: RewardSpec) -> list[dict[s
         LeverError: the reward cannot be computed.
     """
     con = asked.state.session().con.cursor()
+    reward = with_todays_columns(con, ["candidates"], reward)
     columns = [row[0] for row in con.execute("describe candidates").fetchall()]
     lacking = " or ".join(f"({need.lacking})" for need in needs("candidates", reward, columns))
     sql = f"""
@@ -299,13 +300,13 @@ def _shown(
     words: Words,
 ) -> dict[str, Any]:
     """A candidate as its row shows it."""
-    raw, kept = row["vqa_raw_generation"], row["vqa_pred_answer"]
+    raw, kept = row["generation"], row["answer"]
     at = raw.find(kept) + len(kept) if raw is not None and kept and kept in raw else None
     return {
         **row,
         "demonstrations": [(number, shown.get(number)) for number in row["pointer"]],
         "picked_by": pickers,
-        "vqa_pred_answer": _clipped(kept),
+        "answer": _clipped(kept),
         "raw_kept": _clipped(raw if at is None else raw[:at]),
         "raw_cut": "" if at is None else _clipped(raw[at:]),
         "prompt": words,

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lever_data import older
 from lever_data.errors import LeverError, UsageError
 from lever_data.reward_modes import RewardMode, comparison_sql, parse_mode
 
@@ -47,6 +48,8 @@ TRAINING_COLUMNS = (
     "eval_mode",
     "eval_failed",
 )
+_RENAMED = ("stg_candidates", "stg_beams", "stg_evaluations")
+_FIELD = re.compile(r"[(,] ?(\w+) ")  # the names of a struct type's fields
 _WIDER = ("stg_examples",)  # staging files that document more than every run holds
 _FOLDERS = ("staging", "views", "diagnostics")
 _COLUMN = re.compile(r"^--   (\w+) (.+?): (.+)$")
@@ -225,8 +228,11 @@ def tables_read(con: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
     return read - own
 
 
-def read_parquet_sql(files: Sequence[str], like: str) -> str:
-    """SELECT over Parquet files with their run; typed and empty where there are no files."""
+def read_parquet_sql(files: Sequence[str], like: str, has_older_names: bool = False) -> str:
+    """SELECT over Parquet files with their run; typed and empty where there are no files.
+
+    ``has_older_names``: columns of some of them may have the names of before.
+    """
     if not files:
         columns = ", ".join(f"null::{c.type} as {c.name}" for c in builtin()[like].columns)
         return f"select {columns} where false"
@@ -236,7 +242,42 @@ def read_parquet_sql(files: Sequence[str], like: str) -> str:
         "hive_types = {'run': varchar}, union_by_name = true)"
     )
     # only examples with further fields have a column for them
+    if has_older_names and like in _RENAMED:
+        return _renamed_sql(read, builtin()[like].columns)
     return f"{read} union all by name {read_parquet_sql([], like)}" if like in _WIDER else read
+
+
+def _renamed_sql(read: str, columns: Sequence[Column]) -> str:
+    """``read``, which may hold a column under its older name, its newer or both, under the newer.
+
+    Where all files have the same, DuckDB plans it as if there were no other.
+    """
+    before = {name: older_name for older_name, name in older.NAMES.items()}
+    columns = [c for c in columns if c.name in before or c.type.startswith("struct(")]
+    wide, now = [], []
+    for column in columns:
+        wide.append(f"null::{_with_older_fields(column.type)} as {column.name}")
+        if column.name in before:
+            wide.append(f"null::{column.type} as {before[column.name]}")
+            now.append(f"coalesce({column.name}, {before[column.name]}) as {column.name}")
+        else:
+            fields = ", ".join(
+                f"'{f}': coalesce(x.{f}, x.{before[f]})" if f in before else f"'{f}': x.{f}"
+                for f in _FIELD.findall(column.type)
+            )
+            now.append(f"[{{{fields}}} for x in {column.name}] as {column.name}")
+    gone = ", ".join(before[c.name] for c in columns if c.name in before)
+    return (
+        f"select * exclude ({gone}) replace ({', '.join(now)}) "
+        f"from ({read} union all by name select {', '.join(wide)} where false)"
+    )
+
+
+def _with_older_fields(kind: str) -> str:
+    """A struct type that has its fields under their older names too; another type as it is."""
+    for older_name, name in older.NAMES.items():
+        kind = re.sub(rf"\b{name} (\w+)", rf"{name} \1, {older_name} \1", kind)
+    return kind
 
 
 # Where the script lies: the shell's own command line says it (DuckDB 2 reads it, on Linux), else
@@ -275,7 +316,7 @@ def shell_script(store: Path) -> str:
     for name, (kinds, table, like) in RAW_TABLES.items():
         globs = [f"runs/run={kind}-*/{table}/*.parquet" for kind in kinds]
         present = [g for g in globs if any(store.glob(g))]
-        rows = read_parquet_sql(present, like)
+        rows = read_parquet_sql(present, like, True)
         if present and kinds == RL_KINDS:
             rows += f" where run not in ({_MEMBERS_SQL})"
         lines.append(f"create or replace view {name} as {rows};")

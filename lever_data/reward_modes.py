@@ -116,7 +116,7 @@ _COMPARISON = """\
 -- columns:
 --   query bigint: number of the query in the sample
 --   item bigint: number of the candidate in the sample
---   vqa_correct tinyint: 1 where the accuracy is above 0, else 0
+--   correct tinyint: 1 where the metric calls the answer right, else 0
 --   mode integer: number of the mode, in the order of names
 --   reward_mode varchar: the mode, or the user's expression
 --   reward double: its reward in [-5, 5]
@@ -145,7 +145,7 @@ wide as (
     select
         v.query,
         v.item,
-        v.vqa_correct,
+        v.correct,
         reward_clip({default}) as default_reward,
         unnest(range({count})::integer[]) as mode,
         unnest([{names}, s.reward_name]) as reward_mode,
@@ -162,7 +162,7 @@ final as (
     select
         query,
         item,
-        vqa_correct,
+        correct,
         mode,
         reward_mode,
         reward_clip(reward) as reward,

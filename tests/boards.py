@@ -27,12 +27,12 @@ def board_store(path: Path) -> Store:
             eval_mode="fallback" if (query, ordinal) == (3, 1) else "file",
             eval_failed=(query, ordinal) == (2, 5),
             error=EVIL if (query, ordinal) == (2, 5) else None,
-            vqa_pred_answer=EVIL,
-            vqa_raw_generation=EVIL + ", Question: " + "x" * 1_000_000 * (query == 1),
-            vqa_correct=int((query * ordinal) % 4 == 1),
-            vqa_acc_score=0.6 * ((query * ordinal) % 4 == 1),
+            answer=EVIL,
+            generation=EVIL + ", Question: " + "x" * 1_000_000 * (query == 1),
+            correct=int((query * ordinal) % 4 == 1),
+            score=0.6 * ((query * ordinal) % 4 == 1),
             scorer="a model",
-            shot_scores=[{"shot": 1, "vqa_acc_score": 0.25, "vqa_pred_answer": EVIL}],
+            shot_scores=[{"shot": 1, "score": 0.25, "answer": EVIL}],
         )
         for query in range(12)
         for ordinal in range(6)
@@ -63,7 +63,7 @@ def selectors(cell: int) -> dict[str, list[float]]:
 def _evaluation(store: Store, cell: int) -> Run:
     """Three selectors at one shot, as `lever eval` commits them; the scoreboard is theirs."""
     named = selectors(cell)
-    key = {"dataset": "d", "split": "train", "shots": 1, "scorer": "s", "metric_version": "1"}
+    key = {"dataset": "d", "split": "train", "shots": 1, "scorer": "s", "metric": "1"}
     rows = [
         {**key, "query_id": q, "selector": name, "pointer": [q], "prediction": EVIL,
          "accuracy": scores[q], "correct": int(scores[q] > 0)}

@@ -277,8 +277,8 @@ def test_the_command_as_written_and_no_secret_anywhere(
     }
     found = rows(run)
     assert {r["scorer"] for r in found} == {f"Qwen/Small#{Template().sha256()[:8]}"}
-    assert all(r["vqa_gt_prob"] is None for r in found)  # nobody asked for it
-    assert all(r["vqa_raw_generation"].endswith("\n") for r in found)
+    assert all(r["expected_score"] is None for r in found)  # nobody asked for it
+    assert all(r["generation"].endswith("\n") for r in found)
     asked = len(endpoint.seen)
     assert lever(*argv(world, endpoint, "--seed", "1")) == 0
     beams = sum(r["gen_method"] == "beam" for r in found)
@@ -352,7 +352,7 @@ def test_failed_answers_are_rows_that_stay_out_of_training(
     assert outcome.report.failed == len(failed) == sum(r["eval_failed"] for r in found)
     for row in failed:
         assert row["error"] == "HTTP 422: no such image"
-        assert row["vqa_acc_score"] is None and row["eval_mode"] is None
+        assert row["score"] is None and row["eval_mode"] is None
     assert "answers failed" in outcome.notices[0]
     con = connect(world.store)
     assert con.execute("select count(*) from all_candidates where query_id = 4").fetchall() == [

@@ -489,5 +489,5 @@ def test_the_command_as_written(
     found = rows(run)
     assert len({r["query_id"] for r in found}) == 3
     assert {r["scorer"] for r in found} == {f"{folder_identity(folder)}#{Template().sha256()[:8]}"}
-    assert all(0 <= r["vqa_gt_prob"] < 0.1 for r in found)  # random weights know nothing
+    assert all(0 <= r["expected_score"] < 0.1 for r in found)  # random weights know nothing
     assert all(len(r["shot_scores"]) == 2 for r in found)

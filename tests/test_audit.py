@@ -76,14 +76,14 @@ def test_remembered_figures_are_of_the_same_runs_view_reward_and_policy(tmp_path
     assert shown == sum(not row.get("eval_failed") and row["query_id"] == 0 for row in rows()) < 4
     doubled = AuditRequest(reward=RewardSpec(hard_weight=2.0))
     assert audit(made, doubled).figures != audit(made, AuditRequest()).figures
-    more = [candidate(9, i, [i + 1], vqa_correct=1, vqa_acc_score=1.0) for i in range(3)]
+    more = [candidate(9, i, [i + 1], correct=1, score=1.0) for i in range(3)]
     commit(made, more, name="b")
     assert audit(made, AuditRequest()).figures["candidates"] == 7
     assert audit(made, AuditRequest(runs=(run,))).figures["candidates"] == 4
 
 
 def test_an_expression_is_a_reward(store: Store) -> None:
-    text = "coalesce(vqa_correct, 0) + 0.5 * coalesce(vqa_gt_prob, 0)"
+    text = "coalesce(correct, 0) + 0.5 * coalesce(expected_score, 0)"
     figures = audit(store, AuditRequest(reward=RewardSpec(expression=text))).figures
     assert (figures["reward_mode"], figures["reward"]) == ("expression", text)
     assert (figures["missing_share"], figures["mean_reward"]) == (0.0, (1 + 0.25) / 4)
@@ -92,7 +92,7 @@ def test_an_expression_is_a_reward(store: Store) -> None:
 
 
 def test_missing_scores_are_told(store: Store) -> None:
-    spec = RewardSpec(expression="vqa_gt_prob")
+    spec = RewardSpec(expression="expected_score")
     figures = audit(store, AuditRequest(reward=spec)).figures
     assert figures["missing_share"] == 0.75
     assert "75.0 % lack a score, which counts as 0" in verdict(figures)[1].text
@@ -101,9 +101,9 @@ def test_missing_scores_are_told(store: Store) -> None:
 def test_few_annotators_and_string_matched_shots_are_said(tmp_path: Path) -> None:
     """A row is official, a shorter prompt of it is not: multi_shot would train on that."""
     made = new_store(tmp_path)
-    official = {"eval_mode": "file", "vqa_correct": 1, "vqa_acc_score": 0.67}
-    shot = {"shot": 1, "vqa_correct": 1, "vqa_acc_score": 1.0, "eval_mode": "fallback"}
-    unread = {"vqa_gt_prob": None, "vqa_pred_answer": "tea"}
+    official = {"eval_mode": "file", "correct": 1, "score": 0.67}
+    shot = {"shot": 1, "correct": 1, "score": 1.0, "eval_mode": "fallback"}
+    unread = {"expected_score": None, "answer": "tea"}
     commit(
         made,
         [
@@ -147,16 +147,16 @@ def test_missing_is_what_the_reward_counts_as_0(
     commit(
         made,
         [
-            candidate(0, 0, [1], vqa_correct=1, beam_score=2.0),
-            candidate(0, 1, [2], vqa_correct=0, vqa_rel_score=0.5, logprob_score=-1.0),
-            candidate(0, 2, [3], vqa_acc_score=0.6, logprob_score=-1.0),
-            candidate(0, 3, [4], vqa_correct=0) if spec.mode != "legacy" else candidate(0, 3, [4]),
+            candidate(0, 0, [1], correct=1, beam_score=2.0),
+            candidate(0, 1, [2], correct=0, similarity=0.5, logprob_score=-1.0),
+            candidate(0, 2, [3], score=0.6, logprob_score=-1.0),
+            candidate(0, 3, [4], correct=0) if spec.mode != "legacy" else candidate(0, 3, [4]),
         ],
     )
     assert audit(made, AuditRequest(reward=spec)).figures["missing_share"] == share
 
 
-@pytest.mark.parametrize("text", ["vqa_correct / 0", "'-inf'::double", "'nan'::double"])
+@pytest.mark.parametrize("text", ["correct / 0", "'-inf'::double", "'nan'::double"])
 def test_a_reward_that_is_not_finite(store: Store, text: str) -> None:
     spec = RewardSpec(expression=text)
     with pytest.raises(LeverError, match=r"not a finite number, in . candidates") as caught:
@@ -238,7 +238,7 @@ def test_a_users_view_without_what_only_diagnostics_read(tmp_path: Path) -> None
     (made.path / "views").mkdir()
     (made.path / "views" / "narrow.sql").write_text(
         "select run, dataset, split, query_id, candidate, pointer, gen_method, eval_mode, "
-        "eval_failed, vqa_correct, vqa_acc_score from candidates"
+        "eval_failed, correct, score from candidates"
     )
     figures = audit(made, AuditRequest(view="narrow")).figures
     assert (figures["candidates"], figures["oracle_gap"]) == (4, None)
@@ -281,7 +281,7 @@ def test_an_empty_view(tmp_path: Path) -> None:
 
 def test_a_view_emptied_by_pointers_that_hold_their_own_query(tmp_path: Path) -> None:
     made = new_store(tmp_path)
-    commit(made, [candidate(3, 0, [3, 1], vqa_correct=1, vqa_acc_score=1.0)])
+    commit(made, [candidate(3, 0, [3, 1], correct=1, score=1.0)])
     with pytest.raises(LeverError, match="the view holds no candidates") as caught:
         audit(made, AuditRequest())
     assert "answer in the prompt, are left out: 1 (view own_pointers)" in str(caught.value.hint)
@@ -301,7 +301,7 @@ def test_a_reward_that_cannot_be_computed(store: Store) -> None:
     assert "lever rescore" in str(caught.value.hint)
     with pytest.raises(LeverError, match="cannot be computed over this view") as caught:
         audit(store, AuditRequest(reward=RewardSpec(expression="vqa_corect + 1")))
-    assert "vqa_correct" in str(caught.value.hint)
+    assert "correct" in str(caught.value.hint)
 
 
 @pytest.mark.slow

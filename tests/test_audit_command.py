@@ -64,7 +64,7 @@ def test_the_command_refuses_before_the_work(tmp_path: Path) -> None:
         for option in ("--json", "--html"):
             done = lever(*there, option, tmp_path / path, check=False)
             assert (done.returncode, why in done.stderr) == (1, True)
-    both = lever(*there, "--reward-mode", "hard_only", "--reward", "vqa_correct", check=False)
+    both = lever(*there, "--reward-mode", "hard_only", "--reward", "correct", check=False)
     assert (both.returncode, "give one of the two" in both.stderr) == (2, True)
 
 
@@ -88,18 +88,18 @@ def test_a_reader_that_leaves_takes_no_file_and_no_gate_along(
 
 def test_data_moves_no_cursor(tmp_path: Path) -> None:
     made = new_store(tmp_path)
-    evil = {"gen_method": "\x1b]0;mine\x1b\\[bold]", "vqa_acc_score": 1.0}
-    commit(made, [*rows(), candidate(0, 5, [7, 8], vqa_correct=1, **evil)])
-    done = lever("audit", "--store", made.path, "--reward", "vqa_correct -- \x1b[2J[x]")
+    evil = {"gen_method": "\x1b]0;mine\x1b\\[bold]", "score": 1.0}
+    commit(made, [*rows(), candidate(0, 5, [7, 8], correct=1, **evil)])
+    done = lever("audit", "--store", made.path, "--reward", "correct -- \x1b[2J[x]")
     assert "\x1b" not in done.stdout
-    assert "reward vqa_correct -- \\e[2J[x]" in done.stdout
+    assert "reward correct -- \\e[2J[x]" in done.stdout
 
 
 def test_a_gate_over_a_reward_that_is_not_finite(store: Store, tmp_path: Path) -> None:
     """It once passed: every comparison with NaN is false."""
     out = tmp_path / "a.json"
     gate = ["--json", out, "--fail-on", "mean_reward > 0"]
-    done = lever("audit", "--store", store.path, "--reward", "vqa_correct / 0", *gate, check=False)
+    done = lever("audit", "--store", store.path, "--reward", "correct / 0", *gate, check=False)
     assert (done.returncode, out.exists()) == (1, False)
 
 
@@ -112,9 +112,7 @@ def test_a_closed_pipe_is_no_error(store: Store) -> None:
 
 def test_examples_come_along_with_a_chosen_run(tmp_path: Path) -> None:
     store = new_store(tmp_path)
-    run = commit(
-        store, [candidate(0, 0, [1], vqa_pred_answer="cat", vqa_correct=1, vqa_acc_score=1.0)]
-    )
+    run = commit(store, [candidate(0, 0, [1], answer="cat", correct=1, score=1.0)])
     shown = {"dataset": "d", "split": "train", "example_id": 1, "question_id": 1}
     commit_examples(store, [shown | {"question": "?", "answers": ["cat"], "answer": "cat"}])
     (found,) = audit_views(store, AuditRequest(runs=(run.run,)), ["all_candidates"])
@@ -126,8 +124,8 @@ def test_examples_come_along_with_a_chosen_run(tmp_path: Path) -> None:
 def test_only_the_runs_it_read_are_named(tmp_path: Path) -> None:
     """A store has more: examples, embeddings, and what the view leaves out."""
     store = new_store(tmp_path)
-    run = commit(store, [candidate(0, 0, [1], vqa_correct=1, vqa_acc_score=1.0)])
-    commit(store, [candidate(1, 0, [2], gen_method="sample", vqa_correct=1)], name="b")
+    run = commit(store, [candidate(0, 0, [1], correct=1, score=1.0)])
+    commit(store, [candidate(1, 0, [2], gen_method="sample", correct=1)], name="b")
     shown = {"dataset": "d", "split": "train", "example_id": 1, "question_id": 1}
     commit_examples(store, [shown | {"question": "?", "answers": ["cat"], "answer": "cat"}])
     (found,) = audit_views(store, AuditRequest(), ["beam"])
@@ -138,10 +136,10 @@ def test_only_the_runs_it_read_are_named(tmp_path: Path) -> None:
 
 def test_one_dataset_or_split_of_a_store(tmp_path: Path) -> None:
     made = new_store(tmp_path)
-    commit(made, [candidate(0, n, [7 + n], vqa_correct=n, vqa_acc_score=n) for n in (0, 1)])
+    commit(made, [candidate(0, n, [7 + n], correct=n, score=n) for n in (0, 1)])
     for dataset, split in (("d", "val"), ("e", "val")):
         place: dict[str, Any] = {"dataset": dataset, "split": split}
-        row = candidate(3, 0, [5], vqa_correct=1, vqa_acc_score=1.0) | place
+        row = candidate(3, 0, [5], correct=1, score=1.0) | place
         with made.begin(RunSpec("rl_data", **place, source_sha256=dataset)) as writer:
             writer.write("candidates", table(CANDIDATES, [row]))
             writer.write("queries", table(QUERIES, [place | {"query_id": 3}]))

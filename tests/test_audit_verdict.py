@@ -23,7 +23,7 @@ def _verdict(path: Path, made: list[dict[str, Any]], reward: RewardSpec) -> list
 
 
 def _scored(query: int, ordinal: int, right: int, method: str, *pointer: int) -> dict[str, Any]:
-    scores = {"vqa_correct": right, "vqa_acc_score": float(right), "eval_mode": "file"}
+    scores = {"correct": right, "score": float(right), "eval_mode": "file"}
     return candidate(query, ordinal, pointer or (ordinal + 21,), gen_method=method, **scores)
 
 

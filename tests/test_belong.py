@@ -42,7 +42,7 @@ def write_rl(folder: Path, words: Sequence[str], ids: Sequence[int] = ()) -> Pat
     """RL data that calls these answers right, query by query; ``ids``: the question ids it says."""
     value: dict[str, Any] = {}
     for n, word in enumerate(words):
-        scores = {"vqa_pred_answer": word, "vqa_correct": 1, "vqa_acc_score": 1.0}
+        scores = {"answer": word, "correct": 1, "score": 1.0}
         value[str(n)] = {"pointer_candidates": [{"pointer": [n + 50], **scores}]}
         if ids:
             value[str(n)]["query"] = {"question_id": ids[n]}
@@ -95,7 +95,7 @@ def test_the_right_files_are_taken_in_any_order(tmp_path: Path) -> None:
 def contradict(folder: Path) -> Store:
     """A store of before these checks: query 0 is question 5 of the run, 7 of the examples."""
     store = Store.create(folder / "s")
-    commit(store, [candidate(0, 0, [1], vqa_correct=1, vqa_acc_score=1.0)], question_ids={0: 5})
+    commit(store, [candidate(0, 0, [1], correct=1, score=1.0)], question_ids={0: 5})
     item = {"dataset": "d", "split": "train", "question": "?", "answers": ["x"] * 10}
     commit_examples(store, [{**item, "example_id": 0, "question_id": 7}])
     return store
@@ -126,7 +126,7 @@ def test_an_order_there_is_not(tmp_path: Path) -> None:
 
 def test_two_runs_that_number_questions_differently(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s")
-    rows = [candidate(0, 0, [1], vqa_acc_score=1.0)]
+    rows = [candidate(0, 0, [1], score=1.0)]
     a = commit(store, rows, name="a", question_ids={0: 5})
     b = commit(store, rows, name="b", question_ids={0: 7})
     with pytest.raises(LeverError, match="number their questions differently") as caught:
@@ -140,7 +140,7 @@ def test_check_finds_answers_to_other_questions(tmp_path: Path) -> None:
     commit(
         store,
         [
-            candidate(n, 0, [90], vqa_acc_score=1.0, vqa_correct=1, vqa_pred_answer=word)
+            candidate(n, 0, [90], score=1.0, correct=1, answer=word)
             for n, word in enumerate(SHIFTED)
         ],
     )

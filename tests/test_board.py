@@ -100,7 +100,7 @@ def test_a_megabyte_of_an_answer_does_not_reach_the_page(client: TestClient) -> 
 def test_a_filter_shows_the_rows_that_sql_gives(board: Board, client: TestClient) -> None:
     con = connect(board.store)
     for condition, sql in (
-        ("where=query_id:ge:6&where=vqa_correct:eq:1", "query_id >= 6 and vqa_correct = 1"),
+        ("where=query_id:ge:6&where=correct:eq:1", "query_id >= 6 and correct = 1"),
         ("column=eval_mode&operator=eq&value=fallback", "eval_mode = 'fallback'"),
         ("column=pointer&operator=eq&value=[1,10]", "pointer = [1, 10]"),
         ("column=error&operator=some", "error is not null"),
@@ -149,7 +149,7 @@ def test_a_download_holds_every_row(client: TestClient) -> None:
     }
     assert len(found["csv"].splitlines()) >= 1 + 12 * 6  # a text may hold line ends
     rows = pq.read_table(io.BytesIO(found["parquet"]))
-    assert rows.num_rows == 12 * 6 and rows["vqa_pred_answer"][0].as_py() == EVIL
+    assert rows.num_rows == 12 * 6 and rows["answer"][0].as_py() == EVIL
     assert client.get("download", params={"sql": "select 1", "form": "exe"}).status_code == 400
 
 
@@ -180,7 +180,7 @@ def test_train_on_this_gives_a_command_that_means_these_rows(
 
 
 def test_a_query_has_its_candidates_by_reward(board: Board, client: TestClient) -> None:
-    sql = "select vqa_correct + vqa_acc_score from candidates where query_id = 5 order by 1 desc"
+    sql = "select correct + score from candidates where query_id = 5 order by 1 desc"
     rewards = [f"{row[0]:.3f}" for row in connect(board.store).sql(sql).fetchall()]
     text = _text(client, "query?dataset=d&split=train&id=5")
     assert re.findall(r'<div class="earned"><b>([^<]*)', text) == rewards
@@ -277,7 +277,7 @@ def test_a_comparison_is_that_of_lever_diff(board: Board, client: TestClient) ->
 def test_a_comparison_of_one_pair_has_no_interval(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for name, accuracy in (("a", 0.0), ("b", 1.0)):
-        scores = {"vqa_correct": int(accuracy), "vqa_acc_score": accuracy}
+        scores = {"correct": int(accuracy), "score": accuracy}
         commit(store, [candidate(0, 0, [1, 2], **scores)], name=name)
     a, b = (run.run for run in store.runs())
     board = Board(store)
@@ -324,8 +324,8 @@ def test_an_export_holds_no_form_and_no_dead_link(board: Board, tmp_path: Path) 
 
 def test_a_damaged_run_is_shown_and_left_out(tmp_path: Path) -> None:
     store = new_store(tmp_path)
-    commit(store, [candidate(0, 0, [1], vqa_correct=1)])
-    broken = commit(store, [candidate(1, 0, [2], vqa_correct=1)], name="b")
+    commit(store, [candidate(0, 0, [1], correct=1)])
+    broken = commit(store, [candidate(1, 0, [2], correct=1)], name="b")
     file = broken.table_files("candidates")[0]
     board = Board(store)
     client = _client(board)

@@ -25,11 +25,7 @@ from tests.commands import lever
 from tests.rollouts import World, make_world
 from tests.stores import candidate, commit, new_store
 
-ROWS = [
-    candidate(q, i, [i + 11, 30], vqa_acc_score=i / 3, vqa_correct=1)
-    for q in range(4)
-    for i in range(3)
-]
+ROWS = [candidate(q, i, [i + 11, 30], score=i / 3, correct=1) for q in range(4) for i in range(3)]
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

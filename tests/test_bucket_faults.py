@@ -31,7 +31,7 @@ from tests.commands import lever
 from tests.stores import candidate, commit
 
 Start = Callable[..., Any]
-ROWS = [candidate(q, i, [i + 11], vqa_correct=i % 2) for q in range(4) for i in range(3)]
+ROWS = [candidate(q, i, [i + 11], correct=i % 2) for q in range(4) for i in range(3)]
 # A process that has imported everything and forks one that does what each line says.
 _FORKS = """
 import os, sys

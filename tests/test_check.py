@@ -14,7 +14,7 @@ from lever_data.store.store import Run, RunSpec, Store
 from tests.commands import lever
 from tests.stores import Row, candidate, commit, new_store, table
 
-GOOD = [candidate(0, 0, [1, 2], vqa_correct=1, vqa_acc_score=0.6, eval_mode="file")]
+GOOD = [candidate(0, 0, [1, 2], correct=1, score=0.6, eval_mode="file")]
 
 
 @pytest.fixture
@@ -81,12 +81,12 @@ def test_columns_of_another_type(store: Store) -> None:
 BAD_ROWS: dict[str, list[Row]] = {
     "candidate_key_is_unique": [candidate(0, 0, [1]), candidate(0, 0, [2])],
     "pointer_is_well_formed": [{**candidate(0, 0, [1, 2]), "shot_num": 3}],
-    "score_is_in_range": [candidate(0, 0, [1], vqa_acc_score=1.5)],
+    "score_is_in_range": [candidate(0, 0, [1], score=1.5)],
     "official_verdict_follows_accuracy": [
-        candidate(0, 0, [1], vqa_correct=1, vqa_acc_score=0.0, eval_mode="file")
+        candidate(0, 0, [1], correct=1, score=0.0, eval_mode="file")
     ],
     "eval_mode_is_known": [candidate(0, 0, [1], eval_mode="guess")],
-    "failure_earns_nothing": [candidate(0, 0, [1], eval_failed=True, vqa_correct=1)],
+    "failure_earns_nothing": [candidate(0, 0, [1], eval_failed=True, correct=1)],
 }
 
 

@@ -55,9 +55,9 @@ def _batch(seed: int, queries: range | list[int]) -> list[Row]:
             gen_method=draw.choice(["beam", "sample"]),
             eval_mode=draw.choice(["file", "fallback", None]),
             eval_failed=failed,
-            vqa_correct=int(accuracy > 0),
-            vqa_acc_score=accuracy,
-            vqa_pred_answer=draw.choice(["red", "two"]),
+            correct=int(accuracy > 0),
+            score=accuracy,
+            answer=draw.choice(["red", "two"]),
             scorer="m",
         )
 
@@ -126,7 +126,7 @@ def test_audits_and_snapshots_are_what_they_were(tmp_path: Path) -> None:
 
     def records() -> bytes:
         con = connect(store, only=["all_candidates"])
-        snapshot = open_snapshot(con, Selection(("all_candidates",), "v.vqa_acc_score"))
+        snapshot = open_snapshot(con, Selection(("all_candidates",), "v.score"))
         return snapshot.read(np.arange(len(snapshot.groups))).tobytes()
 
     before = figures(), records()

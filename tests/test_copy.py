@@ -22,7 +22,7 @@ from tests.stores import candidate, commit, commit_examples, new_store
 def store(tmp_path: Path) -> Store:
     """Two runs, and a view and a picture of the user's."""
     store = new_store(tmp_path)
-    commit(store, [candidate(0, i, [i + 11], vqa_correct=1) for i in range(3)])
+    commit(store, [candidate(0, i, [i + 11], correct=1) for i in range(3)])
     commit_examples(
         store,
         [
@@ -88,7 +88,7 @@ def test_half_a_copy_in_a_bucket_is_said_and_completed(store: Store, bucket: Tes
 
 def test_other_bytes_of_the_same_run_are_refused(store: Store, tmp_path: Path) -> None:
     other = Store.create(tmp_path / "other")
-    commit(other, [candidate(0, 0, [12], vqa_correct=1)])
+    commit(other, [candidate(0, 0, [12], correct=1)])
     before = _runs(other.path)
     done = lever("copy", store.path, other.path, check=False)
     assert done.returncode == 1

@@ -23,7 +23,7 @@ def scored(query: int, ordinal: int, soft: float | None, **columns: Any) -> dict
     """A candidate with accuracy ``soft`` and a pointer of its own."""
     pointer = columns.pop("pointer", [10 + ordinal, 30])
     hard = None if soft is None else int(soft > 0)
-    columns = {"eval_mode": "file", "vqa_correct": hard, "vqa_acc_score": soft, **columns}
+    columns = {"eval_mode": "file", "correct": hard, "score": soft, **columns}
     return candidate(query, ordinal, pointer, **columns)
 
 
@@ -201,12 +201,10 @@ def test_eval_modes_count_failures_apart(tmp_path: Path) -> None:
     con = open_rows(
         tmp_path,
         [
-            scored(0, 0, 1.0, vqa_pred_answer="red", shot_scores=[_shot(1, "fallback")]),
-            scored(
-                0, 1, 0.0, vqa_pred_answer="dark", shot_scores=[_shot(1, "file")]
-            ),  # string match: 0.5
-            scored(0, 2, 0.3, vqa_pred_answer="Dark Red"),  # string match: 1
-            scored(0, 3, 0.5, eval_mode="fallback", vqa_pred_answer="red"),
+            scored(0, 0, 1.0, answer="red", shot_scores=[_shot(1, "fallback")]),
+            scored(0, 1, 0.0, answer="dark", shot_scores=[_shot(1, "file")]),  # string match: 0.5
+            scored(0, 2, 0.3, answer="Dark Red"),  # string match: 1
+            scored(0, 3, 0.5, eval_mode="fallback", answer="red"),
             scored(0, 4, None, eval_mode=None),
             scored(0, 5, 0.0, eval_mode="fallback", eval_failed=True),
         ],
@@ -218,7 +216,7 @@ def test_eval_modes_count_failures_apart(tmp_path: Path) -> None:
 
 
 def _shot(shot: int, mode: str) -> dict[str, object]:
-    scores = {"vqa_correct": 1, "vqa_acc_score": 1.0, "vqa_gt_prob": None, "vqa_pred_answer": "red"}
+    scores = {"correct": 1, "score": 1.0, "expected_score": None, "answer": "red"}
     return {"shot": shot, **scores, "eval_mode": mode}
 
 
@@ -323,10 +321,10 @@ def test_answer_copying_needs_every_demonstration(tmp_path: Path) -> None:
     con = open_rows(
         tmp_path,
         [
-            scored(0, 0, 1.0, pointer=[1, 2], vqa_pred_answer="cat"),
-            scored(0, 1, 0.0, pointer=[2, 1], vqa_pred_answer="bird"),
-            scored(0, 2, 0.0, pointer=[1, 7], vqa_pred_answer="cat"),  # 7 is not known
-            scored(0, 3, 0.0, pointer=[1], vqa_pred_answer=None),
+            scored(0, 0, 1.0, pointer=[1, 2], answer="cat"),
+            scored(0, 1, 0.0, pointer=[2, 1], answer="bird"),
+            scored(0, 2, 0.0, pointer=[1, 7], answer="cat"),  # 7 is not known
+            scored(0, 3, 0.0, pointer=[1], answer=None),
         ],
         examples,
     )
@@ -353,8 +351,8 @@ def test_reward_modes_that_cannot_be_computed_are_left_out(tmp_path: Path) -> No
 
 
 def test_reward_modes_of_prefix_scores(tmp_path: Path) -> None:
-    shots = [{"shot": 1, "vqa_correct": 1, "vqa_acc_score": 1.0},
-             {"shot": 2, "vqa_correct": 0, "vqa_acc_score": 0.0}]  # fmt: skip
+    shots = [{"shot": 1, "correct": 1, "score": 1.0},
+             {"shot": 2, "correct": 0, "score": 0.0}]  # fmt: skip
     con = open_rows(tmp_path, [scored(0, 0, 0.0, pointer=[1, 2], shot_scores=shots)])
     found = ask(con, "select tied_share from reward_modes where reward_mode = 'multi_shot'")
     assert found == [(1.0,)]
@@ -363,13 +361,13 @@ def test_reward_modes_of_prefix_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "shots",
     [
-        [{"shot": 2, "vqa_correct": 1, "vqa_acc_score": 1.0}],
-        [{"shot": 1, "vqa_correct": None}, {"shot": 2, "vqa_correct": 1, "vqa_acc_score": 1.0}],
+        [{"shot": 2, "correct": 1, "score": 1.0}],
+        [{"shot": 1, "correct": None}, {"shot": 2, "correct": 1, "score": 1.0}],
         None,
     ],
 )
 def test_prefixes_without_a_score_leave_multi_shot_out(tmp_path: Path, shots: Any) -> None:
-    whole = [{"shot": 1, "vqa_correct": 1, "vqa_acc_score": 1.0}]
+    whole = [{"shot": 1, "correct": 1, "score": 1.0}]
     con = open_rows(
         tmp_path,
         [

@@ -19,7 +19,7 @@ from tests.stores import candidate, commit, new_store, table
 
 def row(query: int, ordinal: int, pointer: list[int], accuracy: float, **more: Any) -> Any:
     right = int(accuracy > 0)
-    return candidate(query, ordinal, pointer, vqa_correct=right, vqa_acc_score=accuracy, **more)
+    return candidate(query, ordinal, pointer, correct=right, score=accuracy, **more)
 
 
 def commit_evaluation(
@@ -30,7 +30,7 @@ def commit_evaluation(
         {"dataset": "d", "split": "val", "query_id": query, "selector": selector, "shots": shots,
          "pointer": list(range(shots)), "accuracy": accuracy,
          "correct": None if accuracy is None else int(accuracy > 0),
-         "scorer": "nearest", "metric_version": "1"}
+         "scorer": "nearest", "metric": "1"}
         for selector, shots, query, accuracy in sorted(picks, key=lambda pick: pick[2])
     ]  # fmt: skip
     with store.begin(RunSpec("evaluation", "d", "val", source_sha256=name)) as writer:
@@ -157,7 +157,7 @@ def test_names_that_are_nothing(store: Store) -> None:
     with pytest.raises(UsageError, match="neither a run nor a view") as caught:
         compare(store, "baem", "beam")
     assert "did you mean beam?" in str(caught.value.hint)
-    with pytest.raises(LeverError, match="no column pointer, vqa_correct, vqa_acc_score"):
+    with pytest.raises(LeverError, match="no column pointer, correct, score"):
         compare(store, "queries", "beam")
     run = commit(store, [row(1, 0, [1, 2], 0.3)], name="other")
     with pytest.raises(UsageError, match="only a run of kind evaluation"):

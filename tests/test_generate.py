@@ -52,21 +52,19 @@ def test_rows_hold_everything_and_agree_with_the_metric(world: World) -> None:
         (r["query_id"], r["candidate"]) for r in found
     )
     truth = _answers(world)
-    accuracy = vqa_accuracy(
-        [r["vqa_pred_answer"] for r in found], [truth[r["query_id"]] for r in found]
-    )
+    accuracy = vqa_accuracy([r["answer"] for r in found], [truth[r["query_id"]] for r in found])
     pool = np.load(world.pool)
     for row, expected in zip(found, accuracy.tolist(), strict=True):
-        assert row["vqa_acc_score"] == expected
-        assert row["vqa_correct"] == int(expected > 0)
+        assert row["score"] == expected
+        assert row["correct"] == int(expected > 0)
         assert row["shot_num"] == len(row["pointer"]) == 2
         assert [pool[row["query_id"]][p] for p in row["pointer_pos"]] == row["pointer"]
         assert row["eval_mode"] == "file" and row["eval_split"] == "train"
         assert row["eval_failed"] is False and row["error"] is None
         assert (row["scorer"], row["policy"]) == ("nearest", "similarity")
-        assert row["metric_version"] == METRIC_VERSION
-        assert 0 <= row["vqa_gt_prob"] <= 1
-        assert row["vqa_rel_score"] == max(row["vqa_rel_token_f1"], row["vqa_rel_edit_sim"])
+        assert row["metric"] == METRIC_VERSION
+        assert 0 <= row["expected_score"] <= 1
+        assert row["similarity"] == max(row["token_f1"], row["edit_sim"])
         extra = json.loads(row["extra"])
         assert set(extra) == {"generation", "logprob_t1", "prompt_sha256"}
         assert (row["temperature"] is None) == (row["gen_method"] != "sample")
@@ -91,7 +89,7 @@ def test_the_expected_accuracy_is_that_of_the_mixture(world: World) -> None:
             for a, n in Counter(truth[row["query_id"]]).items()
             for w, e in zip(weights, row["pointer"], strict=True)
         )
-        assert row["vqa_gt_prob"] == pytest.approx(expected, abs=2e-5)
+        assert row["expected_score"] == pytest.approx(expected, abs=2e-5)
 
 
 def test_the_question_alone_is_a_candidate_where_it_is_asked_for(world: World) -> None:
@@ -119,7 +117,7 @@ def test_a_policy_that_ends_pointers_stores_them_as_they_are(world: World, tmp_p
     found = rows(generate(request).run)
     assert len(found) == 40 * 13 and {row["shot_num"] for row in found} >= {0, 1}
     assert all(len(row["pointer"]) == row["shot_num"] for row in found)
-    assert all(row["vqa_acc_score"] is not None for row in found)
+    assert all(row["score"] is not None for row in found)
     assert not check(Store(world.store)).problems
 
 
@@ -245,12 +243,12 @@ def test_prefixes_are_scored(world: World) -> None:
     for row in found:
         assert [s["shot"] for s in row["shot_scores"]] == [1, 2, 3, 4]
         last = row["shot_scores"][-1]
-        assert last["vqa_acc_score"] == row["vqa_acc_score"]
-        assert last["vqa_gt_prob"] == row["vqa_gt_prob"]
+        assert last["score"] == row["score"]
+        assert last["expected_score"] == row["expected_score"]
         alone = ones.get((row["query_id"], row["pointer"][0]))
         if alone is not None:
             checked += 1
-            assert row["shot_scores"][0]["vqa_pred_answer"] == alone["vqa_pred_answer"]
+            assert row["shot_scores"][0]["answer"] == alone["answer"]
     assert checked > 50
     middle = rows(generate(world.request(shots=(1,), shot_num=3)).run)
     assert {tuple(s["shot"] for s in r["shot_scores"]) for r in middle} == {(1,)}

@@ -87,7 +87,7 @@ def test_beams_are_those_of_a_plain_search(world: World, shots: int) -> None:
             expected = plain.log_truth(query, tuple(row["pointer"])) - plain.log_truth(query, ())
             assert row["info_score"] == pytest.approx(expected, abs=2e-4)
             assert len(set(row["pointer"])) == shots and query not in row["pointer"]
-            assert row["scorer"] == "nearest" and row["vqa_acc_score"] is None
+            assert row["scorer"] == "nearest" and row["score"] is None
 
 
 def test_the_legacy_definition_is_the_last_step_leftwards(world: World) -> None:

@@ -259,7 +259,7 @@ def test_the_summary_says_what_the_answers_are_like(world: World, endpoint: Endp
     done = lever(*world.argv(*words))
     found = rows(Store.open(world.store).runs()[0])
     total, of = len(found), Counter(r["query_id"] for r in found)
-    accuracy = sum(r["vqa_acc_score"] for r in found) / total
+    accuracy = sum(r["score"] for r in found) / total
     red = total - of[0] - of[1] - of[2]
     # the cut at "Question" leaves nothing of the third
     assert done.stdout.splitlines()[-1] == (

@@ -29,7 +29,7 @@ def test_from_view_answers_stored_pointers_afresh(world: World) -> None:
     assert outcome.run is not None
     assert outcome.tally.asked == 0  # same scorer, same prompts
     assert outcome.run.parents == (first.run.run,)
-    same = ("query_id", "pointer", "gen_method", "logprob_score", "temperature", "vqa_acc_score")
+    same = ("query_id", "pointer", "gen_method", "logprob_score", "temperature", "score")
     pairs = zip(rows(first.run), rows(outcome.run), strict=True)
     assert all(a[c] == b[c] for a, b in pairs for c in same)
     shorter = generate(again.but(shot_num=1))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lever_data.older import NAMES
 from lever_train.learn import losses
 from lever_train.learn.batch import Loader
 from lever_train.learn.data import TrainingData, open_data
@@ -53,7 +54,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     legacy = json.loads((GOLDEN / "trajectory_rl_data.json").read_text())
     rows = [
         candidate(
-            int(query), ordinal, c["pointer"], **{k: v for k, v in c.items() if k != "pointer"}
+            *(int(query), ordinal, c["pointer"]),
+            **{NAMES.get(k, k): v for k, v in c.items() if k != "pointer"},
         )
         for query, value in legacy.items()
         for ordinal, c in enumerate(value["pointer_candidates"])

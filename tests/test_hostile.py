@@ -80,7 +80,7 @@ def test_names_of_runs_and_views_are_looked_up_and_nothing_else(tmp_path: Path, 
     with pytest.raises(LeverError):
         export(store, odd, tmp_path / "o.json")
     with pytest.raises(LeverError):
-        census(connect(store), Selection((odd,), "vqa_correct"))
+        census(connect(store), Selection((odd,), "correct"))
     done = lever("views", "show", "--store", store.path, "--", odd, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ") and "Traceback" not in done.stderr
@@ -89,11 +89,11 @@ def test_names_of_runs_and_views_are_looked_up_and_nothing_else(tmp_path: Path, 
 
 def test_an_identifier_never_ends_its_quotes(tmp_path: Path) -> None:
     store = new_store(tmp_path)
-    commit(store, [candidate(0, 0, [1], vqa_correct=1)])
+    commit(store, [candidate(0, 0, [1], correct=1)])
     con = connect(store)
     for view in ('beam" as x; drop view "beam', "beam; drop view beam", '"beam"', "beam --"):
         with pytest.raises(LeverError):
-            census(con, Selection((view,), "vqa_correct"))
+            census(con, Selection((view,), "correct"))
     assert con.execute("select count(*) from beam").fetchall() == [(1,)]
 
 
@@ -134,7 +134,7 @@ WRITING = [
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("LEVER_TEST_KEY", "sk-secret")
     made = new_store(tmp_path)
-    rows = [candidate(q, c, [q + 10, q + c + 11], vqa_correct=c) for q in (0, 1, 2) for c in (0, 1)]
+    rows = [candidate(q, c, [q + 10, q + c + 11], correct=c) for q in (0, 1, 2) for c in (0, 1)]
     commit(made, rows)
     (tmp_path / "secret.json").write_text('{"a": 1}')
     (tmp_path / "secret.parquet").write_bytes(next(made.path.rglob("*.parquet")).read_bytes())

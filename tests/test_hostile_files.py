@@ -89,7 +89,7 @@ def test_a_malicious_pickle_never_runs(tmp_path: Path, name: str) -> None:
 
 def test_commands_refuse_a_malicious_checkpoint(tmp_path: Path) -> None:
     store = new_store(tmp_path)
-    commit(store, [candidate(q, c, [c, c + 1], vqa_correct=c % 2) for q in (0, 1) for c in (0, 1)])
+    commit(store, [candidate(q, c, [c, c + 1], correct=c % 2) for q in (0, 1) for c in (0, 1)])
     np.save(tmp_path / "q.npy", np.eye(4, dtype=np.float32))
     marker = tmp_path / "ran"
     evil = _zip(tmp_path / "evil.ckpt", {"state_dict": _evils(marker)["os.system"]})

@@ -84,7 +84,7 @@ class StandIn:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     store = new_store(tmp_path)
-    commit(store, [candidate(0, i, [i + 11], vqa_correct=1) for i in range(3)])
+    commit(store, [candidate(0, i, [i + 11], correct=1) for i in range(3)])
     (store.path / "views").mkdir()
     (store.path / "views" / "mine.sql").write_text("select count(*) as n from all_candidates")
     hub = StandIn(store.path)

@@ -69,7 +69,7 @@ def test_rl_data_becomes_rows_in_order_of_query_and_candidate(tmp_path: Path) ->
     assert found == [(2, 0, [4, 7]), (2, 1, [7, 4]), (10, 0, [3, 1])]
     assert [r["query_id"] for r in rows(run, "queries")] == [2, 5, 10]
     first = rows(run, "candidates")[0]
-    assert first["vqa_acc_score"] == 0.6
+    assert first["score"] == 0.6
     assert first["gen_method"] is None
     assert first["shot_num"] == 2
     assert run.kind == "rl_data"
@@ -157,7 +157,7 @@ def test_whole_numbers_as_pandas_writes_them_are_integers(tmp_path: Path, text: 
     run = ingest_one(write(tmp_path, "a.json", file.encode()), tmp_path / "s")
     (row,) = rows(run, "candidates")
     assert row["pointer"] == [1, 2]
-    assert (row["beam_rank"], row["vqa_correct"]) in ((0, None), (None, 1))
+    assert (row["beam_rank"], row["correct"]) in ((0, None), (None, 1))
 
 
 def test_nan_and_infinity_are_null_and_counted(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_nan_and_infinity_are_null_and_counted(tmp_path: Path) -> None:
     )
     run = ingest_one(write(tmp_path, "a.json", text), tmp_path / "s")
     assert [r["beam_score"] for r in rows(run, "candidates")] == [None, None]
-    assert [r["vqa_pred_answer"] for r in rows(run, "candidates")] == [None, "NaN"]
+    assert [r["answer"] for r in rows(run, "candidates")] == [None, "NaN"]
     assert run.details["non_finite"] == {"beam_score": 2, "temperature": 1}
 
 
@@ -177,7 +177,7 @@ def test_many_nans_do_not_leave_the_fast_path_unequal(tmp_path: Path) -> None:
     text = "{" + ", ".join(f'"{i}": {{"pointer_candidates": [{one}]}}' for i in range(500)) + "}"
     run = ingest_one(write(tmp_path, "a.json", text.encode()), tmp_path / "s")
     assert run.details["non_finite"] == {"beam_score": 500}
-    assert {r["vqa_pred_answer"] for r in rows(run, "candidates")} == {'{"beam_score": NaN}, \\'}
+    assert {r["answer"] for r in rows(run, "candidates")} == {'{"beam_score": NaN}, \\'}
 
 
 def test_unknown_keys_can_be_asked_for_in_sql(tmp_path: Path) -> None:

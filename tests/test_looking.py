@@ -135,8 +135,8 @@ def test_answers_cut_elsewhere_are_another_scorers_and_not_asked_anew(
     assert forecast(whole).asked == 0
     second = generate(whole)
     assert len(endpoint.seen) == asked
-    assert {r["vqa_pred_answer"] for r in rows(first.run)} == {"red"}
-    assert {r["vqa_pred_answer"] for r in rows(second.run)} == {"red, blue"}
+    assert {r["answer"] for r in rows(first.run)} == {"red"}
+    assert {r["answer"] for r in rows(second.run)} == {"red, blue"}
     assert {r["scorer"] for r in rows(first.run)}.isdisjoint(r["scorer"] for r in rows(second.run))
     answerer = AnswererSpec(
         spec=f"openai:{endpoint.url}", model="m", images=False, cut_at=("Question",)

@@ -74,9 +74,7 @@ def test_columns_agree_with_a_count_over_the_json(runs: dict[str, Run]) -> None:
     for key, found in (("gen_method", "gen_method"), ("vqa_eval_mode", "eval_mode")):
         counted = Counter(c[key] for c in candidates)
         assert Counter(column(runs[name], "candidates", found)) == counted
-    assert column(runs[name], "candidates", "vqa_acc_score") == [
-        c["vqa_acc_score"] for c in candidates
-    ]
+    assert column(runs[name], "candidates", "score") == [c["vqa_acc_score"] for c in candidates]
     assert set(column(runs[name], "candidates", "extra")) == {None}
 
 

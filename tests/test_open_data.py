@@ -22,9 +22,7 @@ from tests.stores import candidate, commit, new_store
 def _store(path: Path) -> Store:
     store = new_store(path)
     rows = [
-        candidate(
-            q, c, [100 + c, 101 + q], vqa_correct=q * c % 3 % 2, vqa_acc_score=0.5, scorer="m"
-        )
+        candidate(q, c, [100 + c, 101 + q], correct=q * c % 3 % 2, score=0.5, scorer="m")
         for q in range(30)
         for c in range(3)
     ]
@@ -63,5 +61,5 @@ def test_a_second_opening_reads_nothing_again(
             patch.setattr(data, name, lambda *_: pytest.fail("read again"))
         patch.setattr(pools, "_from_store", lambda *_: pytest.fail("read again"))
         assert [_opened(store, **o) for o in OPTIONS] == first
-    commit(store, [candidate(40, 0, [7], vqa_correct=1, vqa_acc_score=1.0)], name="b")
+    commit(store, [candidate(40, 0, [7], correct=1, score=1.0)], name="b")
     assert _opened(store)[3] == [7, *first[0][3]]  # another run is another question

@@ -311,7 +311,7 @@ def test_the_card_has_the_figures_and_their_run(place: Path, tmp_path: Path) -> 
     name = load_policy(place / "gated.pt", "cpu").name
     rows = [
         {"dataset": "d", "split": "val", "query_id": q, "selector": s, "shots": 1, "pointer": [1],
-         "accuracy": a, "correct": int(a > 0), "scorer": "m", "metric_version": "1"}
+         "accuracy": a, "correct": int(a > 0), "scorer": "m", "metric": "1"}
         for q, s, a in [(0, "g", 1.0), (0, "nearest", 0.0), (1, "g", 0.6), (1, "nearest", 0.3)]
     ]  # fmt: skip
     spec = RunSpec(

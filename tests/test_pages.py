@@ -94,14 +94,14 @@ def audits(tmp_path_factory: pytest.TempPathFactory) -> list[Audit]:
             beam_rank=0 if ordinal == 0 else None,
             logprob_score=-1.0 - ordinal,
             eval_mode=["file", "fallback", None][(query + ordinal) % 3],
-            vqa_correct=int((query * ordinal) % 4 == 1),
-            vqa_acc_score=(0.3, 0.6, 1.0)[query % 3] * ((query * ordinal) % 4 == 1),
+            correct=int((query * ordinal) % 4 == 1),
+            score=(0.3, 0.6, 1.0)[query % 3] * ((query * ordinal) % 4 == 1),
         )
         for query in range(12)
         for ordinal in range(6)
     ]  # fmt: skip
     commit(store, rows)
-    spec = RewardSpec(expression="vqa_correct /* " + EVIL.replace("'", "") + " */ + vqa_acc_score")
+    spec = RewardSpec(expression="correct /* " + EVIL.replace("'", "") + " */ + score")
     return audit_views(store, AuditRequest(reward=spec), ["all_candidates", "beam"])
 
 
@@ -214,7 +214,7 @@ def test_views_side_by_side_come_first(pages: dict[str, str]) -> None:
 
 def test_a_flat_view_has_a_page(tmp_path: Path) -> None:
     store = new_store(tmp_path)
-    commit(store, [candidate(0, 0, [1], vqa_correct=0, vqa_acc_score=0.0)])
+    commit(store, [candidate(0, 0, [1], correct=0, score=0.0)])
     text = audit_page(audit_views(store, AuditRequest(), ["all_candidates"]))
     assert "No query has rewards that differ." in text
     assert "No candidate has a beam rank or a log-probability." in text

@@ -38,7 +38,7 @@ def commit_pair(store: Store, a: list[float], b: list[float]) -> Run:
     rows = [
         {"dataset": "d", "split": "train", "query_id": query, "selector": name, "shots": 1,
          "pointer": [9], "accuracy": accuracy, "correct": int(accuracy > 0), "scorer": "s",
-         "metric_version": "1"}
+         "metric": "1"}
         for query, pair in enumerate(zip(a, b, strict=True))
         for name, accuracy in zip("ab", pair, strict=True)
     ]  # fmt: skip
@@ -169,12 +169,12 @@ def test_an_evaluation_is_planned_by_image(store: Store) -> None:
 
 def test_candidates_are_planned_as_independent_picks(store: Store) -> None:
     rows = [
-        candidate(0, 0, [15], vqa_acc_score=0.0, scorer="s"),
-        candidate(0, 1, [25], vqa_acc_score=1.0, scorer="s"),
-        candidate(0, 2, [15], vqa_acc_score=0.6, scorer="s"),  # once more: the model wavers
-        candidate(1, 0, [15], vqa_acc_score=1.0, scorer="s"),
-        candidate(1, 1, [25], vqa_acc_score=1.0, scorer="s"),
-        candidate(2, 0, [25], vqa_acc_score=1.0, scorer="s"),  # one alone tells nothing
+        candidate(0, 0, [15], score=0.0, scorer="s"),
+        candidate(0, 1, [25], score=1.0, scorer="s"),
+        candidate(0, 2, [15], score=0.6, scorer="s"),  # once more: the model wavers
+        candidate(1, 0, [15], score=1.0, scorer="s"),
+        candidate(1, 1, [25], score=1.0, scorer="s"),
+        candidate(2, 0, [25], score=1.0, scorer="s"),  # one alone tells nothing
     ]
     commit(store, rows)
     found = plan(store, PlanRequest(queries=(100,)))
@@ -190,8 +190,8 @@ def test_candidates_are_planned_as_independent_picks(store: Store) -> None:
 
 def test_an_answer_that_is_stored_again_is_no_noise(store: Store) -> None:
     """Another rollout takes it from the cache, a rescore and a copied file hold it once more."""
-    row = candidate(0, 0, [15], vqa_acc_score=0.6, scorer="s", metric_version="1")
-    other = candidate(0, 1, [25], vqa_acc_score=0.0, scorer="s", metric_version="1")
+    row = candidate(0, 0, [15], score=0.6, scorer="s", metric="1")
+    other = candidate(0, 1, [25], score=0.0, scorer="s", metric="1")
     for number, kind in enumerate(["rl_data", "rl_data", "rollout", "rollout", "rescore"]):
         commit(store, [row, other], kind=kind, name=str(number))
     noise = plan(store, PlanRequest()).noise
@@ -199,7 +199,7 @@ def test_an_answer_that_is_stored_again_is_no_noise(store: Store) -> None:
 
 
 def test_a_price_is_of_tokens(store: Store) -> None:
-    commit(store, [candidate(0, i, [i + 5], vqa_acc_score=float(i)) for i in range(2)])
+    commit(store, [candidate(0, i, [i + 5], score=float(i)) for i in range(2)])
     cost = Cost(prompt_tokens=1000, answer_tokens=10, prompt_price=2.0, answer_price=8.0)
     (size,) = plan(store, PlanRequest(queries=(500,), cost=cost)).sizes
     assert (size.answers, size.tokens) == (1000, 1_010_000)
@@ -213,7 +213,7 @@ def test_a_plan_of_nothing_is_refused(store: Store) -> None:
         plan(store, PlanRequest())
     with pytest.raises(UsageError, match="greater than or equal to 1"):
         PlanRequest(queries=(100, 0))
-    run = commit(store, [candidate(0, 0, [15], vqa_acc_score=1.0)])
+    run = commit(store, [candidate(0, 0, [15], score=1.0)])
     with pytest.raises(UsageError, match="not an evaluation"):
         plan(store, PlanRequest(source=run.run))
     with pytest.raises(UsageError, match="neither an evaluation nor a view"):
@@ -223,9 +223,9 @@ def test_a_plan_of_nothing_is_refused(store: Store) -> None:
 
 
 def test_a_plan_is_for_one_place(store: Store) -> None:
-    both = [candidate(0, i, [i + 5], vqa_acc_score=float(i)) for i in range(2)]
+    both = [candidate(0, i, [i + 5], score=float(i)) for i in range(2)]
     commit(store, both)
-    commit(store, [row | {"split": "val", "vqa_acc_score": 0.0} for row in both], name="b")
+    commit(store, [row | {"split": "val", "score": 0.0} for row in both], name="b")
     with pytest.raises(UsageError, match="several places"):
         plan(store, PlanRequest())
     assert plan(store, PlanRequest(split="train")).comparisons[0].deviation == pytest.approx(1)
@@ -257,7 +257,7 @@ def test_p_turns_images_together() -> None:
 
 
 def test_the_command(store: Store) -> None:
-    commit(store, [candidate(0, i, [i + 5], vqa_acc_score=float(i)) for i in range(2)])
+    commit(store, [candidate(0, i, [i + 5], score=float(i)) for i in range(2)])
     words = ["plan", "--store", str(store.path), "--queries", "100,400", "--looks", "2"]
     shown = lever(*words)
     assert "two independent picks" in shown.stdout and "0.003" in shown.stdout

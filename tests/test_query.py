@@ -34,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     made = new_store(tmp_path_factory.mktemp("query"))
     commit(
         made,
-        [candidate(q, c, [q + 10, q + c + 11], vqa_correct=c) for q in range(5) for c in (0, 1)],
+        [candidate(q, c, [q + 10, q + c + 11], correct=c) for q in range(5) for c in (0, 1)],
     )
     return made
 
@@ -214,7 +214,7 @@ def test_the_error_of_a_column_names_the_candidates(store: Store) -> None:
 @pytest.mark.slow
 def test_formats(store: Store, tmp_path: Path) -> None:
     sql = (
-        "select query_id, pointer, sum(vqa_correct) as n "
+        "select query_id, pointer, sum(correct) as n "
         "from candidates where query_id = 1 group by all order by all"
     )
     as_json = _lever(store, sql, "--format", "json")

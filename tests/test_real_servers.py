@@ -127,7 +127,7 @@ def test_llama_cpp_goes_on_with_a_text(world: World, llama_cpp: Server) -> None:
     assert said["file"] == said["candidates"] and said["failed"] == 0
     assert said["cut"] < 0.5
     (run,) = Store.open(world.store).runs()
-    assert not any("e" in r["vqa_raw_generation"] for r in rows(run))
+    assert not any("e" in r["generation"] for r in rows(run))
     assert run.details["answerer"]["not_taken"] == []
 
 

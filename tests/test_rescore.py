@@ -23,8 +23,8 @@ from tests.commands import lever
 from tests.shared_data import OKVQA, needs_shared
 from tests.stores import candidate, commit, commit_examples, new_store
 
-SCORES = ("eval_mode", "metric_version", "vqa_correct", "vqa_acc_score")
-SIMILAR = ("vqa_rel_token_f1", "vqa_rel_edit_sim", "vqa_rel_score")
+SCORES = ("eval_mode", "metric", "correct", "score")
+SIMILAR = ("token_f1", "edit_sim", "similarity")
 
 
 def write_official(folder: Path, answers: dict[int, list[str]], subtype: str = "train2014") -> None:
@@ -52,8 +52,8 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
 
 
 def old_row(query: int, ordinal: int, answer: str | None, **columns: Any) -> dict[str, Any]:
-    columns = {"eval_mode": "fallback", "vqa_correct": 1, "vqa_acc_score": 0.5, **columns}
-    return candidate(query, ordinal, [8, 9], vqa_pred_answer=answer, extra='{"k": 1}', **columns)
+    columns = {"eval_mode": "fallback", "correct": 1, "score": 0.5, **columns}
+    return candidate(query, ordinal, [8, 9], answer=answer, extra='{"k": 1}', **columns)
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_fallback_rows_become_official_rows(store: Store, tmp_path: Path) -> Non
         [
             old_row(0, 0, "a red car."),
             old_row(0, 1, "red"),
-            old_row(1, 0, "2", vqa_acc_score=1.0),
-            old_row(1, 1, "", eval_mode="file", vqa_correct=0, vqa_acc_score=0.0),
+            old_row(1, 0, "2", score=1.0),
+            old_row(1, 1, "", eval_mode="file", correct=0, score=0.0),
         ],
     )
     done = rescore(store, request(tmp_path, run))
@@ -110,12 +110,12 @@ def test_twice_is_once(store: Store, tmp_path: Path) -> None:
 def test_the_new_run_counts_in_the_views(store: Store, tmp_path: Path) -> None:
     rescore(store, request(tmp_path, commit(store, [old_row(0, 0, "blue"), old_row(1, 0, "x")])))
     con = open_session(store, only=["all_candidates"]).con
-    found = con.execute("select eval_mode, vqa_acc_score from all_candidates order by query_id")
+    found = con.execute("select eval_mode, score from all_candidates order by query_id")
     assert found.fetchall() == [("file", 1.0), ("file", 0.0)]
 
 
 def test_failures_stay_unless_only_the_scoring_failed(store: Store, tmp_path: Path) -> None:
-    failed = {"eval_failed": True, "vqa_correct": 0, "vqa_acc_score": 0.0}
+    failed = {"eval_failed": True, "correct": 0, "score": 0.0}
     run = commit(
         store,
         [
@@ -126,7 +126,7 @@ def test_failures_stay_unless_only_the_scoring_failed(store: Store, tmp_path: Pa
         ],
     )
     done = rescore(store, request(tmp_path, run))
-    assert [(r["eval_failed"], r["eval_mode"], r["vqa_acc_score"]) for r in rows_of(done.run)] == [
+    assert [(r["eval_failed"], r["eval_mode"], r["score"]) for r in rows_of(done.run)] == [
         (False, "file", 1.0),
         (True, "fallback", 0.0),
         (True, "fallback", 0.0),
@@ -200,7 +200,7 @@ def test_what_was_ingested_is_official(tmp_path: Path) -> None:
     store = ingest_split(tmp_path, WORDS)
     run = commit(store, [old_row(1, 0, "red"), old_row(2, 0, "cat")])
     done = rescore(store, RescoreRequest(run=run.run))
-    assert [row["vqa_acc_score"] for row in rows_of(done.run)] == [1.0, 0.0]
+    assert [row["score"] for row in rows_of(done.run)] == [1.0, 0.0]
     assert done.run.parents == (run.run, store.runs()[0].run)
 
 
@@ -218,7 +218,7 @@ def test_files_are_matched_by_the_stored_question_ids(tmp_path: Path) -> None:
     store = ingest_split(tmp_path, WORDS, first=101)
     run = commit(store, [old_row(n, 0, a) for n, a in enumerate(["red", "dog", "cup"])])
     done = rescore(store, request(tmp_path, run))
-    assert [row["vqa_acc_score"] for row in rows_of(done.run)] == [1.0, 1.0, 1.0]
+    assert [row["score"] for row in rows_of(done.run)] == [1.0, 1.0, 1.0]
     write_official(tmp_path, {100: ["z"] * 10, 101: ["red"] * 10})
     with pytest.raises(LeverError, match="no annotation") as caught:
         rescore(store, request(tmp_path, run))
@@ -239,7 +239,7 @@ def test_a_question_of_its_own_counts_whatever_its_number(tmp_path: Path) -> Non
     store = Store.create(tmp_path / "store")
     (made,) = ingest([tmp_path / "rl.json"], store, IngestOptions(dataset="d", split="train"))
     done = rescore(store, request(tmp_path, made.run))
-    assert [row["vqa_acc_score"] for row in rows_of(done.run)] == [1.0, 1.0, 1.0]
+    assert [row["score"] for row in rows_of(done.run)] == [1.0, 1.0, 1.0]
 
 
 def test_question_0_is_a_question(tmp_path: Path) -> None:
@@ -269,10 +269,10 @@ def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
 def prefix(shot: int, said: str | None, score: float) -> dict[str, Any]:
     return {
         "shot": shot,
-        "vqa_correct": 1,
-        "vqa_acc_score": score,
-        "vqa_gt_prob": 0.25,
-        "vqa_pred_answer": said,
+        "correct": 1,
+        "score": score,
+        "expected_score": 0.25,
+        "answer": said,
         "eval_mode": "fallback",
     }
 
@@ -289,12 +289,12 @@ def test_every_prefix_is_rescored_or_the_row_stays(store: Store, tmp_path: Path)
     )
     done = rescore(store, request(tmp_path, run))
     new = rows_of(done.run)
-    assert [(one["vqa_acc_score"], one["vqa_correct"]) for one in new[0]["shot_scores"]] == [
+    assert [(one["score"], one["correct"]) for one in new[0]["shot_scores"]] == [
         (0.0, 0),
         (1.0, 1),
     ]
     assert {one["eval_mode"] for one in new[0]["shot_scores"]} == {"file"}
-    assert [one["vqa_gt_prob"] for one in new[0]["shot_scores"]] == [0.25, 0.25]
+    assert [one["expected_score"] for one in new[0]["shot_scores"]] == [0.25, 0.25]
     assert new[1] == rows_of(run)[1]  # nothing of it is rescored
     assert [row["eval_mode"] for row in new] == ["file", "fallback", "file"]
     assert (done.num_partial, done.num_missing) == (1, 0)
@@ -304,7 +304,7 @@ CUT_OTHERWISE = Task(cut_at=("!",))
 
 
 def said_row(query: int, ordinal: int, text: str | None, answer: str, **columns: Any) -> Any:
-    return old_row(query, ordinal, answer, vqa_raw_generation=text, scorer="m", **columns)
+    return old_row(query, ordinal, answer, generation=text, scorer="m", **columns)
 
 
 def test_answers_are_read_anew_from_the_stored_texts(store: Store, tmp_path: Path) -> None:
@@ -313,15 +313,13 @@ def test_answers_are_read_anew_from_the_stored_texts(store: Store, tmp_path: Pat
     run = commit(store, rows)
     done = rescore(store, request(tmp_path, run, cut_at=("!",)))
     new = rows_of(done.run)
-    assert [(r["vqa_pred_answer"], r["vqa_acc_score"]) for r in new] == [("blue", 1), ("two", 1)]
-    assert {r["vqa_raw_generation"] for r in new} == {"blue! Or red", "two"}
+    assert [(r["answer"], r["score"]) for r in new] == [("blue", 1), ("two", 1)]
+    assert {r["generation"] for r in new} == {"blue! Or red", "two"}
     scoring = Scoring(CUT_OTHERWISE)
-    assert {(r["metric_version"], r["scorer"]) for r in new} == {
-        (scoring.name, scoring.scorer("m"))
-    }
+    assert {(r["metric"], r["scorer"]) for r in new} == {(scoring.name, scoring.scorer("m"))}
     # back to how the task reads them: nothing was lost
     back = rescore(store, request(tmp_path, done.run))
-    assert [r["vqa_pred_answer"] for r in rows_of(back.run)] == ["blue! Or red", "two"]
+    assert [r["answer"] for r in rows_of(back.run)] == ["blue! Or red", "two"]
     assert {r["scorer"] for r in rows_of(back.run)} == {"m"}
 
 
@@ -346,9 +344,9 @@ def test_an_answer_without_its_text_is_not_read_anew(store: Store, tmp_path: Pat
 def test_answers_of_one_reading_are_not_scored_as_of_another(store: Store, tmp_path: Path) -> None:
     """A run that was asked with another `cut_at` than the task has."""
     name = Scoring(CUT_OTHERWISE).name
-    run = commit(store, [said_row(0, 0, "blue, red!", "blue, red", metric_version=name)])
+    run = commit(store, [said_row(0, 0, "blue, red!", "blue, red", metric=name)])
     done = rescore(store, request(tmp_path, run))
-    assert [r["vqa_pred_answer"] for r in rows_of(done.run)] == ["blue"]
+    assert [r["answer"] for r in rows_of(done.run)] == ["blue"]
 
 
 @pytest.mark.slow
@@ -367,7 +365,7 @@ def test_okvqa(tmp_path: Path) -> None:
     modes = "select distinct eval_mode from stg_candidates where run = ?"
     assert con.execute(modes, [done.run.run]).fetchall() == [("file",)]
     both = """
-        select count(*), count(*) filter (old.vqa_acc_score <> new.vqa_acc_score)
+        select count(*), count(*) filter (old.score <> new.score)
         from (select * from stg_candidates where run = ? and eval_mode = 'file') as old
         join (select * from stg_candidates where run = ?) as new using (query_id, candidate)
     """

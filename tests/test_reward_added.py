@@ -23,14 +23,14 @@ from tests.training import Bench
 BONUS = """\
 -- Right answers, and words of the truth.
 -- reads:
---   vqa_correct weighed by hard_weight
---   vqa_rel_token_f1 weighed by rel_weight
+--   correct weighed by hard_weight
+--   token_f1 weighed by rel_weight
 -- largest: greatest(hard_weight, 0) + greatest(rel_weight, 0)
 create or replace macro reward_bonus(
-    vqa_correct, vqa_rel_token_f1, hard_weight, rel_weight, bonus := 0.25
+    correct, token_f1, hard_weight, rel_weight, bonus := 0.25
 ) as
-    hard_weight * coalesce(vqa_correct, 0)::double
-    + rel_weight * coalesce(vqa_rel_token_f1, 0)::double
+    hard_weight * coalesce(correct, 0)::double
+    + rel_weight * coalesce(token_f1, 0)::double
     + bonus * 0;
 """
 
@@ -57,7 +57,7 @@ def _bonus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _bench(folder: Path) -> Bench:
     from tests.training import random_rows
 
-    rows = [{**row, "vqa_rel_token_f1": 0.1 * row["candidate"]} for row in random_rows()]
+    rows = [{**row, "token_f1": 0.1 * row["candidate"]} for row in random_rows()]
     return Bench(folder, rows)
 
 
@@ -81,7 +81,7 @@ def test_it_is_audited_and_compared(tmp_path: Path) -> None:
 def test_what_it_reads_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(LeverError, match="reads a column that is null") as caught:
         audit(Bench(tmp_path).store, AuditRequest(reward=RewardSpec(mode="bonus")))
-    assert caught.value.value == "vqa_rel_token_f1"
+    assert caught.value.value == "token_f1"
 
 
 def test_it_is_a_cell_of_a_sweep(tmp_path: Path) -> None:
@@ -93,4 +93,4 @@ def test_it_is_a_cell_of_a_sweep(tmp_path: Path) -> None:
 
 
 def test_it_is_in_the_docs() -> None:
-    assert "- `bonus`: Right answers, and words of the truth. It reads `vqa_correct`" in render()
+    assert "- `bonus`: Right answers, and words of the truth. It reads `correct`" in render()

@@ -16,10 +16,10 @@ from lever_train.options.sweep import cell_config, load_sweep
 from lever_train.options.train import TrainConfig
 from tests.commands import lever
 
-FLAGS = {"mode": "soft_only", "expression": "vqa_correct"}
-TABLE = 'mode = "soft_only"\nexpression = "vqa_correct"\n'
+FLAGS = {"mode": "soft_only", "expression": "correct"}
+TABLE = 'mode = "soft_only"\nexpression = "correct"\n'
 REFUSED = (
-    "--reward-mode (mode = 'soft_only') and --reward (expression = 'vqa_correct') "
+    "--reward-mode (mode = 'soft_only') and --reward (expression = 'correct') "
     "exclude each other: give one of the two"
 )
 
@@ -36,7 +36,7 @@ def _write(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("command", ["train", "audit"])
 def test_both_flags_are_refused(tmp_path: Path, command: str) -> None:
-    words = ["--reward-mode", "soft_only", "--reward", "vqa_correct"]
+    words = ["--reward-mode", "soft_only", "--reward", "correct"]
     out = ["--out", tmp_path / "out"] if command == "train" else []
     done = lever(command, "--store", tmp_path / "none", *words, *out, check=False)
     assert done.returncode == 2 and REFUSED in done.stderr
@@ -68,7 +68,7 @@ def test_the_mode_that_is_the_default_is_a_mode_given() -> None:
         (
             load_sweep,
             'name = "s"\n[[cells]]\n"reward.mode" = "soft_only"\n'
-            '[grid]\n"reward.expression" = ["vqa_correct"]',
+            '[grid]\n"reward.expression" = ["correct"]',
             "an option of the sweep is not allowed: {why}; at {path}: reward",
         ),
     ],
@@ -99,7 +99,7 @@ def test_a_flag_replaces_what_the_file_says(
 
 
 def test_a_config_with_an_expression_is_read_back(tmp_path: Path) -> None:
-    config = resolve(None, {"reward.expression": "vqa_correct"})
+    config = resolve(None, {"reward.expression": "correct"})
     again = resolve(_write(tmp_path, to_toml(config)), {})
     assert again == config
     assert _reward(resolve(tmp_path / "file.toml", {"reward.mode": "separated"})) == (

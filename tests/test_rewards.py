@@ -13,6 +13,7 @@ import pytest
 from lever_data import connect
 from lever_data.catalog import macros, reward_modes
 from lever_data.errors import LeverError, UsageError
+from lever_data.older import NAMES
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import require_scores, reward_sql
 from tests.stores import candidate, commit, new_store
@@ -33,7 +34,7 @@ def _rewards(con: duckdb.DuckDBPyConnection, spec: RewardSpec) -> list[float]:
 
 def test_every_golden_case_is_equal_to_the_last_bit(tmp_path: Path) -> None:
     columns = ("beam_score", "logprob_score", "vqa_correct", "vqa_acc_score")
-    con = _con(tmp_path, [{c: case[c] for c in columns} for case in CASES])
+    con = _con(tmp_path, [{NAMES.get(c, c): case[c] for c in columns} for case in CASES])
     con.execute("create table golden as select * from candidates")  # 360 scans of Parquet are slow
     wrong = []
     for index, case in enumerate(CASES):
@@ -58,9 +59,9 @@ def _gt_rows() -> list[dict[str, Any]]:
     draw = random.Random(7)
     return [
         {
-            "vqa_correct": draw.choice([0, 1, None]),
-            "vqa_gt_prob": draw.choice([None, draw.random()]),
-            "vqa_rel_score": draw.choice([None, draw.random()]),
+            "correct": draw.choice([0, 1, None]),
+            "expected_score": draw.choice([None, draw.random()]),
+            "similarity": draw.choice([None, draw.random()]),
         }
         for _ in range(60)
     ]
@@ -72,8 +73,8 @@ def test_gt_prob_modes_against_the_formula(tmp_path: Path, mode: str) -> None:
     spec = RewardSpec(mode=mode, hard_weight=0.7, soft_weight=1.3, rel_weight=0.4)
     expected = []
     for row in rows:
-        hard, gt = row["vqa_correct"] or 0, row["vqa_gt_prob"] or 0.0
-        rel = row["vqa_rel_score"] or 0.0
+        hard, gt = row["correct"] or 0, row["expected_score"] or 0.0
+        rel = row["similarity"] or 0.0
         expected.append(
             {
                 "hard01_plus_gtprob": 0.7 * hard + 1.3 * gt,
@@ -89,9 +90,9 @@ def test_hybrid_joins_the_info_score_of_the_ordered_pointer(tmp_path: Path) -> N
     commit(
         store,
         [
-            candidate(0, 0, [1, 2], beam_score=5.0, vqa_correct=1, vqa_acc_score=0.6),
-            candidate(0, 1, [2, 1], beam_score=3.0, vqa_correct=0, vqa_acc_score=0.0),
-            candidate(0, 2, [3, 4], vqa_correct=0, vqa_acc_score=0.0),
+            candidate(0, 0, [1, 2], beam_score=5.0, correct=1, score=0.6),
+            candidate(0, 1, [2, 1], beam_score=3.0, correct=0, score=0.0),
+            candidate(0, 2, [3, 4], correct=0, score=0.0),
         ],
     )
     commit(store, [candidate(0, 0, [1, 2], info_score=-1.0, beam_rank=0)], kind="beam", name="b")
@@ -103,7 +104,7 @@ def test_hybrid_joins_the_info_score_of_the_ordered_pointer(tmp_path: Path) -> N
 
 def test_multi_shot_weighs_every_prefix_and_refuses_a_missing_one(tmp_path: Path) -> None:
     def shot(k: int, right: int, soft: float) -> dict[str, Any]:
-        return {"shot": k, "vqa_correct": right, "vqa_acc_score": soft}
+        return {"shot": k, "correct": right, "score": soft}
 
     store = new_store(tmp_path)
     rows = [
@@ -121,15 +122,15 @@ def test_multi_shot_weighs_every_prefix_and_refuses_a_missing_one(tmp_path: Path
 
 
 def test_an_expression_is_cast_clipped_and_refused_where_it_is_none(tmp_path: Path) -> None:
-    con = _con(tmp_path, [{"vqa_correct": 1, "vqa_gt_prob": 0.5}, {"vqa_correct": 0}])
-    spec = RewardSpec(expression="vqa_correct + 0.5*vqa_gt_prob -- halved")
+    con = _con(tmp_path, [{"correct": 1, "expected_score": 0.5}, {"correct": 0}])
+    spec = RewardSpec(expression="correct + 0.5*expected_score -- halved")
     assert _rewards(con, spec) == [1.25, None]
     assert _rewards(con, RewardSpec(expression="(select count(*) from (select 1))")) == [1.0, 1.0]
-    assert _rewards(con, RewardSpec(expression="100 * vqa_correct - 50")) == [5.0, -5.0]
+    assert _rewards(con, RewardSpec(expression="100 * correct - 50")) == [5.0, -5.0]
     several = ("*", "v.*", "columns('vqa_.*')", "coalesce(*columns('vqa_.*'))")
     for bad in (
         "1) from runs; select (1",
-        "vqa_correct, 1",
+        "correct, 1",
         "select",
         "",
         "1; drop table x",
@@ -143,12 +144,12 @@ def test_an_expression_is_cast_clipped_and_refused_where_it_is_none(tmp_path: Pa
     ("text", "name"),
     [
         ("random()", "random"),
-        ("vqa_correct + (select random())", "random"),
+        ("correct + (select random())", "random"),
         ("epoch(now())", "now"),
         ("epoch(current_timestamp)", "current_timestamp"),
         ("epoch(ago(interval 1 day))", "ago"),
         ("nextval('s')", "nextval"),
-        ("(select avg(v2.vqa_correct) from candidates as v2 using sample 10)", "a sample"),
+        ("(select avg(v2.correct) from candidates as v2 using sample 10)", "a sample"),
     ],
 )
 def test_an_expression_of_chance_or_of_the_clock_is_refused(text: str, name: str) -> None:
@@ -163,9 +164,9 @@ def test_several_columns_in_a_subquery_are_refused() -> None:
 
 # Every score at its worst and its best: weights may be negative, so any corner may be the largest.
 _CORNERS = """
-    select vqa_correct::tinyint as vqa_correct, vqa_acc_score, vqa_gt_prob, vqa_rel_score
-    from range(2) as a(vqa_correct), range(2) as b(vqa_acc_score),
-        range(2) as c(vqa_gt_prob), range(2) as d(vqa_rel_score)
+    select correct::tinyint as correct, score, expected_score, similarity
+    from range(2) as a(correct), range(2) as b(score),
+        range(2) as c(expected_score), range(2) as d(similarity)
 """
 
 
@@ -207,43 +208,43 @@ def test_unknown_modes_and_weights_are_usage_errors() -> None:
 
 
 def test_a_mode_whose_column_is_all_null_says_which_and_how(tmp_path: Path) -> None:
-    con = _con(tmp_path, [{"vqa_correct": 1, "vqa_acc_score": 1.0}])
+    con = _con(tmp_path, [{"correct": 1, "score": 1.0}])
     require_scores(con, "candidates", RewardSpec())
-    with pytest.raises(LeverError, match="vqa_gt_prob") as caught:
+    with pytest.raises(LeverError, match="expected_score") as caught:
         require_scores(con, "candidates", RewardSpec(mode="hard01_plus_gtprob"))
     assert "log-probabilities" in str(caught.value.hint)
     with pytest.raises(LeverError, match="null in every row"):
-        require_scores(con, "candidates", RewardSpec(expression="vqa_gt_prob"))
+        require_scores(con, "candidates", RewardSpec(expression="expected_score"))
 
 
 def test_an_expression_over_an_all_null_column_names_it_and_says_how(tmp_path: Path) -> None:
-    con = _con(tmp_path, [{"vqa_correct": 1}, {"vqa_correct": 0, "vqa_gt_prob": 0.5,
+    con = _con(tmp_path, [{"correct": 1}, {"correct": 0, "expected_score": 0.5,
                                                "eval_failed": True}])  # fmt: skip
-    for text in ("vqa_correct + 0.5*vqa_gt_prob", "vqa_correct * V.VQA_Gt_Prob -- halved"):
+    for text in ("correct + 0.5*expected_score", "correct * V.Expected_Score -- halved"):
         with pytest.raises(LeverError, match="reads a column that is null in every row") as caught:
             require_scores(con, "candidates", RewardSpec(expression=text))
-        assert caught.value.value == "vqa_gt_prob"
+        assert caught.value.value == "expected_score"
         assert "answerer that gives log-probabilities" in str(caught.value.hint)
-    text = "list_sum([s.vqa_correct for s in shot_scores]) + v.vqa_rel_score"
+    text = "list_sum([s.correct for s in shot_scores]) + v.similarity"
     with pytest.raises(LeverError) as caught:
         require_scores(con, "candidates", RewardSpec(expression=text))
-    assert set(str(caught.value.value).split(", ")) == {"shot_scores", "vqa_rel_score"}
-    with pytest.raises(LeverError, match=r"vqa_correct . null is null in every row") as caught:
-        require_scores(con, "candidates", RewardSpec(expression="vqa_correct + null"))
+    assert set(str(caught.value.value).split(", ")) == {"shot_scores", "similarity"}
+    with pytest.raises(LeverError, match=r"correct . null is null in every row") as caught:
+        require_scores(con, "candidates", RewardSpec(expression="correct + null"))
     assert (caught.value.value, caught.value.hint) == (None, None)
-    require_scores(con, "candidates", RewardSpec(expression="coalesce(vqa_gt_prob, vqa_correct)"))
+    require_scores(con, "candidates", RewardSpec(expression="coalesce(expected_score, correct)"))
     with pytest.raises(LeverError, match="cannot be computed"):
         require_scores(con, "candidates", RewardSpec(expression="vqa_corect"))
 
 
 def test_a_mode_needs_what_its_weights_weigh(tmp_path: Path) -> None:
-    con = _con(tmp_path, [{"vqa_correct": 1, "logprob_score": -1.0}])
+    con = _con(tmp_path, [{"correct": 1, "logprob_score": -1.0}])
     require_scores(con, "candidates", RewardSpec(soft_weight=0))
     quality = RewardSpec(mode="legacy", reward_alpha=1, use_logprob=True)
     require_scores(con, "candidates", quality)
     with pytest.raises(LeverError, match="beam_score"):
         require_scores(con, "candidates", RewardSpec(mode="legacy", reward_alpha=1))
-    with pytest.raises(LeverError, match="value 'info, vqa_acc_score'") as caught:
+    with pytest.raises(LeverError, match="value 'info, score'") as caught:
         require_scores(con, "candidates", RewardSpec(mode="hybrid", soft_weight=0))
     assert "InfoScore" in str(caught.value.hint)
     with pytest.raises(UsageError, match=r"finite number; at RewardSpec\.hard_weight"):

@@ -132,8 +132,8 @@ def test_later_rounds_ask_what_was_not_tried(
     )
     key = ["query_id", pl.col("pointer").list.eval(pl.element().cast(pl.String)).list.join(" ")]
     assert first.select(key).join(second.select(key), on=["query_id", "pointer"]).is_empty()
-    spread = first.group_by("query_id").agg(pl.col("vqa_correct").n_unique())
-    tied = set(spread.filter(pl.col("vqa_correct") == 1)["query_id"])
+    spread = first.group_by("query_id").agg(pl.col("correct").n_unique())
+    tied = set(spread.filter(pl.col("correct") == 1)["query_id"])
     assert set(second["query_id"]) <= tied
 
 
@@ -225,12 +225,10 @@ def test_the_likelier_half_of_the_tied_can_be_taught(tmp_path: Path) -> None:
     con = connect(store.path)
     asked = [q for (q,) in con.execute("select query_id from training_folds order by 1").fetchall()]
     mixed, often, seldom = asked[0], asked[1:11], asked[11:21]
-    rows = [candidate(mixed, n, [500 + n], vqa_correct=n, vqa_acc_score=float(n)) for n in (0, 1)]
+    rows = [candidate(mixed, n, [500 + n], correct=n, score=float(n)) for n in (0, 1)]
     for queries, tries in ((often, 6), (seldom, 2)):
         rows += [
-            candidate(q, n, [500 + n], vqa_correct=0, vqa_acc_score=0.0)
-            for q in queries
-            for n in range(tries)
+            candidate(q, n, [500 + n], correct=0, score=0.0) for q in queries for n in range(tries)
         ]
     commit(store, rows)
     found = connect(store.path).execute("select query_id from teachable order by 1").fetchall()

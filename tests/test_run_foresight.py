@@ -16,7 +16,7 @@ from tests.commands import lever
 CASES = {
     "view": ('[train.data]\nview = ["nope"]', "there is no such view"),
     "mode": ('[train.reward]\nmode = "nope"', "unknown reward mode"),
-    "expression": ('[train.reward]\nexpression = "vqa_correct + "', "not one SQL expression"),
+    "expression": ('[train.reward]\nexpression = "correct + "', "not one SQL expression"),
     "column": ('[train.reward]\nexpression = "no_such"', "no_such"),
     "gate": ('[audit]\nfail_on = ["foo > 1"]', "the audit has no such figure"),
     "answerer": ('[answerer]\nspec = "nonsense"', "unknown answerer"),

@@ -93,7 +93,7 @@ def test_a_key_that_the_endpoint_repeats_is_not_kept(
     done = [lever(*argv)]
     (run,) = Store.open(world.store).runs()
     found = rows(run)
-    assert {r["vqa_raw_generation"] for r in found} == {"a *** dog", None}
+    assert {r["generation"] for r in found} == {"a *** dog", None}
     assert {r["error"] for r in found} == {"HTTP 422: not for ***", None}
     endpoint.fault = lambda handler, question, attempt: handler.send(403, f"away with {KEY}")
     done.append(lever("--debug", *argv, "--seed", "1", check=False))

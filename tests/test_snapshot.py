@@ -34,8 +34,8 @@ def _rows() -> list[dict[str, Any]]:
                     query,
                     ordinal,
                     [90 + ordinal, 91 + ordinal] if ordinal % 3 else [90 + ordinal],
-                    vqa_correct=ordinal % 2,
-                    vqa_acc_score=0.3 * (ordinal % 2),
+                    correct=ordinal % 2,
+                    score=0.3 * (ordinal % 2),
                     gen_method=["beam", "sample", "random"][ordinal % 3],
                     eval_mode=["file", "fallback", None][query % 3],
                     eval_failed=query == 7,
@@ -157,11 +157,11 @@ def test_two_views_stay_two_groups_of_a_query(con: duckdb.DuckDBPyConnection) ->
 
 
 def test_rewards_and_columns_pass_through(con: duckdb.DuckDBPyConnection) -> None:
-    selection = Selection(("all_candidates",), DEFAULT, columns=("vqa_correct", "vqa_gt_prob"))
+    selection = Selection(("all_candidates",), DEFAULT, columns=("correct", "expected_score"))
     snapshot = open_snapshot(con, selection)
     rows = snapshot.read(snapshot.groups_of(con, None))
-    assert set(zip(rows["vqa_correct"], rows["reward"], strict=True)) == {(0, 0.0), (1, 1.3)}
-    assert np.isnan(rows["vqa_gt_prob"]).all() and np.isnan(rows["behaviour"]).all()
+    assert set(zip(rows["correct"], rows["reward"], strict=True)) == {(0, 0.0), (1, 1.3)}
+    assert np.isnan(rows["expected_score"]).all() and np.isnan(rows["behaviour"]).all()
     short = rows[rows["length"] == 1]
     assert short["pointer"].tolist() == [[90 + c, 0] for c in short["candidate"].tolist()]
 
@@ -213,7 +213,7 @@ def test_a_snapshot_is_made_once_for_what_it_is_made_of(
         replace(one, gen_methods=("beam",)),
         replace(one, skip_fallback=True),
         replace(one, merge_shots=True),
-        replace(one, columns=("vqa_correct",)),
+        replace(one, columns=("correct",)),
     ]
     for other in others:
         open_snapshot(con, other)

@@ -162,7 +162,7 @@ def test_the_shipped_sweeps_have_no_equal_cells(tmp_path: Path, name: str) -> No
         con.execute(text)
     draw = random.Random(0)
     scores = [(r := draw.randint(0, 1), r * draw.random(), draw.random()) for _ in range(50)]
-    con.execute("create table v (vqa_correct int, vqa_acc_score double, vqa_gt_prob double)")
+    con.execute("create table v (correct int, score double, expected_score double)")
     con.executemany("insert into v values (?, ?, ?)", scores)
     made = []
     for settings in sweep.settings():

@@ -256,21 +256,19 @@ def test_the_whole_way_with_another_task(world: World, name: Any) -> None:
     assert task.name == name
     job = resolve(asked(world))
     found = rows(generate(asked(world)).run)
-    assert {r["metric_version"] for r in found} == {job.scoring.name} != {METRIC_VERSION}
+    assert {r["metric"] for r in found} == {job.scoring.name} != {METRIC_VERSION}
     assert {r["scorer"] for r in found} == {f"nearest~{job.scoring.name}"}
-    said = [r["vqa_pred_answer"] for r in found]
+    said = [r["answer"] for r in found]
     truths = [job.truths[r["query_id"]].answers for r in found]
     scores = job.scoring.score(said, truths)
-    assert [r["vqa_acc_score"] for r in found] == scores.tolist()
-    assert [r["vqa_correct"] for r in found] == job.scoring.is_right(said, truths, scores).tolist()
-    assert all(r["eval_mode"] == "file" and 0 <= r["vqa_gt_prob"] <= 1 for r in found)
+    assert [r["score"] for r in found] == scores.tolist()
+    assert [r["correct"] for r in found] == job.scoring.is_right(said, truths, scores).tolist()
+    assert all(r["eval_mode"] == "file" and 0 <= r["expected_score"] <= 1 for r in found)
     assert not check(store).problems
     with connect(store) as con:
         sql = "select avg(correct), avg(score), min(metric) from answers"
         mean, score, metric = con.execute(sql).fetchall()[0]
-    assert (mean, score) == pytest.approx(
-        (np.mean([r["vqa_correct"] for r in found]), scores.mean())
-    )
+    assert (mean, score) == pytest.approx((np.mean([r["correct"] for r in found]), scores.mean()))
     assert metric == job.scoring.name
     questions = Questions(
         dataset="d", split="train", query_embeddings=str(world.embeddings), pool=world.pool
@@ -282,12 +280,12 @@ def test_the_whole_way_with_another_task(world: World, name: Any) -> None:
     assert all(0 <= row.accuracy <= 1 for row in board.scoreboard.rows)
     assert board.scoreboard.metric == job.scoring.name  # not called a VQA accuracy
     (run,) = (r for r in store.runs() if r.kind == "evaluation")
-    assert {r["metric_version"] for r in rows(run, "evaluations")} == {job.scoring.name}
+    assert {r["metric"] for r in rows(run, "evaluations")} == {job.scoring.name}
     rollout = next(r.run for r in store.runs() if r.kind == "rollout")
     assert not rescore(store, RescoreRequest(run=rollout)).changes  # the same metric again
     changed = rescore(store, RescoreRequest(run=rollout, task=Task()))
     assert {r["scorer"] for r in rows(changed.run)} == {"nearest"}
-    assert {r["metric_version"] for r in rows(changed.run)} == {METRIC_VERSION}
+    assert {r["metric"] for r in rows(changed.run)} == {METRIC_VERSION}
 
 
 def test_a_task_named_is_an_override(world: World) -> None:

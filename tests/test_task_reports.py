@@ -87,7 +87,7 @@ def scores(store: Store, run: Run) -> list[tuple[Any, ...]]:
     """(answer, references, correct, score) of every candidate of a run."""
     with connect(store, runs=[run.run, *(r.run for r in runs(store, "examples"))]) as con:
         return con.execute(
-            "select vqa_pred_answer, gt_answers, vqa_correct, vqa_acc_score from stg_candidates "
+            "select answer, gt_answers, correct, score from stg_candidates "
             "inner join queries using (dataset, split, query_id) order by query_id, candidate"
         ).fetchall()
 
@@ -132,7 +132,7 @@ def test_a_sweep_ranks_by_the_tasks_metric(store: Store) -> None:
     with connect(store) as con:
         rows = con.execute("select evaluation, accuracy from sweeps").fetchall()
         for evaluation, accuracy in rows:
-            sql = "select avg(accuracy), min(metric_version), max(metric_version) from evaluations"
+            sql = "select avg(accuracy), min(metric), max(metric) from evaluations"
             mean = con.execute(f"{sql} where run = ? and selector = 'cell'", [evaluation])
             assert mean.fetchall() == [(pytest.approx(accuracy), "squad-f1-1", "squad-f1-1")]
     assert len(rows) == 2 and made.rows == {"sweeps": 2}

@@ -22,7 +22,7 @@ from tests.stores import candidate, commit
 from tests.training import POOL, QUERIES, Bench, equal, random_rows, steps_of
 
 TIED = [
-    candidate(query, ordinal, [ordinal + 4, ordinal + 5], vqa_correct=0, vqa_acc_score=0.0)
+    candidate(query, ordinal, [ordinal + 4, ordinal + 5], correct=0, score=0.0)
     for query in range(3)
     for ordinal in range(2)
 ]
@@ -145,7 +145,7 @@ def test_tied_groups_are_counted_and_skipped_kept_or_downweighted(bench: Bench) 
 
 
 def test_a_batch_of_tied_groups_makes_no_step(tmp_path: Path) -> None:
-    untied = [candidate(3, i, [i, i + 4], vqa_correct=i, vqa_acc_score=0.0) for i in range(2)]
+    untied = [candidate(3, i, [i, i + 4], correct=i, score=0.0) for i in range(2)]
     bench = Bench(tmp_path, TIED + untied)
     bench.train(batch_size=1, split_ratio=1.0, rce_epochs=1, order="file")
     losses = steps_of(bench.metrics(), "rce", "loss")
@@ -209,7 +209,7 @@ def test_the_dense_stage_compares_the_candidates_of_a_query(bench: Bench, object
 
 def test_single_demonstrations_are_compared_by_their_scores(tmp_path: Path) -> None:
     rows = [
-        candidate(query, k, [query + 1 + k], vqa_correct=int(k == 1), vqa_acc_score=float(k == 1))
+        candidate(query, k, [query + 1 + k], correct=int(k == 1), score=float(k == 1))
         for query in range(8)
         for k in range(3)
     ]
@@ -225,7 +225,7 @@ def test_single_demonstrations_are_compared_by_their_scores(tmp_path: Path) -> N
 
 def test_an_empty_pointer_is_a_candidate_where_the_selector_can_stop(tmp_path: Path) -> None:
     rows = [
-        candidate(query, ordinal, pointer, vqa_correct=int(not pointer), vqa_acc_score=0.0)
+        candidate(query, ordinal, pointer, correct=int(not pointer), score=0.0)
         for query in range(8)
         for ordinal, pointer in enumerate([[], [query + 1], [query + 1, query + 2]])
     ]
@@ -273,7 +273,7 @@ def test_multi_shot_rewards_put_all_lengths_into_one_group(tmp_path: Path) -> No
     rows = random_rows(shots=(2, 3))
     for row in rows:
         row["shot_scores"] = [
-            {"shot": k, "vqa_correct": int(row["candidate"] == 0), "vqa_acc_score": 0.3}
+            {"shot": k, "correct": int(row["candidate"] == 0), "score": 0.3}
             for k in range(1, len(row["pointer"]) + 1)
         ]
     bench = Bench(tmp_path, rows)
@@ -483,7 +483,7 @@ def test_bfloat16_is_close(bench: Bench) -> None:
 def test_only_queries_with_a_right_candidate(bench: Bench) -> None:
     """The split stays what it is; the queries that go are counted and said."""
     rows = random_rows()
-    right = {row["query_id"] for row in rows if row["vqa_correct"]}
+    right = {row["query_id"] for row in rows if row["correct"]}
     bench.train(rce_epochs=1, require_positive_query=True)
     told = "\n".join(bench.said)
     trained = {q for q in right if q < 0.8 * QUERIES}

@@ -37,8 +37,8 @@ def _contents(folder: Path) -> dict[str, bytes]:
         ({"pool": "pool.npy", "split_ratio": 0.99}, "the pool file pool.npy has 39 rows"),
         ({"pool": "empty.npy"}, "a pointer leaves the query's pool"),
         ({"shot_num": 3}, "a pointer has the wrong length: 2, not 3"),
-        ({"reward": "if(query_id = 31, 'nan'::double, vqa_correct)"}, "not a finite number"),
-        ({"reward": "if(query_id = 39, 'nan'::double, vqa_correct)"}, "not a finite number"),
+        ({"reward": "if(query_id = 31, 'nan'::double, correct)"}, "not a finite number"),
+        ({"reward": "if(query_id = 39, 'nan'::double, correct)"}, "not a finite number"),
         ({"reward": "1"}, "every group is tied"),
     ],
 )

@@ -218,7 +218,7 @@ def test_another_view_below_the_one_trained_on_is_refused(tmp_path: Path) -> Non
     bench.train(view=["mine"], rce_epochs=1)
     (views / "unread.sql").write_text("select 2 as two")
     bench.train(view=["mine"], resume=True, rce_epochs=1)
-    changed = "select * replace (1 - vqa_correct as vqa_correct) from all_candidates"
+    changed = "select * replace (1 - correct as correct) from all_candidates"
     (views / "below.sql").write_text(changed)
     with pytest.raises(LeverError, match="views was"):
         bench.train(view=["mine"], resume=True, rce_epochs=1)

@@ -93,7 +93,7 @@ class World:
         score = float(np.mean([self.reward[query, pick] for pick in picks]))
         pointer = [FIRST + pick for pick in picks]
         right = int(score > 0)
-        known = {"vqa_acc_score": score, "vqa_correct": right, "gen_method": "random"}
+        known = {"score": score, "correct": right, "gen_method": "random"}
         return candidate(query, ordinal, pointer, **known | more)
 
 
@@ -161,7 +161,7 @@ def test_draws_are_weighed_by_how_likely_they_were(world: World) -> None:
                 world.row(q, i, [pick], logprob_score=float(log_p[q, pick]), gen_method="sample")
             )
     found = value(world.request(rows, **ACCURACY))
-    naive = float(np.mean([row["vqa_acc_score"] for row in rows]))
+    naive = float(np.mean([row["score"] for row in rows]))
     truth = [world.truth(k) for k in range(POLICIES)]
     robust = [one.doubly_robust.mean for one in found]
     assert spearman(robust, truth) >= 0.9

@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def store(tmp_path: Path) -> Store:
     """A store whose files have been lying for an hour."""
     store = new_store(tmp_path)
-    commit(store, [candidate(0, i, [i + 1], vqa_acc_score=1.0) for i in range(3)])
+    commit(store, [candidate(0, i, [i + 1], score=1.0) for i in range(3)])
     _age(store.runs()[0])
     return store
 
@@ -147,7 +147,7 @@ def test_a_broken_memory_only_costs_time(
 def test_files_that_are_gone_are_forgotten(store: Store, hashed: list[str], cache: Path) -> None:
     require_intact(store.runs())
     (first,) = store.runs()
-    second = commit(store, [candidate(9, 0, [1], vqa_acc_score=1.0)], name="b")
+    second = commit(store, [candidate(9, 0, [1], score=1.0)], name="b")
     store.remove(first.run)
     require_intact([second])
     (file,) = cache.iterdir()

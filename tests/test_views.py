@@ -21,14 +21,14 @@ from lever_data.store.store import Store
 from tests.stores import candidate, commit, new_store
 
 ROWS = [
-    candidate(0, 0, [1, 2], vqa_correct=1, vqa_acc_score=0.6, eval_mode="file"),
-    candidate(0, 1, [2, 1], vqa_correct=0, vqa_acc_score=0.0, eval_mode="fallback"),
-    candidate(0, 2, [3, 4], vqa_correct=0, gen_method="sample", eval_mode="file"),
-    candidate(1, 0, [5, 2], vqa_correct=1, vqa_acc_score=0.6, eval_mode=None),
-    candidate(1, 1, [4, 2], vqa_correct=1, vqa_acc_score=0.3, gen_method="random"),
+    candidate(0, 0, [1, 2], correct=1, score=0.6, eval_mode="file"),
+    candidate(0, 1, [2, 1], correct=0, score=0.0, eval_mode="fallback"),
+    candidate(0, 2, [3, 4], correct=0, gen_method="sample", eval_mode="file"),
+    candidate(1, 0, [5, 2], correct=1, score=0.6, eval_mode=None),
+    candidate(1, 1, [4, 2], correct=1, score=0.3, gen_method="random"),
     candidate(2, 0, [1, 5], gen_method="retrieval", eval_mode="file"),
     candidate(2, 1, [1, 3], gen_method="beam", eval_mode="file", eval_failed=True, error="boom"),
-    candidate(3, 0, [5], vqa_correct=0, vqa_acc_score=0.0, gen_method="sample", eval_mode="file"),
+    candidate(3, 0, [5], correct=0, score=0.0, gen_method="sample", eval_mode="file"),
 ]
 
 
@@ -65,13 +65,13 @@ def test_training_views_row_by_row(tmp_path: Path) -> None:
     assert _keys(con, "beam_sample_file_only") == [(0, 0), (0, 2), (1, 0), (3, 0)]
     assert (0, 1) not in _keys(con, "all_candidates_file_only")
     assert _keys(con, "balanced") == [(0, 0), (0, 1), (0, 2)]
-    right = con.execute("select query_id from all_candidates where vqa_correct = 1").fetchall()
+    right = con.execute("select query_id from all_candidates where correct = 1").fetchall()
     assert {query for query, _ in _keys(con, "positive")} == {query for (query,) in right}
     assert _keys(con, "learnable") == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
 
 
 def _newer(**columns: Any) -> list[dict[str, Any]]:
-    return [candidate(0, 0, [1, 2], vqa_correct=0, **columns), candidate(9, 0, [1], vqa_correct=0)]
+    return [candidate(0, 0, [1, 2], correct=0, **columns), candidate(9, 0, [1], correct=0)]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_of_a_candidate_two_runs_hold_the_newest_counts(
     con = connect(store, only=["candidates"])
     assert len(_keys(con, "candidates")) == rows
     held = con.execute(
-        "select run from candidates where query_id = 0 and pointer = [1, 2] order by vqa_correct"
+        "select run from candidates where query_id = 0 and pointer = [1, 2] order by correct"
     ).fetchall()
     assert held[0] == (newest.run,)
     assert len(held) == (2 if rows == 10 else 1)
@@ -203,7 +203,7 @@ def test_a_users_view_joins_and_a_broken_one_does_not_break_the_others(tmp_path:
     commit(store, ROWS)
     folder = store.path / "views"
     folder.mkdir()
-    (folder / "zz_base.sql").write_text("select * from beam where vqa_correct = 1;")
+    (folder / "zz_base.sql").write_text("select * from beam where correct = 1;")
     (folder / "aa_top.sql").write_text("-- Mine.\nselect * from zz_base")
     (folder / "bad.sql").write_text("select nothing from beam")
     (folder / "writes.sql").write_text("copy beam to 'x.parquet'")
@@ -241,7 +241,7 @@ def test_a_folder_of_views_can_be_named(tmp_path: Path) -> None:
     commit(store, ROWS)
     mine = tmp_path / "mine"
     mine.mkdir()
-    (mine / "only_right.sql").write_text("select * from all_candidates where vqa_correct = 1")
+    (mine / "only_right.sql").write_text("select * from all_candidates where correct = 1")
     con = connect(store, sql_dir=mine)
     assert _keys(con, "only_right") == [(0, 0), (1, 0), (1, 1)]
 

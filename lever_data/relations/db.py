@@ -18,7 +18,7 @@ from pathlib import Path
 
 import duckdb
 
-from lever_data import catalog
+from lever_data import catalog, older
 from lever_data.catalog import Relation, body, quote_identifier, quote_literal
 from lever_data.errors import LeverError, UsageError
 from lever_data.store.integrity import require_intact
@@ -54,6 +54,9 @@ class Session:
                 f"the view {name} is broken: {self.broken[name]}",
                 hint=f"mend {name}.sql in your views folder; `lever views` lists all",
             )
+        if name in older.VIEWS:
+            hint = f"{older.VIEWS[name]} has its columns"
+            return UsageError("there is no such view any more", value=name, hint=hint)
         near = get_close_matches(name, [*catalog.builtin(), *self.relations], n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return UsageError(
@@ -155,9 +158,11 @@ def _define_sources(
         con.executemany("insert into raw_runs values (?,?,?,?,?,?,?,?,?,?)", _run_rows(runs))
     for name in sorted(raw):  # files that nothing asked for reads are not there in a mirror
         kinds, table, like = catalog.RAW_TABLES[name]
-        files = [str(f) for r in runs if r.kind in kinds for f in r.table_files(table)]
+        holders = [r for r in runs if r.kind in kinds]
+        files = [str(f) for r in holders for f in r.table_files(table)]
+        read = catalog.read_parquet_sql(files, like, any(r.has_older_names for r in holders))
         try:
-            con.execute(f"create view {name} as {catalog.read_parquet_sql(files, like)}")
+            con.execute(f"create view {name} as {read}")
         except duckdb.Error as error:
             raise LeverError(
                 f"a Parquet file of the store cannot be read ({error})",
@@ -166,6 +171,12 @@ def _define_sources(
             ) from error
     for text in catalog.macros().values():
         con.execute(text)
+
+
+def run_sql(run: Run, table: str, like: str) -> str:
+    """SELECT over the files of one run's table, as the staging file ``like`` names its columns."""
+    files = [str(file) for file in run.table_files(table)]
+    return catalog.read_parquet_sql(files, like, run.has_older_names)
 
 
 def _run_rows(runs: list[Run]) -> list[list[object]]:
@@ -258,8 +269,8 @@ def _define_user(
         failed.clear()
         for name, relation in list(waiting.items()):
             try:
-                require_select(con, body(relation))
-                con.execute(f"create view {quote_identifier(name)} as {body(relation)}")
+                sql = require_select(con, body(relation))
+                con.execute(f"create view {quote_identifier(name)} as {sql}")
             except (duckdb.Error, LeverError) as error:
                 failed[name] = _why_broken(con, relation, waiting.keys() - {name}, error)
                 continue
@@ -293,8 +304,9 @@ def empty_view(con: duckdb.DuckDBPyConnection, where: str, what: str, hint: str)
     return LeverError(what, where=where, hint=hint)
 
 
-def require_select(con: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Refuse anything but one reading SELECT.
+def require_select(con: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """Refuse anything but one reading SELECT; returns it, with today's names of columns where it
+    does not bind with older ones.
 
     ``extract_statements`` alone is not enough: on DuckDB 2 ``with x as (copy …) select 1`` counts
     as a SELECT and writes. The table function ``query`` takes a reading SELECT only, and
@@ -302,6 +314,7 @@ def require_select(con: duckdb.DuckDBPyConnection, sql: str) -> None:
 
     Raises:
         UsageError: the text is not a single SELECT, or would write.
+        LeverError: what it names has neither the older column nor today's.
         duckdb.Error: the text does not parse or bind.
     """
     statements = con.extract_statements(sql)
@@ -309,7 +322,24 @@ def require_select(con: duckdb.DuckDBPyConnection, sql: str) -> None:
         raise UsageError("exactly one statement is allowed", value=len(statements))
     if statements[0].type != duckdb.StatementType.SELECT:
         raise UsageError("only SELECT is allowed", value=statements[0].type.name)
-    con.execute("explain select * from query(?)", [sql]).fetchall()
+    try:
+        con.execute("explain select * from query(?)", [sql]).fetchall()
+    except duckdb.BinderException as error:
+        now, renamed = older.with_todays_names(sql)
+        if not renamed:
+            raise
+        try:
+            con.execute("explain select * from query(?)", [now]).fetchall()
+        except duckdb.BinderException:
+            raise LeverError(plain_message(error), hint=older.told(renamed)) from error
+        older.tell(renamed)
+        return now
+    return sql
+
+
+def plain_message(error: Exception) -> str:
+    """DuckDB's message without the line it points at, where that line is ours."""
+    return str(error).partition("\n\nLINE 1: explain select * from query(?)")[0].strip()[:2000]
 
 
 _USERS_SQL = (

@@ -168,8 +168,8 @@ def _keys(query: Floats, place: Floats) -> Floats:
 
 def _select(con: duckdb.DuckDBPyConnection, feature: Relation) -> dict[str, Floats]:
     try:
-        require_select(con, body(feature))
-        found = con.execute(body(feature)).fetchnumpy()
+        sql = require_select(con, body(feature))
+        found = con.execute(sql).fetchnumpy()
     except duckdb.Error as error:
         raise LeverError(
             f"the feature cannot be computed ({str(error).splitlines()[0]})",

@@ -8,11 +8,12 @@ it. Nothing heavy is imported before the other process is started: it imports th
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -163,6 +164,8 @@ class _Process:
                 raise self._error() from None
             if self.child.wait() != 0:
                 raise self._error()
+            assert self.child.stderr is not None
+            self._pass_on(self.child.stderr.read().decode().splitlines())
 
         return pa.RecordBatchReader.from_batches(reader.schema, read())
 
@@ -173,7 +176,13 @@ class _Process:
             out.write(chunk)
         if self.child.wait() != 0 or self.timed_out:
             raise self._error()
-        return int(json.loads(self.child.stderr.read())["rows"])
+        *said, counted = self.child.stderr.read().decode().splitlines()
+        self._pass_on(said)
+        return int(json.loads(counted)["rows"])
+
+    def _pass_on(self, said: Iterable[str]) -> None:
+        for line in said:
+            logging.getLogger("lever.names").warning("%s", line)
 
     def _error(self) -> LeverError:
         """Why it ended.

@@ -30,9 +30,9 @@ class RewardSpec(Section):
         "--reward",
         everyday=True,
     )
-    hard_weight: float = option(1.0, "Weight of vqa_correct.")
-    soft_weight: float = option(1.0, "Weight of vqa_acc_score or vqa_gt_prob.")
-    rel_weight: float = option(0.1, "Weight of vqa_rel_score.")
+    hard_weight: float = option(1.0, "Weight of the column correct.")
+    soft_weight: float = option(1.0, "Weight of the column score or expected_score.")
+    rel_weight: float = option(0.1, "Weight of the column similarity.")
     hybrid_alpha: Share = option(0.5, "Share of the information term in the mode hybrid.")
     reward_alpha: float = option(0.0, "Weight of quality in the mode legacy.")
     reward_beta: float = option(0.0, "Weight of correctness in the mode legacy.")

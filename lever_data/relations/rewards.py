@@ -17,6 +17,7 @@ from typing import Any
 
 import duckdb
 
+from lever_data import older
 from lever_data.catalog import quote_identifier, quote_literal, reward_modes
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import readable_errors
@@ -32,15 +33,28 @@ _INFO = (
     "and i.candidate = v.candidate)"
 )
 _HOW_TO_GET = {
-    "vqa_gt_prob": "generate with an answerer that gives log-probabilities",
-    "vqa_rel_score": "run `lever rescore`, which fills the similarity columns",
-    "vqa_correct": "score the candidates with `lever rescore` or `lever generate`",
-    "vqa_acc_score": "score the candidates with `lever rescore` or `lever generate`",
+    "expected_score": "generate with an answerer that gives log-probabilities",
+    "similarity": "run `lever rescore`, which fills the similarity columns",
+    "correct": "score the candidates with `lever rescore` or `lever generate`",
+    "score": "score the candidates with `lever rescore` or `lever generate`",
     "shot_scores": "run `lever generate --shots 1,2,…`, which scores every prefix",
     "info": "ingest InfoScore beam data, or RL data with beam scores",
     "beam_score": "ingest data with beam scores",
     "logprob_score": "ingest data with log-probabilities",
 }
+
+
+def with_todays_columns(
+    con: duckdb.DuckDBPyConnection, views: Sequence[str], spec: RewardSpec
+) -> RewardSpec:
+    """The reward over today's columns, where its expression says older ones that no view has."""
+    if spec.expression is None:
+        return spec
+    described = [con.execute(f"describe {quote_identifier(v)}").fetchall() for v in views]
+    known = {row[0].lower() for rows in described for row in rows}
+    expression, renamed = older.with_todays_names(spec.expression, known)
+    older.tell(renamed)
+    return spec.but(expression=expression) if renamed else spec
 
 
 def reward_columns(spec: RewardSpec) -> list[str]:
@@ -115,7 +129,8 @@ def needs(view: str, spec: RewardSpec, present: Sequence[str]) -> list[Need]:
             f"the view has no column for the reward {spec.name}",
             where=view,
             value=", ".join(missing),
-            hint=_how_to_get(missing),
+            hint=older.told({o: n for o, n in older.NAMES.items() if o in present and n in missing})
+            or _how_to_get(missing),
         )
     mode = _mode(spec.mode)
     weighed = [read for read in mode.reads if _weight(spec, read) != 0]
@@ -244,7 +259,7 @@ def require_expression(expression: str) -> None:
                 raise UsageError(
                     "the reward is not one SQL expression",
                     value=expression,
-                    hint="for example --reward 'vqa_correct + 0.5 * vqa_gt_prob'",
+                    hint="for example --reward 'correct + 0.5 * expected_score'",
                 )
             _require_steady(expression, nodes)
 

@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from lever_data.catalog import tables_read
 from lever_data.errors import LeverError, UsageError
-from lever_data.relations.db import Session, open_session, require_select
+from lever_data.older import as_asked, with_todays_names
+from lever_data.relations.db import Session, open_session, plain_message, require_select
 from lever_data.relations.forms import write
 from lever_data.relations.query import FAILED
 
@@ -40,7 +41,7 @@ def main() -> int:
         limit = f"{request['memory'] / 1e9:.1f} GB"
         _fail("the query needs more memory than it may use", None, limit, "raise --memory", 1)
     except (duckdb.Error, UnicodeDecodeError) as error:
-        _fail(_readable(error), None, None, None, 1)
+        _fail(plain_message(error), None, None, None, 1)
     else:
         return 0
     return FAILED
@@ -58,10 +59,12 @@ def _run(con: duckdb.DuckDBPyConnection, session: Session, request: dict[str, An
     con.execute("set lock_configuration = true")
     _limit_address_space(request["memory"])
     try:
-        require_select(con, sql)
+        now = require_select(con, sql)
     except duckdb.CatalogException as error:
         raise _explain(session, sql, error) from error
-    reader = con.sql(sql).to_arrow_reader(BATCH_ROWS)
+    reader = con.sql(now).to_arrow_reader(BATCH_ROWS)
+    if now != sql:
+        reader = _as_asked(reader, sql)
     if request["form"] == "arrow":
         with pa.ipc.new_stream(sys.stdout.buffer, reader.schema) as out:
             for batch in reader:
@@ -70,6 +73,15 @@ def _run(con: duckdb.DuckDBPyConnection, session: Session, request: dict[str, An
         rows = write(reader, request["form"], sys.stdout.buffer)
         print(json.dumps({"rows": rows}), file=sys.stderr)
     sys.stdout.buffer.flush()
+
+
+def _as_asked(reader: pa.RecordBatchReader, sql: str) -> pa.RecordBatchReader:
+    """The result with its columns named as the SELECT says them: scripts look for those."""
+    _, renamed = with_todays_names(sql)
+    fields = [f.with_name(as_asked(f.name, sql, renamed)) for f in reader.schema]
+    schema = pa.schema(fields)
+    batches = (pa.RecordBatch.from_arrays(b.columns, schema=schema) for b in reader)
+    return pa.RecordBatchReader.from_batches(schema, batches)
 
 
 def _session(request: dict[str, Any]) -> Session:
@@ -108,7 +120,7 @@ def _explain(session: Session, sql: str, error: duckdb.CatalogException) -> Leve
     missing = re.match(r"Catalog Error: Table with name (\w+) does not exist", str(error))
     if missing and missing[1] in tables_read(session.con, sql):
         return session.explain_missing(missing[1])
-    return LeverError(_readable(error), hint="`lever views` lists the relations")
+    return LeverError(plain_message(error), hint="`lever views` lists the relations")
 
 
 def _limit_address_space(memory: int) -> None:
@@ -121,11 +133,6 @@ def _limit_address_space(memory: int) -> None:
 def _fail(what: str, where: str | None, value: object, hint: str | None, code: int) -> None:
     error = {"what": what, "where": where, "value": value, "hint": hint, "exit_code": code}
     print(json.dumps(error, default=str), file=sys.stderr)
-
-
-def _readable(error: Exception) -> str:
-    """DuckDB's message without the line it points at, where that line is ours."""
-    return str(error).partition("\n\nLINE 1: explain select * from query(?)")[0].strip()[:2000]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import require_same_questions
 from lever_data.items.task import is_vqa_scorer
 from lever_data.relations.db import Session, identity, open_session
+from lever_data.relations.rewards import with_todays_columns
 from lever_data.report.options import AuditRequest
 from lever_data.report.scored import (
     DECIMALS,
@@ -71,7 +72,7 @@ def audit(store: Store, request: AuditRequest) -> Audit:
             the reward cannot be computed from its columns, or its queries are other questions
             than the examples of their numbers.
     """
-    with _opened(store, request) as session:
+    with _opened(store, request) as (session, request):
         # runs do not change: the same question to the same runs has the answer it had
         asked = [__version__, "audit", identity(session.con), request.model_dump_json(), _sql()]
         return Audit(**value(asked, lambda: vars(_audit(session, store, request))))
@@ -86,12 +87,13 @@ def audited(
     Raises:
         LeverError: as :func:`audit`.
     """
-    with _opened(store, request) as session:
+    with _opened(store, request) as (session, request):
         yield session.con, _audit(session, store, request)
 
 
 @contextmanager
-def _opened(store: Store, request: AuditRequest) -> Iterator[Session]:
+def _opened(store: Store, request: AuditRequest) -> Iterator[tuple[Session, AuditRequest]]:
+    """The relations, and the request with its reward over columns as they are called now."""
     stored = store.inventory()
     if not stored.runs and not stored.damaged:
         raise LeverError(
@@ -101,7 +103,8 @@ def _opened(store: Store, request: AuditRequest) -> Iterator[Session]:
         )
     session = _open(store, request)
     try:
-        yield session
+        reward = with_todays_columns(session.con, [request.view], request.reward)
+        yield session, request.but(reward=reward)
     except duckdb.Error as error:
         raise LeverError(
             f"the audit's SQL failed over this view: {str(error).splitlines()[0]}",

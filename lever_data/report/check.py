@@ -26,7 +26,7 @@ from lever_data.errors import LeverError, reason
 from lever_data.relations.db import open_session, require_select
 from lever_data.store.files import sha256_file
 from lever_data.store.mirror import Mirror
-from lever_data.store.schema import OFFICIAL_IDS, TABLES, embeddings
+from lever_data.store.schema import OFFICIAL_IDS, TABLES, embeddings, todays
 from lever_data.store.store import Run, Store
 from lever_data.store.verified import FULL
 
@@ -99,7 +99,7 @@ def _check_files(run: Run) -> list[Problem]:
                 found.append(Problem("file", where, "its bytes are not those that were committed"))
                 continue
             rows[table] = rows.get(table, 0) + pq.read_metadata(path).num_rows
-            found += _check_schema(path, table, where)
+            found += _check_schema(run, path, table)
         except FileNotFoundError:
             found.append(Problem("file", where, "the file is missing"))
         except (OSError, pa.ArrowException) as error:
@@ -151,9 +151,11 @@ def _check_mirrored(mirror: Mirror, run: Run) -> list[Problem]:
     return _check_files(run)
 
 
-def _check_schema(path: Path, table: str, where: str) -> list[Problem]:
+def _check_schema(run: Run, path: Path, table: str) -> list[Problem]:
     """Every column known and of its type; older files may lack columns, never required ones."""
-    present = pq.read_schema(path)
+    where, present = f"{run.run}/{path.relative_to(run.path)}", pq.read_schema(path)
+    if run.has_older_names:
+        present = todays(present)
     if table == "embeddings":
         kind = present.field("vector").type if "vector" in present.names else pa.null()
         wanted = embeddings(kind.list_size if pa.types.is_fixed_size_list(kind) else 1)
@@ -200,8 +202,7 @@ def _run_tests(
         for test in tests:
             progress(test.name)
             try:
-                require_select(con, body(test))
-                con.execute(body(test))
+                con.execute(require_select(con, body(test)))
                 names = [column[0] for column in con.description or ()]
                 rows = con.fetchall()
             except (duckdb.Error, LeverError) as error:

@@ -23,7 +23,7 @@ from lever_data.store.store import Run, Store
 
 Kind = Literal["candidates", "evaluations"]
 BASELINES = ("zero_shot", "random", "nearest", "vote", "oracle")  # not checkpoints
-_COLUMNS = ("dataset", "split", "query_id", "pointer", "vqa_correct", "vqa_acc_score")
+_COLUMNS = ("dataset", "split", "query_id", "pointer", "correct", "score")
 
 
 @dataclass(frozen=True)
@@ -182,13 +182,13 @@ _CANDIDATES = """
         split,
         query_id,
         pointer::varchar as item,
-        vqa_acc_score as score,
-        coalesce(vqa_correct = 1, vqa_acc_score > 0) as is_right,
+        score,
+        coalesce(correct = 1, score > 0) as is_right,
         0 as level,
         struct_pack({key}) as pick_key,
         {scorer} as scorer
     from {source}
-    where vqa_acc_score is not null and {condition}
+    where score is not null and {condition}
 """
 _EVALUATIONS = """
     select

@@ -192,7 +192,7 @@ def _independent(con: duckdb.DuckDBPyConnection, request: PlanRequest) -> list[_
     whatever the query, so that queries on one image add nothing.
     """
     columns = [row[0] for row in con.execute(f"describe {_source(request)}").fetchall()]
-    if missing := {"dataset", "split", "query_id", "vqa_acc_score"} - set(columns):
+    if missing := {"dataset", "split", "query_id", "score"} - set(columns):
         raise LeverError(
             "the view cannot be planned from: it has no column " + ", ".join(sorted(missing)),
             where=request.source,
@@ -233,9 +233,9 @@ def _require_one_scorer(con: duckdb.DuckDBPyConnection, request: PlanRequest) ->
 _WITHIN = """
     select avg(variance), count(variance)
     from (
-        select var_samp(vqa_acc_score) as variance
+        select var_samp(score) as variance
         from {source}
-        where vqa_acc_score is not null
+        where score is not null
         group by dataset, split, query_id
     )
 """
@@ -262,16 +262,16 @@ def _noise(con: duckdb.DuckDBPyConnection, request: PlanRequest) -> Noise:
 _REPEATED = """
     select count(variance), avg(variance)
     from (
-        select var_samp(vqa_acc_score) as variance
+        select var_samp(score) as variance
         from stg_candidates
         semi join (select run from stg_runs where kind = 'rl_data') using (run)
         where
-            vqa_acc_score is not null
+            score is not null
             and scorer is not null
             and dataset = coalesce($1, dataset)
             and split = coalesce($2, split)
             and scorer = coalesce($3, scorer)
-        group by run, dataset, split, query_id, pointer, scorer, metric_version
+        group by run, dataset, split, query_id, pointer, scorer, metric
     )
 """
 

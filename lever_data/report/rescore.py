@@ -30,6 +30,7 @@ from lever_data.report.options import RescoreRequest
 from lever_data.sources.belong import Evidence
 from lever_data.sources.official import load_official
 from lever_data.store.integrity import require_intact
+from lever_data.store.schema import under_todays_names
 from lever_data.store.store import Run, RunSpec, Store
 from lever_data.store.writer import RunWriter
 
@@ -85,10 +86,10 @@ def rescore(store: Store, request: RescoreRequest) -> RescoreResult:
     """Commit the rescored run, or find it.
 
     Answers that were read otherwise than the task now says (``cut_at``, ``normalize``) are read
-    anew from the generated text. New values: ``vqa_pred_answer`` of those, ``vqa_acc_score`` (the
-    metric's score), ``vqa_correct`` (whether it is right),
-    ``eval_mode`` file, ``metric_version``, ``vqa_rel_token_f1`` and ``vqa_rel_edit_sim`` (to the
-    nearest ground truth, see :mod:`vqa_metric`) and ``vqa_rel_score``, the larger of the two as in
+    anew from the generated text. New values: ``answer`` of those, ``score`` (the
+    metric's score), ``correct`` (whether it is right),
+    ``eval_mode`` file, ``metric``, ``token_f1`` and ``edit_sim`` (to the
+    nearest ground truth, see :mod:`vqa_metric`) and ``similarity``, the larger of the two as in
     the legacy code; the scores of all prefixes in ``shot_scores`` with them, or the row stays as it
     was. A failed evaluation with a prediction and no error of the answerer failed in
     scoring: it is scored and no longer failed. All else stays.
@@ -156,14 +157,14 @@ _CHANGES = """
     select
         new.query_id,
         new.candidate,
-        new.vqa_pred_answer,
+        new.answer,
         coalesce(old.eval_mode, 'unknown'),
-        old.vqa_acc_score,
-        new.vqa_acc_score
+        old.score,
+        new.score
     from (select * from stg_candidates where run = $old) as old
     inner join (select * from stg_candidates where run = $new) as new
         using (dataset, split, query_id, candidate)
-    where old.vqa_acc_score is distinct from new.vqa_acc_score
+    where old.score is distinct from new.score
     order by new.query_id, new.candidate
 """
 
@@ -245,15 +246,15 @@ class _Scorer:
         """The batch with new scores in the rows that can be scored."""
         self.truth.evidence.add(batch)
         column = {name: batch.column(name) for name in batch.schema.names}
-        predictions = column["vqa_pred_answer"].to_pylist()
+        predictions = column["answer"].to_pylist()
         failed = column["eval_failed"].fill_null(False).to_numpy(zero_copy_only=False)
         broken = failed & column["error"].is_valid().to_numpy(zero_copy_only=False)
         # A failed evaluation keeps "" as its answer: that is no answer to score.
         silent = np.array([not p for p in predictions], bool) & failed
-        answered = column["vqa_pred_answer"].is_valid().to_numpy(zero_copy_only=False)
+        answered = column["answer"].is_valid().to_numpy(zero_copy_only=False)
         answered &= ~(broken | silent)
         prefixes = column["shot_scores"].to_pylist()
-        versions = column["metric_version"].to_pylist()
+        versions = column["metric"].to_pylist()
         again = [self._read_all or not self.scoring.reads_as(version) for version in versions]
         read = self._read(batch, again)
         whole = np.array([*map(_is_whole, prefixes, again)], bool)
@@ -265,7 +266,7 @@ class _Scorer:
         rows = np.flatnonzero(scored)
         truths = [known[i] or () for i in rows]
         texts = [str(read[i]) for i in rows]
-        new = {"vqa_pred_answer": texts, **_scores(texts, truths, self.scoring)}
+        new = {"answer": texts, **_scores(texts, truths, self.scoring)}
         new["shot_scores"] = _shot_scores([prefixes[i] for i in rows], truths, self.scoring)
         said = column["scorer"].to_pylist()
         new["scorer"] = [self._scorer(said[i]) for i in rows]
@@ -285,9 +286,7 @@ class _Scorer:
         """The answer of each row: of its generated text where it is read again, ``None`` where that
         is not stored."""
         task = self.scoring.task
-        texts, answers = (
-            batch.column(name).to_pylist() for name in ("vqa_raw_generation", "vqa_pred_answer")
-        )
+        texts, answers = (batch.column(name).to_pylist() for name in ("generation", "answer"))
         return [
             (None if text is None else task.answer(text)) if anew else task.normalized(answer or "")
             for text, answer, anew in zip(texts, answers, again, strict=True)
@@ -339,20 +338,20 @@ def _scores(
     accuracy = scoring.score(texts, truths)
     similar = [_similarities(text, truth) for text, truth in zip(texts, truths, strict=True)]
     return {
-        "vqa_acc_score": accuracy.tolist(),
-        "vqa_correct": scoring.is_right(texts, truths, accuracy).astype(int).tolist(),
+        "score": accuracy.tolist(),
+        "correct": scoring.is_right(texts, truths, accuracy).astype(int).tolist(),
         "eval_mode": ["file"] * len(texts),
-        "metric_version": [scoring.name] * len(texts),
-        "vqa_rel_token_f1": [f1 for f1, _ in similar],
-        "vqa_rel_edit_sim": [edit for _, edit in similar],
-        "vqa_rel_score": [max(pair) for pair in similar],
+        "metric": [scoring.name] * len(texts),
+        "token_f1": [f1 for f1, _ in similar],
+        "edit_sim": [edit for _, edit in similar],
+        "similarity": [max(pair) for pair in similar],
     }
 
 
 def _is_whole(prefixes: list[dict[str, Any]] | None, again: bool) -> bool:
     """Whether every prefix that has a score has the answer it came from; to be read ``again`` it
     would need its text, which is not stored."""
-    return not prefixes or (not again and all(p["vqa_pred_answer"] is not None for p in prefixes))
+    return not prefixes or (not again and all(p["answer"] is not None for p in prefixes))
 
 
 def _shot_scores(
@@ -361,16 +360,16 @@ def _shot_scores(
     """The prefixes of every row with official scores."""
     found: list[list[dict[str, Any]] | None] = []
     for prefixes, truth in zip(rows, truths, strict=True):
-        texts = [scoring.task.normalized(one["vqa_pred_answer"]) for one in prefixes or ()]
+        texts = [scoring.task.normalized(one["answer"]) for one in prefixes or ()]
         known = [truth] * len(texts)
         scores = scoring.score(texts, known)
         right = scoring.is_right(texts, known, scores).tolist()
         new = [
             {
                 **one,
-                "vqa_pred_answer": text,
-                "vqa_acc_score": score,
-                "vqa_correct": int(hit),
+                "answer": text,
+                "score": score,
+                "correct": int(hit),
                 "eval_mode": "file",
             }
             for one, text, score, hit in zip(
@@ -416,7 +415,7 @@ def _column(run: Run, table: str, key: str, name: str) -> dict[int, Any]:
 def _batches(run: Run, table: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     for path in run.table_files(table):
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(_BATCH, columns=columns)
+            yield from map(under_todays_names, file.iter_batches(_BATCH, columns=columns))
 
 
 def _copy(run: Run, writer: RunWriter, tables: Sequence[str]) -> None:

@@ -28,7 +28,12 @@ from lever_data.catalog import (
 from lever_data.errors import LeverError
 from lever_data.relations.db import Session, empty_view
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.relations.rewards import needs, prepare_reward, refuse_unscored, reward_sql
+from lever_data.relations.rewards import (
+    needs,
+    prepare_reward,
+    refuse_unscored,
+    reward_sql,
+)
 from lever_data.report.options import AuditRequest
 
 DECIMALS = 10  # sums of doubles differ in the last digits between runs of many threads

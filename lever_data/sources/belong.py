@@ -44,7 +44,7 @@ class Evidence:
         """Take the answers of a batch of candidates."""
         if len(self.said) >= _SAMPLE:
             return
-        names = ("query_id", "vqa_pred_answer", "vqa_acc_score", "eval_failed")
+        names = ("query_id", "answer", "score", "eval_failed")
         for query_id, said, score, failed in zip(
             *(batch.column(name).to_pylist() for name in names), strict=True
         ):
@@ -145,11 +145,11 @@ def require_known_queries(
 
 
 _RIGHT = """
-    select query_id, min(vqa_pred_answer)
+    select query_id, min(answer)
     from stg_candidates
     where
         dataset = ? and split = ?
-        and vqa_acc_score > 0 and vqa_pred_answer <> '' and eval_failed is not true
+        and score > 0 and answer <> '' and eval_failed is not true
     group by query_id
     limit ?
 """

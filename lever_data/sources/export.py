@@ -20,6 +20,7 @@ import msgspec
 import pyarrow.parquet as pq
 
 from lever_data.errors import LeverError, UsageError, reason
+from lever_data.older import NAMES
 from lever_data.sources.fields import (
     CANDIDATE_FIELDS,
     INFO_FIELDS,
@@ -30,6 +31,7 @@ from lever_data.sources.fields import (
 from lever_data.sources.ingest_options import Reader
 from lever_data.store.files import writing
 from lever_data.store.integrity import require_intact
+from lever_data.store.schema import under_todays_names
 from lever_data.store.store import Run, Store
 
 KINDS = ("rl_data", "beam", "rollout", "rescore")
@@ -174,7 +176,7 @@ def _batches(run: Run, table: str, names: list[str] | None) -> Iterator[dict[str
     for path in run.table_files(table):
         try:
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(_BATCH, columns=names):
+                for batch in map(under_todays_names, file.iter_batches(_BATCH, columns=names)):
                     yield {
                         name: [None] * batch.num_rows
                         if column.null_count == batch.num_rows
@@ -270,7 +272,7 @@ class RlRecords:
     def _candidate(self, row: Row, has_positions: bool) -> dict[str, Any]:
         members, note = _extra(row)
         keys = note.get("keys", self._layout.candidate_keys)
-        record = {key: row[CANDIDATE_FIELDS[key][0]] for key in keys}
+        record = {key: _stored(row, key) for key in keys}
         if has_positions or "pointer_global" in keys or "candidate_pool_ids" in members:
             record["pointer"] = row["pointer_pos"]
         if "vqa_eval_mode" in keys:
@@ -279,6 +281,17 @@ class RlRecords:
         if "eval_failed" in note:
             record["eval_failed"] = note["eval_failed"]
         return record | members
+
+
+def _stored(row: Row, key: str) -> Any:
+    """What a row holds for a legacy key, in legacy keys throughout."""
+    found = row[CANDIDATE_FIELDS[key][0]]
+    if key != "shot_scores" or found is None:
+        return found
+    return [{_KEYS.get(name, name): value for name, value in one.items()} for one in found]
+
+
+_KEYS = {name: older for older, name in NAMES.items()}
 
 
 class PlainRecords:
@@ -313,7 +326,7 @@ class PlainRecords:
     def _candidate(self, row: Row) -> dict[str, Any]:
         record = {}
         for key in self._keys:
-            found = row[CANDIDATE_FIELDS[key][0]]
+            found = _stored(row, key)
             if found is not None or key in _PLAIN_KEYS:
                 record[key] = found
         members, _ = _extra(row)

@@ -45,7 +45,7 @@ EVAL_MODES = {"vqaEval": "file", "simple_match": "fallback", "error": None}
 
 
 class ShotScore(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The score of the prompt that holds the first ``shot`` demonstrations."""
+    """The score of the prompt that holds the first ``shot`` demonstrations, in its legacy keys."""
 
     shot: Shot
     vqa_correct: Bit | None
@@ -63,18 +63,18 @@ CANDIDATE_FIELDS: dict[str, tuple[str, Any]] = {
     "beam_score": ("beam_score", float),
     "logprob_score": ("logprob_score", LogProb),
     "temperature": ("temperature", Temperature),
-    "vqa_pred_answer": ("vqa_pred_answer", str),
-    "vqa_correct": ("vqa_correct", Bit),
-    "vqa_acc_score": ("vqa_acc_score", Fraction),
+    "vqa_pred_answer": ("answer", str),
+    "vqa_correct": ("correct", Bit),
+    "vqa_acc_score": ("score", Fraction),
     "vqa_eval_mode": ("eval_mode", EvalMode),
     "pointer_pos": ("pointer_pos", list[PoolPosition]),
     # Where it stands, or candidate_pool_ids, `pointer` holds positions in the pool.
     "pointer_global": ("pointer", Ids),
-    "vqa_raw_generation": ("vqa_raw_generation", str),
-    "vqa_gt_prob": ("vqa_gt_prob", Fraction),
-    "vqa_rel_token_f1": ("vqa_rel_token_f1", Fraction),
-    "vqa_rel_edit_sim": ("vqa_rel_edit_sim", Fraction),
-    "vqa_rel_score": ("vqa_rel_score", Fraction),
+    "vqa_raw_generation": ("generation", str),
+    "vqa_gt_prob": ("expected_score", Fraction),
+    "vqa_rel_token_f1": ("token_f1", Fraction),
+    "vqa_rel_edit_sim": ("edit_sim", Fraction),
+    "vqa_rel_score": ("similarity", Fraction),
     "eval_split_used": ("eval_split", str),
     "eval_failed": ("eval_failed", bool),
     # Not legacy: what lever's own rollouts add, so that their export comes back whole.
@@ -82,7 +82,7 @@ CANDIDATE_FIELDS: dict[str, tuple[str, Any]] = {
     "info_score": ("info_score", float),
     "shot_scores": ("shot_scores", list[ShotScore]),
     "scorer": ("scorer", str),
-    "metric_version": ("metric_version", str),
+    "metric_version": ("metric", str),
     "policy": ("policy", str),
 }
 

@@ -185,7 +185,7 @@ def _table(spec: RunSpec, ids: list[int], said: list[str], verdict: tuple[Any, A
         "correct": verdict[1].astype("int8"),
         "error": [None] * count,
         "scorer": ["unknown"] * count,
-        "metric_version": [spec.parameters["metric_version"]] * count,
+        "metric": [spec.parameters["metric_version"]] * count,
     }
     return pa.table(
         {f.name: pa.array(columns[f.name], f.type) for f in schema.EVALUATIONS},

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import UNSET
 
+from lever_data.older import NAMES
 from lever_data.sources import fields
 from lever_data.sources.decode import count_tokens
 from lever_data.sources.fields import (
@@ -215,7 +216,10 @@ def _columns(records: Sequence[Record], rows: int) -> tuple[Columns, dict[str, i
 def _stored(key: str, values: Sequence[Any]) -> Sequence[Any]:
     """What the store holds for the values of a key."""
     if key == "shot_scores":
-        return msgspec.to_builtins(values)  # type: ignore[no-any-return]
+        rows = msgspec.to_builtins(values)
+        return [
+            row and [{NAMES.get(k, k): v for k, v in one.items()} for one in row] for row in rows
+        ]
     if key == "vqa_eval_mode" and not EVAL_MODES.keys().isdisjoint(set(values)):
         return [EVAL_MODES.get(value, value) for value in values]
     return values

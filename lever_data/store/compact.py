@@ -21,6 +21,7 @@ from lever_data.catalog import RL_KINDS
 from lever_data.store.history import MEMBERS
 from lever_data.store.integrity import require_intact
 from lever_data.store.manifest import Run, RunSpec
+from lever_data.store.schema import todays, under_todays_names
 from lever_data.store.store import Store
 from lever_data.store.writer import ROW_GROUP
 
@@ -108,7 +109,7 @@ def _alike(run: Run) -> str:
 
 
 def _schema(run: Run, table: str) -> pa.Schema:
-    return pq.read_schema(run.table_files(table)[0]).remove_metadata()
+    return todays(pq.read_schema(run.table_files(table)[0]).remove_metadata())
 
 
 def _spec(members: Sequence[Run]) -> RunSpec:
@@ -135,6 +136,6 @@ def _merge(store: Store, spec: RunSpec, members: Sequence[Run]) -> None:
             for run in sorted(members, key=lambda run: (run.query_range or (0, 0), run.run)):
                 for path in run.table_files(table):
                     with pq.ParquetFile(path) as file:
-                        for batch in file.iter_batches(ROW_GROUP):
+                        for batch in map(under_todays_names, file.iter_batches(ROW_GROUP)):
                             writer.write(table, batch)
         writer.commit(details)

@@ -18,7 +18,7 @@ from typing import Any
 
 from lever_data.errors import LeverError, UsageError
 
-SCHEMA_VERSION = 1  # of the tables in schema.py; here, so that no manifest waits for pyarrow
+SCHEMA_VERSION = 2  # of the tables in schema.py; here, so that no manifest waits for pyarrow
 MANIFEST = "manifest.json"
 
 
@@ -43,6 +43,12 @@ class Run:
     parents: tuple[str, ...]
     details: dict[str, Any]
     path: Path = field(repr=False)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def has_older_names(self) -> bool:
+        """Whether columns of its files have the names of before (``lever_data/older.py``)."""
+        return self.schema_version < 2
 
     @property
     def place(self) -> tuple[str, str]:
@@ -88,7 +94,7 @@ class RunSpec:
             "source": self.source_sha256,
             "parameters": self.parameters,
             "parents": list(self.parents),
-            "schema": SCHEMA_VERSION,
+            "schema": 1,  # new names of columns are no other run
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         words = [self.kind, self.dataset, self.split]
@@ -198,6 +204,7 @@ def _to_run(raw: dict[str, Any], folder: Path) -> Run:
         parents=tuple(raw["parents"]),
         details=raw["details"],
         path=folder,
+        schema_version=raw["schema_version"],
     )
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from lever_data.older import NAMES
+
 # Ids of the official files: int64, but text in a run where one of them is not a plain integer
 # (TextVQA's images, VizWiz's, A-OKVQA's questions). Views give them as text.
 OFFICIAL_IDS = ("question_id", "image_id")
@@ -23,10 +25,10 @@ OFFICIAL_IDS = ("question_id", "image_id")
 SHOT_SCORE = pa.struct(
     [
         pa.field("shot", pa.int8(), nullable=False),  # k: the prompt held the first k examples
-        pa.field("vqa_correct", pa.int8()),  # 0 | 1
-        pa.field("vqa_acc_score", pa.float64()),  # official accuracy in [0, 1]
-        pa.field("vqa_gt_prob", pa.float64()),
-        pa.field("vqa_pred_answer", pa.string()),
+        pa.field("correct", pa.int8()),  # 0 | 1
+        pa.field("score", pa.float64()),  # of the metric, in [0, 1]
+        pa.field("expected_score", pa.float64()),
+        pa.field("answer", pa.string()),
         pa.field("eval_mode", pa.string()),
     ]
 )
@@ -53,18 +55,18 @@ CANDIDATES = pa.schema(
         pa.field("eval_split", pa.string()),  # split whose annotations scored the row
         pa.field("eval_failed", pa.bool_()),  # the answerer raised; see `error`
         pa.field("error", pa.string()),
-        pa.field("vqa_pred_answer", pa.string()),  # after post-processing
-        pa.field("vqa_raw_generation", pa.string()),
-        pa.field("vqa_correct", pa.int8()),  # 0 | 1: accuracy > 0
-        pa.field("vqa_acc_score", pa.float64()),
-        pa.field("vqa_gt_prob", pa.float64()),  # expected accuracy under the model
-        pa.field("vqa_rel_token_f1", pa.float64()),
-        pa.field("vqa_rel_edit_sim", pa.float64()),
-        pa.field("vqa_rel_score", pa.float64()),
+        pa.field("answer", pa.string()),  # after post-processing
+        pa.field("generation", pa.string()),
+        pa.field("correct", pa.int8()),  # 0 | 1: the metric calls it right
+        pa.field("score", pa.float64()),  # of the metric, in [0, 1]
+        pa.field("expected_score", pa.float64()),  # under the model
+        pa.field("token_f1", pa.float64()),
+        pa.field("edit_sim", pa.float64()),
+        pa.field("similarity", pa.float64()),  # the larger of the two
         pa.field("info_score", pa.float64()),  # InfoScore: gain in log-probability, nats
         pa.field("shot_scores", pa.list_(SHOT_SCORE)),
         pa.field("scorer", pa.string()),  # the model that answered
-        pa.field("metric_version", pa.string()),
+        pa.field("metric", pa.string()),
         pa.field("policy", pa.string()),  # what proposed the candidate
         pa.field("extra", pa.string()),  # JSON object of keys lever does not know
     ]
@@ -110,7 +112,7 @@ EVALUATIONS = pa.schema(
         pa.field("correct", pa.int8()),  # 1: accuracy > 0
         pa.field("error", pa.string()),
         pa.field("scorer", pa.string(), nullable=False),  # the answerer
-        pa.field("metric_version", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
     ]
 )
 
@@ -149,6 +151,25 @@ SWEEPS = pa.schema(
         pa.field("checkpoint", pa.string(), nullable=False),
     ]
 )
+
+
+def todays(kind: pa.DataType | pa.Schema) -> Any:
+    """A schema, or a type in it, with today's names for older ones (``lever_data/older.py``)."""
+    if isinstance(kind, pa.Schema) or pa.types.is_struct(kind):
+        fields = [f.with_name(NAMES.get(f.name, f.name)).with_type(todays(f.type)) for f in kind]
+        return pa.schema(fields) if isinstance(kind, pa.Schema) else pa.struct(fields)
+    if not pa.types.is_list(kind) or (inner := todays(kind.value_type)).equals(kind.value_type):
+        return kind
+    return pa.list_(kind.value_field.with_type(inner))
+
+
+def under_todays_names(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows of a file, whenever it was written, with the columns' names of today."""
+    schema = todays(batch.schema)
+    if schema.equals(batch.schema):
+        return batch
+    columns = [c.view(f.type) for c, f in zip(batch.columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def with_ids(table: pa.Schema, items: Iterable[Any]) -> pa.Schema:
@@ -212,6 +233,6 @@ DISTINCT = frozenset(
             "question",
             "text",
         ),
-        *("beam_score", "logprob_score", "info_score", "vqa_gt_prob"),
+        *("beam_score", "logprob_score", "info_score", "expected_score"),
     )
 )

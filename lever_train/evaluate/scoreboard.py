@@ -153,7 +153,7 @@ def evaluations_table(held: HeldOut, outcomes: Sequence[Outcome], scorer: str) -
         "correct": pa.array(right, mask=failed).cast(pa.int8()),
         "error": [o.errors[i] for i in range(n) for o in outcomes],
         "scorer": pa.repeat(scorer, n * m),
-        "metric_version": pa.repeat(held.scoring.name, n * m),
+        "metric": pa.repeat(held.scoring.name, n * m),
     }
     arrays = [_as(columns[f.name], f.type) for f in EVALUATIONS]
     return pa.Table.from_arrays(arrays, schema=EVALUATIONS)

@@ -21,7 +21,7 @@ from lever_data.items.task import Task, stored_task
 from lever_data.readers.rows import data_files
 from lever_data.readers.source import Source as DataFile
 from lever_data.relations.db import open_session, readable_errors
-from lever_data.relations.rewards import reward_sql
+from lever_data.relations.rewards import reward_sql, with_todays_columns
 from lever_data.report.gate import parse_gate, require_known
 from lever_data.sources.dataset import guessed_task, meaning_of
 from lever_data.sources.questions import read_questions
@@ -63,7 +63,8 @@ def require_sense(config: PipelineConfig) -> None:
             for view in config.train.data.view:
                 if view not in session.relations:
                     raise session.explain_missing(view)
-                reward = reward_sql(config.train.reward)
+                spec = with_todays_columns(con, [view], config.train.reward)
+                reward = reward_sql(spec)
                 with readable_errors():
                     con.execute(f"select {reward} from {quote_identifier(view)} as v limit 0")
 

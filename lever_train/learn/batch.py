@@ -256,8 +256,8 @@ def _batch(
         mask=torch.from_numpy(mask),
         reward=spread(records["reward"], 0.0),
         behaviour=spread(records["behaviour"], np.nan),
-        accuracy=spread(records["vqa_acc_score"], np.nan)
-        if "vqa_acc_score" in known
+        accuracy=spread(records["score"], np.nan)
+        if "score" in known
         else torch.full((B, N), torch.nan, dtype=torch.float64),
     )
 

@@ -38,6 +38,7 @@ from lever_data.relations.rewards import (
     require_scores,
     reward_columns,
     reward_sql,
+    with_todays_columns,
 )
 from lever_data.relations.snapshot import Snapshot, open_snapshot
 from lever_data.relations.stream import Census, Selection, census, run_sql
@@ -349,7 +350,7 @@ def _write_split(
 
 def _positive_sql(views: Sequence[str]) -> str:
     """The queries with at least one right candidate in any of the views."""
-    right = "where vqa_correct > 0 and not coalesce(eval_failed, false)"
+    right = "where correct > 0 and not coalesce(eval_failed, false)"
     return " union ".join(f"select {_KEY} from {quote_identifier(v)} {right}" for v in views)
 
 
@@ -411,7 +412,7 @@ def _selection(con: duckdb.DuckDBPyConnection, config: TrainConfig, known: str) 
             gen_methods=data.gen_method,
             columns=("info_score",),
         )
-    spec = config.reward
+    spec = with_todays_columns(con, data.view, config.reward)
     prepare_reward(con, spec)
     for view in data.view:
         scored = partial(require_scores, con, view, spec)
@@ -431,9 +432,9 @@ def _accuracy_column(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> tu
     """The stored accuracy, where every view has it: validation reports it."""
     for view in views:
         described = con.cursor().execute(f"describe {quote_identifier(view)}").fetchall()
-        if "vqa_acc_score" not in {row[0] for row in described}:
+        if "score" not in {row[0] for row in described}:
             return ()
-    return ("vqa_acc_score",)
+    return ("score",)
 
 
 def _views_read(session: Session, views: Sequence[str]) -> dict[str, str]:

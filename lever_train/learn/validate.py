@@ -43,7 +43,7 @@ def judged(figures: Mapping[str, float], config: TrainConfig) -> float:
     name = _judged_by(config)
     if name not in figures:
         raise UsageError(
-            "the view has no column vqa_acc_score to select the best checkpoint by",
+            "the view has no column score to select the best checkpoint by",
             value="--select-by accuracy",
             hint="--select-by reward",
         )
@@ -100,7 +100,7 @@ def validate(
     highest log-probability under the selector. ``val_expected_reward``: self-normalised
     importance estimate Σ w r / Σ w, with ``val_ess``, its effective sample size.
     ``val_oracle_*``: the best stored candidate; ``val_behaviour_*``: the mean stored one, which is
-    the policy that made the data. Accuracies only where the view has ``vqa_acc_score``.
+    the policy that made the data. Accuracies only where the view has ``score``.
     """
     selector.eval()
     names = figure_names(config, selection)
@@ -120,7 +120,7 @@ def figure_names(config: TrainConfig, selection: Selection) -> list[str]:
     names = ["val_loss"]
     if config.run.stage == "sft":
         return names
-    for kind in ("reward", "accuracy") if "vqa_acc_score" in selection.columns else ("reward",):
+    for kind in ("reward", "accuracy") if "score" in selection.columns else ("reward",):
         names += [f"val_pick_{kind}", f"val_oracle_{kind}", f"val_behaviour_{kind}"]
     return [*names, "val_expected_reward", "val_ess"]
 

@@ -57,7 +57,7 @@ class DataConfig(Section):
         False, "Leave out candidates scored by string matching, as the newest legacy trainer does."
     )
     require_positive_query: bool = option(
-        False, "Only queries with at least one right candidate (vqa_correct) in the view."
+        False, "Only queries with at least one right candidate (correct) in the view."
     )
     shot_num: int | None = option(
         None, "Refuse pointers of another length; without it all lengths train together.", ge=1

@@ -15,6 +15,7 @@ import duckdb
 
 from lever_data.errors import LeverError
 from lever_data.items.prompts import Prompt
+from lever_data.relations.db import run_sql
 from lever_data.store.integrity import require_intact
 from lever_data.store.schema import TABLES as SCHEMAS
 from lever_data.store.schema import with_ids
@@ -309,28 +310,26 @@ def answers_of(run: Run) -> Answers | None:
     """
     require_intact([run])
     con = duckdb.connect()
+    candidates = run_sql(run, "candidates", "stg_candidates")
     counts = con.execute(
-        """
+        f"""
         with answers as (
-            select vqa_pred_answer as answer, vqa_acc_score as accuracy,
-                lower(trim(vqa_raw_generation)) as said, lower(trim(question)) as question
-            from read_parquet($candidates, hive_partitioning = false)
-            join read_parquet($queries, hive_partitioning = false)
+            select answer, score as accuracy,
+                lower(trim(generation)) as said, lower(trim(question)) as question
+            from ({candidates}) join ({run_sql(run, "queries", "stg_queries")})
                 using (dataset, split, query_id)
-            where vqa_pred_answer is not null
+            where answer is not null
         )
         select avg(accuracy), avg((answer = '')::int), avg((
             starts_with(said, 'question:')
             or contains(lower(answer), question)
             or (length(said) >= 8 and starts_with(question, said))
         )::int) from answers
-        """,
-        {t: [str(f) for f in run.table_files(t)] for t in TABLES},
+        """
     ).fetchall()
     common = con.execute(
-        "select vqa_pred_answer, count(*) from read_parquet(?, hive_partitioning = false) "
-        "where vqa_pred_answer <> '' group by 1 order by 2 desc, 1 limit 3",
-        [[str(f) for f in run.table_files("candidates")]],
+        f"select answer, count(*) from ({candidates}) "
+        "where answer <> '' group by 1 order by 2 desc, 1 limit 3"
     ).fetchall()
     accuracy, empty, repeated = counts[0]
     return None if accuracy is None else Answers(accuracy, empty, repeated or 0.0, common)

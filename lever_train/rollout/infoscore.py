@@ -175,7 +175,7 @@ def _table(job: Job, pools: dict[int, list[Item]], rows: list[tuple[int, int, Be
         "beam_rank": ranks,
         "info_score": [b.info for _, _, b in rows],
         "scorer": [job.label.scorer] * count,
-        "metric_version": [job.label.metric] * count,
+        "metric": [job.label.metric] * count,
         "policy": ["infoscore"] * count,
         "extra": [extra] * count,
     }

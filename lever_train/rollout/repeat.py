@@ -15,6 +15,7 @@ import numpy as np
 from lever_data.errors import LeverError
 from lever_data.items.items import Truth
 from lever_data.items.prompts import Prompt
+from lever_data.relations.db import run_sql
 from lever_data.store.integrity import require_intact
 from lever_data.store.store import Run
 from lever_train.options.rollout import Request
@@ -83,10 +84,10 @@ def stored_prompts(job: Job, count: int) -> list[tuple[Prompt, str]]:
         return []
     require_intact(runs[-1:], ("candidates",))
     found = duckdb.execute(
-        "select query_id, pointer, vqa_raw_generation "
-        "from read_parquet(?, hive_partitioning = false) where vqa_raw_generation is not null "
+        "select query_id, pointer, generation "
+        f"from ({run_sql(runs[-1], 'candidates', 'stg_candidates')}) where generation is not null "
         "and query_id in (select unnest(?)) order by hash(query_id, pointer), candidate limit ?",
-        [[str(f) for f in runs[-1].table_files("candidates")], list(job.items), count],
+        [list(job.items), count],
     ).fetchall()
     return [
         (Prompt(job.items[query], tuple(job.examples[e] for e in pointer)), said)
@@ -115,10 +116,9 @@ def _accuracies(answers: Sequence[Answer], truths: Sequence[Truth], job: Job) ->
 def _within(run: Run) -> float | None:
     require_intact([run], ("candidates",))
     rows = duckdb.execute(
-        "select avg(variance) from (select var_samp(vqa_acc_score) as variance "
-        "from read_parquet(?, hive_partitioning = false) where vqa_acc_score is not null "
-        "group by query_id)",
-        [[str(f) for f in run.table_files("candidates")]],
+        "select avg(variance) from (select var_samp(score) as variance "
+        f"from ({run_sql(run, 'candidates', 'stg_candidates')}) where score is not null "
+        "group by query_id)"
     ).fetchall()
     found: float | None = rows[0][0]
     return found

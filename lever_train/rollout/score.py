@@ -154,7 +154,7 @@ def candidates_table(
         "error": [_error(s) for s in scored],
         "shot_scores": [_shot_scores(s) for s in scored],
         "scorer": [label.scorer] * count,
-        "metric_version": [label.metric] * count,
+        "metric": [label.metric] * count,
         "policy": [label.policy] * count,
         "extra": _extra(label, proposals, scored),
     }
@@ -225,14 +225,14 @@ def _scores(scores: Sequence[Score], label: Label) -> dict[str, list[Any]]:
         "eval_mode": [s.eval_mode for s in scores],
         "eval_split": [label.split if s.eval_mode == "file" else None for s in scores],
         "eval_failed": [s.eval_mode is None for s in scores],
-        "vqa_pred_answer": [s.prediction for s in scores],
-        "vqa_raw_generation": [s.raw for s in scores],
-        "vqa_correct": [s.correct for s in scores],
-        "vqa_acc_score": [s.accuracy for s in scores],
-        "vqa_gt_prob": [s.gt_prob for s in scores],
-        "vqa_rel_token_f1": [s.token_f1 for s in scores],
-        "vqa_rel_edit_sim": [s.edit_sim for s in scores],
-        "vqa_rel_score": [
+        "answer": [s.prediction for s in scores],
+        "generation": [s.raw for s in scores],
+        "correct": [s.correct for s in scores],
+        "score": [s.accuracy for s in scores],
+        "expected_score": [s.gt_prob for s in scores],
+        "token_f1": [s.token_f1 for s in scores],
+        "edit_sim": [s.edit_sim for s in scores],
+        "similarity": [
             None if s.token_f1 is None or s.edit_sim is None else max(s.token_f1, s.edit_sim)
             for s in scores
         ],
@@ -251,10 +251,10 @@ def _shot_scores(scored: CandidateScore) -> list[dict[str, Any]] | None:
     return [
         {
             "shot": shot,
-            "vqa_correct": s.correct,
-            "vqa_acc_score": s.accuracy,
-            "vqa_gt_prob": s.gt_prob,
-            "vqa_pred_answer": s.prediction,
+            "correct": s.correct,
+            "score": s.accuracy,
+            "expected_score": s.gt_prob,
+            "answer": s.prediction,
             "eval_mode": s.eval_mode,
         }
         for shot, s in scored.prefixes

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lever_data.errors import LeverError, reason
+from lever_data.store.schema import todays, under_todays_names
 from lever_data.store.workplace import Workplace
 from lever_train.rollout.ask import Asker, Talk
 
@@ -129,7 +130,9 @@ class ShardFolder:
             try:
                 (folder,) = self.place.open([_name(index)])
                 path = folder / f"{table}.parquet"
-                yield pq.read_table(path).cast(schema)
+                found = pq.read_table(path)
+                batches = map(under_todays_names, found.to_batches())
+                yield pa.Table.from_batches(batches, todays(found.schema)).cast(schema)
             except (pa.ArrowInvalid, OSError) as error:
                 if isinstance(error, FileNotFoundError):
                     raise ShardsGoneError from None

@@ -28,10 +28,10 @@ picks as (
         gen_method,
         shot_num,
         reward,
-        lower(trim(vqa_pred_answer)) as prediction,
+        lower(trim(answer)) as prediction,
         unnest(pointer) as example_id
     from scored_sample
-    where vqa_pred_answer is not null
+    where answer is not null
 ),
 
 answered as (

@@ -5,9 +5,9 @@
 --   reward_name varchar: the reward mode, or the user's expression
 --   is_expression boolean: whether it is the user's expression
 --   max_reward double: the largest reward the mode can give; null: not known
---   hard_weight double: weight of vqa_correct
---   soft_weight double: weight of vqa_acc_score or vqa_gt_prob
---   rel_weight double: weight of vqa_rel_score
+--   hard_weight double: weight of correct
+--   soft_weight double: weight of score or expected_score
+--   rel_weight double: weight of similarity
 --   hybrid_alpha double: share of the information term in hybrid
 --   reward_alpha double: weight of the quality in legacy
 --   reward_beta double: weight of the correctness in legacy

@@ -11,7 +11,7 @@
 --   num_fallback bigint: scored by string match
 --   num_unknown bigint: not known how
 --   num_failed bigint: evaluation failed; counted here and in none of the three above
---   num_missing bigint: not failed, but without vqa_correct or vqa_acc_score, which count as 0
+--   num_missing bigint: not failed, but without correct or score, which count as 0
 --   num_fallback_shots bigint: not failed, with a prefix (shot_scores) scored by string match
 --   num_compared bigint: sampled official rows for which string match can be computed
 --   verdict_differs_share double: share of those where one says right and the other wrong
@@ -32,7 +32,7 @@ counts as (
         count(*) filter (where eval_failed is not true and eval_mode is null) as num_unknown,
         count(*) filter (where eval_failed) as num_failed,
         count(*) filter (
-            where eval_failed is not true and (vqa_correct is null or vqa_acc_score is null)
+            where eval_failed is not true and (correct is null or score is null)
         ) as num_missing,
         count(*) filter (
             where
@@ -47,15 +47,15 @@ matched as (
     select
         scored_sample.run,
         scored_sample.gen_method,
-        scored_sample.vqa_acc_score as official,
-        coalesce(scored_sample.vqa_correct > 0, scored_sample.vqa_acc_score > 0) as is_right,
-        fallback_match(scored_sample.vqa_pred_answer, query_answers.answers) as fallback
+        scored_sample.score as official,
+        coalesce(scored_sample.correct > 0, scored_sample.score > 0) as is_right,
+        fallback_match(scored_sample.answer, query_answers.answers) as fallback
     from scored_sample
     inner join query_answers using (dataset, split, query_id)
     where
         scored_sample.eval_mode = 'file'
-        and scored_sample.vqa_pred_answer is not null
-        and scored_sample.vqa_acc_score is not null
+        and scored_sample.answer is not null
+        and scored_sample.score is not null
 ),
 
 disagreements as (

@@ -7,16 +7,16 @@
 --   query_id bigint: index of the question in its split
 --   num_candidates bigint: candidates
 --   num_pointers bigint: distinct ordered pointers, told apart by a 64-bit hash
---   num_right bigint: candidates with vqa_correct 1
---   num_wrong bigint: candidates with vqa_correct 0
---   num_unscored bigint: candidates whose vqa_correct is null
+--   num_right bigint: candidates with correct 1
+--   num_wrong bigint: candidates with correct 0
+--   num_unscored bigint: candidates whose correct is null
 --   mean_reward double: mean reward
 --   reward_variance double: population variance of the rewards; 0 for one candidate
 --   min_reward double: smallest reward
 --   max_reward double: largest reward
---   best_accuracy double: largest vqa_acc_score
+--   best_accuracy double: largest score
 --   picked_reward double: reward of the policy's pick; null without rank and log-probability
---   picked_accuracy double: vqa_acc_score of the policy's pick
+--   picked_accuracy double: score of the policy's pick
 --   class varchar: mixed (rewards differ), all_wrong (all 0), all_right (all the mode's maximum) or tied
 with source as not materialized (select * from scores),
 
@@ -28,16 +28,16 @@ figures as (
         split,
         query_id,
         count(*) as num_candidates,
-        count(*) filter (where vqa_correct = 1) as num_right,
-        count(*) filter (where vqa_correct = 0) as num_wrong,
-        count(*) filter (where vqa_correct is null) as num_unscored,
+        count(*) filter (where correct = 1) as num_right,
+        count(*) filter (where correct = 0) as num_wrong,
+        count(*) filter (where correct is null) as num_unscored,
         avg(reward) as mean_reward,
         var_pop(reward) as reward_variance,
         min(reward) as min_reward,
         max(reward) as max_reward,
-        max(vqa_acc_score) as best_accuracy,
+        max(score) as best_accuracy,
         avg(reward) filter (where beam_rank = 0) as beam_reward,
-        avg(vqa_acc_score) filter (where beam_rank = 0) as beam_accuracy,
+        avg(score) filter (where beam_rank = 0) as beam_accuracy,
         max(logprob_score) as max_logprob
     from source
     group by dataset, split, query_id
@@ -55,7 +55,7 @@ likeliest as (
         source.split,
         source.query_id,
         avg(source.reward) as reward,
-        avg(source.vqa_acc_score) as accuracy
+        avg(source.score) as accuracy
     from source
     inner join without_beam
         on

@@ -3,7 +3,7 @@
 -- columns:
 --   gen_method varchar: beam, sample, random, retrieval or empty; null: not known
 --   num_candidates bigint: candidates of the source
---   right_share double: share of them with vqa_correct 1
+--   right_share double: share of them with correct 1
 --   mean_reward double: their mean reward
 --   within_query_variance double: variance of their rewards around their mean in the query
 --   num_queries_needing bigint: queries that are mixed only because of this source

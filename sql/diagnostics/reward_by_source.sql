@@ -7,7 +7,7 @@
 --   beam_rank integer: the source, where the dimension is this
 --   shot_num tinyint: the source, where the dimension is this
 --   num_candidates bigint: candidates of the source
---   right_share double: share of them with vqa_correct 1
+--   right_share double: share of them with correct 1
 --   mean_reward double: their mean reward
 --   within_query_variance double: variance of their rewards around their mean in the query
 --   num_queries_needing bigint: queries that are mixed only because of this source
@@ -24,7 +24,7 @@ with counts as (
         beam_rank,
         shot_num,
         count(*) as num_candidates,
-        count(*) filter (where vqa_correct = 1) / count(*) as right_share,
+        count(*) filter (where correct = 1) / count(*) as right_share,
         avg(reward) as mean_reward
     from scores
     group by grouping sets ((gen_method), (temperature), (beam_rank), (shot_num))

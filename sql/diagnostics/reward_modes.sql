@@ -34,7 +34,7 @@ spreads as (
 gaps as (
     select
         mode,
-        avg(reward) filter (where vqa_correct = 1) - avg(reward) filter (where vqa_correct = 0)
+        avg(reward) filter (where correct = 1) - avg(reward) filter (where correct = 0)
             as right_wrong_gap
     from long
     group by mode

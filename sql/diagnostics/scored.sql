@@ -15,15 +15,15 @@
 --   logprob_score double: sequence log-probability in nats, at temperature
 --   temperature double: sampling temperature; null where not sampled
 --   eval_mode varchar: file (official metric), fallback (string match) or null (unknown)
---   vqa_pred_answer varchar: the answer after post-processing
---   vqa_correct tinyint: 1 where the accuracy is above 0, else 0
---   vqa_acc_score double: accuracy in [0, 1] by the task's metric
---   vqa_gt_prob double: expected accuracy under the model in [0, 1]
---   vqa_rel_token_f1 double: token F1 to the nearest ground truth in [0, 1]
---   vqa_rel_edit_sim double: edit similarity to the nearest ground truth in [0, 1]
---   vqa_rel_score double: similarity to the ground truth in [0, 1]
+--   answer varchar: the answer after post-processing
+--   correct tinyint: 1 where the metric calls the answer right, else 0
+--   score double: of the task's metric, in [0, 1]
+--   expected_score double: expected score under the model, in [0, 1]
+--   token_f1 double: token F1 to the nearest ground truth in [0, 1]
+--   edit_sim double: edit similarity to the nearest ground truth in [0, 1]
+--   similarity double: similarity to the ground truth in [0, 1]
 --   info_score double: InfoScore in nats
---   shot_scores struct(shot tinyint, vqa_correct tinyint, vqa_acc_score double, vqa_gt_prob double, vqa_pred_answer varchar, eval_mode varchar)[]: scores of every prefix of the pointer
+--   shot_scores struct(shot tinyint, correct tinyint, score double, expected_score double, answer varchar, eval_mode varchar)[]: scores of every prefix of the pointer
 --   reward double: the reward in [-5, 5]; a missing one is 0
 with source as (select * from all_candidates),
 
@@ -42,16 +42,16 @@ final as (
         logprob_score,
         temperature,
         eval_mode,
-        vqa_pred_answer,
-        vqa_correct,
-        vqa_acc_score,
-        vqa_gt_prob,
-        vqa_rel_token_f1,
-        vqa_rel_edit_sim,
-        vqa_rel_score,
+        answer,
+        correct,
+        score,
+        expected_score,
+        token_f1,
+        edit_sim,
+        similarity,
         info_score,
         shot_scores,
-        reward_clip(reward_hard_plus_soft(vqa_correct, vqa_acc_score, 1.0::double, 1.0::double))
+        reward_clip(reward_hard_plus_soft(correct, score, 1.0::double, 1.0::double))
             as reward
     from source
 )

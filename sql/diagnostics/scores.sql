@@ -12,8 +12,8 @@
 --   logprob_score double: sequence log-probability in nats, at temperature
 --   temperature double: sampling temperature; null where not sampled
 --   eval_mode varchar: file (official metric), fallback (string match) or null (unknown)
---   vqa_correct tinyint: 1 where the accuracy is above 0, else 0
---   vqa_acc_score double: accuracy in [0, 1] by the task's metric
+--   correct tinyint: 1 where the metric calls the answer right, else 0
+--   score double: of the task's metric, in [0, 1]
 --   reward double: the reward in [-5, 5]; a missing one is 0
 with source as (select * from scored),
 
@@ -29,8 +29,8 @@ final as (
         logprob_score,
         temperature,
         eval_mode,
-        vqa_correct,
-        vqa_acc_score,
+        correct,
+        score,
         reward
     from source
 )

@@ -3,10 +3,10 @@
 -- correctness: hard, else soft, else 0 ('01'), or 2x - 1 of the same, 0 where both miss ('pm1').
 -- reads:
 --   logprob_score if use_logprob else beam_score weighed by reward_alpha
---   vqa_correct else vqa_acc_score weighed by reward_beta
+--   correct else score weighed by reward_beta
 -- largest: unbounded
 create or replace macro reward_legacy(
-    beam_score, logprob_score, vqa_correct, vqa_acc_score,
+    beam_score, logprob_score, correct, score,
     reward_alpha, reward_beta, correctness_mode, use_logprob
 ) as
     reward_alpha * case
@@ -15,6 +15,6 @@ create or replace macro reward_legacy(
     end
     + reward_beta * case
         when correctness_mode = 'pm1'
-            then coalesce(2 * coalesce(vqa_correct::double, vqa_acc_score::double) - 1, 0.0::double)
-        else coalesce(vqa_correct::double, vqa_acc_score::double, 0.0::double)
+            then coalesce(2 * coalesce(correct::double, score::double) - 1, 0.0::double)
+        else coalesce(correct::double, score::double, 0.0::double)
     end;

@@ -18,18 +18,18 @@
 --   eval_split varchar: split whose annotations scored the row
 --   eval_failed boolean: true where the answerer raised
 --   error varchar: what it raised
---   vqa_pred_answer varchar: the answer after post-processing
---   vqa_raw_generation varchar: the answer as generated
---   vqa_correct tinyint: 1 where the accuracy is above 0, else 0
---   vqa_acc_score double: accuracy in [0, 1] by the task's metric
---   vqa_gt_prob double: expected accuracy under the model in [0, 1]
---   vqa_rel_token_f1 double: token F1 to the nearest ground truth in [0, 1]
---   vqa_rel_edit_sim double: edit similarity to the nearest ground truth in [0, 1]
---   vqa_rel_score double: similarity to the ground truth in [0, 1]
+--   answer varchar: the answer after post-processing
+--   generation varchar: the answer as generated
+--   correct tinyint: 1 where the metric calls the answer right, else 0
+--   score double: of the task's metric, in [0, 1]
+--   expected_score double: expected score under the model, in [0, 1]
+--   token_f1 double: token F1 to the nearest ground truth in [0, 1]
+--   edit_sim double: edit similarity to the nearest ground truth in [0, 1]
+--   similarity double: similarity to the ground truth in [0, 1]
 --   info_score double: InfoScore in nats
---   shot_scores struct(shot tinyint, vqa_correct tinyint, vqa_acc_score double, vqa_gt_prob double, vqa_pred_answer varchar, eval_mode varchar)[]: scores of every prefix of the pointer
+--   shot_scores struct(shot tinyint, correct tinyint, score double, expected_score double, answer varchar, eval_mode varchar)[]: scores of every prefix of the pointer
 --   scorer varchar: the model that answered; null where unknown
---   metric_version varchar: version of the metric that scored the row
+--   metric varchar: the metric that scored the row, with its version
 --   policy varchar: what proposed the candidate
 --   extra varchar: JSON object of keys lever does not know
 with source as (select * from raw_beams),
@@ -53,18 +53,18 @@ final as (
         eval_split::varchar as eval_split,
         eval_failed::boolean as eval_failed,
         error::varchar as error,
-        vqa_pred_answer::varchar as vqa_pred_answer,
-        vqa_raw_generation::varchar as vqa_raw_generation,
-        vqa_correct::tinyint as vqa_correct,
-        vqa_acc_score::double as vqa_acc_score,
-        vqa_gt_prob::double as vqa_gt_prob,
-        vqa_rel_token_f1::double as vqa_rel_token_f1,
-        vqa_rel_edit_sim::double as vqa_rel_edit_sim,
-        vqa_rel_score::double as vqa_rel_score,
+        answer::varchar as answer,
+        generation::varchar as generation,
+        correct::tinyint as correct,
+        score::double as score,
+        expected_score::double as expected_score,
+        token_f1::double as token_f1,
+        edit_sim::double as edit_sim,
+        similarity::double as similarity,
         info_score::double as info_score,
-        shot_scores::struct(shot tinyint, vqa_correct tinyint, vqa_acc_score double, vqa_gt_prob double, vqa_pred_answer varchar, eval_mode varchar)[] as shot_scores,
+        shot_scores::struct(shot tinyint, correct tinyint, score double, expected_score double, answer varchar, eval_mode varchar)[] as shot_scores,
         scorer::varchar as scorer,
-        metric_version::varchar as metric_version,
+        metric::varchar as metric,
         policy::varchar as policy,
         extra::varchar as extra
     from source

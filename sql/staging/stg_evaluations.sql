@@ -10,10 +10,10 @@
 --   pointer integer[]: ordered example ids of the demonstrations shown
 --   prediction varchar: the answer after post-processing; null where the answerer failed
 --   accuracy double: accuracy in [0, 1] by the task's metric; null where the answerer failed
---   correct tinyint: 1 where the accuracy is above 0, else 0
+--   correct tinyint: 1 where the metric calls the answer right, else 0
 --   error varchar: why the answerer failed
 --   scorer varchar: the model that answered
---   metric_version varchar: version of the metric that scored the row
+--   metric varchar: the metric that scored the row, with its version
 with source as (select * from raw_evaluations),
 
 final as (
@@ -30,7 +30,7 @@ final as (
         correct::tinyint as correct,
         error::varchar as error,
         scorer::varchar as scorer,
-        metric_version::varchar as metric_version
+        metric::varchar as metric
     from source
 )
 

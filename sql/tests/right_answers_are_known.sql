@@ -1,8 +1,8 @@
 -- Answers that a run calls right are among the annotators', where no question id tells which they are.
 with answered as (
-    select run, dataset, split, query_id, min(vqa_pred_answer) as said
+    select run, dataset, split, query_id, min(answer) as said
     from stg_candidates
-    where vqa_acc_score > 0 and vqa_pred_answer <> '' and eval_failed is not true
+    where score > 0 and answer <> '' and eval_failed is not true
     group by run, dataset, split, query_id
 ),
 

@@ -7,7 +7,7 @@ kept_queries as (
     select dataset, split, query_id
     from source
     group by dataset, split, query_id
-    having max(coalesce(vqa_correct, 0)) = 1 and min(coalesce(vqa_correct, 0)) = 0
+    having max(coalesce(correct, 0)) = 1 and min(coalesce(correct, 0)) = 0
 ),
 
 final as (

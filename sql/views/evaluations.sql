@@ -17,7 +17,7 @@ final as (
         correct,
         error,
         scorer,
-        metric_version
+        metric
     from stored
 )
 

@@ -7,8 +7,8 @@ kept_queries as (
     select dataset, split, query_id
     from source
     group by dataset, split, query_id
-    having min(reward_hard_plus_soft(vqa_correct, vqa_acc_score, 1.0::double, 1.0::double))
-        < max(reward_hard_plus_soft(vqa_correct, vqa_acc_score, 1.0::double, 1.0::double))
+    having min(reward_hard_plus_soft(correct, score, 1.0::double, 1.0::double))
+        < max(reward_hard_plus_soft(correct, score, 1.0::double, 1.0::double))
 ),
 
 final as (

@@ -7,7 +7,7 @@ kept_queries as (
     select dataset, split, query_id
     from source
     group by dataset, split, query_id
-    having max(coalesce(vqa_correct, 0)) = 1
+    having max(coalesce(correct, 0)) = 1
 ),
 
 final as (

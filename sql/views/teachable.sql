@@ -9,13 +9,13 @@
 --   num_candidates bigint: scored candidates it has
 --   chance double: that the next candidate differs from them, in [0, 1]
 with scored as (
-    select dataset, split, query_id, vqa_correct
+    select dataset, split, query_id, correct
     from all_candidates
-    where vqa_correct is not null
+    where correct is not null
 ),
 
 rates as (
-    select dataset, split, avg(vqa_correct) as rate
+    select dataset, split, avg(correct) as rate
     from scored
     group by dataset, split
 ),
@@ -26,10 +26,10 @@ counted as (
         split,
         query_id,
         count(*) as num_candidates,
-        max(vqa_correct) as is_right
+        max(correct) as is_right
     from scored
     group by dataset, split, query_id
-    having min(vqa_correct) = max(vqa_correct)
+    having min(correct) = max(correct)
 ),
 
 judged as (

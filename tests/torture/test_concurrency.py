@@ -151,7 +151,7 @@ def test_a_reader_that_has_begun_is_not_disturbed(tmp_path: Path, remove: bool) 
     source = write_rl_data(tmp_path / "a.json", 4_000)
     run = next(iter(ingest([source], store, IngestOptions(dataset="d", split="train")))).run
     con = connect(store)
-    read = "select query_id, pointer, vqa_acc_score from all_candidates"
+    read = "select query_id, pointer, score from all_candidates"
     batches = con.sql(read).to_arrow_reader(512)
     rows = next(batches).num_rows
     if remove:

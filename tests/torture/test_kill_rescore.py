@@ -30,9 +30,7 @@ def test_rescore_killed_at_any_moment(
     write_official(tmp_path, {100 + i: ["red"] * 4 + ["two"] * 6 for i in range(4)})
     store = Store.create(tmp_path / "store")
     rows = [
-        candidate(
-            q, c, [c + 10, c + 11], vqa_pred_answer="red", eval_mode="fallback", eval_split="train"
-        )
+        candidate(q, c, [c + 10, c + 11], answer="red", eval_mode="fallback", eval_split="train")
         for q in range(4)
         for c in range(3)
     ]
