@@ -226,6 +226,7 @@ def test_a_metric_that_fails_is_one_line(
     with pytest.raises(LeverError) as error:
         Scoring(own_metric(tmp_path, body, monkeypatch, name)).score(["a"], [["x"]])
     assert re.search(said, error.value.message())
+    assert error.value.where and "one float in [0, 1] a prediction" in str(error.value.hint)
     with pytest.raises(UsageError, match="cannot be loaded"):
         Scoring(Task(metric="python:no_such_module.f"))
     with pytest.raises(UsageError, match="no such metric"):

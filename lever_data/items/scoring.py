@@ -38,6 +38,10 @@ _PLAIN: dict[str, tuple[str, Function]] = {
     "rouge-l": ("rouge-l-1", text_metrics.rouge_l),
 }
 _CIDER = "cider-d"
+_CONTRACT = (
+    "mend the function, and run the command again: it gets predictions and the references of each, "
+    "and returns one float in [0, 1] a prediction, in their order"
+)
 
 
 class Scoring:
@@ -109,12 +113,13 @@ class Scoring:
             scores = found.astype(np.float64)
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
-            raise LeverError(f"the metric failed ({said})", where=metric) from error
+            raise LeverError(f"the metric failed ({said})", where=metric, hint=_CONTRACT) from error
         if scores.shape != (len(predictions),):
             raise LeverError(
                 "the metric does not give one number a prediction",
                 where=metric,
                 value=f"{scores.shape} for {len(predictions):,} predictions",
+                hint=_CONTRACT,
             )
         for said, score in zip(predictions, scores.tolist(), strict=True):
             if not (math.isfinite(score) and 0 <= score <= 1):
@@ -122,6 +127,7 @@ class Scoring:
                     "the metric gives a score outside [0, 1]",
                     where=metric,
                     value=f"{score} for the prediction {said!r}",
+                    hint=_CONTRACT,
                 )
         return scores
 
