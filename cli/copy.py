@@ -34,9 +34,11 @@ def copy(
     from lever_data.sources.transfer import transfer
     from lever_data.store.store import Store
 
-    done = [
-        {"run": one.run.run, "rows": one.run.num_rows, "is_new": one.is_new}
-        for one in transfer(Store.open(source), Store.create(target), runs, notice)
-    ]
+    given = Store.open(source)
+    with Store.to_fill(target) as filled:
+        done = [
+            {"run": one.run.run, "rows": one.run.num_rows, "is_new": one.is_new}
+            for one in transfer(given, filled, runs, notice)
+        ]
     if not emit(done, json):
         emit_table(["run", "rows", "is_new"], [[*row.values()] for row in done])

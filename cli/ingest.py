@@ -41,9 +41,9 @@ def ingest(
     start_lean()
     rows: list[dict[str, object]] = []
     try:
-        with progress_bar("ingest", "B") as advance:
+        with progress_bar("ingest", "B") as advance, Store.to_fill(store) as opened:
             told = options.but(progress=advance, notice=notice)
-            for done in ingest_files(paths, Store.create(store), told):
+            for done in ingest_files(paths, opened, told):
                 run = done.run
                 rows.append({"run": run.run, "kind": run.kind, "rows": run.num_rows})
                 if not done.is_new:

@@ -249,3 +249,29 @@ def test_a_value_beyond_the_limit_is_refused_in_little_memory(tmp_path: Path) ->
     assert f"byte {len(GOOD) + 8}" in str(found.value.where)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < 4 * VALUE_LIMIT / (1 << 20)  # the test's own text is one and a half of them
+
+
+@pytest.mark.parametrize("had_folder", [False, True])
+def test_a_refused_first_ingest_leaves_no_store(tmp_path: Path, had_folder: bool) -> None:
+    """Nor what it put there on its way; what else lay in the folder stays."""
+    store = tmp_path / "store"
+    if had_folder:
+        (store / "images").mkdir(parents=True)
+    (tmp_path / "bad.json").write_text('{"0": {"pointer_candidates": [{"pointer": [1, 1]}]}}')
+    for path in (tmp_path / "bad.json", tmp_path / "missing.json"):
+        with pytest.raises(LeverError), Store.to_fill(store) as opened:
+            list(ingest([path], opened, IngestOptions(dataset="d", split="train")))
+        assert [p.name for p in tmp_path.rglob("store/*")] == ["images"] * had_folder
+        assert store.exists() == had_folder
+
+
+def test_a_store_that_was_there_or_got_a_run_stays(tmp_path: Path) -> None:
+    (tmp_path / "good.json").write_text(f"{{{GOOD}}}")
+    with pytest.raises(LeverError), Store.to_fill(tmp_path / "a") as opened:
+        paths = [tmp_path / "good.json", tmp_path / "missing.json"]
+        list(ingest(paths, opened, IngestOptions(dataset="d", split="train")))
+    assert len(Store.open(tmp_path / "a").runs()) == 1
+    Store.create(tmp_path / "b")
+    with pytest.raises(LeverError), Store.to_fill(tmp_path / "b") as opened:
+        list(ingest([tmp_path / "missing.json"], opened, IngestOptions()))
+    assert Store.open(tmp_path / "b").runs() == []

@@ -44,6 +44,11 @@ def grave_in(staging: Path) -> Path:
     return staging / f"{_GRAVE}{uuid.uuid4().hex}"
 
 
+def is_busy(staging: Path) -> bool:
+    """Whether there is work of a live writer; the caller holds the lock."""
+    return any(is_held(entry) for entry in staging.glob("?*.lock"))
+
+
 def sweep(staging: Path) -> None:
     """Delete what dead writers left; a live writer holds a lock on its own."""
     graves = []

@@ -20,7 +20,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,6 +107,36 @@ class Store:
         opened = cls.open(path)
         opened._mend()
         return opened
+
+    @classmethod
+    @contextmanager
+    def to_fill(cls, path: str | Path) -> Iterator[Store]:
+        """The store at ``path`` for the runs of the block, made where there is none.
+
+        One that it made in a folder is gone again where the block fails before its first run.
+        """
+        folder = store_path(path)
+        is_filled, had_folder = (folder / MARKER).exists(), folder.exists()
+        store = cls.create(path)
+        try:
+            yield store
+            is_filled = True
+        finally:
+            if not is_filled and store.mirror is None:
+                store._unmake(had_folder)
+
+    def _unmake(self, keep_folder: bool) -> None:
+        """Take a store away that holds no run and that no other process is writing to."""
+        with staging.locked(self.staging_folder):
+            if any((self.path / "runs").iterdir()) or staging.is_busy(self.staging_folder):
+                return
+            (self.path / MARKER).unlink()
+        # what else lies there is the user's
+        for name in ("runs", "staging", *(() if keep_folder else ("images",))):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        if not keep_folder:
+            with suppress(OSError):
+                self.path.rmdir()
 
     @property
     def staging_folder(self) -> Path:

@@ -47,8 +47,8 @@ def ingest(work: Work) -> Step:
     reads |= {f"eval text {name}": path for name, path in data.eval_texts.items()}
 
     def act(known: StepOutputs, begun: bool) -> Outputs:
-        store = Store.create(data.store)
-        found = _ingest_splits(work, store)
+        with Store.to_fill(data.store) as store:
+            found = _ingest_splits(work, store)
         return {
             "rl": [run for kind, run in found if kind == "rl_data"],
             "beam": [run for kind, run in found if kind == "beam"],
