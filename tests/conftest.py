@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from tests.torture.harness import Nursery
 
@@ -69,6 +71,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def trained(finished: Bench, tmp_path: Path) -> Bench:
     """A copy of the finished training, to be changed."""
     return finished.copy(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def pipeline_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small demo whose whole pipeline has run; made once for all processes of tests, only read."""
+    from lever_demo.demo import DemoOptions, run_demo
+    from lever_demo.world import WorldSpec
+
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # whose folders lie beside each other
+        common = common.parent
+    folder = common / "pipeline"
+    with FileLock(common / "pipeline.lock"):
+        if not (common / "pipeline.done").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+            run_demo(DemoOptions(folder, WorldSpec(train=120, held_out=60, pool=10), epochs=1))
+            (common / "pipeline.done").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """`lever board` in a browser, on the demo's store: each page light and dark, wide and narrow.
 
-Screenshots of what was seen lie in build/board/ afterwards, to be looked at.
+After the long version, screenshots of what was seen lie in build/board/, to be looked at.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from lever_board.page import PAGES_SHOWN
 from lever_board.server import Serving
 from lever_data.relations.db import connect
 from lever_data.store.store import Store
-from lever_demo.demo import DemoOptions, run_demo
-from lever_demo.world import WorldSpec
 from lever_train.learn.log import Log
 from tests.boards import board_store
+from tests.torture.harness import SIZES
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -77,10 +76,9 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(pipeline_done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("board") / "demo"
-    run_demo(DemoOptions(folder, WorldSpec(train=120, held_out=60), epochs=2))
-    return folder
+    return Path(shutil.copytree(pipeline_done, folder, symlinks=True))
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +114,10 @@ def visit(browser: Any, serving: Serving) -> Iterator[Callable[..., Visit]]:
         context.close()
 
 
-def test_every_page_opens_and_fits(visit: Callable[..., Visit]) -> None:
-    """Each is opened once, in a narrow window and dark, then seen wide, dark and light."""
+@pytest.mark.parametrize("long", SIZES)
+def test_every_page_opens_and_fits(visit: Callable[..., Visit], long: bool) -> None:
+    """Each is opened once, in a narrow window and dark, then seen wide, dark and light; the long
+    version keeps a picture of each."""
     seen = visit(400, "dark")
     SHOTS.mkdir(parents=True, exist_ok=True)
     for name, address in ADDRESSES.items():
@@ -130,7 +130,8 @@ def test_every_page_opens_and_fits(visit: Callable[..., Visit]) -> None:
             seen.page.wait_for_function(f"{SIDEWAYS} === 0")
             if width > 400:  # which changes no colour
                 assert seen.page.evaluate(FAINT) == [], (name, scheme)
-            seen.page.screenshot(path=SHOTS / f"{name}-{scheme}-{width}.png")
+            if long:
+                seen.page.screenshot(path=SHOTS / f"{name}-{scheme}-{width}.png")
         seen.page.emulate_media(color_scheme="dark")
     expected = [c for c in seen.complaints if "status of 400" in c]  # of the page that refuses
     assert seen.complaints == expected and len(expected) == 1

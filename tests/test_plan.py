@@ -134,10 +134,11 @@ def test_intervals_cover_as_often_as_they_say() -> None:
         values, image = _simulated(rng, 250, 0.03)
         found = bootstrap_mean(values, image, replicates=500, seed=turn)
         covered += found.low <= 0.03 <= found.high
-        alone = bootstrap_mean(values, replicates=500, seed=turn)
-        naive += alone.low <= 0.03 <= alone.high
+        if turn % 5 == 0:
+            alone = bootstrap_mean(values, replicates=500, seed=turn)
+            naive += alone.low <= 0.03 <= alone.high
     assert 940 <= covered <= 960
-    assert naive < 940  # why whole images are drawn
+    assert naive < 0.94 * 200  # why whole images are drawn
 
 
 @pytest.mark.slow

@@ -115,7 +115,8 @@ def test_stopped_before_it_begins_it_replaces_nothing(trained: Bench, tmp_path: 
 def test_killed_at_any_change_one_of_the_two_is_whole(
     warm: Nursery, trained: Bench, tmp_path: Path, long: bool
 ) -> None:
-    """Killed before every change of the file system, until the first step has been made."""
+    """Killed before every change of the file system (every sixth in the quick version), until the
+    first step has been made."""
     bench, out = trained, tmp_path / "out"
     shutil.copytree(out, tmp_path / "old", symlinks=True)
     bench.train("new", **NEW)
@@ -129,8 +130,8 @@ def test_killed_at_any_change_one_of_the_two_is_whole(
         return warm.run(*map(str, words), **kill)  # type: ignore[arg-type]
 
     stayed = replaced = number = 0
-    while replaced < (20 if long else 3):
-        number += 1 if long else 4
+    while replaced < (20 if long else 2):
+        number += 1 if long else 6
         shutil.rmtree(out)
         shutil.copytree(tmp_path / "old", out, symlinks=True)
         assert train("--overwrite", kill_before=number).killed

@@ -22,7 +22,7 @@ from lever_train.selector.model import Pool, Selector, StaticSelector
 from tests.commands import lever
 from tests.stores import candidate, commit, new_store
 
-N, K, D, POLICIES = 240, 10, 8, 20
+N, K, D, POLICIES = 120, 10, 8, 20
 FIRST = N  # examples are of ids beyond the queries', so that none is its own
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from lever_cli.__main__ import main
-
-from lever_demo.demo import DemoOptions, prepare_demo
-from lever_demo.world import WorldSpec
-from lever_train.flow.run import run
 
 COMMANDS = {
     "runs": "committed_at",
@@ -44,19 +41,15 @@ NAMED = {
 }
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("widths")
-    _, config = prepare_demo(DemoOptions(folder, world=WorldSpec(120, 40, 10), epochs=1))
-    run(config, lambda line: None, lambda done, total, note="": None)
-    return folder
-
-
 @pytest.mark.slow
 def test_results_fit_80_columns(
-    demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pipeline_done: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(demo)
+    shutil.copytree(pipeline_done, tmp_path / "demo", symlinks=True)
+    monkeypatch.chdir(tmp_path / "demo")
     monkeypatch.setenv("LEVER_STORE", "store")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

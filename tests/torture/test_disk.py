@@ -50,7 +50,7 @@ def test_a_full_disk_commits_nothing(
 ) -> None:
     needs_mounts()
     first = write_rl_data(tmp_path / "first.json", 40, seed=1)
-    source = write_rl_data(tmp_path / "second.json", 5_000 if long else 2_000, shuffled=shuffled)
+    source = write_rl_data(tmp_path / "second.json", 5_000 if long else 600, shuffled=shuffled)
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = f"mount -t tmpfs -o size={SIZE} tmpfs {disk}"

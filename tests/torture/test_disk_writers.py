@@ -24,7 +24,7 @@ LIMITS = (200, 2_000)  # bytes a file may grow to; every one of these commands n
 
 
 def _generate(folder: Path) -> tuple[Path, Words]:
-    world = make_world(folder, queries=40)
+    world = make_world(folder, queries=16)
     return world.store, list(world.argv())
 
 

@@ -108,10 +108,10 @@ def fuzz(seed: int, count: int) -> Counter[str]:
 
 @pytest.mark.slow
 def test_mutated_files_are_read_right_or_refused_with_a_position(report: Report) -> None:
-    outcomes = fuzz(0, 3_000)
+    outcomes = fuzz(0, 600)
     report(str(dict(outcomes)))
-    assert outcomes["same"] > 300
-    assert outcomes["refused"] > 1_000
+    assert outcomes["same"] > 60
+    assert outcomes["refused"] > 200
 
 
 @pytest.mark.long

@@ -48,7 +48,7 @@ def test_rescore_killed_at_any_moment(
     (made,) = after.keys() - before.keys()
     store.remove(made)
     assert undisturbed.changes is not None
-    changes = range(1, undisturbed.changes + 1, 1 if long else 9)
+    changes = range(1, undisturbed.changes + 1, 1 if long else 15)
     kills: list[dict[str, float | int]] = [{"kill_before": n} for n in changes]
     spread = moments(200 if long else 1, undisturbed.seconds, seed=1)
     kills += [{"kill_after": seconds} for seconds in spread]
