@@ -75,7 +75,7 @@ def trained(finished: Bench, tmp_path: Path) -> Bench:
 
 @pytest.fixture(scope="session")
 def pipeline_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small demo whose whole pipeline has run; made once for all processes of tests, only read."""
+    """A small demo whose pipeline has run: made once for all processes of tests, only read."""
     from lever_demo.demo import DemoOptions, run_demo
     from lever_demo.world import WorldSpec
 
