@@ -38,6 +38,7 @@ CHECKED = [page for page in PAGES if page not in ("docs/lab.md", "docs/cli.md")]
 RUN = ["README.md:top", "README.md:rest", "docs/pipeline.md", "docs/concepts.md"]
 RUN += ["docs/extending.md", "docs/plan.md", "docs/tasks.md", "docs/scale.md", "docs/use.md"]
 RUN += ["docs/legacy.md", "docs/reliability.md", "docs/features.md"]
+LONG = ("docs/pipeline.md", "docs/concepts.md", "docs/features.md")  # half of the time of all
 # these begin where README's tour has ingested
 INGESTED = [f"docs/{n}.md" for n in ("extending", "plan", "scale", "use", "legacy", "reliability")]
 INGESTED += ["docs/features.md"]
@@ -240,7 +241,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", RUN)
+@pytest.mark.parametrize(
+    "part", [pytest.param(p, marks=pytest.mark.long) if p in LONG else p for p in RUN]
+)
 def test_every_command_runs(
     part: str, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,7 +249,10 @@ def asked(world: World, **more: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qa", "choice", "caption"])
+@pytest.mark.parametrize(
+    "name",  # test_examples.py goes the way of the other two, too
+    ["choice", *(pytest.param(n, marks=pytest.mark.long) for n in ("qa", "caption"))],
+)
 def test_the_whole_way_with_another_task(world: World, name: Any) -> None:
     """Ingest, generate, rewards, check, eval and rescore by the task that was ingested."""
     store = put(world, Task(name=name))

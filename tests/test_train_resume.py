@@ -63,7 +63,10 @@ def _train_and_die(bench: Bench, out: str, after: int, **flags: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("selector", "after", "save_every"),
-    [("static", 3, 1), ("gru", 9, 2), ("static", 17, 4), ("static", 22, 3)],
+    [
+        *(("static", 3, 1), ("gru", 9, 2), ("static", 22, 3)),
+        pytest.param("static", 17, 4, marks=pytest.mark.long),
+    ],
 )
 def test_a_killed_training_ends_as_if_it_had_not_been(
     whole: Whole, tmp_path: Path, selector: str, after: int, save_every: int
