@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -104,33 +105,36 @@ def test_of_a_candidate_two_runs_hold_the_newest_counts(
         assert len(_keys(chosen, "candidates")) == 2
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "kept"),
-    [
-        ("file", "fallback", "old"),
-        ("file", "failed", "old"),
-        ("fallback", "failed", "old"),
-        (None, "fallback", "old"),  # unknown counts as not string-matched
-        ("fallback", "file", "new"),
-        ("file", "file", "new"),
-        ("file", None, "new"),
-        ("failed", "failed", "new"),
-    ],
-)
-@pytest.mark.parametrize("scorers", [(None, None), ("x", "x"), (None, "x"), ("x", None)])
-def test_the_better_score_counts_whatever_is_newer(
-    tmp_path: Path, old: str | None, new: str | None, kept: str, scorers: tuple[str | None, ...]
-) -> None:
-    store = new_store(tmp_path)
+BETTER = [  # eval_mode of a candidate in the older and the newer run, and whose counts
+    ("file", "fallback", "old"),
+    ("file", "failed", "old"),
+    ("fallback", "failed", "old"),
+    (None, "fallback", "old"),  # unknown counts as not string-matched
+    ("fallback", "file", "new"),
+    ("file", "file", "new"),
+    ("file", None, "new"),
+    ("failed", "failed", "new"),
+]
+SCORERS = [(None, None), ("x", "x"), (None, "x"), ("x", None)]
+
+
+def test_the_better_score_counts_whatever_is_newer(tmp_path: Path) -> None:
+    """Each case is a query of its own."""
+    store, cases = new_store(tmp_path), list(product(BETTER, SCORERS))
     made = {}
-    for name, mode, scorer in (("old", old, scorers[0]), ("new", new, scorers[1])):
-        is_failed = mode == "failed"
-        row = candidate(0, 0, [1], eval_mode=None if is_failed else mode, eval_failed=is_failed)
-        # the repeat inside the run stays beside it, however it is scored
-        rows = [{**row, "scorer": scorer}, {**row, "candidate": 1, "scorer": scorer}]
+    for which, name in enumerate(("old", "new")):
+        rows = []
+        for query, (modes, scorers) in enumerate(cases):
+            mode, scorer = modes[which], scorers[which]
+            is_failed = mode == "failed"
+            kept = {"eval_mode": None if is_failed else mode, "eval_failed": is_failed}
+            # the repeat inside the run stays beside it, however it is scored
+            rows += [candidate(query, i, [100], scorer=scorer, **kept) for i in range(2)]
         made[name] = commit(store, rows, name=name).run
     con = connect(store, only=["candidates"])
-    assert con.execute("select run from candidates").fetchall() == [(made[kept],)] * 2
+    found = con.execute("select query_id, run from candidates order by all").fetchall()
+    for query, case in enumerate(cases):
+        assert [run for q, run in found if q == query] == [made[case[0][2]]] * 2, case
 
 
 def test_repeats_inside_one_run_stay(tmp_path: Path) -> None:
