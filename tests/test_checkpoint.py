@@ -67,6 +67,7 @@ def _edited(path: Path, **changes: object) -> Path:
         {"selector": "gru", "max_shots": 3},
         {"selector": "features", "can_stop": True},
         {"selector": "features", "votes": True, "pair_features": ("vote",)},
+        {"selector": "features", "mixture": True, "low_rank": 0},
         *({"selector": kind, "max_shots": 3} for kind in LEGACY),
         {"selector": "mmr", "decoder_gru": False, "step_embedding": False},
     ],

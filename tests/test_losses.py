@@ -252,6 +252,38 @@ def test_a_selector_that_can_stop_shows_nothing_to_a_strong_answerer() -> None:
     assert own > max(zero_shot, one_shot) - 0.005
 
 
+def test_scores_of_last_picks_are_those_of_every_pointer_alone() -> None:
+    """Pointers of one prefix, of several, and shorter ones beside them."""
+    torch.manual_seed(0)
+    config = ModelConfig(selector="features", hidden=8, mixture=True)
+    selector = make_selector(8, config).eval()
+    torch.nn.init.normal_(selector.get_parameter("past.weight"))
+    query, pool = torch.randn(3, 8), Pool(torch.randn(6, 8))
+    pointers = [[[0, 1, 2], [0, 1, 5]], [[4], [2, 3]], [[1, 2, 3], [2, 1, 3]]]
+    found = losses.last_scores(selector, query, pool, _pointers(pointers))
+    for row, group in enumerate(pointers):
+        for column, pointer in enumerate(group):
+            alone = _pointers([[pointer]])
+            wanted = losses.last_scores(selector, query[row : row + 1], pool, alone)
+            torch.testing.assert_close(found[row, column], wanted[0, 0])
+    history = selector.begin(query[:1], pool)
+    for place in (0, 1):
+        history = history.advance(torch.tensor([[0]]), torch.tensor([[place]]))
+    torch.testing.assert_close(found[0], history.scores()[0, 0, [2, 5]])
+
+
+def _pointers(groups: list[list[list[int]]]) -> Batch:
+    B, N = len(groups), max(map(len, groups))
+    S = max(len(pointer) for group in groups for pointer in group)
+    positions, mask = torch.zeros(B, N, S, dtype=torch.long), torch.zeros(B, N, S, dtype=torch.bool)
+    for b, group in enumerate(groups):
+        for n, pointer in enumerate(group):
+            positions[b, n, : len(pointer)] = torch.tensor(pointer)
+            mask[b, n, : len(pointer)] = True
+    none = torch.zeros(B, N, dtype=torch.float64)
+    return Batch(torch.arange(B), None, positions, mask, mask.any(-1), none, none, none)
+
+
 def test_supervised_loss_of_the_best_beam_and_of_all() -> None:
     """Two beams, of two steps and of one, and a padded one: means over steps, then over beams."""
     log_prob = -torch.tensor([[[1.0, 3.0], [4.0, 0.0], [0.0, 0.0]]])

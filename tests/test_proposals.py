@@ -44,6 +44,20 @@ KINDS = ("static", "gru", "gated", "mmr", "additive", "stop", "features")
 POLICIES = [Similarity(), *map(selector, KINDS)]
 
 
+def test_beams_may_differ_in_their_last_demonstration_alone() -> None:
+    """All that the pool holds, after the favourites."""
+    ids = np.arange(5)
+    recipe = Recipe(shot_num=3, num_beams=K, temps=(), num_random=0, last_alone=True)
+    wide = recipe.model_copy(update={"last_alone": False, "num_beams": 1})
+    for policy in (Similarity(), selector("features")):
+        found, best = (propose(policy, ask(ids), r) for r in (recipe, wide))
+        for query in ids:
+            pointers = found.pointer[found.row == query]
+            assert len({tuple(p[:2]) for p in pointers.tolist()}) == 1
+            assert len(set(pointers[:, 2])) == len(pointers) == K - 2
+            assert tuple(pointers[0]) == tuple(best.pointer[query])  # here beams find no better
+
+
 def rows_of(found: Proposals, ids: Ids) -> dict[int, list[tuple[object, ...]]]:
     """Everything stored about each query's candidates, in order."""
     rows: dict[int, list[tuple[object, ...]]] = {}

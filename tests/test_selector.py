@@ -434,6 +434,46 @@ def test_pairs_score_the_same_wherever_their_rows_lie() -> None:
         torch.testing.assert_close(*found)
 
 
+def test_a_later_pick_is_worth_a_mixture_of_it_and_those_before() -> None:
+    """The second and the third pick of one query, written down from ``features.py``."""
+    selector = _features(2, mixture=True)
+    state = selector.state_dict()
+    plain = _features(2)
+    plain.load_state_dict({n: v for n, v in state.items() if not n.startswith("turn")})
+    state["turn.weight"].normal_()
+    state["turn_near.weight"].normal_()
+    query, candidates, features = torch.randn(1, DIM), torch.randn(6, DIM), torch.randn(1, 6, 2)
+    pool = Pool(candidates, features=features)
+    c = functional.normalize(candidates, dim=-1)
+    cosine = c @ functional.normalize(query[0], dim=-1)
+    x = torch.cat(
+        [torch.stack([cosine, cosine - cosine.max(), _log_rank(cosine)], 1), features[0]], 1
+    )
+    found, own = selector.begin(query, pool), plain.begin(query, pool)
+    torch.testing.assert_close(found.scores(), own.scores())
+    worth, chosen = torch.sigmoid(found.scores()[0, 0, 3] - 3), [3]
+    for pick in (3, 5):
+        found, own = (
+            h.advance(torch.zeros(1, 1, dtype=torch.long), torch.tensor([[pick]]))
+            for h in (found, own)
+        )
+        near = c @ c[chosen].T
+        lead = cosine / 0.05 - (cosine[chosen] / 0.05).logsumexp(0)
+        read = torch.stack([lead, near.amax(1), near.mean(1), torch.zeros(6)], 1)
+        turn = (x - x[chosen].mean(0)) @ state["turn.weight"][0] + read @ state["turn_near.weight"][
+            0
+        ]
+        share = turn.sigmoid()
+        wanted = share * torch.sigmoid(own.scores()[0, 0] - 3) + (1 - share) * worth
+        torch.testing.assert_close(found.scores()[0, 0], wanted.clamp(1e-4, 1 - 1e-4).logit() + 3)
+        worth = wanted[5]
+        chosen.append(5)
+
+
+def _log_rank(cosine: torch.Tensor) -> torch.Tensor:
+    return (cosine[:, None] < cosine).sum(1).double().add(1).log().float()
+
+
 def test_votes_are_weighed_by_scores_and_begin_as_the_vote() -> None:
     """Four candidates; the last, whose answer may not be read, has no vote and gets none."""
     selector = _features(1, votes=True, pair_features=("vote",))

@@ -218,9 +218,11 @@ def test_single_demonstrations_are_compared_by_their_scores(tmp_path: Path) -> N
     result = Bench(tmp_path / "singles", rows).train(dense_epochs=4, dense_lr=3e-2, **flags)
     losses = [row["train_loss"] for row in result.epochs]
     assert losses[-1] < losses[0]
-    rows[0]["pointer"] = [1, 2]
-    with pytest.raises(LeverError, match="pointwise objective compares single demonstrations"):
-        Bench(tmp_path / "pairs", rows).train(**flags)
+    rows[0]["pointer"] = [1, 2]  # of more by that of the last, but for a selector that can stop
+    pairs = Bench(tmp_path / "pairs", rows)
+    pairs.train(mixture=True, **flags)
+    with pytest.raises(LeverError, match="of a selector that can stop compares single"):
+        pairs.train("stops", can_stop=True, **flags)
 
 
 def test_an_empty_pointer_is_a_candidate_where_the_selector_can_stop(tmp_path: Path) -> None:

@@ -63,21 +63,14 @@ def dense(
     """The candidates of a group against each other, by the objective that is named.
 
     Of single demonstrations, and of none, the scores are compared; of longer pointers their
-    log-probabilities.
-
-    Raises:
-        LeverError: pointwise, which reads scores, is given a longer pointer.
+    log-probabilities, and by ``pointwise`` the scores of the last pick after those before it.
     """
     if batch.positions.shape[-1] == 1:
         # where nothing is shown the pointer ends, and the end stands behind the pool
         at = batch.positions[..., 0].masked_fill(~batch.step_mask[..., 0], pool.size)
         score = selector.begin(query, pool).scores()[:, 0].float().gather(1, at)
     elif options.objective == "pointwise":
-        raise LeverError(
-            "the pointwise objective compares single demonstrations",
-            value=f"a pointer of {batch.positions.shape[-1]}",
-            hint="train on candidates of one shot, or by --dense-objective listwise",
-        )
+        score = last_scores(selector, query, pool, batch)
     else:
         terms = selector.steps(query, pool, batch.positions, batch.step_mask)
         score = terms.sequence_log_prob()
@@ -88,6 +81,41 @@ def dense(
     if options.objective == "pointwise":
         return pointwise(score, batch.reward, batch.mask), figures
     return listwise(score, batch.reward, batch.mask, options.temperature), figures
+
+
+def last_scores(selector: Selector, query: Tensor, pool: Pool, batch: Batch) -> PerCandidate:
+    """Of every pointer the score of its last pick after those before it; 0 where padded.
+
+    Raises:
+        LeverError: the selector can end a pointer: two rewards would be of one pick.
+    """
+    if selector.config.ends_pointers:
+        raise LeverError(
+            "the pointwise objective of a selector that can stop compares single demonstrations",
+            value=f"a pointer of {batch.positions.shape[-1]}",
+            hint="train on candidates of one shot, or by --dense-objective listwise",
+        )
+    B, N, S = batch.positions.shape
+    length = batch.step_mask.sum(-1)
+    history, score = selector.begin(query, pool), torch.zeros(B, N, device=query.device)
+    parent = torch.zeros(B, N, dtype=torch.long, device=query.device)
+    for t in range(S):
+        here = history.scores().float().expand(-1, N, -1)
+        here = here.gather(2, batch.positions[..., t, None]).squeeze(-1)
+        score = torch.where(length == t + 1, here, score)
+        if t + 1 < S:
+            # pointers that differ in their last pick alone, as `--last-alone` makes them, are one
+            # partial sequence: scores after N of them would take N times as long
+            is_longer = length > t + 1
+            first = is_longer.int().argmax(-1)[:, None, None].expand(-1, 1, S)
+            before = batch.positions[..., : t + 1]
+            one = batch.positions.gather(1, first)[..., : t + 1]
+            is_one = bool(((before == one).all(-1) | ~is_longer).all())
+            chosen = one[..., t] if is_one else before[..., t]
+            history = history.advance(parent[:, : chosen.shape[1]], chosen)
+            if not is_one:
+                parent = torch.arange(N, device=query.device).expand(B, N)
+    return score
 
 
 def grpo(

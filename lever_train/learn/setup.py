@@ -24,7 +24,7 @@ from lever_train.selector.model import Selector
 TRAINED_WHEN_FROZEN = ("cross_attn_layers.", "attn_norms.")
 SHAPE = (  # options that a checkpoint decides
     *("selector", "hidden", "num_layers", "num_heads", "max_shots"),
-    *("decoder_gru", "step_embedding", "can_stop", "votes", "low_rank"),
+    *("decoder_gru", "step_embedding", "can_stop", "votes", "low_rank", "mixture"),
 )
 
 

@@ -126,6 +126,10 @@ class Recipe(Section):
         "may show nothing learns from.",
         "--zero-shot",
     )
+    last_alone: bool = option(
+        False,
+        "Beams differ in their last demonstration alone; those before are the policy's favourites.",
+    )
     seed: Seed = 0
     # decided by the rollout, no options: later rounds draw fresh samples and search wider, for the
     # best beams are known by then

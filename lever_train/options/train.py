@@ -100,6 +100,11 @@ class ModelConfig(Section):
     votes: bool = option(
         False, "features: learn whose answers count, and score candidates by the pool's votes."
     )
+    mixture: bool = option(
+        False,
+        "features: a later pick is worth a mixture of its own worth and that of those before, "
+        "whose share is learned from candidates of several shots.",
+    )
     low_rank: int = option(
         64, "features: rank of the bilinear term of the vectors; 0: none.", ge=0, le=MAX_HIDDEN
     )
@@ -120,6 +125,8 @@ class ModelConfig(Section):
     def _reads_features(self) -> Self:
         if (self.pair_features or self.votes) and self.selector != "features":
             raise ValueError(f"a {self.selector} selector reads no pair_features and no votes")
+        if self.mixture and self.selector != "features":
+            raise ValueError(f"a {self.selector} selector learns no mixture")
         if self.votes and not self.pair_features:
             raise ValueError("votes are read with pair_features: name at least one")
         return self

@@ -121,7 +121,8 @@ def run_spec(job: Job, parents: tuple[str, ...]) -> RunSpec:
     }
     if job.given is None:
         # what is not asked for leaves the ids of runs as they were before it could be
-        without = {"last_step"} if job.recipe.zero_shot else {"last_step", "zero_shot"}
+        asked = {n for n in ("zero_shot", "last_alone") if getattr(job.recipe, n)}
+        without = {"last_step", "zero_shot", "last_alone"} - asked
         parameters["recipe"] = job.recipe.model_dump(exclude=without)
     if job.recipe.last_step:
         parameters["info_score"] = "legacy"

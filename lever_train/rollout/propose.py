@@ -235,10 +235,11 @@ def beams(start: History, closed: Tensor, recipe: Recipe) -> Tensor:
         return closed.new_zeros((B, 0, recipe.shot_num), dtype=torch.long)
     total = torch.zeros((B, 1), dtype=torch.float64, device=closed.device)
     taken, history = closed[:, None, :], start
-    for _ in range(recipe.shot_num):
+    for shot in range(1, recipe.shot_num + 1):
         step = history.scores().masked_fill(taken, float("-inf")).log_softmax(-1)
         total = (total[..., None] + step.nan_to_num(nan=float("-inf"))).flatten(1)
-        total, best = _largest(total.round(decimals=9), width)
+        is_wide = shot == recipe.shot_num or not recipe.last_alone
+        total, best = _largest(total.round(decimals=9), width if is_wide else 1)
         parent, chosen = best // K, best % K
         positions = _grow(positions, parent, chosen)
         taken = _take(taken.gather(1, parent[..., None].expand(-1, -1, K)), chosen, start.stops)

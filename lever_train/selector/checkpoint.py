@@ -229,6 +229,8 @@ def _entry(dim: int, config: ModelConfig, num_features: int) -> dict[str, object
         names.append("pair_features")
     if config.low_rank != ModelConfig().low_rank:
         names.append("low_rank")
+    if config.mixture:
+        names.append("mixture")
     if config.votes:
         names.append("votes")
     shape = {"dim": dim} | ({"features": num_features} if num_features else {})

@@ -12,12 +12,20 @@ and a candidate is worth what the pool gives to its answer (a vote whose metric 
 
     w = softmax(cosine / 0.05 + score) over the candidates whose answers may be read
     p_k = Σ_j w_j · what j's annotators give to k's answer
-    score_k = log(p_k / (1 - p_k)) + 3 With ``can_stop`` the pointer
-may end before any step, the first included: the end has a score of its own from the mean and the
-highest x of the pool. Dropout falls on the hidden layer, on the query of the bilinear term, and
-there on the same dimensions of all candidates of a batch: (A q) · (B D c) = (D Bᵀ A q) · c, so that
-no candidate is ever projected. Source: the
-prototype of the feature selector on OK-VQA; the formula is ours.
+    score_k = log(p_k / (1 - p_k)) + 3
+
+With ``mixture`` the score of a later pick is that of the chosen and it shown together, whose answer
+is its own or theirs (worth: σ(score - 3); w, W_t and W_n are learned, from w = 1 and 0):
+
+    share_k = σ(w (cosine_k / 0.05 - log Σ exp(cosine_chosen / 0.05)) + W_t (x_k - mean x of the
+              chosen) + W_n [max, mean cos(k, chosen); what their annotators give to k's answer])
+    worth = share_k · worth_k + (1 - share_k) · worth of the chosen
+
+With ``can_stop`` the pointer may end before any step, the first included: the end has a score of
+its own from the mean and the highest x of the pool. Dropout falls on the hidden layer, on the query
+of the bilinear term, and there on the same dimensions of all candidates of a batch:
+(A q) · (B D c) = (D Bᵀ A q) · c, so that no candidate is ever projected. Source: the prototype of
+the feature selector on OK-VQA; the formula is ours.
 """
 
 from __future__ import annotations
@@ -62,6 +70,13 @@ class FeatureSelector(Selector):
             nn.init.zeros_(self.score.weight)
             if config.low_rank:
                 nn.init.zeros_(self.low_query.weight)
+        if config.mixture:
+            self.turn = nn.Linear(size, 1)
+            self.turn_near = nn.Linear(4, 1, bias=False)
+            for weight in (self.turn.weight, self.turn.bias, self.turn_near.weight):
+                nn.init.zeros_(weight)
+            # it begins as softmax(cosine / 0.05) of the candidate among the chosen
+            self.turn_near.weight.data[0, 0] = 1.0
         if num_features:
             self.register_buffer("feature_mean", torch.zeros(num_features))
             self.register_buffer("feature_std", torch.ones(num_features))
@@ -107,13 +122,20 @@ class FeatureSelector(Selector):
 class PairHistory(History):
     """W partial sequences of each query, all at the same step.
 
-    ``total`` [B, W, P]: sum of the x of the chosen; ``near``, ``nears`` [B, W, K]: highest and
-    summed cosine of each candidate with the chosen. All three are ``None`` before the first choice.
+    Of the chosen, ``None`` before the first: ``total`` [B, W, P]: sum of their x; ``near``,
+    ``nears`` [B, W, K]: highest and summed cosine of each candidate with them. With ``mixture``
+    also ``worth`` [B, W], their score; ``reach`` [B, W]: log Σ exp(cosine / 0.05); ``agreed``
+    [B, W, K]: what their annotators give to each candidate's answer, summed. ``found`` are the
+    scores of this step, once they were asked for.
     """
 
     total: Tensor | None = None
     near: Tensor | None = None
     nears: Tensor | None = None
+    worth: Tensor | None = None
+    reach: Tensor | None = None
+    agreed: Tensor | None = None
+    found: Tensor | None = None
 
     def __init__(self, selector: FeatureSelector, query: Float[Tensor, "B d"], pool: Pool) -> None:
         self.selector, self.pool, self.step = selector, pool, 0
@@ -141,6 +163,9 @@ class PairHistory(History):
         found = found.to(self.bilinear.dtype) + self.bilinear[:, None]
         if net.config.votes:
             found = self._votes(found) + net.own(active).squeeze(-1).to(found.dtype)
+        if self.worth is not None:
+            found = self._mixed(found)
+        self.found = found
         if not self.stops:
             return found
         real = self.pool.mask
@@ -155,19 +180,54 @@ class PairHistory(History):
         """Extend sequence ``parent`` by position ``chosen``; behind the end nothing matters."""
         chosen = chosen.clamp(max=self.pool.size - 1)
         later = copy.copy(self)
-        later.step = self.step + 1
+        later.step, later.found = self.step + 1, None
         later.total = self.x.gather(1, chosen[..., None].expand(-1, -1, self.x.shape[-1]))
         later.near = later.nears = self._dots(functional.normalize(self.pool.at(chosen), dim=-1))
         if self.total is not None and self.near is not None and self.nears is not None:
             later.total = later.total + _of(self.total, parent)
             later.nears = later.nears + _of(self.nears, parent)
             later.near = torch.maximum(later.near, _of(self.near, parent))
+        if self.selector.config.mixture:
+            self._weigh(later, parent, chosen)
         return later
+
+    def _weigh(
+        self, later: PairHistory, parent: Int[Tensor, "B V"], chosen: Int[Tensor, "B V"]
+    ) -> None:
+        """What :meth:`_mixed` reads of the chosen."""
+        if self.found is None:
+            self.scores()
+        assert self.found is not None
+        later.worth = _of(self.found, parent).gather(2, chosen[..., None]).squeeze(-1)
+        reach = self.cosine.gather(1, chosen) / VOTE_TEMPERATURE
+        agreed = reach.new_zeros(*chosen.shape, self.pool.size)
+        if self.selector.config.votes:
+            at = chosen[..., None].expand(-1, -1, self.pool.size)
+            agreed = self._given().transpose(1, 2).gather(1, at).to(reach.dtype)
+        if self.reach is not None and self.agreed is not None:
+            reach = torch.logaddexp(reach, self.reach.gather(1, parent))
+            agreed = agreed + _of(self.agreed, parent)
+        later.reach, later.agreed = reach, agreed
+
+    def _mixed(self, found: Float[Tensor, "B W K"]) -> Float[Tensor, "B W K"]:
+        """Scores of the chosen and each candidate shown together: with a share that is learned the
+        answer is what the candidate is worth, else what the chosen are."""
+        net = self.selector
+        assert self.total is not None and self.near is not None and self.nears is not None
+        assert self.worth is not None and self.reach is not None and self.agreed is not None
+        lead = (self.cosine / VOTE_TEMPERATURE)[:, None] - self.reach[..., None]
+        near = torch.stack(
+            [lead, self.near, self.nears / self.step, self.agreed / self.step], dim=-1
+        )
+        turn = net.turn(self.x).squeeze(-1)[:, None] - net.turn(self.total / self.step)
+        share = (turn + net.turn_near(near).squeeze(-1)).to(found.dtype).sigmoid()
+        own, before = (found - RARE).sigmoid(), (self.worth - RARE).sigmoid()[..., None]
+        mixed: Tensor = (share * own + (1 - share) * before).clamp(_LEAST, 1 - _LEAST).logit()
+        return mixed + RARE
 
     def _votes(self, found: Float[Tensor, "B W K"]) -> Float[Tensor, "B W K"]:
         """Scores by the votes of candidates weighed by ``found``."""
-        assert self.pool.features is not None
-        given = self.pool.features[..., self.selector.num_features :].to(found.dtype)
+        given = self._given().to(found.dtype)
         votes = given.diagonal(dim1=1, dim2=2) > 0  # whose own answer may be read
         weight = found + (self.cosine / VOTE_TEMPERATURE)[:, None]
         weight = weight.masked_fill(~votes[:, None], torch.finfo(found.dtype).min).softmax(-1)
@@ -175,6 +235,11 @@ class PairHistory(History):
         share = (weight @ given.transpose(1, 2)).to(found.dtype).clamp(_LEAST, 1 - _LEAST)
         scores: Tensor = share.logit() + RARE
         return scores
+
+    def _given(self) -> Float[Tensor, "B K K"]:
+        """What every place of the pool, the column, gives to each candidate's answer."""
+        assert self.pool.features is not None
+        return self.pool.features[..., self.selector.num_features :]
 
     def _active(self, hidden: Tensor) -> Tensor:
         return dropout(

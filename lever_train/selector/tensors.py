@@ -28,7 +28,7 @@ _OWN = re.compile(
     rf"|cross_attn_layers\.[0-9]{{1,9}}\.{_LAYER}"
     r"|attn_norms\.[0-9]{1,9}\.(weight|bias)|(history|decoder_gru)\.(weight|bias)_(ih|hh)"
     r"|(query_update_gate|attn_Wq)\.(weight|bias)|div_lambda|stop_token"
-    r"|(past|near|score|own|low_query|low_cand)\.weight|(pair|end|end_score)\.(weight|bias)"
+    r"|(past|near|score|own|low_query|low_cand|turn_near)\.weight|(pair|end|end_score|turn)\.(weight|bias)"
     r"|feature_(mean|std)"
 )
 ONE_LAYER = {"cross_attn.": "cross_attn_layers.0.", "attn_norm.": "attn_norms.0."}
@@ -187,6 +187,7 @@ def _shown_shape(tensors: Mapping[str, Tensor], path: Path) -> dict[Any, object]
     if known == "pair.weight":
         shape |= {"features": read - OWN_FEATURES, "can_stop": "end.weight" in tensors}
         shape["votes"] = "own.weight" in tensors
+        shape["mixture"] = "turn.weight" in tensors
         shape["low_rank"] = 0
         if "low_query.weight" in tensors:
             rank, width = _rows_and_columns(tensors, "low_query.weight", path)
