@@ -25,12 +25,15 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import numpy as np
 
 from benchmarks import PER_QUERY
 from benchmarks.measure import Figure, Sample, against, exponent, interleave, python
 
 MEGABYTE = 1_000_000
-NEEDS = {"orjson + pyarrow": "orjson", "datasets": "datasets"}
+NEEDS = {"bucket": "moto", "orjson + pyarrow": "orjson", "datasets": "datasets"}
 RESIDENT = {"duckdb": 5, "json + pyarrow": 5, "orjson + pyarrow": 6, "polars": 13}  # times the file
 QUERIES = {
     "count": "select count(*) from all_candidates",
@@ -167,6 +170,42 @@ def board(plan: Plan) -> Iterator[Figure]:
         yield from _pages(plan, candidates)
 
 
+def bucket(plan: Plan) -> Iterator[Figure]:
+    """A store in a bucket (moto's S3 server on loopback) beside the same in a folder: ingest, a
+    count with the files in the cache, and the first batch of a training with nothing there."""
+    if not _there(plan, "bucket"):
+        return
+    from tests.cloud import Cloud, environment, new_bucket
+
+    source, vectors = _rl_data(plan, 20), plan.work / "vectors.npy"
+    np.save(vectors, np.random.default_rng(0).normal(size=(10_000, 8)).astype(np.float32))
+    size = source.stat().st_size / MEGABYTE
+    named = ["--dataset", "d", "--split", "train"]
+    cache = {"LEVER_CACHE": str(plan.work / "cache")}
+    with Cloud() as cloud, patch.dict(os.environ, environment(cloud) | cache):
+        place = f"s3://{new_bucket(cloud).name}"
+        stores = {"bucket": f"{place}/store", "folder": str(plan.work / "kept")}
+        for store in stores.values():
+            _call(python("lever_cli", "ingest", source, "--store", store, *named))
+        fresh = ["sh", "-c", 'exec "$@" --store "$0/$$"']  # a store of its own for every process
+        ingests = {
+            name: [*fresh, root, *python("lever_cli", "ingest", source, *named)]
+            for name, root in (("bucket", place), ("folder", str(plan.work / "fresh")))
+        }
+        count = {
+            name: python("lever_cli", "query", QUERIES["count"], "--store", store)
+            for name, store in stores.items()
+        }
+        empty = ["sh", "-c", 'LEVER_CACHE="$0/$$" exec "$@"', str(plan.work / "empty")]
+        first = {
+            name: [*empty, *python("benchmarks.first_batch", store, vectors)]
+            for name, store in stores.items()
+        }
+        for case, words in (("ingest", ingests), ("count", count), ("first batch", first)):
+            found = {f"{case}, {name}": w for name, w in words.items()}
+            yield from _figures("bucket", size, "MB", interleave(found, plan.repeats), plan.repeats)
+
+
 def board_millions(plan: Plan) -> Iterator[Figure]:
     """The same pages over 1 and 10 million candidates."""
     for millions in (1, 10):
@@ -199,6 +238,7 @@ BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "metric": metric,
     "board": board,
     "board-millions": board_millions,
+    "bucket": bucket,
 }
 
 
