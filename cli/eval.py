@@ -113,6 +113,18 @@ def show_scoreboard(board: Scoreboard) -> None:
             _by_shots(rows, shots),
             title="Paired by question, in percentage points (95 % interval; p of no difference)",
         )
+    early = [
+        (r.selector, r.n + r.failed, r.shots, f"{r.shown:.2f}")
+        for r in board.rows
+        if r.shown is not None
+    ]
+    if early:
+        print()
+        emit_table(
+            ["selector", "questions", *map(shots_said, shots)],
+            _by_shots(early, shots),
+            title="Demonstrations shown on average, where a selector may show fewer",
+        )
     copied = [
         (r.selector, r.n + r.failed, r.shots, f"{100 * r.copied:.1f}")
         for r in board.rows

@@ -203,7 +203,10 @@ def disagree_page(asked: PageRequest) -> Content:
 
 
 _APART = """
-    with asked as (select * from evaluations where run = $run and shots = $shots),
+    with asked as (
+        select * from evaluations
+        where run = $run and (shots = $shots or selector = 'zero_shot')
+    ),
     a as (select * from asked where selector = $a),
     b as (select * from asked where selector = $b)
 

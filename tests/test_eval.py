@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lever_cli.eval import show_scoreboard
 from PIL import Image
 
 from lever_data import connect
@@ -188,17 +189,25 @@ def test_the_selector_picks_what_its_scores_say(place: Place, evaluated: Evaluat
 
 
 def test_a_selector_that_ends_at_once_is_judged_as_zero_shot(
-    place: Place, evaluated: Evaluation, tmp_path: Path
+    place: Place, evaluated: Evaluation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And against it; how many demonstrations it shows is said."""
     selector = make_selector(96, ModelConfig(selector="stop", hidden=32))
     token = selector.state_dict()["stop_token"]
     selector.state_dict()["step_emb.weight"].copy_(1e4 * token.expand(4, -1))  # it wins every step
     save_v3(tmp_path / "stop.pt", selector, Progress(1, "rce", 0.1, {}))
     request = place.request(shots=(1, 3)).but(checkpoints=(tmp_path / "stop.pt",))
-    by_name = {(o.selector, o.shots): o.predictions for o in run_evaluation(request).outcomes}
+    found = run_evaluation(request)
+    by_name = {(o.selector, o.shots): o.predictions for o in found.outcomes}
     nothing = by_name["zero_shot", 0]
     assert by_name["stop", 1] == by_name["stop", 3] == nothing != by_name["nearest", 1]
     assert predict(request)["pointer"].to_pylist() == [[]] * 50
+    shown = {(r.selector, r.shots): r.shown for r in found.scoreboard.rows}
+    assert shown["stop", 3] == 0.0 and shown["nearest", 3] is shown["zero_shot", 0] is None
+    pairs = {(p.a, p.b, p.shots): p for p in found.scoreboard.paired}
+    assert pairs["stop", "zero_shot", 3].difference == 0.0 and pairs["stop", "zero_shot", 1].n == 50
+    show_scoreboard(found.scoreboard)
+    assert re.search(r"stop +50 +0\.00 +0\.00", capsys.readouterr().out)
 
 
 def test_rows_and_pairs(evaluated: Evaluation) -> None:

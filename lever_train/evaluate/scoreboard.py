@@ -66,8 +66,13 @@ def _row(outcome: Outcome, images: np.ndarray, examples: Mapping[int, Item]) -> 
     found = bootstrap_mean(answered, images[is_answered], confidence=CONFIDENCE)
     failed = size - len(answered)
     copied = _copied(outcome, is_answered, examples)
-    counts = len(answered), failed
-    return Row(outcome.selector, outcome.shots, found.mean, found.low, found.high, *counts, copied)
+    more = len(answered), failed, copied, _shown(outcome.pointer[:size])
+    return Row(outcome.selector, outcome.shots, found.mean, found.low, found.high, *more)
+
+
+def _shown(pointer: np.ndarray) -> float | None:
+    """Demonstrations shown on average, where some pointer ends early, as :class:`.Row` has it."""
+    return None if (pointer >= 0).all() else float((pointer >= 0).sum(1).mean())
 
 
 def _copied(
@@ -89,9 +94,12 @@ def _plain(answer: str | None) -> str | None:
 
 
 def _pairs(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:
-    """Each policy against random and nearest and the policies before it, at equal shots."""
+    """Each policy against random and nearest and the policies before it, at equal shots; one that
+    ends pointers early is judged against showing nothing, too."""
     for b, a in combinations(outcomes, 2):
-        if a.shots == b.shots and a.selector not in BASELINES and b.selector != "oracle":
+        may_show_none = b.selector == "zero_shot" and _shown(a.pointer) is not None
+        is_alike = a.shots == b.shots or may_show_none
+        if is_alike and a.selector not in BASELINES and b.selector != "oracle":
             yield a, b
 
 

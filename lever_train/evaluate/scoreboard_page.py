@@ -108,7 +108,7 @@ def _scores(board: Scoreboard) -> Table:
     rows: list[Sequence[Cell]] = [
         (
             r.selector,
-            r.shots,
+            r.shots if r.shown is None else (f"{r.shots} ({r.shown:.2f} shown)", r.shots),
             (f"{'≥ ' if _is_lower_bound(r) else ''}{r.accuracy:.2%}", r.accuracy),
             (f"{r.low:.2%}", r.low),
             (f"{r.high:.2%}", r.high),

@@ -21,6 +21,7 @@ class Row:
     ``accuracy`` in [0, 1] over the ``n`` queries answered; ``low`` and ``high`` its 95 % bootstrap
     interval; ``failed``: queries the answerer failed on; ``copied``: share of the wrong answers
     that are the answer of a demonstration shown, ``None`` where none was shown or nothing is wrong.
+    ``shown``: demonstrations shown on average, ``None`` where that is ``shots`` on every query.
     """
 
     selector: str
@@ -31,11 +32,13 @@ class Row:
     n: int
     failed: int
     copied: float | None = None
+    shown: float | None = None
 
 
 @dataclass(frozen=True)
 class PairTest:
-    """How selector ``a`` differs from ``b`` at one shot number, on the n queries both answered.
+    """How selector ``a`` differs from ``b`` at one shot number, on the n queries both answered;
+    where ``a`` ends pointers early, ``b`` may be zero-shot.
 
     ``difference``: mean accuracy of a minus that of b, with its 95 % interval and ``p``, that of
     no difference (sign-flip test). Of right or wrong alone: ``only_a`` and ``only_b``, queries only
