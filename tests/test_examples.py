@@ -87,7 +87,7 @@ def test_an_example_runs_from_its_data_to_a_scoreboard(
     run(config, print, lambda *_: None)
     assert (tmp_path / f"{name}-out" / "eval.html").exists()
     with connect(tmp_path / f"{name}-store") as con:
-        found = con.execute("select distinct metric from answers").fetchall()
+        found = con.execute("select distinct metric from all_candidates").fetchall()
         rows = con.execute("select count(*) from evaluations").fetchall()[0][0]
     assert [metric.startswith(METRICS[name]) for (metric,) in found] == [True]
     assert rows > 0

@@ -270,7 +270,7 @@ def test_the_whole_way_with_another_task(world: World, name: Any) -> None:
     assert all(r["eval_mode"] == "file" and 0 <= r["expected_score"] <= 1 for r in found)
     assert not check(store).problems
     with connect(store) as con:
-        sql = "select avg(correct), avg(score), min(metric) from answers"
+        sql = "select avg(correct), avg(score), min(metric) from all_candidates"
         mean, score, metric = con.execute(sql).fetchall()[0]
     assert (mean, score) == pytest.approx((np.mean([r["correct"] for r in found]), scores.mean()))
     assert metric == job.scoring.name
