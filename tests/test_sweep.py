@@ -222,6 +222,12 @@ def test_cells_are_judged_on_training_questions_they_did_not_see(
     assert {cell["settings"].get("rce.lr") for cell in report["cells"]} == {None, 0.01}
     assert report["about"]["dataset/split"] == "demo/train"
     assert min(abs(cell["difference"]) for cell in report["cells"]) == 0  # the first, to itself
+    for cell in report["cells"]:  # the view reads questions, and trainings one run of RL data
+        for view in ("fold_0", "held_out_fold"):
+            about = tmp_path / "sweeps" / "s" / cell["cell"] / view / "provenance.json"
+            queries = json.loads(about.read_text())["queries"]
+            held = con.execute(f"select count(*) from {view} where split = 'train'").fetchall()
+            assert queries == {"training": 120 - held[0][0], "validation": held[0][0]}
     runs = con.execute("select distinct split from evaluations").fetchall()
     assert runs == [("train",)]
 

@@ -100,6 +100,8 @@ def test_the_queries_of_a_view_are_held_out(bench: Bench) -> None:
     assert "training on 30 queries" in said and "validating on 10 queries" in said
     with pytest.raises(UsageError, match="no such view"):
         bench.train("other", held_out="fifth")
+    with pytest.raises(UsageError, match="holds no query of this training"):
+        bench.train("none", held_out="fold_0")  # the store has no questions
 
 
 @pytest.mark.slow

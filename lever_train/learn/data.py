@@ -93,11 +93,15 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     selection = _selection(con, config, known)
     runs: list[str] = _remembered(known, "runs", data.view, lambda: runs_read(con, data.view))
     base = base_relation(con, data.view, runs)
-    split = split_queries(con, base, config, known)
+    # the split, and what is counted by it, is another where other queries are held out
+    halves = known + _read_held_out(source, con, config)
+    split = split_queries(con, base, config, halves)
     for view in data.view:
         if session.relations[view].folder == "user":
             whole = partial(require_whole_rows, con, view)
-            _remembered(known, "whole rows", (*_split_by(config), view), whole)
+            _remembered(halves, "whole rows", (*_split_by(config), view), whole)
+    if data.held_out is not None and not split[1]:
+        raise UsageError("the view holds no query of this training", where=data.held_out)
     if not split[0]:
         value = f"--split-ratio {data.split_ratio}"
         if data.held_out is not None:
@@ -106,9 +110,9 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
             value = f"--require-positive-query: {split[2]:,} queries without a right candidate"
         raise UsageError("no query is left to train on", value=value)
     train = replace(selection, queries=TRAIN)
-    counted = _census(con, train, config, known)
+    counted = _census(con, train, config, halves)
     validation = replace(selection, queries=VALIDATION) if split[1] else None
-    held_out = _census(con, validation, config, known) if validation is not None else None
+    held_out = _census(con, validation, config, halves) if validation is not None else None
     counted = _with_own_pointers(con, counted, known)
     places = _require_trainable(counted, held_out, config)
     for place in counted.datasets:
@@ -121,7 +125,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     features = _features(source, session, config, places, pools, queries, candidates)
     provenance = {
         "runs": runs,
-        "views": _views_read(session, _views(config)),
+        "views": _views_read(session, data.view),
         "reward": selection.reward,
         "places": ["/".join(place) for place in places],
         "rows": counted.rows,
@@ -233,9 +237,9 @@ def _open_views(source: Source, config: TrainConfig) -> Session:
         runs=source.runs,
         scorer=config.data.scorer,
         sql_dir=source.sql_dir,
-        only=(*_views(config), *READ),
+        only=(*config.data.view, *READ),
     )
-    for view in _views(config):
+    for view in config.data.view:
         if view not in session.relations:
             every = open_session(source.store, runs=source.runs, sql_dir=source.sql_dir)
             raise every.explain_missing(view)
@@ -243,10 +247,27 @@ def _open_views(source: Source, config: TrainConfig) -> Session:
     return session
 
 
-def _views(config: TrainConfig) -> tuple[str, ...]:
-    """The views that a config names."""
-    held_out = config.data.held_out
-    return config.data.view if held_out is None else (*config.data.view, held_out)
+def _read_held_out(source: Source, con: duckdb.DuckDBPyConnection, config: TrainConfig) -> str:
+    """Make the relation ``held_out_queries`` where a view names them; returns a digest of them.
+
+    They are those of the whole store: what a view of folds reads, the questions, lies beside the
+    runs that are trained on.
+    """
+    view = config.data.held_out
+    if view is None:
+        return ""
+    session = open_session(source.store, sql_dir=source.sql_dir, only=(view,))
+    if view not in session.relations:
+        raise open_session(source.store, sql_dir=source.sql_dir).explain_missing(view)
+    key = "dataset, split, query_id::bigint as query_id"
+    sql = f"select distinct {key} from {quote_identifier(view)} order by all"
+    with readable_errors():
+        cursor = session.con.cursor()  # kept alive: on some versions the reader needs it
+        found = cast(pa.Table, cursor.sql(sql).to_arrow_table())
+    cursor = con.cursor().register("named", found)
+    cursor.execute("create table held_out_queries as from named")
+    cursor.unregister("named")
+    return hashlib.sha256(repr(found.to_pydict()).encode()).hexdigest()
 
 
 def runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[str]:
@@ -330,7 +351,7 @@ def _write_split(
     data = config.data
     if data.held_out is not None:
         key = "(dataset, split, query_id::bigint)"
-        trains = f"{key} not in (select {key} from {quote_identifier(data.held_out)})"
+        trains = f"{key} not in (select {key} from held_out_queries)"
     elif data.split_by == "id":  # legacy: sorted ids, the first int(ratio · n) train
         own = "partition by dataset, split"  # of a mix, this share of each
         place = f"row_number() over ({own} order by query_id) - 1"
