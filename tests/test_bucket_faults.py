@@ -34,12 +34,13 @@ Start = Callable[..., Any]
 ROWS = [candidate(q, i, [i + 11], correct=i % 2) for q in range(4) for i in range(3)]
 # A process that has imported everything and forks one that does what each line says.
 _FORKS = """
-import os, sys
+import gc, os, sys
 from pathlib import Path
 import obstore, boto3
 from lever_data.store.store import Store
 from tests.stores import commit
 from tests.test_bucket_faults import ROWS
+gc.freeze()  # or a child would look for cycles in all that, and copy its pages
 for line in sys.stdin:
     what, uri, cache = line.split()
     if (child := os.fork()) == 0:

@@ -215,9 +215,9 @@ def test_what_cannot_be_valued_is_said(world: World, tmp_path: Path) -> None:
     rows = [world.row(0, 0, [1]), world.row(0, 1, [2])]
     unknown = [row | {"gen_method": "sample"} for row in rows]
     with pytest.raises(UsageError, match="no candidate has a stored log-probability"):
-        value(world.request(unknown))
+        value(world.request(unknown, (0,)))
     with pytest.raises(UsageError, match="several"):
-        value(world.request([*rows, world.row(0, 2, [1, 2])], behaviour="uniform"))
+        value(world.request([*rows, world.row(0, 2, [1, 2])], (0,), behaviour="uniform"))
     torch.manual_seed(0)
     stop = make_selector(D, ModelConfig(selector="stop", hidden=D))
     save_v3(tmp_path / "stop.pt", stop, Progress(1, "rce", 0.0, {}))
