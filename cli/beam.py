@@ -22,7 +22,7 @@ OFF = Without(
 def beam(
     request: Annotated[Request, OFF],
     shape: BeamShape,
-    execution: Annotated[Execution, Without("engine", "workers", "gpus_per_worker")],
+    execution: Execution,
     json: JsonFile = None,
 ) -> None:
     """Search each pool for the demonstrations that raise the log-probability of the ground truth

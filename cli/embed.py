@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from lever_data.vocabulary import JsonFile
 from lever_train.options.embed import EmbedRequest
+from lever_train.options.engine import Engine
 
 from .common import emit, notice, progress_bar
 from .flags import with_flags
 
 
 @with_flags
-def embed(request: EmbedRequest, json: JsonFile = None) -> None:
+def embed(request: EmbedRequest, engine: Engine, json: JsonFile = None) -> None:
     """Embed the items of a split with CLIP or a text encoder; a killed call goes on."""
     from lever_train.embed.embed import embed as library
 
     with progress_bar("embed", "items") as advance:
-        found = library(request, advance)
+        found = library(request, advance, engine)
     queries, candidates = found.queries, found.candidates
     figures = {
         "queries": queries.run,

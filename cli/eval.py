@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from lever_data.errors import UsageError
 from lever_data.options import words
 from lever_data.vocabulary import HtmlFile, JsonFile
+from lever_train.options.engine import Engine
 from lever_train.options.evaluate import EvalRequest
 
 from .common import emit, emit_table, notice, progress_bar, say
@@ -36,6 +37,8 @@ def eval(
         ),
     ] = None,
     encoder: Annotated[str | None, words("Who embeds, in the legacy form.")] = None,
+    *,
+    engine: Engine,
     json: JsonFile = None,
     html: HtmlFile = None,
 ) -> None:
@@ -57,13 +60,15 @@ def eval(
     if legacy_words:
         if predictions is not None or html is not None:
             raise UsageError("the legacy form names the files it writes itself")
+        if engine.engine != "local":
+            raise UsageError("the legacy form is answered here", value=engine.engine)
         asked = RunRequest.of_eval(legacy_words, request, dict(os.environ), encoder)
         show_run(asked, False, (), json)
         return
     if encoder is not None:
         raise UsageError("--encoder goes with the legacy words", value=encoder)
     with progress_bar("eval", "answers") as advance:
-        found = run_evaluation(request, advance)
+        found = run_evaluation(request, advance, engine)
     board = found.scoreboard
     if not emit(board.to_json(), json):
         show_scoreboard(board)

@@ -9,6 +9,7 @@ import typer
 
 from lever_data.options import words
 from lever_data.vocabulary import JsonFile
+from lever_train.options.engine import Engine
 
 from .common import emit, emit_table, notice, progress_bar, say
 from .flags import with_flags
@@ -23,6 +24,8 @@ def sweep(
     jobs: Annotated[
         int, words("Cells at a time, each in a process.", metavar="N", everyday=True)
     ] = 1,
+    *,
+    engine: Engine,
     json: JsonFile = None,
 ) -> None:
     """Sweep over views, rewards and any training option; finished cells are kept.
@@ -40,7 +43,7 @@ def sweep(
         prepare_demo(DemoOptions(folder))
         resolved = resolved.model_copy(update={"base": str(folder / CONFIG)})
     with progress_bar("sweep", "cells") as advance:
-        report = library(resolved, jobs, notice, advance)
+        report = library(resolved, jobs, notice, advance, engine)
     if not emit(report.to_json(), json):
         _show(report)
     notice(f"page: {resolved.out / report.name / 'sweep.html'}")

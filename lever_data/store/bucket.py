@@ -240,7 +240,7 @@ class Bucket:
             ) from None
         except (FileNotFoundError, BaseError) as error:
             said = _said(error)
-            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in said:
+            if isinstance(error, FileNotFoundError) and not _names_no_bucket(said):
                 raise FileNotFoundError(said) from None
             raise LeverError(
                 f"the bucket cannot be used ({said})", where=self.uri, hint=_hint(said)
@@ -268,8 +268,12 @@ def _said(error: Exception) -> str:
     return ", ".join(words) or type(error).__name__
 
 
+def _names_no_bucket(said: str) -> bool:
+    return "NoSuchBucket" in said or "ContainerNotFound" in said  # S3 and GCS; Azure
+
+
 def _hint(said: str) -> str:
-    if "NoSuchBucket" in said:
+    if _names_no_bucket(said):
         return "make the bucket first, or mend its name"
     if "301" in said or "AuthorizationHeaderMalformed" in said:
         return "AWS_REGION names the region that the bucket lies in"

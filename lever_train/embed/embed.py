@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -27,14 +28,17 @@ from torch.nn.functional import normalize
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import ITEM_RELATIONS, Place, load_items, only_dataset
 from lever_data.items.prompts import Item
+from lever_data.paths import store_name
 from lever_data.readers.vectors import embedding_batches
 from lever_data.relations.db import connect
 from lever_data.store.files import write_atomic
 from lever_data.store.integrity import require_intact
 from lever_data.store.store import Run, RunSpec, Store
 from lever_train.embed.encoders import Encoder
+from lever_train.inputs.actors import spread
 from lever_train.inputs.images import open_image, shown_bytes
 from lever_train.options.embed import EmbedRequest
+from lever_train.options.engine import Engine
 
 PART_ROWS = 512
 _BLANK = Image.new("RGB", (32, 32))  # in the place of an image that cannot be read
@@ -57,24 +61,21 @@ class EmbedResult:
 
 
 def embed(
-    request: EmbedRequest, progress: Progress = lambda done, total, note: None
+    request: EmbedRequest,
+    progress: Progress = lambda done, total, note: None,
+    engine: Engine | None = None,
 ) -> EmbedResult:
-    """Embed the items of a split.
+    """Embed the items of a split, here or by workers on Ray.
 
     Raises:
         UsageError: the request contradicts itself, or the encoder cannot be loaded.
         LeverError: the store lacks the items, or an image cannot be read.
     """
     task = _open(request, progress)
-    items = task.items
-    texts = [item.question for item in items]
-    if request.template is not None:
-        texts = fill(request.template, items, connect(task.store, only=["texts"]), task.place)
-    queries, new_queries = task.run("query", texts)
+    queries, new_queries = task.run("query", engine or Engine())
     candidates, new_candidates = queries, False
     if request.with_answers:
-        texts = [f"Question:{i.question} Short answer:{i.answer or ''}" for i in items]
-        candidates, new_candidates = task.run("candidate", texts)
+        candidates, new_candidates = task.run("candidate", engine or Engine())
     return EmbedResult(
         queries,
         candidates,
@@ -174,12 +175,24 @@ class _Task:
     encoder: Encoder
     progress: Progress
 
-    def run(self, role: str, texts: Sequence[str]) -> tuple[Run, bool]:
+    def texts(self, role: str) -> list[str]:
+        """What is read of every item."""
+        if role == "candidate":
+            return [f"Question:{i.question} Short answer:{i.answer or ''}" for i in self.items]
+        if self.request.template is not None:
+            con = connect(self.store, only=["texts"])
+            return fill(self.request.template, self.items, con, self.place)
+        return [item.question for item in self.items]
+
+    def run(self, role: str, engine: Engine) -> tuple[Run, bool]:
         """The run of one role and whether this call made it."""
+        texts = self.texts(role)
         spec, name = self._spec(role, texts)
         if (known := self.store.find(spec)) is not None:
             return known, False
         folder = self.store.path / "jobs" / f"{spec.run_id()}-b{self.request.batch_size}"
+        if engine.engine == "ray":
+            self._spread(folder, len(texts), role, engine)
         parts = [
             self._part(folder, start, texts, role) for start in range(0, len(texts), PART_ROWS)
         ]
@@ -261,18 +274,24 @@ class _Task:
 
     def _part(self, folder: Path, start: int, texts: Sequence[str], role: str) -> np.ndarray:
         """Rows of one part [≤ PART_ROWS, d] float32, from disk where they are there."""
-        path = folder / f"part-{start // PART_ROWS:06d}.npy"
+        path = _part_path(folder, start)
         stop = min(start + PART_ROWS, len(texts))
         if path.exists():
             done = np.load(path, allow_pickle=False)
         else:
             done = self.encode(slice(start, stop), texts).numpy()
-            folder.mkdir(parents=True, exist_ok=True)
-            buffer = io.BytesIO()
-            np.save(buffer, done)
-            write_atomic(path, buffer.getvalue())
+            _keep(path, done)
         self.progress(stop, len(texts), role)
         return np.asarray(done)
+
+    def _spread(self, folder: Path, count: int, role: str, engine: Engine) -> None:
+        """Have the parts made that are not there; their rows come back and are kept here."""
+        starts = range(0, count, PART_ROWS)
+        rows = [{"start": start} for start in starts if not _part_path(folder, start).exists()]
+        given = (self.request, store_name(self.store.path), role)
+        for done, row in enumerate(spread(PartWorker, given, rows, engine), 1):
+            _keep(_part_path(folder, row["start"]), row["vectors"])
+            self.progress(min(count, done * PART_ROWS), count, role)
 
     def encode(self, rows: slice, texts: Sequence[str]) -> Tensor:
         """Unit vectors [rows, d] of these items and their texts."""
@@ -289,6 +308,31 @@ class _Task:
             joined[[n for n, picture in enumerate(opened) if picture is None]] = 0
             found.append(joined)
         return torch.cat(found)
+
+
+class PartWorker:
+    """An actor that embeds parts: of the request, in the store of this address."""
+
+    def __init__(self, request: EmbedRequest, store: str, role: str) -> None:
+        self.task = _open(request.but(store=store), lambda done, total, note: None)
+        self.texts = self.task.texts(role)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with its vectors, [≤ PART_ROWS, d] float32."""
+        start = int(row["start"])
+        stop = min(start + PART_ROWS, len(self.texts))
+        return {"start": start, "vectors": self.task.encode(slice(start, stop), self.texts).numpy()}
+
+
+def _part_path(folder: Path, start: int) -> Path:
+    return folder / f"part-{start // PART_ROWS:06d}.npy"
+
+
+def _keep(path: Path, vectors: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    write_atomic(path, buffer.getvalue())
 
 
 def _image(item: Item) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,7 @@ from lever_train.evaluate.scores import Scoreboard
 from lever_train.inputs.check import Vectors, check_inputs
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.provenance import Input, input_records, parents_of, said
+from lever_train.options.engine import Engine
 from lever_train.options.evaluate import EvalRequest, Questions
 from lever_train.rollout.answerers import (
     Answerer,
@@ -42,11 +44,12 @@ from lever_train.rollout.answerers import (
     make_answerer,
     needs_images,
 )
-from lever_train.rollout.answerers.base import asked_task, seen
+from lever_train.rollout.answerers.base import Endpoint, asked_task, seen
 from lever_train.rollout.ask import Asker, scope
 from lever_train.rollout.cache import open_cache
 from lever_train.rollout.policy import Policy, load_policy, widths
 from lever_train.rollout.propose import unpadded
+from lever_train.rollout.ray_answers import answering
 
 Progress = Callable[[float, float | None, str], None]
 HANDFUL = 5  # checkpoints that may be judged by one split without a warning
@@ -68,7 +71,9 @@ class Evaluation:
 
 
 def run_evaluation(
-    request: EvalRequest, progress: Progress = lambda done, total, note: None
+    request: EvalRequest,
+    progress: Progress = lambda done, total, note: None,
+    engine: Engine | None = None,
 ) -> Evaluation:
     """Evaluate the checkpoints beside the baselines and commit what was found.
 
@@ -95,7 +100,8 @@ def run_evaluation(
         request.wants_oracle,
         progress,
     )
-    outcomes = evaluate(held, _answers(answerer, store), policies, options)
+    with _answers(request, held.scoring.task, answerer, store, engine or Engine()) as answers:
+        outcomes = evaluate(held, answers, policies, options)
     images = image_numbers(held)
     board = scoreboard(outcomes, request.contest.sizes, images, held.examples)
     inputs = _inputs(request, list(policies), store)
@@ -291,12 +297,27 @@ def _answerer(request: EvalRequest, held: HeldOut, con: Any) -> Answerer:
     return make_answerer(request.answerer.but(device=contest.device), around)
 
 
-def _answers(answerer: Answerer, store: Store) -> Answers:
+@contextmanager
+def _answers(
+    request: EvalRequest, task: Task, answerer: Answerer, store: Store, engine: Engine
+) -> Iterator[Answers]:
     """How prompts are answered: what costs is cached in the store, ``nearest`` costs nothing."""
-    if answerer.name == "nearest":
-        return answerer.answer
-    asker = Asker(answerer, open_cache(store.path, scope(answerer)))
-    return lambda prompts: [answer for _, answer in asker.ask(prompts)]
+    with ExitStack() as stack:
+        flight = None
+        if engine.engine == "ray":
+            if answerer.name == "nearest" or isinstance(answerer, Endpoint):
+                raise UsageError(
+                    "--engine ray is for a model that each worker loads; this answerer is asked "
+                    "from here as fast",
+                    value=request.answerer.spec,
+                )
+            spec = request.answerer.but(device=request.contest.device)
+            flight = stack.enter_context(answering(spec, task, answerer.batch_size, engine))
+        elif answerer.name == "nearest":
+            yield answerer.answer
+            return
+        asker = Asker(answerer, open_cache(store.path, scope(answerer)), flight=flight)
+        yield lambda prompts: [answer for _, answer in asker.ask(prompts)]
 
 
 def _spec(

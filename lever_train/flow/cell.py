@@ -7,10 +7,12 @@ that was killed goes on from the state of its training.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lever_data.errors import LeverError
 from lever_data.store.files import write_atomic
 from lever_train.flow.pipeline import Outputs
 from lever_train.options.pipeline import PipelineConfig
@@ -32,6 +34,26 @@ class CellTask:
     def result(self) -> Path:
         """The file that says the cell is finished."""
         return self.folder / "result.json"
+
+
+class CellWorker:
+    """An actor that runs cells; every machine sees the store and the folders of the cells."""
+
+    def __init__(self, tasks: Sequence[CellTask]) -> None:
+        self.tasks = tasks
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with why its cell failed, nothing where it did not."""
+        return {"cell": row["cell"], "error": try_cell(self.tasks[int(row["cell"])]) or ""}
+
+
+def try_cell(task: CellTask) -> str | None:
+    """Run a cell; what is wrong with its options or data, where something is."""
+    try:
+        run_cell(task)
+    except LeverError as error:
+        return error.message()
+    return None
 
 
 def run_cell(task: CellTask) -> None:

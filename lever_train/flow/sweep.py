@@ -28,11 +28,13 @@ from lever_data.report.statistics import bootstrap_mean, chance_lead
 from lever_data.store.files import write_atomic
 from lever_data.store.schema import SWEEPS
 from lever_data.store.store import Run, RunSpec, Store
-from lever_train.flow.cell import CellTask, run_cell
+from lever_train.flow.cell import CellTask, CellWorker, try_cell
 from lever_train.flow.pipeline import Outputs, Pipeline, Say, Step
 from lever_train.flow.steps import build_steps
 from lever_train.flow.sweep_page import Cell, SweepReport, sweep_page
 from lever_train.flow.training import keyed
+from lever_train.inputs.actors import spread
+from lever_train.options.engine import Engine
 from lever_train.options.pipeline import PipelineConfig, load_pipeline
 from lever_train.options.sweep import Settings, SweepConfig, cell_config, judged_base
 from lever_train.options.train import TrainConfig
@@ -44,7 +46,11 @@ Progress = Callable[[float, float | None, str], None]
 
 
 def sweep(
-    config: SweepConfig, jobs: int, say: Say = lambda line: None, progress: Progress | None = None
+    config: SweepConfig,
+    jobs: int,
+    say: Say = lambda line: None,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> SweepReport:
     """Run what is missing of a sweep and report on all of it.
 
@@ -65,7 +71,7 @@ def sweep(
     pipeline = _shared(base, say)
     shared = pipeline.run(say)  # once for all cells
     tasks = [_task(config, base, pipeline, shared, chosen) for chosen in config.settings()]
-    failed = _run_missing(tasks, jobs, say, progress)
+    failed = _run_missing(tasks, jobs, engine or Engine(), say, progress)
     done = [task for task in tasks if task.result.exists()]
     if not done:
         raise LeverError("every cell of the sweep failed", value=failed[0][1])
@@ -144,41 +150,44 @@ def _construction(config: TrainConfig) -> dict[str, Any]:
 
 
 def _run_missing(
-    tasks: Sequence[CellTask], jobs: int, say: Say, progress: Progress | None
+    tasks: Sequence[CellTask], jobs: int, engine: Engine, say: Say, progress: Progress | None
 ) -> list[tuple[Settings, str]]:
     """Run the cells without a result; the settings and errors of those that failed."""
     waiting = [task for task in tasks if not task.result.exists()]
     if len(waiting) < len(tasks):
         say(f"{len(tasks) - len(waiting)} of {len(tasks)} cells are finished already")
     failed: list[tuple[Settings, str]] = []
-    for number, (task, error) in enumerate(_each(waiting, jobs), len(tasks) - len(waiting) + 1):
-        if error is not None:
-            failed.append((task.settings, error.message()))
-            say(f"cell {task.cell} failed: {error.message()}")
+    ended = _each(waiting, jobs, engine)
+    for number, (task, error) in enumerate(ended, len(tasks) - len(waiting) + 1):
+        if error:
+            failed.append((task.settings, error))
+            say(f"cell {task.cell} failed: {error}")
         if progress is not None:
             progress(number, len(tasks), json.dumps(task.settings))
     return failed
 
 
-def _each(tasks: Sequence[CellTask], jobs: int) -> Iterator[tuple[CellTask, LeverError | None]]:
-    """Run cells, yielding each as it ends; what is not a fault of the data is raised."""
+def _each(
+    tasks: Sequence[CellTask], jobs: int, engine: Engine
+) -> Iterator[tuple[CellTask, str | None]]:
+    """Run cells, yielding each as it ends with why it failed; what is not a fault of the data is
+    raised."""
+    if engine.engine == "ray":
+        numbers = [{"cell": number} for number in range(len(tasks))]
+        for row in spread(CellWorker, (tasks,), numbers, engine):
+            task = tasks[row["cell"]]
+            lost = "its worker left no result here: every machine must see the folder of the sweep"
+            yield task, row["error"] or (None if task.result.exists() else lost)
+        return
     if jobs == 1:
         for task in tasks:
-            yield task, _try(task)
+            yield task, try_cell(task)
         return
     # spawn: a forked child would share torch's threads and DuckDB's connections
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(_try, task): task for task in tasks}
+        running = {pool.submit(try_cell, task): task for task in tasks}
         for future in as_completed(running):
             yield running[future], future.result()
-
-
-def _try(task: CellTask) -> LeverError | None:
-    try:
-        run_cell(task)
-    except LeverError as error:
-        return error
-    return None
 
 
 def _report(

@@ -31,6 +31,7 @@ from lever_data.vocabulary import (
     SqlDir,
     StorePath,
 )
+from lever_train.options.engine import Engine
 
 MAX_SHOTS = 4
 Count = Annotated[int, Field(ge=0)]
@@ -289,12 +290,9 @@ class Request(Section):
         return max(self.shots, default=2) if self.shot_num is None else self.shot_num
 
 
-class Execution(Section):
+class Execution(Engine):
     """Where shards are made."""
 
-    engine: Literal["local", "ray"] = option("local", "Who makes the shards.")
-    workers: int = option(2, "Workers of ray.", metavar="N", ge=1)
-    gpus_per_worker: float = option(0.0, "GPUs that ray reserves for each.", metavar="N", ge=0)
     shard: str = option("0/1", "Only the shards of machine i of 0...n-1.", metavar="i/n")
 
     @property

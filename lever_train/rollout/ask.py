@@ -23,6 +23,7 @@ from lever_train.rollout.answerers.base import (
     Answerer,
     BatchFlight,
     Endpoint,
+    Flight,
     canonical,
 )
 from lever_train.rollout.cache import AnswerCache
@@ -65,6 +66,7 @@ class Asker:
     Args:
         on_progress: called with the tally as answers come.
         max_failed: the share of failed answers at which asking stops, from :data:`ENOUGH` on.
+        flight: how prompts travel to the answerer, where not as it says itself.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class Asker:
         cache: AnswerCache,
         on_progress: Callable[[Tally], None] = lambda tally: None,
         max_failed: float = 1.0,
+        flight: Callable[[], Flight] | None = None,
     ) -> None:
         self.answerer, self.cache = answerer, cache
         self.on_progress, self.max_failed = on_progress, max_failed
         self.tally = Tally()
+        self._flight = flight
         self._unreadable = 0
         self._scope = scope(answerer)
 
@@ -122,11 +126,12 @@ class Asker:
         coming = iter(talks)
         line: deque[tuple[bytes, Prompt]] = deque()
         waiting: dict[bytes, list[_Turn[T]]] = {}
-        flight = (
-            self.answerer.flight()
-            if isinstance(self.answerer, Endpoint)
-            else BatchFlight(self.answerer)
-        )
+        if self._flight is not None:
+            flight = self._flight()
+        elif isinstance(self.answerer, Endpoint):
+            flight = self.answerer.flight()
+        else:
+            flight = BatchFlight(self.answerer)
         try:
             while True:
                 # at most a batch in line: what is not sent costs memory and saves no time

@@ -7,7 +7,6 @@ process or by Ray workers, in any order, and when all of them are there they bec
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -23,16 +22,14 @@ from lever_data.store.store import Run
 from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.answerers import images_of
 from lever_train.rollout.answerers.base import Endpoint, template_of
-from lever_train.rollout.ask import Talk, Tally, shared_beginnings, shown_first
+from lever_train.rollout.ask import Tally, shared_beginnings, shown_first
 from lever_train.rollout.job import Job, new_asker, shard_folder
-from lever_train.rollout.ray_engine import make_with_ray
+from lever_train.rollout.ray_engine import Maker, Progress, make_with_ray
 from lever_train.rollout.repeat import stored_prompts
 from lever_train.rollout.resolve import resolve
-from lever_train.rollout.shards import TABLES, Report, ShardFolder, ShardRows, ShardsGoneError
+from lever_train.rollout.shards import TABLES, Report, ShardFolder, ShardsGoneError
 from lever_train.rollout.work import candidates_of, make_shard, prompts_of
 
-Progress = Callable[[float, float | None, str], None]
-Maker = Callable[[Job, slice], Talk[ShardRows]]
 FALLBACK_LIMIT = 0.1  # a larger share of fallback rows is called out
 _MEASURED = 4096  # prompts whose beginnings are compared for a forecast
 REPEATED_LIMIT, CUT_LIMIT = 0.05, 0.5  # so are larger ones of odd and of cut answers
@@ -167,7 +164,7 @@ def make_run(job: Job, make: Maker, execution: Execution, progress: Progress) ->
     indices = list(range(execution.part[0], folder.count, execution.part[1]))
     folder.reopen(indices)
     if execution.engine == "ray":
-        tally = make_with_ray(job, folder.missing(indices), execution, progress)
+        tally = make_with_ray(job, folder.missing(indices), make, execution, progress)
     else:
         tally = _make_here(job, folder, indices, make, progress)
     missing = folder.missing()

@@ -36,8 +36,9 @@ from lever_data.store.schema import CANDIDATES
 from lever_train.inputs.pools import SharedPool
 from lever_train.options.rollout import Execution, Request
 from lever_train.rollout.ask import Talk
-from lever_train.rollout.generate import Outcome, Progress, make_run
+from lever_train.rollout.generate import Outcome, make_run
 from lever_train.rollout.job import Job
+from lever_train.rollout.ray_engine import Progress
 from lever_train.rollout.resolve import resolve
 from lever_train.rollout.score import expected_score, queries_table
 from lever_train.rollout.shards import Report, ShardRows
@@ -69,7 +70,9 @@ def search_beams(
     recipe = request.recipe.but(temps=(), num_samples_per_temp=0, num_random=0, seed=0)
     answerer = request.answerer.but(generate=False, log_probs=True)
     request = request.but(recipe=recipe, answerer=answerer, shots=())
-    return make_run(resolve(request, "beam"), _make_shard, execution or Execution(), progress)
+    execution = execution or Execution()
+    job = resolve(request, "beam", computes=execution.engine == "local")
+    return make_run(job, _make_shard, execution, progress)
 
 
 def _make_shard(job: Job, part: slice) -> Talk[ShardRows]:
