@@ -349,6 +349,7 @@ def refusal(status: str, code: str) -> Callable[[Request, Start], Reply | None]:
     [
         ("403 Forbidden", "AccessDenied", "may the credentials of the environment list, read"),
         ("403 Forbidden", "SignatureDoesNotMatch", "SignatureDoesNotMatch"),
+        ("403 Forbidden", "RequestTimeTooSkewed", "the clock of this machine is wrong"),
         ("400 Bad Request", "ExpiredToken", "ExpiredToken"),
         ("404 Not Found", "NoSuchBucket", "make the bucket first, or mend its name"),
     ],

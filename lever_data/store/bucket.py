@@ -275,6 +275,8 @@ def _names_no_bucket(said: str) -> bool:
 def _hint(said: str) -> str:
     if _names_no_bucket(said):
         return "make the bucket first, or mend its name"
+    if "TimeTooSkewed" in said:
+        return "the clock of this machine is wrong, and requests are signed with the time: set it"
     if "301" in said or "AuthorizationHeaderMalformed" in said:
         return "AWS_REGION names the region that the bucket lies in"
     if any(word in said for word in ("401", "403", "Token", "Unauthenticated", "Permission")):
