@@ -26,9 +26,12 @@ from lever_data.sources.dataset import meaning_of, read_dataset
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import Columns, IngestOptions
 from lever_data.sources.item_file import example_batches
+from lever_data.store.pictures import pictures_of
 from lever_data.store.store import Store
 from lever_train.options.rollout import Inputs, Request, Which
 from lever_train.rollout.generate import generate
+from tests.cloud import TestBucket
+from tests.commands import lever
 
 ROWS = [
     {"id": "004", "question": "Who sang?", "context": "Ann sang.", "answers": ["Ann", "Ann B."]},
@@ -250,6 +253,32 @@ def test_check_looks_at_the_pictures_of_the_store(tmp_path: Path) -> None:
         f"images/{broken.name}": "the picture is not the one that was ingested",
         f"images/{gone.name}": "the picture is missing",
     }
+
+
+def test_pictures_of_a_store_in_a_bucket(
+    bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie in it as in a folder, and are fetched where they are looked at."""
+    rows = [{"image": {"bytes": picture(n), "path": None}, "caption": "x"} for n in range(70)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    place = ("--store", bucket.uri, "--dataset", "d", "--split", "train")
+    lever("ingest", tmp_path / "c.parquet", *place)
+    monkeypatch.setenv("LEVER_CACHE", str(tmp_path / "another"))
+    store = Store.open(bucket.uri)
+    assert not check(store).problems and pictures_of(store.path) == store.path
+    items = load_items(connect(store, only=ITEM_RELATIONS), Place("d", "train", store.path))
+    shades = [np.asarray(Image.open(str(item.image)))[0, 0, 0] for item in items.values()]
+    assert shades == list(range(70))
+    name = sorted((store.path / "images").iterdir())[0].name
+    bucket.put(f"images/{name}", b"another")
+    assert not check(store).problems  # the copy here is whole
+    monkeypatch.setenv("LEVER_VERIFY", "full")
+    assert [p.where for p in check(store).problems] == [f"images/{name}"]
+    with pytest.raises(LeverError, match="a picture is not what was put, in the bucket"):
+        pictures_of(store.path)
+    monkeypatch.setenv("LEVER_CACHE_SIZE", "0.001MB")
+    with pytest.raises(LeverError, match="does not fit into the cache"):
+        pictures_of(store.path)
 
 
 def test_memory_holds_a_few_rows(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +18,10 @@ from lever_train.rollout.ray_answers import ActorFlight
 from tests.cloud import TestBucket
 from tests.commands import lever
 from tests.encoders import tiny_clip
+from tests.rays import needs_ray, ray_environment
 from tests.rollouts import World, make_world
 from tests.tiny_lm import save_tiny_lm
 
-HAS_RAY = importlib.util.find_spec("ray") is not None
-needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is an extra: pip install 'lever[ray]'")
 RAY = ("--engine", "ray", "--workers", "2")
 
 # Two nodes, each with a home and a cache of its own; the second is killed when it has a worker.
@@ -80,13 +77,12 @@ sys.exit(any(codes))
 def on_two_nodes(folder: Path, *commands: list[str], kills: bool = False) -> str:
     """Run commands with a cluster there; what they said on stderr."""
     given = json.dumps([str(folder), kills, *commands])
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", _CLUSTER, given],
         capture_output=True,
         text=True,
         timeout=580,
-        env=os.environ | quiet,
+        env=ray_environment(),
     )
     assert done.returncode == 0, done.stderr
     return done.stderr

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +14,14 @@ from lever_data.store.store import Run, Store
 from lever_train.options.rollout import Execution
 from lever_train.rollout.generate import generate
 from lever_train.rollout.resolve import resolve
+from tests.rays import HAS_RAY, needs_ray, ray_environment
 from tests.rollouts import World, make_world
-
-HAS_RAY = importlib.util.find_spec("ray") is not None
-needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is an extra: pip install 'lever[ray]'")
 
 
 def by_ray(world: World, *more: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own: Ray's threads and warnings stay there."""
     words = [sys.executable, "-m", "lever_cli", *world.argv("--engine", "ray", "--workers", "2")]
-    quiet = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    quiet = ray_environment()
     return subprocess.run([*words, *more], capture_output=True, text=True, timeout=240, env=quiet)
 
 
@@ -68,7 +64,7 @@ def test_workers_reserve_their_gpus(tmp_path: Path) -> None:
     """On a cluster that declares GPUs it does not have: what counts is what Ray was asked for."""
     make_world(tmp_path)
     words = [sys.executable, "-c", RESERVED, str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, env=ray_environment())
     assert done.returncode == 0, done.stderr
     refusal, free = done.stdout.splitlines()
     assert "too few GPUs for so many workers; value '3 x 1, and Ray sees 2'" in refusal
@@ -115,7 +111,7 @@ sys.exit(code)
 def test_json_stays_json_when_a_worker_is_lost(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     words = world.argv("--engine", "ray", "--workers", "2", "--json", "-")
-    quiet = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    quiet = ray_environment()
     done = subprocess.run(
         [sys.executable, "-c", LOST, *words],
         capture_output=True,

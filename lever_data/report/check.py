@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,12 +24,11 @@ from lever_data.catalog import Relation, body, parse
 from lever_data.errors import LeverError, reason
 from lever_data.relations.db import open_session, require_select
 from lever_data.store.files import sha256_file
-from lever_data.store.mirror import Mirror
+from lever_data.store.mirror import PICTURE, Mirror
 from lever_data.store.schema import OFFICIAL_IDS, TABLES, embeddings, todays
 from lever_data.store.store import Run, Store
 from lever_data.store.verified import FULL
 
-_PICTURE = re.compile(r"images/[0-9a-f]{64}")
 _SHOWN = 5  # failing rows kept as examples
 
 Progress = Callable[[str], None]
@@ -118,19 +116,30 @@ def _pictures(run: Run) -> Iterator[str]:
             with suppress(OSError, pa.ArrowException), pq.ParquetFile(run.path / name) as file:
                 for batch in file.iter_batches(columns=["image_path"]):
                     paths = batch.column(0).drop_null().to_pylist()
-                    yield from (path for path in paths if _PICTURE.fullmatch(path))
+                    yield from (path for path in paths if PICTURE.fullmatch(path))
 
 
 def _check_pictures(store: Store, names: Iterable[str]) -> Iterator[Problem]:
     """Each is named by its content."""
     for name in names:
         try:
-            if sha256_file(store.path / name) != name.rpartition("/")[2]:
+            if _picture_digest(store, name) != name.rpartition("/")[2]:
                 yield Problem("file", name, "the picture is not the one that was ingested")
         except FileNotFoundError:
             yield Problem("file", name, "the picture is missing")
         except OSError as error:
             yield Problem("file", name, f"the picture cannot be read ({reason(error)})")
+
+
+def _picture_digest(store: Store, name: str) -> str:
+    """sha256 of a picture; of one in a bucket as it is here, where it is and is whole."""
+    path = store.path / name
+    if store.mirror is None:
+        return sha256_file(path)
+    if path.exists() and sha256_file(path) == path.name and os.environ.get(FULL) != "full":
+        return path.name
+    path.unlink(missing_ok=True)  # a copy in the cache says nothing of the store
+    return store.mirror.bucket.digest(name)
 
 
 def _check_mirrored(mirror: Mirror, run: Run) -> list[Problem]:

@@ -22,15 +22,14 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import majority, official_id
 from lever_data.items.prompts import Id
 from lever_data.items.task import Task
-from lever_data.paths import store_uri
 from lever_data.readers.rows import Row, is_csv, label_names, rows_of
 from lever_data.readers.source import Source
 from lever_data.sources.ingest_options import Columns
 from lever_data.sources.item_file import ItemFile
 from lever_data.store import schema
-from lever_data.store.files import write_atomic
+from lever_data.store.mirror import IMAGES
+from lever_data.store.pictures import put_pictures
 
-IMAGES = "images"  # folder of the store
 _UNLABELLED = -1  # what `datasets` stores where a split's labels are kept secret
 _WAITING = 4096  # rows of a batch of what was read
 _READ = pa.schema(
@@ -169,26 +168,18 @@ def read_dataset(files: Sequence[Path], meaning: Meaning, folder: Path) -> ItemF
     return result
 
 
-def put_pictures(files: Sequence[Path], meaning: Meaning, store: Path) -> None:
-    """Put the pictures that are inside the files into the store.
+def keep_pictures(files: Sequence[Path], meaning: Meaning, store: Path) -> None:
+    """Put the pictures that are inside the files into the store."""
+    if meaning.image is not None:
+        put_pictures(store, _pictures(files, meaning.image))
 
-    Raises:
-        LeverError: the store lies in a bucket.
-    """
-    if meaning.image is None:
-        return
+
+def _pictures(files: Sequence[Path], column: str) -> Iterator[tuple[str, bytes]]:
     for file in files:
-        for number, row in enumerate(rows_of(file, meaning.image)):
-            name, data = _image(row, meaning.image, f"{file}: row {number}")
-            if data is not None and store_uri(store) is not None:
-                raise LeverError(
-                    "a store in a bucket holds no pictures, and this file has some inside",
-                    where=f"{file}: row {number}",
-                    hint="ingest it into a store in a folder, or name picture files in the rows",
-                )
-            if data is not None and name is not None and not (path := store / name).exists():
-                path.parent.mkdir(exist_ok=True)
-                write_atomic(path, data)
+        for number, row in enumerate(rows_of(file, column)):
+            name, data = _image(row, column, f"{file}: row {number}")
+            if data is not None and name is not None:
+                yield name, data
 
 
 def _numbered(files: Sequence[Path]) -> Iterator[tuple[int, Row, str]]:

@@ -21,7 +21,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.readers.detect import SourceFile, detect
 from lever_data.readers.rows import data_files, is_rows, rows_of
 from lever_data.readers.source import Source
-from lever_data.sources.dataset import guessed_task, meaning_of, put_pictures, read_dataset
+from lever_data.sources.dataset import guessed_task, keep_pictures, meaning_of, read_dataset
 from lever_data.sources.examples import commit_examples, further_parameters, stored_questions
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.sources.item_file import split_of
@@ -151,7 +151,7 @@ def _ingest_rows(rows: Rows, store: Store, options: IngestOptions) -> IngestResu
         return IngestResult(known, is_new=False)
 
     def put() -> None:
-        put_pictures(rows.files, meaning, store.path)
+        keep_pictures(rows.files, meaning, store.path)
         for source in sources:
             source.check_unchanged()
 

@@ -20,12 +20,12 @@ from lever_data.store.draft import Draft
 from lever_data.store.files import sha256_file, write_atomic
 from lever_data.store.integrity import require_intact
 from lever_data.store.manifest import MANIFEST, Run
-from lever_data.store.mirror import SQL_FOLDERS
+from lever_data.store.mirror import IMAGES, SQL_FOLDERS
+from lever_data.store.pictures import pictures_of, put_pictures
 from lever_data.store.store import Store
 
 _CARD = "README.md"
 _OURS = "<!-- written by lever copy -->"
-_PICTURES = "images"
 
 Notice = Callable[[str], None]
 
@@ -54,7 +54,9 @@ def transfer(
         yield _send(source, run, target)
     if not runs:
         _send_sql(source, target, notice)
-    _send_pictures(source, target, notice)
+    if (held := pictures_of(source.path)) is not None:
+        files = sorted((held / IMAGES).iterdir())
+        put_pictures(target.path, ((f"{IMAGES}/{f.name}", f.read_bytes()) for f in files))
     if target.mirror is None:
         _write_card(target, notice)
 
@@ -119,22 +121,6 @@ def _put(target: Store, key: str, text: bytes) -> bool:
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, text)
     return path.read_bytes() == text
-
-
-def _send_pictures(source: Store, target: Store, notice: Notice) -> None:
-    """Pictures that came inside a data set; each is named by its content."""
-    pictures = sorted((source.path / _PICTURES).glob("*"))
-    if pictures and target.mirror is not None:
-        notice(
-            f"{len(pictures)} pictures stay in {source.path / _PICTURES}, as a bucket holds none: "
-            f"name them with --image-root {source.path}"
-        )
-        return
-    for picture in pictures:
-        path = target.path / _PICTURES / picture.name
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            write_atomic(path, picture.read_bytes())
 
 
 def _write_card(target: Store, notice: Notice) -> None:

@@ -12,6 +12,7 @@ manifest is invisible; what a dead writer left is swept when nothing of it is yo
       readers/<uuid>                    the runs a live process reads, which are not evicted
       runs/run=<id>/objects.json        what the bucket said of the run; touched when it is read
       runs/run=<id>/<table>/….part      a file on its way, as long as it will be
+      images/<sha256>                   pictures, which are not evicted
       jobs/, cache/, staging/           of this machine alone
 """
 
@@ -43,8 +44,10 @@ from lever_data.store.manifest import MANIFEST, PART, Run, to_json
 LEASE = timedelta(days=1)  # a writer whose newest part is older is dead
 SQL_FOLDERS = ("views", "features", "tests")
 MARKER = "lever.json"
+IMAGES = "images"  # folder of the pictures that came inside data sets
 _OBJECTS = "objects.json"
 _RUN = re.compile(r"runs/(run=[a-z0-9_-]{1,200})/(.+)")
+PICTURE = re.compile(r"images/[0-9a-f]{64}")
 _SQL = re.compile(r"[a-z]+/[A-Za-z0-9_-]{1,64}\.sql")
 _THREADS = 8
 
@@ -243,6 +246,33 @@ class Mirror:
                 digest.update(piece)
         return digest.hexdigest()
 
+    def fetch_pictures(self) -> bool:
+        """Have all pictures of the store here; whether there are any.
+
+        Raises:
+            LeverError: they do not fit into the cache, or one is not what was put.
+        """
+        found = [one for one in self.bucket.objects(IMAGES) if PICTURE.fullmatch(one.key)]
+        missing = [one for one in found if not (self.path / one.key).exists()]
+        with staging.writable(self.path), locked(mirrors() / "lock"):
+            _make_room(sum(one.size for one in missing))
+            (self.path / IMAGES).mkdir(exist_ok=True)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for _ in pool.map(self._fetch_picture, missing):
+                pass
+        return bool(found)
+
+    def _fetch_picture(self, picture: Object) -> None:
+        data = self.bucket.read(picture.key)
+        if data is None or picture.key != f"{IMAGES}/{sha256(data).hexdigest()}":
+            raise LeverError(
+                "a picture is not what was put, in the bucket",
+                where=f"{self.uri}/{picture.key}",
+                hint="delete this object and ingest its data set again",
+            )
+        with staging.writable(self.path):
+            write_atomic(self.path / picture.key, data)
+
     def damage(self, run: Run, name: str) -> str | None:
         """What is wrong with a file's bytes in the bucket, all of which are read; ``None``: no
         fault."""
@@ -405,7 +435,8 @@ def _make_room(need: int) -> None:
             kept |= {reader.parents[1] / "runs" / name for name in reader.read_text().split()}
         else:
             reader.unlink()
-    used = sum(here.values())
+    pictures = sum(file.stat().st_size for file in mirrors().glob(f"**/.store/{IMAGES}/*"))
+    used = sum(here.values()) + pictures
     for run in sorted(here.keys() - kept, key=lambda r: (_last_read(r), r)):
         if used + need <= limit:
             return

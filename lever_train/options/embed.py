@@ -78,8 +78,9 @@ class EmbedRequest(Encoding):
     @property
     def images(self) -> Path | None:
         """The folder of the images: that named, else the store where it holds them."""
-        holds_them = self.image_root is None and (self.store / "images").is_dir()
-        return self.store if holds_them else self.image_root
+        from lever_data.store.pictures import pictures_of
+
+        return pictures_of(self.store) if self.image_root is None else self.image_root
 
     def require_images(self) -> None:
         """Refuse to embed images from a folder that is not there.

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from lever_data.errors import UsageError
 from lever_data.items.task import Task
+from lever_data.store.pictures import pictures_of
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.base import Answer, Answerer, Usage
 
@@ -66,8 +67,8 @@ def images_of(spec: AnswererSpec, task: Task, folder: Path | None, store: Path) 
     """
     if not needs_images(spec, task):
         return None
-    if folder is None and (store / "images").is_dir():
-        return store
+    if folder is None and (held := pictures_of(store)) is not None:
+        return held
     if folder is None or not folder.is_dir():
         raise UsageError(
             "this answerer looks at images",
