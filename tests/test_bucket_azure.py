@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(PROGRAM is None, reason="azurite-blob is not here: npm install -g azurite"),
 ]
-ROWS = [candidate(q, i, [i + 11], vqa_correct=i % 2) for q in range(4) for i in range(3)]
+ROWS = [candidate(q, i, [i + 11], correct=i % 2) for q in range(4) for i in range(3)]
 
 
 @pytest.fixture(scope="module")

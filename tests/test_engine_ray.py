@@ -19,7 +19,7 @@ from tests.cloud import TestBucket
 from tests.commands import lever
 from tests.encoders import tiny_clip
 from tests.rays import needs_ray, ray_environment
-from tests.rollouts import World, make_world
+from tests.rollouts import make_world
 from tests.tiny_lm import save_tiny_lm
 
 RAY = ("--engine", "ray", "--workers", "2")
@@ -108,31 +108,27 @@ def test_a_node_is_killed_and_the_bucket_has_the_same_bytes(
 
 @needs_ray
 @pytest.mark.long
-def test_beams_vectors_and_answers_are_those_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["beam", "embed", "eval"])
+def test_what_a_model_makes_is_that_of_one_process(command: str, tmp_path: Path) -> None:
     """Of a small model that each worker loads; 600 questions are two parts of vectors."""
     world = make_world(tmp_path, 600)
-    model = save_tiny_lm(tmp_path / "Tiny-LM")
-    clip = tiny_clip(tmp_path / "clip")
-    commands = [list(map(str, words)) for words in _work(world, model, clip)]
-    for words in commands:
-        lever(*words, "--store", tmp_path / "local")
-    lever(*commands[0], "--store", world.store)
-    on_two_nodes(tmp_path, *([*words, "--store", str(world.store), *RAY] for words in commands[1:]))
-    for kind in ("beam", "embeddings", "evaluation"):
-        assert files(world.store, kind) == files(tmp_path / "local", kind)
-
-
-def _work(world: World, model: Path, clip: Path) -> list[list[Any]]:
-    place = ["--dataset", "d", "--split", "train"]
-    vectors = ["--query-embeddings", world.embeddings, "--pool", world.pool]
-    small = ["--without-images", "--limit", "12"]
-    asked = [*place, *vectors, "--answerer", f"transformers:{model}", *small]
-    return [
-        ["ingest", world.questions, world.annotations, *place],
-        ["beam", *asked, "--beam-size", "2", "--shot-num", "1", "--shard-size", "4"],
-        ["embed", *place, "--encoder", clip, "--features", "text"],
-        ["eval", *asked, "--candidate-embeddings", world.embeddings, "--max-new-tokens", "2"],
-    ]
+    place: list[Any] = ["--dataset", "d", "--split", "train"]
+    asked = [*place, "--query-embeddings", world.embeddings, "--pool", world.pool, "--limit", "12"]
+    if command == "embed":
+        words = [*place, "--encoder", tiny_clip(tmp_path / "clip"), "--features", "text"]
+    else:
+        model = save_tiny_lm(tmp_path / "Tiny-LM")
+        words = [*asked, "--answerer", f"transformers:{model}", "--without-images"]
+        if command == "beam":
+            words += ["--beam-size", "2", "--shot-num", "1", "--shard-size", "4"]
+        else:
+            words += ["--candidate-embeddings", world.embeddings, "--max-new-tokens", "2"]
+    for store in (tmp_path / "local", world.store):
+        lever("ingest", world.questions, world.annotations, *place, "--store", store)
+    lever(command, *words, "--store", tmp_path / "local")
+    on_two_nodes(tmp_path, [command, *map(str, words), "--store", str(world.store), *RAY])
+    kind = {"beam": "beam", "embed": "embeddings", "eval": "evaluation"}[command]
+    assert files(world.store, kind) == files(tmp_path / "local", kind)
 
 
 @needs_ray
