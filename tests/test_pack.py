@@ -27,6 +27,7 @@ from lever_train.options.pack import PackRequest
 from lever_train.options.rollout import Recipe
 from lever_train.options.train import ModelConfig
 from lever_train.pack import cells
+from lever_train.pack.near import largest
 from lever_train.pack.pack import pack
 from lever_train.pack.packed import PackedSelector
 from lever_train.rollout.policy import load_policy
@@ -90,8 +91,13 @@ def evaluated(place: Path, kind: str, queries: torch.Tensor, pools: np.ndarray, 
 
 @pytest.mark.parametrize("kind", ["static", "gated"])
 def test_picks_are_those_of_an_evaluation(
-    place: Path, tmp_path: Path, vectors: torch.Tensor, kind: str
+    place: Path,
+    tmp_path: Path,
+    vectors: torch.Tensor,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("lever_train.pack.packed._QUERIES", 7)  # scored at once
     selector = packed(place, tmp_path / "p", kind)
     queries = torch.cat([torch.randn(40, D), vectors[3:4]])
     pools = similar_pools(queries, vectors, K, leave_out_self=False)
@@ -276,6 +282,18 @@ def test_texts_are_embedded_in_the_words_of_the_vectors(tmp_path: Path) -> None:
         )
     with pytest.raises(UsageError, match="an item has no 'answer'"):
         selector.select(QUESTIONS[2], 2)
+
+
+@pytest.mark.parametrize(("size", "count"), [(5, 5), (40, 3), (300, 7), (900, 56), (900, 57)])
+@pytest.mark.parametrize("values", [0, 1, 3, 1000])
+def test_the_nearest_are_those_of_a_whole_sort(size: int, count: int, values: int) -> None:
+    """Of equally similar examples the earlier, whatever looks at few of them finds."""
+    rng = np.random.default_rng(size + values)
+    near = rng.integers(0, values + 1, (4, size)) / 1000 + rng.uniform(-4e-7, 4e-7, (4, size))
+    rows = rng.permutation(size)
+    rounded = (torch.from_numpy(near).float() * 10**6).round().numpy()
+    expected = [rows[np.lexsort((rows, -line))][:count].tolist() for line in rounded]
+    assert largest(torch.from_numpy(near).float(), rows, count).tolist() == expected
 
 
 def test_cells_hold_the_nearest_of_clustered_examples(place: Path, tmp_path: Path) -> None:

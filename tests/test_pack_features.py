@@ -6,14 +6,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from lever_data import connect
+from lever_data import catalog, connect
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Place, load_items
 from lever_data.sources.ingest import IngestOptions, ingest
@@ -23,6 +25,8 @@ from lever_train.evaluate.baselines import greedy
 from lever_train.inputs.pair_features import Pairs, pair_features
 from lever_train.options.pack import PackRequest
 from lever_train.options.train import ModelConfig
+from lever_train.pack import twins
+from lever_train.pack.features import PackedFeatures
 from lever_train.pack.pack import pack
 from lever_train.rollout.policy import load_policy
 from lever_train.rollout.propose import Ask
@@ -109,6 +113,31 @@ def test_picks_are_those_of_an_evaluation(
     alone = {} if spaces is None else {"question": spaces["question"][4]}
     (one,) = selector.select(queries[4:5], 3, pools=pool[4:5], spaces=alone)
     assert [pick.id for pick in one] == expected[4]
+
+
+def test_twins_give_what_the_sql_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All features of lever, for pools of any kind: padded, of examples that nobody answered."""
+    asked = tuple(f for f in catalog.features().values() if twins.have_twins([f]))
+    assert len(asked) >= 6
+    rng = np.random.default_rng(0)
+    assert not twins.have_twins([replace(asked[0], sql=asked[0].sql + " ")])
+    names = ("question", "picture", "both", "answer")
+    spaces = {name: torch.randn(N, D) for name in names}
+    said = [rng.choice(["a", "b", "c", "d"], rng.integers(0, 6)).tolist() for _ in range(N)]
+    answer = [rng.choice([*row, "e"]) if n % 3 else None for n, row in enumerate(said)]
+    examples = pa.table({"question": ["?"] * N, "answers": said, "answer": answer})
+    rows = np.stack([rng.permutation(N)[:K] for _ in range(Q)])
+    rows[1, 5:], rows[2, 1:], rows[3, ::2] = -1, -1, -1
+    silent = [n for n, row in enumerate(said) if not row][:K]
+    rows[4] = -1
+    rows[4, : len(silent)] = silent
+    queries, given = torch.randn(Q, D), {name: torch.randn(Q, D) for name in names}
+    features, vectors = PackedFeatures(asked, spaces, votes=True), torch.randn(N, D)
+    found = features.values(queries, rows, examples, vectors, given)
+    monkeypatch.setattr("lever_train.pack.features.have_twins", lambda _: False)
+    slow = features.values(queries, rows, examples, vectors, given)
+    assert found.shape == slow.shape == (Q, K, 6 + 1 + 4 * 2 + K)
+    torch.testing.assert_close(found, slow, rtol=0, atol=1e-6)
 
 
 def test_examples_are_added_with_their_vectors_in_every_space(place: Path, tmp_path: Path) -> None:

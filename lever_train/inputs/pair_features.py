@@ -8,6 +8,7 @@ that are the query itself, or ask the same question in the query's own split, it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +79,7 @@ class PairFeatures:
     names: tuple[str, ...]
     features: tuple[str, ...]
     run: str
-    answers: _Answers | None = None
+    answers: Answers | None = None
 
     def of(self, query_ids: Ids, size: int) -> Values:
         """Values [B, size, F] of these queries, whose pools hold at most ``size``; where votes
@@ -127,7 +128,7 @@ def pair_features(
     ]
     made = np.zeros((*real.shape, len(found)), np.float32)
     made[real] = np.concatenate(flat).reshape(-1, len(found))
-    answers = _Answers(pairs) if votes else None
+    answers = Answers(pairs) if votes else None
     return PairFeatures(pairs.query_ids, made, found, named, run.run, answers)
 
 
@@ -149,7 +150,7 @@ def pair_values(
     values = np.concatenate(found)
     made = np.zeros((*pairs.pool.shape, values.shape[1]), np.float32)
     made[pairs.pool >= 0] = values
-    answers = _Answers(pairs) if votes else None
+    answers = Answers(pairs) if votes else None
     return PairFeatures(pairs.query_ids, made, (), (), "", answers).of(
         pairs.query_ids, pairs.pool.shape[1]
     )
@@ -193,7 +194,7 @@ def _blocks(
 ) -> Iterator[tuple[slice, list[str], Values, Values]]:
     """Rows of the queries; names and values [R, F] of their R pairs, and similarities [R]."""
     n, K = pairs.pool.shape
-    answers = _Answers(pairs) if n else None
+    answers = Answers(pairs) if n else None
     size = max(1, _BLOCK // K)
     unit = normalize(pairs.query, dim=-1), normalize(pairs.table, dim=-1)
     for start in range(0, n, size):
@@ -202,14 +203,14 @@ def _blocks(
         pool = pairs.pool[part]
         real = pool >= 0
         query, place = np.nonzero(real)
-        near = _cosines(unit[0][part], unit[1], pool)[real]
+        near = cosines(unit[0][part], unit[1], pool)[real]
         columns = {
             "query": pa.array(query, pa.int32()),
             "place": pa.array(place, pa.int32()),
             "similarity": pa.array(near),
         }
         for (left, right), (vectors, table) in spaces.items():
-            cosine = _cosines(vectors[part], table, pool)[real]
+            cosine = cosines(vectors[part], table, pool)[real]
             columns[f"cosine__{left}__{right}"] = pa.array(cosine)
         columns["answer"] = answers.shown(part, query, pool[real])
         tables = {sql.PAIRS: pa.table(columns)}
@@ -218,7 +219,7 @@ def _blocks(
         yield part, *sql.compute(asked, tables, alone=alone and start == 0), near
 
 
-def _cosines(query: Tensor, table: Tensor, pool: Ids) -> Values:
+def cosines(query: Tensor, table: Tensor, pool: Ids) -> Values:
     """Cosines [B, K] of unit vectors, rounded: the last bits would differ from block to block."""
     found = np.empty(pool.shape)
     ids = torch.from_numpy(np.where(pool < 0, 0, pool))
@@ -230,7 +231,7 @@ def _cosines(query: Tensor, table: Tensor, pool: Ids) -> Values:
     return found
 
 
-class _Answers:
+class Answers:
     """What annotators said of every example, as flat arrays, and who may not be read."""
 
     def __init__(self, pairs: Pairs) -> None:
@@ -272,10 +273,7 @@ class _Answers:
         # the distinct answers of a pool are numbered in it: those of query b from first[b] on
         keys, number = np.unique(query[shows] * size + own[shows], return_inverse=True)
         first = np.searchsorted(keys, np.arange(len(pool)) * size)
-        sizes = np.where(open_, self.starts[example + 1] - self.starts[example], 0)
-        row = np.repeat(np.arange(len(query)), sizes)
-        within = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        at = self.starts[example][row] + within
+        row, at = self.said(example, open_)
         wanted = query[row] * size + self.code[at]
         found = np.searchsorted(keys, wanted).clip(max=max(len(keys) - 1, 0))
         hit = keys[found] == wanted if len(keys) else np.zeros(len(row), dtype=bool)
@@ -296,6 +294,20 @@ class _Answers:
         own = self.pairs.query_ids[part][query] == example
         return np.asarray(own | (self.question[part][query] == self.asks[example]))
 
+    def said(self, example: Ids, is_open: np.ndarray) -> tuple[Ids, Ids]:
+        """What annotators said of the open ones of examples [R]: each answer's place in [R], and
+        its index into ``code`` and ``share``."""
+        sizes = np.where(is_open, self.starts[example + 1] - self.starts[example], 0)
+        row = np.repeat(np.arange(len(example)), sizes)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return row, self.starts[example][row] + within
+
+    def among(self, pairs: Pairs) -> Answers:
+        """The same examples in the pools of other queries, of another split."""
+        later = copy.copy(self)
+        later.pairs = pairs
+        return later
+
     def shown(self, part: slice, query: Ids, example: Ids) -> pa.Array:
         """The answer each pair's candidate shows, null where it may not be read."""
         code = np.where(self._hidden(part, query, example), -1, self.of[example])
@@ -303,11 +315,7 @@ class _Answers:
 
     def given(self, part: slice, query: Ids, place: Ids, example: Ids) -> pa.Table:
         """The relation ``pool_answers``."""
-        hidden = self._hidden(part, query, example)
-        sizes = np.where(hidden, 0, self.starts[example + 1] - self.starts[example])
-        row = np.repeat(np.arange(len(query)), sizes)
-        within = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        at = self.starts[example][row] + within
+        row, at = self.said(example, ~self._hidden(part, query, example))
         return pa.table(
             {
                 "query": pa.array(query[row], pa.int32()),

@@ -1,21 +1,21 @@
 """What a packed selector reads of pairs: the SQL it was trained with, over the pack's own examples.
 
 In go queries and the rows of their pools; out come values [B, K, F], with the votes of the pool
-behind them where they are read: those of ``lever eval``. DuckDB runs the SQL, and only packs of
-such selectors import it.
+behind them where they are read: those of ``lever eval``. DuckDB runs the SQL of features that have
+no twin in ``twins.py``, and only packs of selectors that read features import it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lever_data import catalog
 from lever_data.catalog import Relation
@@ -23,8 +23,9 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import majority
 from lever_data.items.prompts import Item
 from lever_data.relations import features as sql
-from lever_train.inputs.pair_features import Pairs, pair_values
+from lever_train.inputs.pair_features import Answers, Pairs, cosines, pair_values
 from lever_train.options.train import ModelConfig
+from lever_train.pack.twins import PoolArrays, have_twins, twin_values
 
 Vectors = Mapping[str, npt.ArrayLike | Tensor]  # by the name of their space
 _PLACE = ("", "questions", "examples")  # two splits: no question is one of the examples
@@ -39,6 +40,7 @@ class PackedFeatures:
     asked: tuple[Relation, ...]
     spaces: Mapping[str, Tensor]
     votes: bool = False
+    _said: Answers | None = field(default=None, init=False, repr=False, compare=False)
 
     def definitions(self) -> dict[str, str]:
         """The SQL of each feature, by its name and digest."""
@@ -103,12 +105,41 @@ class PackedFeatures:
             )
             for left, right in sql.cosines_read(self.asked)
         }  # fmt: skip
-        shown = examples.select(["question", "answers", "answer"]).take(pa.array(used)).to_pylist()
         asked = [""] * len(queries)  # whose words no feature reads
-        pairs = Pairs(
-            None, _PLACE, np.arange(len(queries)), pool, queries, vectors[at], asked, _items(shown)
+        pairs = Pairs(None, _PLACE, np.arange(len(queries)), pool, queries, vectors[at], asked, {})
+        if not have_twins(self.asked):
+            pairs = replace(pairs, examples=_items(examples.take(pa.array(used))))
+            return torch.from_numpy(pair_values(pairs, self.asked, spaces, votes=self.votes))
+        answers = self._answers(examples).among(replace(pairs, pool=rows))
+        near = {("", ""): (queries, vectors[at])} | spaces
+        pair, said = answers.said(rows[real], np.ones(len(index), dtype=bool))
+        arrays = PoolArrays(
+            np.nonzero(real)[0],
+            answers.of[rows[real]],
+            {
+                name: cosines(*(normalize(some, dim=-1) for some in both), pool)[real]
+                for name, both in near.items()
+            },
+            pair,
+            answers.code[said],
+            answers.share[said],
         )
-        return torch.from_numpy(pair_values(pairs, self.asked, spaces, votes=self.votes))
+        values = twin_values(self.asked, arrays).round(sql.DECIMALS)
+        found = np.zeros((*rows.shape, values.shape[1]), np.float32)
+        found[real] = values
+        if self.votes:
+            found = np.concatenate([found, answers.votes(np.arange(len(rows)))], axis=-1)
+        return torch.from_numpy(found)
+
+    def _answers(self, examples: pa.Table) -> Answers:
+        """What was said of all examples, counted when the first question is asked."""
+        if self._said is None:
+            every = np.zeros((0, 1), dtype=np.int64)
+            none = torch.zeros(0, 0)
+            pairs = Pairs(None, _PLACE, every[:, 0], every, none, none, [], _items(examples))
+            object.__setattr__(self, "_said", Answers(pairs))
+        assert self._said is not None
+        return self._said
 
 
 def _space(given: Vectors, name: str, like: Tensor, count: int) -> Tensor:
@@ -130,8 +161,9 @@ def _space(given: Vectors, name: str, like: Tensor, count: int) -> Tensor:
     return found
 
 
-def _items(rows: list[dict[str, Any]]) -> dict[int, Item]:
+def _items(examples: pa.Table) -> dict[int, Item]:
     found = {}
+    rows = examples.select(["question", "answers", "answer"]).to_pylist()
     for number, row in enumerate(rows):
         question, answers, answer = row.values()
         said = tuple(answers or ())

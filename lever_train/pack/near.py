@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lever_train.pack.cells import Cells
 
-_BLOCK = 1 << 24  # similarities in memory at once: 64 MB
+_BLOCK = 1 << 20  # similarities in memory at once: 4 MB, which a cache holds
+_STRIDES = 16  # similarities of which the highest is looked at first
 _ROUNDED = 6  # decimals of a similarity
 
 Ids = npt.NDArray[np.int64]
@@ -35,25 +36,32 @@ class Near:
                 parts = self._cells.near(query, count)
                 near = torch.cat([self._units[part] @ query for part in parts])
                 rows = np.concatenate([self._cells.order[part] for part in parts])
-                found[place] = _largest(near, rows, count)
+                found[place] = largest(near[None], rows, count)
             return found
         every, step = np.arange(len(self._units)), max(1, _BLOCK // len(self._units))
         for start in range(0, len(queries), step):
             block = queries[start : start + step] @ self._units.T
-            for place, near in enumerate(block, start):
-                found[place] = _largest(near, every, count)
+            found[start : start + step] = largest(block, every, count)
         return found
 
 
-def _largest(values: Tensor, rows: Ids, count: int) -> Ids:
-    """The rows [count] of the largest values [m], largest first, ties by the lower row.
+def largest(values: Tensor, rows: Ids, count: int) -> Ids:
+    """The ``rows`` [m] of the largest values of each line of [B, m], largest first, ties by the
+    lower row: [B, count].
 
-    Values count as rounded: only those that may be among the largest then are looked at, a tenth of
-    the time of rounding all.
+    Values count as rounded: only those that may be among the largest then are looked at. These are
+    no lower than the ``count`` highest of all strides of values, which are found in a fifth of the
+    time of the ``count`` highest values.
     """
-    floor = values.topk(count, sorted=False).values.amin() - 2 * 10.0**-_ROUNDED
-    at = (values >= floor).nonzero()[:, 0]
-    keys = (values[at] * 10**_ROUNDED).round().numpy()
-    found = rows[at.numpy()]
-    best: Ids = found[np.lexsort((found, -keys))[:count]]
+    strides = values.shape[1] // _STRIDES
+    highest = values
+    if strides >= count:
+        highest = values[:, : strides * _STRIDES].view(-1, _STRIDES, strides).amax(1)
+    floor = highest.topk(count, sorted=False).values.amin(1, keepdim=True)
+    line, at = (values >= floor - 2 * 10.0**-_ROUNDED).nonzero(as_tuple=True)
+    keys = (values[line, at] * 10**_ROUNDED).round().numpy()
+    lines, found = line.numpy(), rows[at.numpy()]
+    order = np.lexsort((found, -keys, lines))
+    first = np.searchsorted(lines, np.arange(len(values)))
+    best: Ids = found[order[first[:, None] + np.arange(count)]]
     return best

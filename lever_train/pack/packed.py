@@ -25,12 +25,13 @@ from lever_data.errors import LeverError, UsageError
 from lever_train.pack.cells import Cells
 from lever_train.pack.near import Near
 from lever_train.rollout.policy import SelectorPolicy
-from lever_train.selector.model import AttentionSelector, History, Pool
+from lever_train.selector.model import AttentionSelector, History, Pool, StaticSelector
 
 if TYPE_CHECKING:
     from lever_train.pack.features import PackedFeatures, Vectors
 
 _UNITS = 1 << 28  # bytes of what is kept of all examples beside their vectors
+_QUERIES = 64  # at once where [B, K, h] is made of them: more would leave the cache
 _ROWS = 1 << 12  # examples of which it is made at once
 _FIELD = re.compile(r"\{(\w+)\}")  # of a template
 
@@ -288,10 +289,25 @@ class PackedSelector:
     def _picked(
         self, queries: Tensor, rows: Ids, shots: int, spaces: Vectors, *, can_stop: bool
     ) -> list[list[Pick]]:
-        closed = torch.from_numpy(rows < 0)
-        is_padded = bool(closed.any())
-        if is_padded and not can_stop and (room := int((~closed).sum(1).min())) < shots:
+        room = int((rows >= 0).sum(1).min())
+        if room < shots and not can_stop:
             raise UsageError("a pool holds fewer demonstrations than are asked for", value=room)
+        values = self._read(queries, rows, spaces)
+        is_whole = isinstance(self._policy.selector, StaticSelector) or (rows == rows[:1]).all()
+        step = len(rows) if is_whole else _QUERIES
+        found = []
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            given = None if values is None else values[part]
+            found.append(self._choose(queries[part], rows[part], given, shots, can_stop=can_stop))
+        chosen, log_probs = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return self._shown(chosen, log_probs, rows)
+
+    def _choose(
+        self, queries: Tensor, rows: Ids, values: Tensor | None, shots: int, *, can_stop: bool
+    ) -> tuple[Ids, Values]:
+        """Positions [B, S] in the pools and their log-probabilities."""
+        closed = torch.from_numpy(rows < 0)
         used, index = np.where(rows[0] < 0, rows.max(), rows[0]), None
         if len(rows) > 1 and (rows != rows[:1]).any():  # else all share one pool
             used, at = np.unique(np.where(rows < 0, rows.max(), rows), return_inverse=True)
@@ -300,32 +316,35 @@ class PackedSelector:
         pool = Pool(
             self.vectors[here].double(),
             index,
-            ~closed if is_padded else None,
-            self._read(queries, rows, spaces),
+            ~closed if bool(closed.any()) else None,
+            None if values is None else values.double(),
             units=None if self._units is None else self._units[here],
         )
         history = self._policy.begin(queries.double(), pool)
         if history.stops:
             closed = pad(closed, (0, 1), value=not can_stop)
-        return self._shown(*_greedy(history, closed, shots), rows)
+        return _greedy(history, closed, shots)
 
     def _read(self, queries: Tensor, rows: Ids, spaces: Vectors) -> Tensor | None:
         """Features [B, K, F] of the pairs, where the selector reads some."""
         if self.features is None:
             return None
-        return self.features.values(queries, rows, self.examples, self.vectors, spaces).double()
+        return self.features.values(queries, rows, self.examples, self.vectors, spaces)
 
     def _shown(self, chosen: Ids, log_probs: Values, rows: Ids) -> list[list[Pick]]:
         """Picks of positions [B, S]; a position beyond the pool ended the sequence."""
         goes_on = np.logical_and.accumulate(chosen < rows.shape[1], axis=1)
         found = np.take_along_axis(rows, np.where(goes_on, chosen, 0), 1)
+        shown = {
+            row: {name: column[row].as_py() for name, column in self._columns}
+            for row in set(found[goes_on].tolist())
+        }
         picks: list[list[Pick]] = [[] for _ in chosen]
         for query, row, value in zip(
             np.nonzero(goes_on)[0].tolist(), found[goes_on].tolist(), log_probs[goes_on].tolist(),
             strict=True,
         ):  # fmt: skip
-            shown = {name: column[row].as_py() for name, column in self._columns}
-            picks[query].append(Pick(shown["example_id"], shown, value))
+            picks[query].append(Pick(shown[row]["example_id"], shown[row], value))
         return picks
 
 
