@@ -18,6 +18,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -162,6 +163,16 @@ def metric(plan: Plan) -> Iterator[Figure]:
     yield from _program(plan, "benchmarks.metric")
 
 
+def pack(plan: Plan) -> Iterator[Figure]:
+    """Picks of packed selectors, one by one and many at once; the start of a program with one."""
+    starts = {"lever_train.load": "import lever_train; lever_train.load", "torch": "import torch"}
+    cases = {f"import {n}": [sys.executable, "-c", words] for n, words in starts.items()}
+    yield from _figures("pack", 1, "start", interleave(cases, plan.repeats), plan.repeats)
+    yield from _program(plan, "benchmarks.pack")
+    if plan.long:
+        yield from _program(plan, "benchmarks.pack", "--examples", "1000000", "--cells")
+
+
 def board(plan: Plan) -> Iterator[Figure]:
     """Pages of `lever board` over small stores, in seconds, and the start of the command."""
     help_of = {f"lever {n} --help": python("lever_cli", n, "--help") for n in ("board", "query")}
@@ -236,6 +247,7 @@ BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "proposals": proposals,
     "endpoint": endpoint,
     "metric": metric,
+    "pack": pack,
     "board": board,
     "board-millions": board_millions,
     "bucket": bucket,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import audit_peers, metric, proposals, synthetic, train
+from benchmarks import audit_peers, metric, pack, proposals, synthetic, train
 from benchmarks.measure import Figure, against, exponent, in_turns
 from benchmarks.run import alone, growth, markdown
 from lever_data.report.audit import audit
@@ -78,6 +78,10 @@ def test_the_programs_of_their_own_measure_both_sides() -> None:
     rows = list(proposals.proposals(40))
     assert [f.size for f in rows] == [40, 8, 4] * 4  # two policies, 2 and 4 shots
     assert all(f.ratio is not None and f.ratio > 1 for f in rows[1::3])
+    sizes = [(f.case, f.size) for f in pack.figures(100, questions=5)]
+    kinds, pools = ("static", "gru", "gated", "features"), (64, 100)
+    cases = [f"{kind}, of {n} examples" for kind in kinds for n in pools]
+    assert sizes == [(case, size) for case in cases for size in (1, 5)]
     ours, legacy, loading, tenth = train.compare("tiny", 200, 150, 8, "goal")
     assert legacy.ratio is not None and legacy.ratio > 1
     assert loading.ratio is not None and loading.ratio < 1  # a part of the epoch

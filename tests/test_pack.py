@@ -167,10 +167,14 @@ def test_examples_are_added_without_training(
         ([fresh], query[None, :5], "width 16"),
         ([fresh], torch.zeros(2, D), "a vector an example"),
         ([fresh], None, "names no encoder"),
+        ([fresh | {"question": 5}], query[None], "an example does not fit the others"),
+        ([fresh | {"example_id": 2**70}], query[None], "an example does not fit the others"),
     ):
         with pytest.raises(UsageError, match=why):
             selector.add_examples(examples, rows)
-    assert selector.select(np.zeros((0, D)), 2) == []
+    assert selector.select(np.zeros((0, D)), 2) == selector.select([], 2) == []
+    assert selector.add_examples([fresh | {"example_id": np.int64(1000)}], query[None])
+    assert selector.select(query.clone().requires_grad_(), 1)
 
 
 def test_of_equally_similar_examples_the_lower_id_is_nearer(place: Path, tmp_path: Path) -> None:
@@ -191,6 +195,12 @@ def test_what_cannot_be_asked_is_said(place: Path, tmp_path: Path) -> None:
         (np.zeros((2, D + 1)), {}, "width 16"),
         (bad, {}, "NaN"),
         ("a text", {}, "names no encoder"),
+        ([[0.0] * D, [0.0]], {}, "vectors are numbers, equally many in each"),
+        ([["a"] * D], {}, "vectors are numbers"),
+        (["a", 0.0], {}, "vectors are numbers"),
+        (np.full(D, 1e300), {}, "infinity"),
+        (None, {}, "vectors are wanted|width 16"),
+        (np.zeros(D), {"k": 1.5}, "k is from 1 to 12"),
         (np.zeros(D), {"k": K + 1}, "k is from 1 to 12"),
         (np.zeros(D), {"k": 0}, "k is from 1"),
         (np.zeros((2, D)), {"pools": [[1, 2]]}, "a row a question"),
@@ -222,12 +232,15 @@ def test_a_pack_that_was_changed_is_refused(place: Path, tmp_path: Path) -> None
     (tmp_path / "p" / "pool.parquet").write_bytes(b"")
     with pytest.raises(LeverError, match="not the one that was packed"):
         load(tmp_path / "p")
-    for said, why in (
+    said = json.loads((tmp_path / "p" / "config.json").read_text())
+    for text, why in (
         ('{"model_type": "lever_selector", "format": 99}', "the pack is of another format"),
         ('{"model_type": "llama"}', "a model for another task; at .*; value 'llama'"),
         ("[]", "a model for another task"),
+        (json.dumps(said | {"files": {}}), "the pack's configuration lacks an entry"),
+        (json.dumps({n: v for n, v in said.items() if n != "encoder"}), "lacks an entry"),
     ):
-        (tmp_path / "p" / "config.json").write_text(said)
+        (tmp_path / "p" / "config.json").write_text(text)
         with pytest.raises(LeverError, match=why):
             load(tmp_path / "p")
 

@@ -46,6 +46,11 @@ def test_the_picks_are_the_selector_s(selector: PackedSelector, client: TestClie
         [p.id for p in row] for row in expected
     ]
     assert answer.json()["picks"][0][0]["example"] == expected[0][0].example
+    assert client.post(
+        "/select",
+        content=json.dumps({"vectors": vectors, "k": 3, "spaces": {"unread": vectors}}),
+        headers={"content-type": "Application/JSON ; charset=utf-8"},
+    ).is_success
     given = client.post("/select", json={"vectors": vectors[:1], "k": 1, "pools": [[4, 5, -1]]})
     assert given.json()["picks"][0][0]["id"] in (4, 5)
 
@@ -57,7 +62,7 @@ def test_the_picks_are_the_selector_s(selector: PackedSelector, client: TestClie
         ({"vectors": [[0.0] * 8], "questions": ["?"]}, 422, "either questions or vectors"),
         ({"vectors": [[0.0] * 8]}, 422, "does not stop by itself"),
         ({"vectors": [[0.0] * 7], "k": 1}, 422, "width 8"),
-        ({"vectors": [[0.0] * 8, [0.0]], "k": 1}, 422, ""),
+        ({"vectors": [[0.0] * 8, [0.0]], "k": 1}, 422, "equally many in each"),
         ({"vectors": [[0.0] * 8], "k": 0}, 422, "k: "),
         ({"vectors": [["a"] * 8], "k": 1}, 422, "vectors.0.0"),
         ({"vectors": [[0.0] * 8], "k": 1, "colour": 3}, 422, "colour"),

@@ -105,8 +105,8 @@ class PackedFeatures:
             )
             for left, right in sql.cosines_read(self.asked)
         }  # fmt: skip
-        asked = [""] * len(queries)  # whose words no feature reads
-        pairs = Pairs(None, _PLACE, np.arange(len(queries)), pool, queries, vectors[at], asked, {})
+        words = [""] * len(queries)  # which no feature reads
+        pairs = Pairs(None, _PLACE, np.arange(len(queries)), pool, queries, vectors[at], words, {})
         if not have_twins(self.asked):
             pairs = replace(pairs, examples=_items(examples.take(pa.array(used))))
             return torch.from_numpy(pair_values(pairs, self.asked, spaces, votes=self.votes))
@@ -117,8 +117,8 @@ class PackedFeatures:
             np.nonzero(real)[0],
             answers.of[rows[real]],
             {
-                name: cosines(*(normalize(some, dim=-1) for some in both), pool)[real]
-                for name, both in near.items()
+                name: cosines(normalize(asked, dim=-1), normalize(shown, dim=-1), pool)[real]
+                for name, (asked, shown) in near.items()
             },
             pair,
             answers.code[said],

@@ -26,6 +26,7 @@ FORMAT, MODEL_TYPE = 1, "lever_selector"
 CONFIG, WEIGHTS, POOL, CARD = "config.json", "model.safetensors", "pool.parquet", "README.md"
 CELLS = "cells.safetensors"  # where similar examples are looked for in the nearest cells only
 VECTOR = "vector"  # a column of the pool; `vector:NAME` of a further space
+_ENTRIES = {"name", "files", "pool_size", "encoder", "features"}
 _HUB = "hub:"
 
 
@@ -50,7 +51,15 @@ def load(folder: str | Path) -> PackedSelector:
         raise LeverError("this is a model for another task", where=str(folder / CONFIG), value=kind)
     if said.get("format") != FORMAT:
         raise LeverError("the pack is of another format", where=str(folder / CONFIG))
-    for name, digest in said["files"].items():
+    files = said.get("files")
+    whole = said.keys() >= _ENTRIES and isinstance(files, dict) and {WEIGHTS, POOL} <= files.keys()
+    if not whole:
+        raise LeverError(
+            "the pack's configuration lacks an entry",
+            where=str(folder / CONFIG),
+            hint=f"there are {', '.join(sorted(_ENTRIES))}; pack the checkpoint again",
+        )
+    for name, digest in files.items():
         if not (folder / name).is_file() or sha256_file(folder / name) != digest:
             raise LeverError(
                 "a file of the pack is missing or is not the one that was packed",

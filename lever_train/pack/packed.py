@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from lever_data.errors import LeverError, UsageError
+from lever_data.errors import LeverError, UsageError, reason
 from lever_train.pack.cells import Cells
 from lever_train.pack.near import Near
 from lever_train.rollout.policy import SelectorPolicy
@@ -161,7 +161,7 @@ class PackedSelector:
         given = [example.get("example_id") for example in examples]
         known = set(self.examples.column("example_id").to_pylist())
         for place, number in enumerate(given):
-            if not isinstance(number, int) or number < 0:
+            if not isinstance(number, int | np.integer) or number < 0:
                 raise UsageError("an example needs an example_id from 0 on", value=number)
             if number in known or number in given[:place]:
                 raise UsageError("there is an example of this id already", value=number)
@@ -175,10 +175,13 @@ class PackedSelector:
                 )
         if vectors is None:
             vectors = self._texts(examples)
-        more = self._checked(torch.as_tensor(np.asarray(vectors), dtype=torch.float32))
+        more = self._checked(vectors)
         if len(more) != len(examples):
             raise UsageError("a vector an example is needed", value=f"{len(more)}, {len(given)}")
-        rows = pa.Table.from_pylist(list(examples), schema=self.examples.schema)
+        try:
+            rows = pa.Table.from_pylist(list(examples), schema=self.examples.schema)
+        except (pa.ArrowException, OverflowError) as error:
+            raise UsageError(f"an example does not fit the others ({reason(error)})") from None
         table = pa.concat_tables([self.examples, rows])
         # by id, as a pack is: of equally similar examples the lower id is the nearer one
         order = np.argsort(table.column("example_id").to_numpy(), kind="stable")
@@ -204,7 +207,7 @@ class PackedSelector:
                     hint="select(…, k=2)",
                 )
             return min(selector.config.max_shots, room)
-        if not 1 <= k <= room:
+        if not isinstance(k, int | np.integer) or not 1 <= k <= room:
             raise UsageError(f"k is from 1 to {room}, the size of a pool", value=k)
         return k
 
@@ -213,10 +216,22 @@ class PackedSelector:
             return self._texts([inputs])
         if _is_texts(inputs):
             return self._texts(list(inputs))
-        values = torch.as_tensor(np.asarray(inputs), dtype=torch.float32)
-        return self._checked(values[None] if values.ndim == 1 else values)
+        if isinstance(inputs, list | tuple) and not inputs:
+            return torch.zeros(0, self.dim)
+        return self._checked(inputs)
 
-    def _checked(self, values: Tensor) -> Tensor:
+    def _checked(self, given: Any) -> Tensor:
+        if isinstance(given, Tensor):
+            given = given.detach().cpu().float().numpy()
+        try:
+            with np.errstate(over="ignore"):  # seen below
+                values = torch.from_numpy(np.array(given, dtype=np.float32))
+        except (TypeError, ValueError) as error:  # ragged lists, words
+            raise UsageError(
+                f"vectors are numbers, equally many in each ({reason(error)})",
+                hint="texts are strings alone",
+            ) from None
+        values = values[None] if values.ndim == 1 else values
         if values.ndim != 2 or values.shape[1] != self.dim:
             raise UsageError(
                 f"vectors of width {self.dim} are wanted",

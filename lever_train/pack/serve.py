@@ -44,6 +44,10 @@ class Ask(BaseModel):
     pools: list[list[int]] | None = Field(
         None, description="Ids that each question may be shown; -1 where a pool is shorter."
     )
+    spaces: dict[str, list[list[float]]] | None = Field(
+        None,
+        description="By name their vectors in further spaces that features read.",
+    )
 
 
 class Choice(BaseModel):
@@ -93,7 +97,8 @@ def application(selector: PackedSelector, request: ServeRequest) -> Starlette:
     """The routes: ``POST /select``, ``GET /openapi.json`` and the page ``GET /``."""
 
     async def select(asked: Request) -> Response:
-        if asked.headers.get("content-type", "").partition(";")[0] != "application/json":
+        kind = asked.headers.get("content-type", "").partition(";")[0]
+        if kind.strip().lower() != "application/json":
             return _refused(415, "the body must be JSON", "content-type: application/json")
         body = b""
         async for chunk in asked.stream():
@@ -112,10 +117,11 @@ def application(selector: PackedSelector, request: ServeRequest) -> Starlette:
         if not inputs or len(inputs) > request.max_questions:
             return _refused(422, f"ask from 1 to {request.max_questions:,} questions at once")
         try:
-            picks = await run_in_threadpool(selector.select, inputs, ask.k, pools=ask.pools)
-        except (LeverError, ValueError) as error:  # a ragged list of vectors is a ValueError
-            message = error.message() if isinstance(error, LeverError) else str(error)
-            return _refused(422, message, getattr(error, "hint", None))
+            picks = await run_in_threadpool(
+                selector.select, inputs, ask.k, pools=ask.pools, spaces=ask.spaces
+            )
+        except LeverError as error:
+            return _refused(422, error.message(), error.hint)
         return JSONResponse({"picks": [[asdict(pick) for pick in row] for row in picks]})
 
     async def openapi(_: Request) -> Response:

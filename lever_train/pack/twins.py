@@ -77,7 +77,9 @@ def _vote(arrays: PoolArrays) -> list[Values]:
 
 def _agreement(arrays: PoolArrays) -> list[Values]:
     is_own = arrays.code == arrays.answer[arrays.pair]
-    return [np.bincount(arrays.pair[is_own], arrays.share[is_own], minlength=len(arrays.query))]
+    found = np.zeros(len(arrays.query))
+    found[arrays.pair[is_own]] = arrays.share[is_own]
+    return [found]
 
 
 def _cosine(arrays: PoolArrays, *, spaces: tuple[str, str]) -> list[Values]:
