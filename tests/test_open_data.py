@@ -13,7 +13,7 @@ import pytest
 from lever_data.store.store import Store
 from lever_train.inputs import pools
 from lever_train.inputs.pools import SharedPool
-from lever_train.learn import data
+from lever_train.learn import data, split
 from lever_train.learn.data import open_data
 from lever_train.options.train import Source, TrainConfig
 from tests.stores import candidate, commit, new_store
@@ -57,9 +57,9 @@ def test_a_second_opening_reads_nothing_again(
     first = [_opened(store, **o) for o in OPTIONS]
     assert all(a != b for a, b in pairwise(first))  # each has its own
     with monkeypatch.context() as patch:
-        for name in ("census", "runs_read", "require_scores", "_write_split"):
-            patch.setattr(data, name, lambda *_: pytest.fail("read again"))
-        patch.setattr(pools, "_from_store", lambda *_: pytest.fail("read again"))
+        readers = [(data, "census"), (data, "runs_read"), (data, "require_scores")]
+        for module, name in (*readers, (split, "_write_split"), (pools, "_from_store")):
+            patch.setattr(module, name, lambda *_: pytest.fail("read again"))
         assert [_opened(store, **o) for o in OPTIONS] == first
     commit(store, [candidate(40, 0, [7], correct=1, score=1.0)], name="b")
     assert _opened(store)[3] == [7, *first[0][3]]  # another run is another question

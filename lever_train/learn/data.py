@@ -10,10 +10,9 @@ the second training of the same opens at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import duckdb
@@ -41,19 +40,24 @@ from lever_data.relations.rewards import (
     with_todays_columns,
 )
 from lever_data.relations.snapshot import Snapshot, open_snapshot
-from lever_data.relations.stream import Census, Selection, census, run_sql
-from lever_data.store.cache import entry, value
+from lever_data.relations.stream import Census, Selection, census
 from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pair_features import PairFeatures, Pairs, pair_features
 from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
 from lever_train.inputs.provenance import Input, input_records
+from lever_train.learn.split import (
+    KEY,
+    TRAIN,
+    VALIDATION,
+    remembered,
+    require_whole_rows,
+    split_options,
+    split_queries,
+)
 from lever_train.options.train import Source, TrainConfig
 
-TRAIN, VALIDATION = "training_queries", "validation_queries"
-_FORMAT = 1  # raised where what the cache keeps of an opening means something else
-_KEY = "dataset, split, query_id"
 READ = (
     *("runs", "queries", "examples", "embeddings", "stg_candidates", "stg_beams"),
     *("candidate_info", "own_pointers"),
@@ -91,7 +95,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     con = session.con
     known = identity(con)
     selection = _selection(con, config, known)
-    runs: list[str] = _remembered(known, "runs", data.view, lambda: runs_read(con, data.view))
+    runs: list[str] = remembered(known, "runs", data.view, lambda: runs_read(con, data.view))
     base = base_relation(con, data.view, runs)
     # the split, and what is counted by it, is another where other queries are held out
     halves = known + _read_held_out(source, con, config)
@@ -99,7 +103,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     for view in data.view:
         if session.relations[view].folder == "user":
             whole = partial(require_whole_rows, con, view)
-            _remembered(halves, "whole rows", (*_split_by(config), view), whole)
+            remembered(halves, "whole rows", (*split_options(config), view), whole)
     if data.held_out is not None and not split[1]:
         raise UsageError("the view holds no query of this training", where=data.held_out)
     if not split[0]:
@@ -200,20 +204,11 @@ def _inputs(source: Source, config: TrainConfig) -> list[Input]:
     return input_records(named, Store.open(source.store))
 
 
-def _remembered(known: str, what: str, made_of: Sequence[object], make: Callable[[], Any]) -> Any:
-    """What ``make()`` gives, from the cache where it was asked before.
-
-    Args:
-        known: the :func:`identity` of the connection; ``made_of``: the options that count besides.
-    """
-    return value(["training", _FORMAT, known, what, *made_of], make)
-
-
 def _census(
     con: duckdb.DuckDBPyConnection, selection: Selection, config: TrainConfig, known: str
 ) -> Census:
-    made_of = (*_split_by(config), config.data.require_positive_query, selection)
-    found = _remembered(known, "census", made_of, lambda: asdict(census(con, selection)))
+    made_of = (*split_options(config), config.data.require_positive_query, selection)
+    found = remembered(known, "census", made_of, lambda: asdict(census(con, selection)))
     found |= {"datasets": tuple(map(tuple, found["datasets"]))}  # JSON has lists
     return Census(**found | {"scorers": tuple(found["scorers"])})
 
@@ -225,7 +220,7 @@ def _with_own_pointers(con: duckdb.DuckDBPyConnection, counted: Census, known: s
     def count(place: tuple[str, str]) -> int:
         return int(con.cursor().execute(sql, list(place)).fetchall()[0][0])
 
-    found = [_remembered(known, "own pointers", p, partial(count, p)) for p in counted.datasets]
+    found = [remembered(known, "own pointers", p, partial(count, p)) for p in counted.datasets]
     return replace(counted, dropped=counted.dropped | {"own_pointer": sum(found)})
 
 
@@ -296,7 +291,7 @@ def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str], runs: Se
         hint = "`lever runs` lists the runs"
         raise empty_view(con, ", ".join(views), "the view holds no rows", hint)
     parts = ["stg_beams" if is_beam else "stg_candidates" for (is_beam,) in sorted(rows)]
-    union = " union all ".join(f"select {_KEY}, pointer from {part}" for part in parts)
+    union = " union all ".join(f"select {KEY}, pointer from {part}" for part in parts)
     # another dataset or split of the same runs is not part of this training: its queries would
     # take places in the split, and its pointers in the shared pool
     own = " union ".join(f"select dataset, split from {quote_identifier(v)}" for v in views)
@@ -305,102 +300,6 @@ def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str], runs: Se
         f"semi join (select distinct dataset, split from ({own})) using (dataset, split)"
     )
     return "training_base"
-
-
-def split_queries(
-    con: duckdb.DuckDBPyConnection, base: str, config: TrainConfig, known: str
-) -> tuple[int, int, int]:
-    """Make the relations of training and validation queries; returns how many each holds, and how
-    many are left out because no candidate of theirs is right."""
-    data = config.data
-    key = hashlib.sha256(repr(["split", _FORMAT, known, *_split_by(config)]).encode()).hexdigest()
-    with (
-        entry(key, lambda folder: _write_split(con, base, config, folder)) as folder,
-        pa.memory_map(str(folder / "split.arrow")) as file,
-    ):
-        cursor = con.cursor().register("stored", pa.ipc.open_file(file).read_all())
-        cursor.execute("create table split_queries as from stored")
-        cursor.unregister("stored")
-    # after the split, as every filter is, so that ablations split the same queries
-    positive = f" semi join ({_positive_sql(data.view)}) using ({_KEY})"
-    kept = positive if data.require_positive_query else ""
-    for name, condition in ((TRAIN, "is_training"), (VALIDATION, "not is_training")):
-        with readable_errors():
-            sql = f"select {_KEY} from split_queries{kept} where {condition}"
-            con.execute(f"create view {name} as {sql}")
-
-    def count() -> list[int]:
-        tables = (TRAIN, VALIDATION, "split_queries")
-        return [con.cursor().execute(f"select count(*) from {t}").fetchall()[0][0] for t in tables]
-
-    made_of = (*_split_by(config), data.require_positive_query)
-    train, held_out, whole = _remembered(known, "split", made_of, count)
-    return train, held_out, whole - train - held_out
-
-
-def _split_by(config: TrainConfig) -> tuple[object, ...]:
-    """What the split depends on, besides the runs and the SQL of the views."""
-    data = config.data
-    return data.view, data.split_by, data.split_ratio, data.held_out
-
-
-def _write_split(
-    con: duckdb.DuckDBPyConnection, base: str, config: TrainConfig, folder: Path
-) -> None:
-    """The queries of the base, and which train."""
-    data = config.data
-    if data.held_out is not None:
-        key = "(dataset, split, query_id::bigint)"
-        trains = f"{key} not in (select {key} from held_out_queries)"
-    elif data.split_by == "id":  # legacy: sorted ids, the first int(ratio · n) train
-        own = "partition by dataset, split"  # of a mix, this share of each
-        place = f"row_number() over ({own} order by query_id) - 1"
-        trains = f"{place} < floor(count(*) over ({own}) * $ratio::double)"
-    else:
-        key = "concat_ws('/', dataset, split, query_id)"
-        place = f"md5_number_lower({key}) / 18446744073709551616.0"  # uniform in [0, 1)
-        trains = f"$ratio::double >= 1 or {place} < $ratio::double"
-    sql = f"select {_KEY}, {trains} as is_training from (select distinct {_KEY} from {base})"
-    cursor = con.cursor()  # kept alive: on some versions the reader needs it
-    bound = {"ratio": data.split_ratio} if data.held_out is None else {}
-    rows = cursor.sql(sql, params=bound)
-    table = cast(pa.Table, rows.to_arrow_table())
-    with pa.ipc.new_file(str(folder / "split.arrow"), table.schema) as file:
-        file.write_table(table)
-
-
-def _positive_sql(views: Sequence[str]) -> str:
-    """The queries with at least one right candidate in any of the views."""
-    right = "where correct > 0 and not coalesce(eval_failed, false)"
-    return " union ".join(f"select {_KEY} from {quote_identifier(v)} {right}" for v in views)
-
-
-_LACKING_SQL = """
-    select
-        count(*) filter (s.query_id is null) as "a query of the runs it reads",
-        count(*) filter (v.candidate is null) as "a candidate",
-        count(*) filter (v.pointer is null) as "a pointer"
-    from {view} as v
-    left join split_queries as s
-        on v.dataset = s.dataset and v.split = s.split and v.query_id::bigint = s.query_id
-"""
-
-
-def require_whole_rows(con: duckdb.DuckDBPyConnection, view: str) -> None:
-    """Refuse a view of the user's whose rows would be left out without a word.
-
-    Raises:
-        LeverError: rows lack a key that the runs hold, a candidate or a pointer; it counts them.
-    """
-    found = run_sql(con.cursor(), _LACKING_SQL.format(view=quote_identifier(view)), {})
-    for (what, *_), count in zip(found.description, found.fetchall()[0], strict=True):
-        if count:
-            raise LeverError(
-                f"{count:,} rows of the view lack {what}",
-                where=view,
-                hint="leave them out in its SQL: dataset, split, query_id, candidate and pointer "
-                "are those of a stored candidate",
-            )
 
 
 def describe_data(data: TrainingData) -> Iterator[str]:
@@ -437,7 +336,7 @@ def _selection(con: duckdb.DuckDBPyConnection, config: TrainConfig, known: str) 
     prepare_reward(con, spec)
     for view in data.view:
         scored = partial(require_scores, con, view, spec)
-        _remembered(known, "scores", (view, spec.model_dump_json()), scored)
+        remembered(known, "scores", (view, spec.model_dump_json()), scored)
     return Selection(
         views=data.view,
         reward=reward_sql(spec),
