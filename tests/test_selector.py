@@ -17,7 +17,7 @@ from lever_data.errors import LeverError
 from lever_train.options.rollout import Recipe
 from lever_train.options.train import Kind, ModelConfig
 from lever_train.selector import attention as kernels
-from lever_train.selector.attention import dropout, picked_scores
+from lever_train.selector.attention import dropout, picked_dots, picked_scores
 from lever_train.selector.kinds import make_selector
 from lever_train.selector.model import (
     AttentionSelector,
@@ -210,6 +210,21 @@ def test_gradients_of_picked_scores() -> None:
     units = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     index = torch.tensor([[0, 1, 1], [5, 0, 2], [1, 1, 1]])
     assert torch.autograd.gradcheck(lambda q, u: picked_scores(q, u, index), (query, units))
+
+
+def test_gradients_of_picked_dots_that_are_gathered_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One room for all parts would be overwritten before the backward pass reads it."""
+    query = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    rows = torch.randn(6, 4, dtype=torch.float64)
+    index = torch.tensor([[0, 1, 1], [5, 0, 2], [1, 1, 1]])
+    whole = picked_dots(query, rows, index)
+    monkeypatch.setattr(kernels, "_CACHE", 1)
+    assert torch.equal(picked_dots(query, rows, index), whole)
+    with torch.no_grad():
+        assert torch.equal(picked_dots(query, rows, index), whole)
+    assert torch.autograd.gradcheck(lambda q: picked_dots(q, rows, index), (query,))
 
 
 def test_gradients_of_kernels_that_work_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:

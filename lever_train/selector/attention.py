@@ -60,9 +60,12 @@ def picked_dots(
     query = query.to(rows.dtype)  # under autocast either may be in half precision
     width, parts = index.shape[1], []
     room: Tensor | None = None  # for all parts: fresh memory each time takes twice the time
+    is_kept = torch.is_grad_enabled() and query.requires_grad  # a gradient reads each part again
     for at in _slices(index, rows):
         flat = index[at].flatten()
-        room = rows.new_empty(len(flat), rows.shape[1]) if room is None else room[: len(flat)]
+        if room is None or is_kept:
+            room = rows.new_empty(len(flat), rows.shape[1])
+        room = room[: len(flat)]
         torch.index_select(rows, 0, flat, out=room)
         parts.append(query[at] @ room.view(-1, width, rows.shape[1]).transpose(1, 2))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
