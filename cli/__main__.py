@@ -31,11 +31,6 @@ def process() -> NoReturn:
     and end by the signal where C code had met it.
     """
     interrupts.is_process = True
-    # options before the command may set variables, which the other process must see
-    if sys.argv[1:2] == ["query"] and not {"-h", "--help"} & {*sys.argv}:
-        from lever_data.relations.query import start_ahead
-
-        start_ahead()
     try:
         main()
     except SystemExit as left:

@@ -42,7 +42,7 @@ def write_rl(folder: Path, words: Sequence[str], ids: Sequence[int] = ()) -> Pat
     """RL data that calls these answers right, query by query; ``ids``: the question ids it says."""
     value: dict[str, Any] = {}
     for n, word in enumerate(words):
-        scores = {"answer": word, "correct": 1, "score": 1.0}
+        scores = {"vqa_pred_answer": word, "vqa_correct": 1, "vqa_acc_score": 1.0}
         value[str(n)] = {"pointer_candidates": [{"pointer": [n + 50], **scores}]}
         if ids:
             value[str(n)]["query"] = {"question_id": ids[n]}

@@ -355,5 +355,7 @@ def test_what_is_stored_is_official(tmp_path: Path) -> None:
     )
     outcome = generate(request)
     assert outcome.report.file == outcome.report.candidates > 0
-    found = connect(store).execute("select min(question_id), max(metric) from queries, answers")
+    found = connect(store).execute(
+        "select min(question_id), max(metric) from queries, all_candidates"
+    )
     assert found.fetchall() == [("q000", "squad-f1-1")]

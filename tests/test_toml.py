@@ -113,7 +113,7 @@ def test_a_key_that_is_near_none(tmp_path: Path) -> None:
     path.write_text("[xyzzy]")
     with pytest.raises(UsageError) as error:
         load_sweep(path)
-    assert error.value.hint == "known are: name, base, out, train, grid, cells"
+    assert error.value.hint == "known are: name, base, out, judged_on, eval, train, grid, cells"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,12 @@ def write_query(
 def _started(store: Path, sql: str, form: str, options: QueryOptions | None) -> Iterator[_Process]:
     """The process that answers, until the block ends; what it spilled to disk goes with it."""
     _require_utf8(sql)
-    child = _ahead.pop() if _ahead else _new_child()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "lever_data.relations.sandbox"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     if options is None:
         from lever_data.relations.query_options import QueryOptions
 
@@ -83,24 +88,6 @@ def _started(store: Path, sql: str, form: str, options: QueryOptions | None) -> 
             assert pipe is not None
             with suppress(BrokenPipeError):
                 pipe.close()
-
-
-_ahead: list[subprocess.Popen[bytes]] = []
-
-
-def start_ahead() -> None:
-    """Start the process of the first query now, in this process's environment as it is: it imports
-    DuckDB while this one reads its command line. Without a query it ends with this process."""
-    _ahead.append(_new_child())
-
-
-def _new_child() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lever_data.relations.sandbox"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
 
 
 def _require_utf8(sql: str) -> None:

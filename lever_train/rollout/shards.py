@@ -171,12 +171,13 @@ class ShardFolder:
     @contextmanager
     def probing(self, index: int) -> Iterator[bool]:
         """Hold the claim of the first prompts, of a shard that nobody makes; False where somebody
-        does. Of several processes one pays for them, and the others find its answers."""
+        does, or has made it since. Of several processes one pays for them, and the others find its
+        answers."""
         with (
             self.place.claimed("probe", wait=True),
             self.place.claimed(_name(index), wait=False) as mine,
         ):
-            yield mine
+            yield mine and not self.place.has(_name(index))
 
 
 def _name(index: int) -> str:

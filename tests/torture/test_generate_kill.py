@@ -86,7 +86,7 @@ def test_nothing_is_paid_twice_after_a_kill(warm: Nursery, tmp_path: Path) -> No
     asked = json.loads(whole.stdout)["asked"]
     shutil.rmtree(world.store)
     assert whole.changes is not None
-    assert warm.run(*world.argv(), kill_before=whole.changes // 3).killed
+    assert warm.run(*world.argv(), kill_before=whole.changes * 5 // 12).killed
     done = len(_done(world))
     assert 0 < done < 10
     outcome = json.loads(warm.run(*world.argv("--json", "-")).stdout)
