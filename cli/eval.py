@@ -110,38 +110,26 @@ def show_scoreboard(board: Scoreboard) -> None:
         ],
         title=f"{board.metric} in % (95 % interval); the oracle is a lower bound from 2 shots on",
     )
-    if board.paired:
-        print()
-        rows = [(f"{p.a} - {p.b}", p.n, p.shots, _difference(p)) for p in board.paired]
-        emit_table(
-            ["difference", "questions", *map(shots_said, shots)],
-            _by_shots(rows, shots),
-            title="Paired by question, in percentage points (95 % interval; p of no difference)",
-        )
-    early = [
-        (r.selector, r.n + r.failed, r.shots, f"{r.shown:.2f}")
-        for r in board.rows
-        if r.shown is not None
-    ]
-    if early:
-        print()
-        emit_table(
-            ["selector", "questions", *map(shots_said, shots)],
-            _by_shots(early, shots),
-            title="Demonstrations shown on average, where a selector may show fewer",
-        )
-    copied = [
-        (r.selector, r.n + r.failed, r.shots, f"{100 * r.copied:.1f}")
-        for r in board.rows
-        if r.copied is not None
-    ]
-    if copied:
-        print()
-        emit_table(
-            ["selector", "questions", *map(shots_said, shots)],
-            _by_shots(copied, shots),
-            title="Wrong answers that are the answer of a demonstration shown, in %",
-        )
+    pairs = [(f"{p.a} - {p.b}", p.n, p.shots, _difference(p)) for p in board.paired]
+    shown_of = [(r, f"{r.shown:.2f}") for r in board.rows if r.shown is not None]
+    copied_of = [(r, f"{100 * r.copied:.1f}") for r in board.rows if r.copied is not None]
+    early, copied = (
+        [(r.selector, r.n + r.failed, r.shots, cell) for r, cell in cells]
+        for cells in (shown_of, copied_of)
+    )
+    for first, cells, title in (
+        (
+            "difference",
+            pairs,
+            "Paired by question, in percentage points (95 % interval; p of no difference)",
+        ),
+        ("selector", early, "Demonstrations shown on average, where a selector may show fewer"),
+        ("selector", copied, "Wrong answers that are the answer of a demonstration shown, in %"),
+    ):
+        if cells:
+            print()
+            heads = [first, "questions", *map(shots_said, shots)]
+            emit_table(heads, _by_shots(cells, shots), title=title)
     failed = sum(r.failed for r in board.rows)
     if failed:
         notice(f"{failed:,} answers failed; they are left out of the means")
