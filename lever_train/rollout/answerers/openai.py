@@ -34,6 +34,7 @@ from lever_train.rollout.answerers.outages import silent_since
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds before a prompt is sent again
 _AHEAD = 8  # prompts in line per slot: none idles while the caller scores or writes
+_GATHERED = 0.02  # seconds in which answers are gathered while others are in line
 _PAGES = 3  # a body that is not a completion may be a proxy's page: after so many, look closer
 _GREETING = 10.0  # seconds that the smallest question may take
 _SAY_EVERY = 30.0  # seconds between two lines about the same outage
@@ -155,6 +156,9 @@ class EndpointFlight:
         found: list[tuple[bytes, Answer]] = []
         with suppress(queue.Empty):
             while one := self._arrived.get(timeout=0 if found else wait):
+                if not found and self._open > 2 * self._exchange.spec.concurrency:
+                    # no slot idles meanwhile, and to wake for every answer takes the loop's time
+                    time.sleep(_GATHERED)
                 found.append(one)
         self._open -= len(found)
         if not found and self._error is not None:

@@ -124,8 +124,11 @@ class Exchange:
             LeverError: it will answer none.
             OSError: an image cannot be read.
         """
-        # in a thread: decoding the images of a prompt takes as long as many a reply
-        shown = await asyncio.to_thread(self._shown, prompt)
+        if any(item.image is not None for item in (*prompt.demonstrations, prompt.query)):
+            # in a thread: decoding the images of a prompt takes as long as many a reply
+            shown = await asyncio.to_thread(self._shown, prompt)
+        else:
+            shown = self._shown(prompt)
         found = await self._post(client, shown | self._how)
         answer = answer_of(self._key.out_of_answer(found.text), cut=found.cut)
         if found.refusal is not None:
