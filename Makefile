@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test quick check lint format types clean
-.PHONY: real servers test-long torture bench bench-long wheel-test versions
+.PHONY: real servers test-rest test-long torture bench bench-long wheel-test versions
 
 demo: $(READY)
 	$(BIN)/lever demo
@@ -26,7 +26,11 @@ quick: $(READY)
 
 check: lint types test
 
-# Everything that takes minutes: long tests, torture rooms at their full length.
+# What `make test` leaves out, but for torture rooms at their full length: some minutes, and in CI.
+test-rest: $(READY)
+	$(PYTEST) -m "long and not full"
+
+# Everything; the torture rooms take an hour of it.
 test-long: $(READY)
 	$(PYTEST)
 

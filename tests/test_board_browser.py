@@ -24,7 +24,6 @@ from lever_data.relations.db import connect
 from lever_data.store.store import Store
 from lever_train.learn.log import Log
 from tests.boards import board_store
-from tests.torture.harness import SIZES
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -114,7 +113,7 @@ def visit(browser: Any, serving: Serving) -> Iterator[Callable[..., Visit]]:
         context.close()
 
 
-@pytest.mark.parametrize("long", SIZES)
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_every_page_opens_and_fits(visit: Callable[..., Visit], long: bool) -> None:
     """Each is opened once, in a narrow window and dark, then seen wide, dark and light; the long
     version opens those that others lead to as well, and keeps a picture of each."""

@@ -17,7 +17,7 @@ from lever_data.relations.stream import Selection
 from lever_train.learn.batch import Batch, Loader
 from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.state import STATE
-from tests.torture.harness import SIZES, Nursery, Outcome
+from tests.torture.harness import Nursery, Outcome
 from tests.training import POOL, QUERIES, WIDTH, Bench
 
 NEW: dict[str, Any] = {"rce_epochs": 1, "seed": 1}
@@ -111,7 +111,7 @@ def test_stopped_before_it_begins_it_replaces_nothing(trained: Bench, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("long", SIZES)
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_killed_at_any_change_one_of_the_two_is_whole(
     warm: Nursery, trained: Bench, tmp_path: Path, long: bool
 ) -> None:

@@ -236,4 +236,6 @@ def moments(count: int, seconds: float, seed: int) -> Sequence[float]:
     return [seconds * (i + roll.random()) / count for i in range(count)]
 
 
-SIZES = [pytest.param(False, id="quick"), pytest.param(True, id="long", marks=pytest.mark.long)]
+# of a room: for seconds, and at its full length
+FULL = (pytest.mark.long, pytest.mark.full)
+SIZES = [pytest.param(False, id="quick"), pytest.param(True, id="long", marks=FULL)]

@@ -115,6 +115,7 @@ def test_mutated_files_are_read_right_or_refused_with_a_position(report: Report)
 
 
 @pytest.mark.long
+@pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_a_hundred_thousand_mutated_files(report: Report) -> None:
     seed = int(os.environ.get("LEVER_FUZZ_SEED", "1"))

@@ -94,6 +94,7 @@ def test_nothing_is_paid_twice_after_a_kill(warm: Nursery, tmp_path: Path) -> No
 
 
 @pytest.mark.long
+@pytest.mark.full
 def test_what_an_endpoint_said_is_on_disk_within_15_seconds(tmp_path: Path, report: Report) -> None:
     """kill -9 at random: lost is what arrived in the last 15 s, and what was on its way."""
     world, roll = make_world(tmp_path, queries=160), random.Random(0)

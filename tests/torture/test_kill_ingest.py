@@ -17,6 +17,7 @@ import pytest
 from lever_data.store.staging import sweep
 from tests.torture.conftest import Report
 from tests.torture.harness import (
+    FULL,
     Nursery,
     Outcome,
     Snapshot,
@@ -70,8 +71,8 @@ class Room:
 
 KILLS = [  # keys out of order (they are sorted outside memory)?, every n-th change, moments
     pytest.param(True, 12, 1, id="quick"),
-    pytest.param(True, 1, 300, id="long, shuffled", marks=pytest.mark.long),
-    pytest.param(False, 1, 300, id="long, in order", marks=pytest.mark.long),
+    pytest.param(True, 1, 300, id="long, shuffled", marks=FULL),
+    pytest.param(False, 1, 300, id="long, in order", marks=FULL),
 ]
 
 
