@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +26,39 @@ from lever_data.items.prompts import Item
 from lever_data.relations import features as sql
 from lever_train.inputs.pair_features import Answers, Pairs, cosines, pair_values
 from lever_train.options.train import ModelConfig
-from lever_train.pack.twins import PoolArrays, have_twins, twin_values
+from lever_train.pack.near import is_one_pool
+from lever_train.pack.twins import PoolAnswers, PoolArrays, have_twins, twin_values
 
+Ids = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float64]
 Vectors = Mapping[str, npt.ArrayLike | Tensor]  # by the name of their space
 _PLACE = ("", "questions", "examples")  # two splits: no question is one of the examples
+_NONE = torch.zeros(0, 0)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """What pools [B, K] bring whatever is asked: ``rows`` of the examples, -1 where padded;
+    ``used`` [U], each once; ``index`` [B, K] into them; ``tables`` [U, d] of their unit vectors by
+    names of spaces; what was ``said`` in them; ``votes`` [B, K, K], or [1, K, K] of one that all
+    share, where they are read."""
+
+    rows: Ids
+    used: Ids
+    index: Ids
+    tables: Mapping[tuple[str, str], Tensor]
+    said: PoolAnswers
+    votes: Values | None
+
+    @property
+    def real(self) -> npt.NDArray[np.bool_]:
+        """Where there is a candidate."""
+        return self.rows >= 0
+
+    @property
+    def are_one(self) -> bool:
+        """Whether all queries share one pool."""
+        return is_one_pool(self.rows)
 
 
 @dataclass(frozen=True)
@@ -41,6 +71,7 @@ class PackedFeatures:
     spaces: Mapping[str, Tensor]
     votes: bool = False
     _said: Answers | None = field(default=None, init=False, repr=False, compare=False)
+    _last: Pools | None = field(default=None, init=False, repr=False, compare=False)
 
     def definitions(self) -> dict[str, str]:
         """The SQL of each feature, by its name and digest."""
@@ -76,6 +107,16 @@ class PackedFeatures:
         }
         return replace(self, spaces=spaces)
 
+    def of_queries(self, given: Vectors, count: int) -> dict[str, Tensor]:
+        """The vectors [count, d] of queries in every space that a feature reads.
+
+        Raises:
+            UsageError: a space is not given, or not in this shape.
+        """
+        return {
+            left: _space(given, left, self.spaces[right], count) for left, right in self._compared
+        }
+
     def values(
         self,
         queries: Tensor,
@@ -94,42 +135,95 @@ class PackedFeatures:
         Raises:
             UsageError: a space is not given.
         """
-        real = rows >= 0
-        used, index = np.unique(rows[real], return_inverse=True)
-        pool = np.full(rows.shape, -1, dtype=np.int64)
-        pool[real] = index
-        at = torch.from_numpy(used)
-        spaces = {
-            (left, right): (
-                _space(given, left, self.spaces[right], len(queries)), self.spaces[right][at]
-            )
-            for left, right in sql.cosines_read(self.asked)
-        }  # fmt: skip
-        words = [""] * len(queries)  # which no feature reads
-        pairs = Pairs(None, _PLACE, np.arange(len(queries)), pool, queries, vectors[at], words, {})
-        if not have_twins(self.asked):
-            pairs = replace(pairs, examples=_items(examples.take(pa.array(used))))
-            return torch.from_numpy(pair_values(pairs, self.asked, spaces, votes=self.votes))
-        answers = self._answers(examples).among(replace(pairs, pool=rows))
-        near = {("", ""): (queries, vectors[at])} | spaces
-        pair, said = answers.said(rows[real], np.ones(len(index), dtype=bool))
-        arrays = PoolArrays(
-            np.nonzero(real)[0],
-            answers.of[rows[real]],
-            {
-                name: cosines(normalize(asked, dim=-1), normalize(shown, dim=-1), pool)[real]
-                for name, (asked, shown) in near.items()
-            },
-            pair,
-            answers.code[said],
-            answers.share[said],
-        )
-        values = twin_values(self.asked, arrays).round(sql.DECIMALS)
+        pools = self._pools(rows, examples, vectors)
+        asked = {("", ""): queries} | {
+            (left, right): _space(given, left, self.spaces[right], len(queries))
+            for left, right in self._compared
+        }
+        if not self._have_twins:
+            return torch.from_numpy(self._by_sql(pools, asked, examples, vectors))
+        near = {
+            name: _cosines(normalize(vectors, dim=-1), pools.tables[name], pools)
+            for name, vectors in asked.items()
+        }
+        values = twin_values(self.asked, PoolArrays(pools.said, near)).round(sql.DECIMALS)
         found = np.zeros((*rows.shape, values.shape[1]), np.float32)
-        found[real] = values
-        if self.votes:
-            found = np.concatenate([found, answers.votes(np.arange(len(rows)))], axis=-1)
+        found[pools.real] = values
+        if pools.votes is not None:
+            votes = np.broadcast_to(pools.votes, (*rows.shape, rows.shape[1]))
+            found = np.concatenate([found, votes], axis=-1)
         return torch.from_numpy(found)
+
+    @cached_property
+    def _have_twins(self) -> bool:
+        return have_twins(self.asked)
+
+    @cached_property
+    def _compared(self) -> list[tuple[str, str]]:
+        return sql.cosines_read(self.asked)
+
+    def _pools(self, rows: Ids, examples: pa.Table, vectors: Tensor) -> Pools:
+        """What these pools bring; of one pool it is kept until another is asked for: a question at
+        a time it is half of the work."""
+        last = self._last
+        if last is not None and np.array_equal(last.rows, rows):
+            return last
+        real = rows >= 0
+        used, at = np.unique(rows[real], return_inverse=True)
+        index = np.full(rows.shape, -1, dtype=np.int64)
+        index[real] = at
+        here = torch.from_numpy(used)
+        tables = {("", ""): vectors[here]}
+        tables |= {(left, right): self.spaces[right][here] for left, right in self._compared}
+        answers, numbers = self._answers(examples), np.arange(len(rows))
+        pair, said = answers.said(rows[real], np.ones(len(at), dtype=bool))
+        votes = None
+        if self.votes:
+            places = numbers[:1] if is_one_pool(rows) else numbers
+            pairs = Pairs(None, _PLACE, numbers, rows, _NONE, _NONE, [""] * len(rows), {})
+            votes = answers.among(pairs).votes(places)
+        found = Pools(
+            rows,
+            used,
+            index,
+            {name: normalize(table, dim=-1) for name, table in tables.items()},
+            PoolAnswers(
+                np.nonzero(real)[0],
+                answers.of[rows[real]],
+                pair,
+                answers.code[said],
+                answers.share[said],
+            ),
+            votes,
+        )
+        if len(rows) == 1:
+            object.__setattr__(self, "_last", found)
+        return found
+
+    def _by_sql(
+        self,
+        pools: Pools,
+        asked: Mapping[tuple[str, str], Tensor],
+        examples: pa.Table,
+        vectors: Tensor,
+    ) -> Values:
+        """Values by DuckDB, for features that have no twin."""
+        numbers, here = np.arange(len(pools.rows)), torch.from_numpy(pools.used)
+        pairs = Pairs(
+            None,
+            _PLACE,
+            numbers,
+            pools.index,
+            asked["", ""],
+            vectors[here],
+            [""] * len(numbers),  # words of the questions, which no feature reads
+            _items(examples.take(pa.array(pools.used))),
+        )
+        spaces = {
+            (left, right): (asked[left, right], self.spaces[right][here])
+            for left, right in self._compared
+        }
+        return pair_values(pairs, self.asked, spaces, votes=self.votes)
 
     def _answers(self, examples: pa.Table) -> Answers:
         """What was said of all examples, counted when the first question is asked."""
@@ -140,6 +234,14 @@ class PackedFeatures:
             object.__setattr__(self, "_said", Answers(pairs))
         assert self._said is not None
         return self._said
+
+
+def _cosines(query: Tensor, table: Tensor, pools: Pools) -> Values:
+    """Cosines [R] of unit vectors; one product where all share a pool."""
+    if not pools.are_one:
+        return cosines(query, table, pools.index)[pools.real]
+    near = query.double() @ table[torch.from_numpy(pools.index[0])].double().T
+    return np.asarray(near.round(decimals=sql.DECIMALS).numpy()[pools.real])
 
 
 def _space(given: Vectors, name: str, like: Tensor, count: int) -> Tensor:

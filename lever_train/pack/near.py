@@ -65,3 +65,8 @@ def largest(values: Tensor, rows: Ids, count: int) -> Ids:
     first = np.searchsorted(lines, np.arange(len(values)))
     best: Ids = found[order[first[:, None] + np.arange(count)]]
     return best
+
+
+def is_one_pool(rows: Ids) -> bool:
+    """Whether all queries share one pool, of rows [B, K]."""
+    return len(rows) == 1 or bool((rows == rows[:1]).all())

@@ -33,6 +33,7 @@ from lever_train.inputs.embeddings import load_embeddings
 from lever_train.options.pack import PackRequest, SelectRequest
 from lever_train.pack.cells import Cells
 from lever_train.pack.features import PackedFeatures, Vectors
+from lever_train.pack.inputs import Inputs
 from lever_train.pack.load import (
     CARD,
     CELLS,
@@ -44,7 +45,7 @@ from lever_train.pack.load import (
     WEIGHTS,
     load,
 )
-from lever_train.pack.packed import Inputs, PackedSelector, Pick
+from lever_train.pack.packed import PackedSelector, Pick
 from lever_train.rollout.policy import SelectorPolicy, load_policy
 from lever_train.selector.checkpoint import Checkpoint, read_checkpoint
 

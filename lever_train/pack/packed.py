@@ -8,10 +8,10 @@ scores.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,21 +23,28 @@ from torch.nn.functional import normalize, pad
 
 from lever_data.errors import LeverError, UsageError, reason
 from lever_train.pack.cells import Cells
-from lever_train.pack.near import Near
+from lever_train.pack.inputs import Inputs, Questions, is_texts
+from lever_train.pack.near import Near, is_one_pool
 from lever_train.rollout.policy import SelectorPolicy
-from lever_train.selector.model import AttentionSelector, History, Pool, StaticSelector
+from lever_train.selector.model import (
+    AttentionSelector,
+    History,
+    Pool,
+    StaticSelector,
+    vector_lengths,
+)
 
 if TYPE_CHECKING:
     from lever_train.pack.features import PackedFeatures, Vectors
 
 _UNITS = 1 << 28  # bytes of what is kept of all examples beside their vectors
 _QUERIES = 64  # at once where [B, K, h] is made of them: more would leave the cache
+_FEW = 8  # questions that one thread answers sooner than two
+_BLOCK = 256  # questions a thread takes at once
 _ROWS = 1 << 12  # examples of which it is made at once
-_FIELD = re.compile(r"\{(\w+)\}")  # of a template
 
 Ids = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
-Inputs = str | dict[str, str] | Sequence[str | dict[str, str]] | npt.ArrayLike | Tensor
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ class PackedSelector:
         self.examples, self.vectors = examples, vectors
         self.pool_size, self.encoder, self.features = pool_size, encoder, features
         self.cells = cells
-        self._encode: Any = None
+        self._inputs = Questions(policy.selector.dim, encoder)
+        self._last: tuple[Ids, Pool] | None = None
         self._ids = examples.column("example_id").to_numpy()
         self._order = np.argsort(self._ids, kind="stable")
         self._near = Near(normalize(vectors, dim=-1), cells)
@@ -131,14 +139,14 @@ class PackedSelector:
                 a feature reads is not given.
             LeverError: a pool names an example that is not in the pack.
         """
-        queries = self._vectors(inputs)
+        queries = self._inputs.vectors(inputs)
         if not len(queries):
             return []
         rows = self._nearest(queries) if pools is None else self._rows(pools, len(queries))
         shots = self._shots(k, rows.shape[1])
         found = self._picked(queries, rows, shots, spaces or {}, can_stop=k is None)
         given: Any = inputs
-        is_one = isinstance(given, str | dict) or (not _is_texts(given) and np.ndim(given) == 1)
+        is_one = isinstance(given, str | dict) or (not is_texts(given) and np.ndim(given) == 1)
         return found[0] if is_one else found
 
     def add_examples(
@@ -174,8 +182,8 @@ class PackedSelector:
                     hint=f"fields: {', '.join(sorted(fields))}",
                 )
         if vectors is None:
-            vectors = self._texts(examples)
-        more = self._checked(vectors)
+            vectors = self._inputs.texts(examples)
+        more = self._inputs.checked(vectors)
         if len(more) != len(examples):
             raise UsageError("a vector an example is needed", value=f"{len(more)}, {len(given)}")
         try:
@@ -211,65 +219,6 @@ class PackedSelector:
             raise UsageError(f"k is from 1 to {room}, the size of a pool", value=k)
         return k
 
-    def _vectors(self, inputs: Any) -> Tensor:
-        if isinstance(inputs, str | dict):
-            return self._texts([inputs])
-        if _is_texts(inputs):
-            return self._texts(list(inputs))
-        if isinstance(inputs, list | tuple) and not inputs:
-            return torch.zeros(0, self.dim)
-        return self._checked(inputs)
-
-    def _checked(self, given: Any) -> Tensor:
-        if isinstance(given, Tensor):
-            given = given.detach().cpu().float().numpy()
-        try:
-            with np.errstate(over="ignore"):  # seen below
-                values = torch.from_numpy(np.array(given, dtype=np.float32))
-        except (TypeError, ValueError) as error:  # ragged lists, words
-            raise UsageError(
-                f"vectors are numbers, equally many in each ({reason(error)})",
-                hint="texts are strings alone",
-            ) from None
-        values = values[None] if values.ndim == 1 else values
-        if values.ndim != 2 or values.shape[1] != self.dim:
-            raise UsageError(
-                f"vectors of width {self.dim} are wanted",
-                value=list(values.shape),
-                hint="of the encoder that the selector was trained on",
-            )
-        if not bool(values.isfinite().all()):
-            raise UsageError("a vector holds NaN or infinity")
-        return values
-
-    def _texts(self, items: Sequence[str | dict[str, Any]]) -> Tensor:
-        if self.encoder is None:
-            raise UsageError(
-                "the pack names no encoder: give vectors", hint="lever pack --encoder NAME"
-            )
-        if self._encode is None:
-            from lever_train.embed.encoders import Encoder
-
-            encoder = Encoder(self.encoder["name"], "cpu", images=False)
-            if encoder.identity() != self.encoder["identity"]:
-                raise LeverError(
-                    "the encoder is not the one that the pack was made with",
-                    where=self.encoder["name"],
-                    value=encoder.identity(),
-                )
-            self._encode = encoder.texts
-        template = self.encoder.get("template", "{question}")
-        given = [{"question": item} if isinstance(item, str) else item for item in items]
-        for name in _FIELD.findall(template):
-            if any(item.get(name) is None for item in given):
-                raise UsageError(
-                    f"the vectors are of the text {template!r}, and an item has no {name!r}",
-                    hint=f"select({{{name!r}: …}}), or give vectors",
-                )
-        filled = [_FIELD.sub(lambda m: str(item[m[1]]), template).strip() for item in given]  # noqa: B023
-        found: Tensor = self._encode(filled)
-        return found
-
     def _nearest(self, queries: Tensor) -> Ids:
         """Rows [B, K] of each query's pool: the most similar, or all in order of their ids."""
         n = len(self._ids)
@@ -300,51 +249,76 @@ class PackedSelector:
             raise UsageError("a pool names an example twice, so that it could be shown twice")
         return found
 
-    @torch.inference_mode()
     def _picked(
         self, queries: Tensor, rows: Ids, shots: int, spaces: Vectors, *, can_stop: bool
     ) -> list[list[Pick]]:
         room = int((rows >= 0).sum(1).min())
         if room < shots and not can_stop:
             raise UsageError("a pool holds fewer demonstrations than are asked for", value=room)
-        values = self._read(queries, rows, spaces)
-        is_whole = isinstance(self._policy.selector, StaticSelector) or (rows == rows[:1]).all()
-        step = len(rows) if is_whole else _QUERIES
-        found = []
-        for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            given = None if values is None else values[part]
-            found.append(self._choose(queries[part], rows[part], given, shots, can_stop=can_stop))
+        given = {} if self.features is None else self.features.of_queries(spaces, len(rows))
+
+        def choose(start: int) -> tuple[Ids, Values]:
+            part = slice(start, start + _BLOCK)
+            there = {name: vectors[part] for name, vectors in given.items()}
+            return self._choose(queries[part], rows[part], there, shots, can_stop=can_stop)
+
+        starts, threads = range(0, len(rows), _BLOCK), torch.get_num_threads()
+        # each of its threads takes blocks of its own: two that share one wait for each other
+        # longer than they work, of few questions and of a block's small operations alike
+        workers = min(threads, len(starts))
+        torch.set_num_threads(1 if workers > 1 or len(rows) <= _FEW else threads)
+        try:
+            first = choose(0)  # what all share is made here, once
+            alone = partial(torch.set_num_threads, 1)
+            with ThreadPoolExecutor(workers, initializer=alone) as each:
+                found = [first, *each.map(choose, starts[1:])]
+        finally:
+            torch.set_num_threads(threads)
         chosen, log_probs = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return self._shown(chosen, log_probs, rows)
 
+    @torch.inference_mode()
     def _choose(
-        self, queries: Tensor, rows: Ids, values: Tensor | None, shots: int, *, can_stop: bool
+        self, queries: Tensor, rows: Ids, spaces: Vectors, shots: int, *, can_stop: bool
     ) -> tuple[Ids, Values]:
         """Positions [B, S] in the pools and their log-probabilities."""
-        closed = torch.from_numpy(rows < 0)
-        used, index = np.where(rows[0] < 0, rows.max(), rows[0]), None
-        if len(rows) > 1 and (rows != rows[:1]).any():  # else all share one pool
-            used, at = np.unique(np.where(rows < 0, rows.max(), rows), return_inverse=True)
-            index = torch.from_numpy(at.reshape(rows.shape))
-        here = torch.from_numpy(used)
-        pool = Pool(
-            self.vectors[here].double(),
-            index,
-            ~closed if bool(closed.any()) else None,
-            None if values is None else values.double(),
-            units=None if self._units is None else self._units[here],
-        )
-        history = self._policy.begin(queries.double(), pool)
-        if history.stops:
-            closed = pad(closed, (0, 1), value=not can_stop)
-        return _greedy(history, closed, shots)
+        values, closed = None, torch.from_numpy(rows < 0)
+        if self.features is not None:
+            values = self.features.values(queries, rows, self.examples, self.vectors, spaces)
+        step = len(rows) if isinstance(self._policy.selector, StaticSelector) else _QUERIES
+        found = []
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            pool = self._pool(rows[part])
+            if values is not None:
+                pool = replace(pool, features=values[part].double())
+            history, shut = self._policy.begin(queries[part].double(), pool), closed[part]
+            if history.stops:
+                shut = pad(shut, (0, 1), value=not can_stop)
+            found.append(_greedy(history, shut, shots))
+        chosen, log_probs = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return chosen, log_probs
 
-    def _read(self, queries: Tensor, rows: Ids, spaces: Vectors) -> Tensor | None:
-        """Features [B, K, F] of the pairs, where the selector reads some."""
-        if self.features is None:
-            return None
-        return self.features.values(queries, rows, self.examples, self.vectors, spaces)
+    def _pool(self, rows: Ids) -> Pool:
+        """The candidates of these pools; one that all questions share is kept until another is
+        asked for."""
+        is_one = is_one_pool(rows)
+        if is_one and self._last is not None and np.array_equal(self._last[0], rows[0]):
+            pool = self._last[1]
+        else:
+            filled, index = np.where(rows < 0, rows.max(), rows), None
+            used = filled[0]
+            if not is_one:
+                used, at = np.unique(filled, return_inverse=True)
+                index = torch.from_numpy(at.reshape(rows.shape))
+            here = torch.from_numpy(used)
+            vectors = self.vectors[here].double()
+            units = None if self._units is None else self._units[here]
+            pool = Pool(vectors, index, length=vector_lengths(vectors), units=units)
+            if is_one:
+                self._last = rows[0], pool
+        real = torch.from_numpy(rows >= 0)
+        return pool if bool(real.all()) else replace(pool, mask=real)
 
     def _shown(self, chosen: Ids, log_probs: Values, rows: Ids) -> list[list[Pick]]:
         """Picks of positions [B, S]; a position beyond the pool ended the sequence."""
@@ -383,11 +357,3 @@ def _greedy(start: History, closed: Tensor, shots: int) -> tuple[Ids, Values]:
             taken = taken.scatter(2, pick[..., None], True)
             history = history.advance(parent, pick)
     return torch.cat(chosen, 1).numpy(), torch.cat(log_probs, 1).numpy()
-
-
-def _is_texts(inputs: Any) -> bool:
-    return (
-        isinstance(inputs, Sequence)
-        and len(inputs) > 0
-        and all(isinstance(t, str | dict) for t in inputs)
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -22,27 +22,53 @@ Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PoolArrays:
-    """``pool_pairs`` of R pairs, by query and place, and ``pool_answers`` of A answers.
+class PoolAnswers:
+    """``pool_answers`` of A answers given in pools of R pairs, by query and place.
 
-    ``query`` [R]: numbers from 0 on; ``answer`` [R]: its code, -1 for none; ``cosines`` [R] of
-    vectors by the names of their spaces, ``similarity`` under ``("", "")``. Of each answer given:
+    ``query`` [R]: numbers from 0 on; ``answer`` [R]: its code, -1 for none. Of each answer given:
     ``pair`` [A] whose annotators gave it, its ``code`` and the ``share`` of them.
     """
 
     query: Ids
     answer: Ids
-    cosines: Mapping[tuple[str, str], Values]
     pair: Ids
     code: Ids
     share: Values
 
+    @property
+    def queries(self) -> int:
+        """How many pools there are."""
+        return int(self.query.max(initial=-1)) + 1
+
+    @cached_property
+    def groups(self) -> tuple[Ids, Ids, Ids]:
+        """The G distinct answers of each pool: their queries [G]; which one each answer given is
+        [A]; which one each pair shows [R], -1 where nobody gave it."""
+        size = 1 + int(max(self.code.max(initial=0), self.answer.max(initial=0)))
+        given = self.query[self.pair] * size + self.code
+        keys, number = np.unique(given, return_inverse=True)
+        wanted = self.query * size + self.answer
+        at = np.searchsorted(keys, wanted).clip(max=max(len(keys) - 1, 0))
+        is_given = (self.answer >= 0) & (keys[at] == wanted) if len(keys) else wanted < 0
+        return keys // size, number, np.where(is_given, at, -1)
+
+
+@dataclass(frozen=True)
+class PoolArrays:
+    """``pool_pairs`` of R pairs and what was said in their pools.
+
+    ``cosines`` [R] of vectors by the names of their spaces, ``similarity`` under ``("", "")``.
+    """
+
+    answers: PoolAnswers
+    cosines: Mapping[tuple[str, str], Values]
+
     def gap(self, spaces: tuple[str, str]) -> Values:
         """Each cosine less the highest of its query's."""
-        cosine = self.cosines[spaces]
-        highest = np.full(int(self.query.max(initial=-1)) + 1, -np.inf)
-        np.maximum.at(highest, self.query, cosine)
-        return np.asarray(cosine - highest[self.query])
+        cosine, query = self.cosines[spaces], self.answers.query
+        highest = np.full(self.answers.queries, -np.inf)
+        np.maximum.at(highest, query, cosine)
+        return np.asarray(cosine - highest[query])
 
 
 def have_twins(asked: Sequence[Relation]) -> bool:
@@ -57,28 +83,24 @@ def twin_values(asked: Sequence[Relation], arrays: PoolArrays) -> Values:
 
 
 def _vote(arrays: PoolArrays) -> list[Values]:
-    size = 1 + int(max(arrays.code.max(initial=0), arrays.answer.max(initial=0)))
-    keys, number = np.unique(
-        arrays.query[arrays.pair] * size + arrays.code, return_inverse=True
-    )  # the answers given in each pool
-    wanted = arrays.query * size + arrays.answer
-    at = np.searchsorted(keys, wanted).clip(max=max(len(keys) - 1, 0))
-    is_given = (arrays.answer >= 0) & (keys[at] == wanted) if len(keys) else wanted < 0
-    gap, shares = arrays.gap(("", "")), []
+    answers, gap, shares = arrays.answers, arrays.gap(("", "")), []
+    query, number, shown = answers.groups
+    is_given = shown >= 0
     for temperature in (0.05, 0.1, 0.2):
-        weight = np.exp(gap / temperature)[arrays.pair] * arrays.share
-        votes = np.bincount(number, weight, minlength=len(keys))
-        total = np.bincount(keys // size, votes, minlength=int(arrays.query.max(initial=-1)) + 1)
-        share = np.zeros(len(wanted))
-        share[is_given] = votes[at[is_given]] / total[arrays.query[is_given]]
+        weight = np.exp(gap / temperature)[answers.pair] * answers.share
+        votes = np.bincount(number, weight, minlength=len(query))
+        total = np.bincount(query, votes, minlength=answers.queries)
+        share = np.zeros(len(shown))
+        share[is_given] = votes[shown[is_given]] / total[answers.query[is_given]]
         shares.append(share)
     return [*shares, *(np.log(share + 0.001) for share in shares)]
 
 
 def _agreement(arrays: PoolArrays) -> list[Values]:
-    is_own = arrays.code == arrays.answer[arrays.pair]
-    found = np.zeros(len(arrays.query))
-    found[arrays.pair[is_own]] = arrays.share[is_own]
+    answers = arrays.answers
+    is_own = answers.code == answers.answer[answers.pair]
+    found = np.zeros(len(answers.query))
+    found[answers.pair[is_own]] = answers.share[is_own]
     return [found]
 
 
