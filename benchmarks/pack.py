@@ -14,11 +14,14 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from torch.nn.functional import normalize
 
 from benchmarks.measure import Figure, in_turns, print_figures
 from lever_data import catalog
@@ -42,39 +45,60 @@ def vectors(count: int, seed: int) -> torch.Tensor:
     return centres[at] + 0.7 * torch.randn(count, DIM, generator=draw)
 
 
+@cache
+def examples(count: int) -> pa.Table:
+    """``count`` examples of ten answers each, of 2,000 words that are as frequent as words are."""
+    codes = np.random.default_rng(0).zipf(1.3, (count, 10)) % 2_000
+    words = pa.array([f"answer {n}" for n in range(2_000)])
+    numbers = pa.array(np.arange(count))
+    return pa.table(
+        {
+            "example_id": numbers,
+            "question": pc.binary_join_element_wise("what is", numbers.cast(pa.string()), " "),
+            "answers": pa.ListArray.from_arrays(
+                np.arange(0, 10 * count + 1, 10, dtype=np.int32), words.take(codes.ravel())
+            ),
+            "answer": words.take(codes[:, 0]),
+        }
+    )
+
+
+@cache
+def places(count: int, *, cells: bool) -> tuple[torch.Tensor, Cells | None]:
+    """The examples' vectors and, if asked for, their cells."""
+    shown = vectors(count, 1)
+    return shown, Cells.of(normalize(shown, dim=-1)) if cells else None
+
+
 def packed(kind: str, count: int, *, cells: bool = False) -> PackedSelector:
-    """An untrained selector of a kind with ``count`` examples of ten answers each."""
+    """An untrained selector of a kind with ``count`` examples; that of features is as wide as the
+    one of examples/okvqa_features.toml."""
     torch.manual_seed(0)
     asked = [catalog.features()[name] for name in ("vote", "agreement")]
     config, features = ModelConfig(selector="static"), None
     if kind == "features":
         names = tuple(f"{feature.name}@{sha256(feature)}" for feature in asked)
-        config = ModelConfig(selector="features", pair_features=names, votes=True)
+        config = ModelConfig(selector="features", pair_features=names, votes=True, hidden=64)
         features = PackedFeatures(tuple(asked), {}, votes=True)
     elif kind != "static":
         config = ModelConfig(selector=kind)
     selector = make_selector(DIM, config, 7 if features else 0).eval().double()
-    rng = np.random.default_rng(0)
-    answers = rng.zipf(1.3, (count, 10)) % 2_000
-    examples = pa.table(
-        {
-            "example_id": np.arange(count),
-            "question": [f"what is {n}?" for n in range(count)],
-            "answers": [[f"answer {n}" for n in row] for row in answers.tolist()],
-            "answer": [f"answer {n}" for n in answers[:, 0].tolist()],
-        }
+    shown, near = places(count, cells=cells)
+    return PackedSelector(
+        SelectorPolicy(kind, selector),
+        examples(count),
+        shown,
+        pool_size=POOL,
+        features=features,
+        cells=near,
     )
-    shown = vectors(count, 1)
-    near = Cells.of(torch.nn.functional.normalize(shown, dim=-1)) if cells else None
-    policy = SelectorPolicy(kind, selector)
-    return PackedSelector(policy, examples, shown, pool_size=POOL, features=features, cells=near)
 
 
-def figures(examples: int, *, questions: int = 2_000, cells: bool = False) -> Iterator[Figure]:
+def figures(most: int, *, questions: int = 2_000, cells: bool = False) -> Iterator[Figure]:
     """One question (the median) and ``questions`` at once, of every kind and pool."""
     asked = vectors(questions, 2)
     for kind in KINDS:
-        for count in (POOL, examples):
+        for count in (POOL, most):
             selector = packed(kind, count, cells=cells and count > POOL)
             selector.select(asked[0], SHOTS)  # what is computed once
             clock, used = np.empty((2, min(ONE_BY_ONE, questions)))

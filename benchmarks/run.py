@@ -165,8 +165,12 @@ def metric(plan: Plan) -> Iterator[Figure]:
 
 def pack(plan: Plan) -> Iterator[Figure]:
     """Picks of packed selectors, one by one and many at once; the start of a program with one."""
-    starts = {"lever_train.load": "import lever_train; lever_train.load", "torch": "import torch"}
-    cases = {f"import {n}": [sys.executable, "-c", words] for n, words in starts.items()}
+    starts = {
+        "from lever_train import load": "from lever_train import load",
+        "what its first call imports": "import lever_train.pack.load",
+        "torch alone": "import lever_train, torch",
+    }
+    cases = {name: [sys.executable, "-c", words] for name, words in starts.items()}
     yield from _figures("pack", 1, "start", interleave(cases, plan.repeats), plan.repeats)
     yield from _program(plan, "benchmarks.pack")
     if plan.long:

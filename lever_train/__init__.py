@@ -9,19 +9,20 @@ with threads that sleep.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lever_train.pack.load import load
+    from lever_train.pack.packed import PackedSelector
 
 __all__ = ["load"]
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def __getattr__(name: str) -> object:
-    if name != "load":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lever_train.pack.load import load
+def load(folder: str | Path) -> PackedSelector:
+    """What ``lever pack`` wrote, as a selector that a program asks: see ``pack/load.py``."""
+    # here: torch is most of what a program that has not imported it waits for
+    from lever_train.pack.load import load as load_pack
 
-    return load
+    return load_pack(folder)

@@ -17,12 +17,13 @@ import torch
 
 from lever_data import catalog, connect
 from lever_data.errors import LeverError, UsageError
-from lever_data.items.items import Place, load_items
+from lever_data.items.items import Place, load_items, majority
+from lever_data.items.prompts import Item
 from lever_data.sources.ingest import IngestOptions, ingest
 from lever_data.store.store import Store
 from lever_train import load
 from lever_train.evaluate.baselines import greedy
-from lever_train.inputs.pair_features import Pairs, pair_features
+from lever_train.inputs.pair_features import Answers, Pairs, pair_features
 from lever_train.options.pack import PackRequest
 from lever_train.options.train import ModelConfig
 from lever_train.pack import twins
@@ -134,10 +135,54 @@ def test_twins_give_what_the_sql_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, given = torch.randn(Q, D), {name: torch.randn(Q, D) for name in names}
     features, vectors = PackedFeatures(asked, spaces, votes=True), torch.randn(N, D)
     found = features.values(queries, rows, examples, vectors, given)
-    monkeypatch.setattr("lever_train.pack.features.have_twins", lambda _: False)
-    slow = features.values(queries, rows, examples, vectors, given)
-    assert found.shape == slow.shape == (Q, K, 6 + 1 + 4 * 2 + K)
-    torch.testing.assert_close(found, slow, rtol=0, atol=1e-6)
+    ours = values_by_sql(monkeypatch, features, (queries, rows, examples, vectors, given))
+    assert found.shape == ours.shape == (Q, K, 6 + 1 + 4 * 2 + K)
+    torch.testing.assert_close(found, ours, rtol=0, atol=1e-6)
+    for n in [*range(Q), 0, 0]:  # what one pool brings is kept until another is asked for
+        alone = {name: vectors[n : n + 1] for name, vectors in given.items()}
+        one = features.values(queries[n : n + 1], rows[n : n + 1], examples, vectors, alone)
+        assert torch.equal(one, found[n : n + 1])
+    shared = np.repeat(rows[1:2], Q, 0)
+    found = features.values(queries, shared, examples, vectors, given)
+    ours = values_by_sql(monkeypatch, features, (queries, shared, examples, vectors, given))
+    torch.testing.assert_close(found, ours, rtol=0, atol=1e-6)
+
+
+def values_by_sql(
+    monkeypatch: pytest.MonkeyPatch, features: PackedFeatures, asked: tuple[Any, ...]
+) -> torch.Tensor:
+    """The same values where no feature has a twin."""
+    with monkeypatch.context() as patch:
+        patch.setattr("lever_train.pack.features.have_twins", lambda _: False)
+        return replace(features).values(*asked)
+
+
+def test_answers_of_rows_are_those_of_items() -> None:
+    """Counted by columns as by items: majorities of equals, nobody's answer, an answer that no
+    annotator gave."""
+    rng = np.random.default_rng(1)
+    said = [rng.choice(list("abcd"), rng.integers(0, 6)).tolist() for _ in range(300)]
+    answer = [None if n % 3 else str(rng.choice(["a", "e"])) for n in range(300)]
+    table = pa.table({"answers": said, "answer": pa.array(answer, pa.string())})
+    items = {
+        n: Item("", "s", n, "", tuple(row), majority(row) if shown is None else shown)
+        for n, (row, shown) in enumerate(zip(said, answer, strict=True))
+    }
+    none, empty = np.zeros((0, 1), dtype=np.int64), torch.zeros(0, 0)
+    place = ("", "q", "s")
+    slow = Answers(Pairs(None, place, none[:, 0], none, empty, empty, [], items))
+    found = Answers.of_rows(table, place)
+    for n in range(300):
+        given = []
+        for each in (slow, found):
+            words, part = each.words.to_pylist(), slice(each.starts[n], each.starts[n + 1])
+            shown = None if each.of[n] < 0 else words[each.of[n]]
+            shares = zip(each.code[part], each.share[part], strict=True)
+            given.append((shown, {words[code]: share for code, share in shares}))
+        assert given[0] == given[1]
+    table = pa.table({"answers": [["a", None]], "answer": pa.array(["a"])})
+    with pytest.raises(LeverError, match="an answer that is null"):
+        Answers.of_rows(table, place)
 
 
 def test_examples_are_added_with_their_vectors_in_every_space(place: Path, tmp_path: Path) -> None:

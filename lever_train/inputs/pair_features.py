@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -235,7 +236,7 @@ class Answers:
     """What annotators said of every example, as flat arrays, and who may not be read."""
 
     def __init__(self, pairs: Pairs) -> None:
-        self.pairs, self.codes = pairs, dict[str, int]()
+        self.pairs, codes = pairs, dict[str, int]()
         last = max(int(pairs.pool.max(initial=-1)), *pairs.examples, 0)
         self.of = np.full(last + 1, -1, dtype=np.int64)  # example → its answer
         self.asks = np.full(last + 1, -1, dtype=np.int64)  # example → its question
@@ -244,18 +245,51 @@ class Answers:
         for number, item in sorted(pairs.examples.items()):
             self.asks[number] = questions.setdefault(_plain(item.question), len(questions))
             if item.answer is not None:
-                self.of[number] = self._code(item.answer)
+                self.of[number] = codes.setdefault(item.answer, len(codes))
             for text, count in Counter(item.answers).items():
-                code.append(self._code(text))
+                code.append(codes.setdefault(text, len(codes)))
                 share.append(count / len(item.answers))
                 sizes[number + 1] += 1
         self.starts, self.code = sizes.cumsum(), np.array(code, dtype=np.int64)
         self.share = np.array(share)
-        self.words = pa.array(list(self.codes), pa.string())
+        self.words = pa.array(list(codes), pa.string())
         self.question = np.array([questions.get(_plain(text), -2) for text in pairs.asked])
 
-    def _code(self, text: str) -> int:
-        return self.codes.setdefault(text, len(self.codes))
+    @classmethod
+    def of_rows(cls, examples: pa.Table, place: tuple[str, str, str]) -> Answers:
+        """The same of a table whose row is the example's number, where no query is an example.
+
+        Its columns ``answers`` and ``answer``; where the latter is null, the majority.
+
+        Raises:
+            LeverError: an annotator's answer is null.
+        """
+        none, empty = np.zeros((0, 1), dtype=np.int64), torch.zeros(0, 0)
+        found = cls(Pairs(None, place, none[:, 0], none, empty, empty, [], {}))
+        lists = examples.column("answers").combine_chunks()
+        size, rows = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(), len(lists)
+        given, shown = lists.flatten(), examples.column("answer").combine_chunks()
+        if given.null_count:
+            raise LeverError("an example has an answer that is null", value=given.null_count)
+        every = pa.concat_arrays([given, shown]).dictionary_encode()
+        code = pc.fill_null(every.indices, -1).to_numpy().astype(np.int64)
+        width = len(every.dictionary) + 1
+        keys, first, count = np.unique(
+            np.repeat(np.arange(rows), size) * width + code[: len(given)],
+            return_index=True,
+            return_counts=True,
+        )
+        of, found.code = keys // width, keys % width  # (row, answer): each once
+        found.share, found.words = count / size[of], every.dictionary
+        found.starts = np.concatenate([[0], np.bincount(of, minlength=rows).cumsum()])
+        # the majority: most annotators first, of equals the one who is named first
+        order = np.lexsort((first, -count, of))
+        has_any = np.diff(found.starts) > 0
+        most = np.full(rows, -1, dtype=np.int64)
+        most[has_any] = found.code[order[found.starts[:-1][has_any]]]
+        found.of = np.where(code[len(given) :] < 0, most, code[len(given) :])
+        found.asks = np.full(rows, -1, dtype=np.int64)
+        return found
 
     def votes(self, rows: Ids) -> Values:
         """What every place of the pool gives to each candidate's answer, float32 [B, K, K]: row
@@ -266,7 +300,7 @@ class Answers:
         """
         pool = self.pairs.pool[rows]
         query, place = np.nonzero(pool >= 0)
-        example, size = pool[query, place], len(self.codes)
+        example, size = pool[query, place], len(self.words)
         open_ = ~self._hidden(rows, query, example)
         own = self.of[example]
         shows = open_ & (own >= 0)

@@ -228,10 +228,7 @@ class PackedFeatures:
     def _answers(self, examples: pa.Table) -> Answers:
         """What was said of all examples, counted when the first question is asked."""
         if self._said is None:
-            every = np.zeros((0, 1), dtype=np.int64)
-            none = torch.zeros(0, 0)
-            pairs = Pairs(None, _PLACE, every[:, 0], every, none, none, [], _items(examples))
-            object.__setattr__(self, "_said", Answers(pairs))
+            object.__setattr__(self, "_said", Answers.of_rows(examples, _PLACE))
         assert self._said is not None
         return self._said
 

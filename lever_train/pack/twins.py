@@ -48,8 +48,10 @@ class PoolAnswers:
         given = self.query[self.pair] * size + self.code
         keys, number = np.unique(given, return_inverse=True)
         wanted = self.query * size + self.answer
-        at = np.searchsorted(keys, wanted).clip(max=max(len(keys) - 1, 0))
-        is_given = (self.answer >= 0) & (keys[at] == wanted) if len(keys) else wanted < 0
+        if not len(keys):  # nobody said anything
+            return keys, number, np.full(len(wanted), -1)
+        at = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
+        is_given = (self.answer >= 0) & (keys[at] == wanted)
         return keys // size, number, np.where(is_given, at, -1)
 
 
