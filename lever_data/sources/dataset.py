@@ -27,7 +27,7 @@ from lever_data.readers.source import Source
 from lever_data.sources.ingest_options import Columns
 from lever_data.sources.item_file import ItemFile
 from lever_data.store import schema
-from lever_data.store.mirror import IMAGES
+from lever_data.store.mirror_room import IMAGES
 from lever_data.store.pictures import put_pictures
 
 _UNLABELLED = -1  # what `datasets` stores where a split's labels are kept secret

@@ -20,7 +20,8 @@ from lever_data.store.draft import Draft
 from lever_data.store.files import sha256_file, write_atomic
 from lever_data.store.integrity import require_intact
 from lever_data.store.manifest import MANIFEST, Run
-from lever_data.store.mirror import IMAGES, SQL_FOLDERS
+from lever_data.store.mirror import SQL_FOLDERS
+from lever_data.store.mirror_room import IMAGES
 from lever_data.store.pictures import pictures_of, put_pictures
 from lever_data.store.store import Store
 

@@ -22,7 +22,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -34,18 +33,17 @@ from pathlib import Path
 from typing import Any
 
 from lever_data.errors import LeverError
-from lever_data.paths import SIZE, cache_size, mirrors, store_uri
+from lever_data.paths import mirrors, store_uri
 from lever_data.store import staging
 from lever_data.store.bucket import Bucket, Object
 from lever_data.store.files import discard, write_atomic
-from lever_data.store.locks import Lock, is_held, locked
+from lever_data.store.locks import locked
 from lever_data.store.manifest import MANIFEST, PART, Run, to_json
+from lever_data.store.mirror_room import IMAGES, OBJECTS, hold, make_room
 
 LEASE = timedelta(days=1)  # a writer whose newest part is older is dead
 SQL_FOLDERS = ("views", "features", "tests")
 MARKER = "lever.json"
-IMAGES = "images"  # folder of the pictures that came inside data sets
-_OBJECTS = "objects.json"
 _RUN = re.compile(r"runs/(run=[a-z0-9_-]{1,200})/(.+)")
 PICTURE = re.compile(r"images/[0-9a-f]{64}")
 _SQL = re.compile(r"[a-z]+/[A-Za-z0-9_-]{1,64}\.sql")
@@ -128,7 +126,7 @@ class Mirror:
             "manifest": found and found.etag,
             "sizes": {n: o.size for n, o in listed.items() if PART.fullmatch(n)},
         }
-        if found is not None and _read_json(folder / _OBJECTS) == said:
+        if found is not None and _read_json(folder / OBJECTS) == said:
             return
         manifest = self.bucket.read(f"runs/{name}/{MANIFEST}")
         if manifest is None:
@@ -139,7 +137,7 @@ class Mirror:
             self._bury(folder)  # it was removed and made again, with other bytes
         folder.mkdir(parents=True, exist_ok=True)
         _put(old, manifest)
-        write_atomic(folder / _OBJECTS, to_json(said))
+        write_atomic(folder / OBJECTS, to_json(said))
 
     def _bury(self, folder: Path) -> None:
         if folder.exists():
@@ -185,7 +183,7 @@ class Mirror:
             if tables is None or name.split("/", 1)[0] in tables
         ]
         with staging.writable(self.path), locked(mirrors() / "lock"):
-            _hold(self.path, {run.path.name for run in runs})
+            hold(self.path, {run.path.name for run in runs})
             missing = [file for file in files if not (file[0].path / file[1]).exists()]
             self._reserve(missing)
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -193,19 +191,19 @@ class Mirror:
                 pass
         for run in runs:
             with suppress(FileNotFoundError):  # removed meanwhile, which whoever opens it will say
-                os.utime(run.path / _OBJECTS)
+                os.utime(run.path / OBJECTS)
 
     def release(self) -> None:
         """Let the files that were fetched be evicted: nothing reads them any more."""
         with locked(mirrors() / "lock"):
-            _hold(self.path, set(), alone=True)
+            hold(self.path, set(), alone=True)
 
     def _reserve(self, files: Sequence[tuple[Run, str]]) -> None:
         """Make room and take it, by files as long as they will be."""
         new = [(r, n) for r, n in files if not _partial(r.path / n).exists()]
         sizes = [self._size(run, name) for run, name in new]
         if sizes:
-            _make_room(sum(sizes))
+            make_room(sum(sizes))
         for (run, name), size in zip(new, sizes, strict=True):
             path = _partial(run.path / name)
             path.parent.mkdir(exist_ok=True)
@@ -213,7 +211,7 @@ class Mirror:
                 file.truncate(size)
 
     def _size(self, run: Run, name: str) -> int:
-        known: int | None = _read_json(run.path / _OBJECTS).get("sizes", {}).get(name)
+        known: int | None = _read_json(run.path / OBJECTS).get("sizes", {}).get(name)
         try:
             return self.bucket.size(self._key(run, name)) if known is None else known
         except FileNotFoundError:
@@ -255,7 +253,7 @@ class Mirror:
         found = [one for one in self.bucket.objects(IMAGES) if PICTURE.fullmatch(one.key)]
         missing = [one for one in found if not (self.path / one.key).exists()]
         with staging.writable(self.path), locked(mirrors() / "lock"):
-            _make_room(sum(one.size for one in missing))
+            make_room(sum(one.size for one in missing))
             (self.path / IMAGES).mkdir(exist_ok=True)
         with ThreadPoolExecutor(_THREADS) as pool:
             for _ in pool.map(self._fetch_picture, missing):
@@ -390,71 +388,3 @@ def _put(path: Path, data: bytes) -> None:
     """Write a small file unless it is there as it should be: an unchanged one keeps its times."""
     if not path.exists() or path.read_bytes() != data:
         write_atomic(path, data)
-
-
-class _Reader:
-    """What this process reads of one mirror: a file that names it, locked while we live."""
-
-    def __init__(self, mirror: Path) -> None:
-        self.process = os.getpid()
-        self.path = mirror / "readers" / uuid.uuid4().hex
-        self.names: set[str] = set()
-        self._lock = Lock(self.path)
-        self._lock.take()
-
-    def hold(self, names: set[str], *, alone: bool) -> None:
-        """Add runs, or hold these alone."""
-        self.names = names if alone else self.names | names
-        self.path.write_text("\n".join(sorted(self.names)))
-
-
-_readers: dict[Path, _Reader] = {}
-
-
-def _hold(mirror: Path, names: set[str], *, alone: bool = False) -> None:
-    """Keep runs from eviction until this process ends; the caller holds the lock of the mirrors."""
-    reader = _readers.get(mirror)
-    if reader is None or reader.process != os.getpid() or not reader.path.exists():
-        _readers[mirror] = _Reader(mirror)
-    _readers[mirror].hold(names, alone=alone)
-
-
-def _make_room(need: int) -> None:
-    """Evict the runs that were read longest ago until so many bytes fit; the caller holds the lock.
-
-    Raises:
-        LeverError: they do not fit beside what live processes read.
-    """
-    limit = cache_size()
-    here: dict[Path, int] = {}
-    kept: set[Path] = set()
-    for run in mirrors().glob("**/.store/runs/run=*"):
-        here[run] = sum(file.stat().st_size for file in run.glob("*/*.parquet*"))
-    for reader in mirrors().glob("**/.store/readers/*"):
-        if is_held(reader):
-            kept |= {reader.parents[1] / "runs" / name for name in reader.read_text().split()}
-        else:
-            reader.unlink()
-    pictures = sum(file.stat().st_size for file in mirrors().glob(f"**/.store/{IMAGES}/*"))
-    used = sum(here.values()) + pictures
-    for run in sorted(here.keys() - kept, key=lambda r: (_last_read(r), r)):
-        if used + need <= limit:
-            return
-        for file in run.glob("*/*.parquet*"):
-            file.unlink()
-        used -= here[run]
-    if used + need > limit:
-        raise LeverError(
-            f"what is read does not fit into the cache: {(used + need) / 1e9:.3f} GB, "
-            f"and {SIZE} is {limit / 1e9:.3f} GB",
-            where=str(mirrors()),
-            hint=f"{SIZE}=100GB lever …, LEVER_CACHE names a folder on a larger disk, or read "
-            "fewer runs (--run)",
-        )
-
-
-def _last_read(run: Path) -> float:
-    try:
-        return (run / _OBJECTS).stat().st_mtime
-    except FileNotFoundError:
-        return 0.0

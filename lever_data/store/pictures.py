@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 from lever_data.store.files import write_atomic
-from lever_data.store.mirror import IMAGES, Mirror
+from lever_data.store.mirror import Mirror
+from lever_data.store.mirror_room import IMAGES
 
 _AT_ONCE = 64  # pictures in memory on their way to a bucket
 
