@@ -148,6 +148,11 @@ def training(plan: Plan) -> Iterator[Figure]:
     yield from _program(plan, "benchmarks.train", "a", "b", *(["d"] if plan.long else []))
 
 
+def features(plan: Plan) -> Iterator[Figure]:
+    """Features of pairs, and a whole training of the selector that reads them."""
+    yield from _program(plan, "benchmarks.features")
+
+
 def proposals(plan: Plan) -> Iterator[Figure]:
     """Proposals, answers and the cache of answers."""
     yield from _program(plan, "benchmarks.proposals", "--cache-rows", "100000")
@@ -248,6 +253,7 @@ BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "stream": stream,
     "audit": audit,
     "training": training,
+    "features": features,
     "proposals": proposals,
     "endpoint": endpoint,
     "metric": metric,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import audit_peers, metric, pack, proposals, synthetic, train
+from benchmarks import audit_peers, features, metric, pack, proposals, synthetic, train
 from benchmarks.measure import Figure, against, exponent, in_turns
 from benchmarks.run import alone, growth, markdown
 from lever_data.report.audit import audit
@@ -86,3 +86,6 @@ def test_the_programs_of_their_own_measure_both_sides() -> None:
     assert legacy.ratio is not None and legacy.ratio > 1
     assert loading.ratio is not None and loading.ratio < 1  # a part of the epoch
     assert (ours.size, tenth.size, loading.size) == (200, 20, 200)
+    sizes = [(f.case, f.size) for f in features.figures(700)]
+    groups = [("whole training", 3 * 70), ("whole training", 3 * 700)]  # of three epochs
+    assert sizes == [("features of pairs", 64 * 70), ("features of pairs", 64 * 700), *groups]

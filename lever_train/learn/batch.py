@@ -9,9 +9,9 @@ an error that names the query. :class:`Loader` collates ahead of the training an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -48,6 +48,7 @@ class Batch:
     reward: Float[Tensor, "B N"]  # float64, 0 where padded
     behaviour: Float[Tensor, "B N"]  # stored log-probabilities, nats; NaN where not known
     accuracy: Float[Tensor, "B N"]  # as stored; NaN where not known
+    features: Float[Tensor, "B K F"] | None = None  # of every pair, where the selector reads some
 
     def __len__(self) -> int:
         return len(self.query)
@@ -112,15 +113,18 @@ class Loader:
         seed: int = 0,
         epoch: int = 0,
         skip_groups: int = 0,
+        weigh: Callable[[Batch], Float[Tensor, " B"]] | None = None,
     ) -> Iterator[Batch]:
         """This process's share of every batch of one pass, on the CPU.
 
-        A thread reads and collates the next batches while the current one trains.
+        A thread reads and collates the next batches, and counts the votes of their pools, while the
+        current one trains.
 
         Args:
             order: ``random`` is a permutation of the groups that depends on (seed, epoch) alone;
                 ``file`` is by query.
             skip_groups: groups at the head of the order to leave out: where a resumed run stands.
+            weigh: gives each group's weight; a group of weight 0 has no features, which are 0.
         """
         snapshot, con = self.data.snapshot, self.data.con
         groups = snapshot.groups_of(con, selection.queries)
@@ -136,6 +140,8 @@ class Loader:
             rank=self.rank,
             world=self.world,
         )
+        if self.data.features is not None:
+            ready = (self._with_features(batch, weigh) for batch in ready)
         with ThreadPoolExecutor(1, thread_name_prefix="collate") as worker:
             waiting = deque(worker.submit(next, ready, None) for _ in range(AHEAD))
             while (batch := waiting.popleft().result()) is not None:
@@ -153,14 +159,26 @@ class Loader:
         # rows are read where they lie: nothing is computed of an example alone but its length, and
         # that once, so that a copy of the distinct ones would serve nobody
         real = batch.pool >= 0
-        values = self.data.features.of(batch.query.cpu().numpy(), batch.pool.shape[1])
         return query, Pool(
             self.candidates,
             batch.pool.clamp(min=0),
             None if bool(real.all()) else real,
-            torch.from_numpy(values).to(self.device),
+            batch.features,
             self.length,
         )
+
+    def _with_features(
+        self, batch: Batch, weigh: Callable[[Batch], Float[Tensor, " B"]] | None
+    ) -> Batch:
+        assert self.data.features is not None and batch.pool is not None
+        query, size = batch.query.numpy(), batch.pool.shape[1]
+        if weigh is None:
+            return replace(batch, features=torch.from_numpy(self.data.features.of(query, size)))
+        counts = weigh(batch).numpy() > 0
+        found = self.data.features.of(query[counts], size)
+        values = np.zeros((len(query), *found.shape[1:]), np.float32)
+        values[counts] = found
+        return replace(batch, features=torch.from_numpy(values))
 
 
 def collate(

@@ -7,6 +7,7 @@ the last KL, so a resumed training computes the same and no generator is kept.
 
 from __future__ import annotations
 
+import inspect
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -55,6 +56,17 @@ class Phase:
     first_epoch: int = 0
 
 
+class AdamW(torch.optim.AdamW):
+    """AdamW as it stands below its decorators, which only matter to ``torch.compile``: the first
+    call of each imports ``torch._dynamo``, 2 s of processor time in every training's process."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
 class Learner:
     """A selector in one phase, and the optimizer that trains it.
 
@@ -79,7 +91,7 @@ class Learner:
         self.trained = [p for p in selector.parameters() if p.requires_grad]
         self.rate = getattr(config, phase.name).lr
         decays = {"sft": config.sft.weight_decay, "dense": config.dense.weight_decay}
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             self.trained,
             lr=self.rate,
             weight_decay=decays.get(phase.name, config.run.weight_decay),

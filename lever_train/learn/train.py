@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -247,6 +248,7 @@ class _Training:
             seed=config.run.seed,
             epoch=phase.first_epoch + state.epoch,
             skip_groups=state.groups,
+            weigh=partial(group_weights, stage=phase.name, config=config),
         )
         started, begun, before = time.perf_counter(), self.groups, self.seconds
         for batch in batches:
