@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import duckdb
 import numpy as np
@@ -34,6 +36,7 @@ from lever_train.inputs.embeddings import load_embeddings
 
 _BLOCK = 1 << 18  # pairs computed at once
 RIGHT = 10 / 3  # the share of annotators that makes an answer right is its inverse
+_NO_LETTER = re.compile(r"[\W_]+")  # all but what str.isalnum() is true of
 _GATHER = 64  # queries whose candidates' vectors are gathered at once, in float64
 
 Ids = np.ndarray
@@ -171,18 +174,22 @@ def votes(pairs: Pairs) -> tuple[Values, Values]:
 def _spaces(pairs: Pairs, cosines: Sequence[tuple[str, str]]) -> Spaces:
     """Unit vectors of queries [n, d] and candidates [m, d] for every cosine that is read."""
     dataset, split, candidate_split = pairs.place
+
+    @cache
+    def units(name: str, split: str) -> Tensor:
+        assert pairs.con is not None  # where there is no store, vectors are given
+        return normalize(load_embeddings(name, pairs.con, (dataset, split)), dim=-1)
+
     found = {}
     for left, right in cosines:
-        assert pairs.con is not None  # where there is no store, vectors are given
-        query = load_embeddings(left, pairs.con, (dataset, split))[pairs.query_ids]
-        table = load_embeddings(right, pairs.con, (dataset, candidate_split))
+        query, table = units(left, split)[pairs.query_ids], units(right, candidate_split)
         if query.shape[1] != table.shape[1] or len(table) <= int(pairs.pool.max(initial=-1)):
             raise LeverError(
                 "a feature compares vectors of two widths, or of another split",
                 where=f"cosine__{left}__{right}",
                 value=f"{list(query.shape)} and {list(table.shape)}",
             )
-        found[left, right] = (normalize(query, dim=-1), normalize(table, dim=-1))
+        found[left, right] = (query, table)
     return found
 
 
@@ -362,7 +369,7 @@ class Answers:
 
 def _plain(question: str) -> str:
     """A question as it is compared: letter case, punctuation and spaces do not make another."""
-    return "".join(c for c in question.lower() if c.isalnum())
+    return _NO_LETTER.sub("", question.lower())
 
 
 def _rows(pairs: Pairs, part: slice, names: Sequence[str], values: Values) -> pa.Table:
