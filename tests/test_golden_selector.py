@@ -13,11 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lever_train.learn import advantages, losses
+from lever_train.learn import losses
 from lever_train.options.train import GrpoConfig, ModelConfig
 from lever_train.selector.kinds import make_selector
-from lever_train.selector.model import Selector, Steps
-from lever_train.selector.static import static_steps
+from lever_train.selector.model import Selector, Steps, static_steps
 from tests.picks import greedy
 from tests.selectors import first_scores, sequence_log_prob
 from tests.shared_data import GOLDEN, needs_shared
@@ -67,7 +66,7 @@ def test_rce_of_legacy_ranks(golden: Golden) -> None:
     loss = losses.rce_groups(cross_entropy, losses.rce_weights(ordinal, mask, 1.0)).mean()
     _close(loss, golden["rce_rank_tau1"])
     untied = torch.tensor([2, 3])
-    _close(advantages.ranks(rewards, mask)[untied], ordinal[untied])
+    _close(losses.ranks(rewards, mask)[untied], ordinal[untied])
 
 
 def test_top1_and_sft(golden: Golden) -> None:
@@ -83,11 +82,11 @@ def test_top1_and_sft(golden: Golden) -> None:
 
 def test_advantages(golden: Golden) -> None:
     rewards, mask = golden["rewards"], _all(golden)
-    zscore = advantages.advantages(rewards, mask, "zscore", floor=advantages.SUBSET_STD_FLOOR)
+    zscore = losses.advantages(rewards, mask, "zscore", floor=losses.SUBSET_STD_FLOOR)
     _close(zscore, golden["advantage"])
-    centred = advantages.advantages(rewards, mask, "center")
+    centred = losses.advantages(rewards, mask, "center")
     _close(centred, golden["advantage_center"])
-    ranked = advantages.advantages(rewards, mask, "rank")
+    ranked = losses.advantages(rewards, mask, "rank")
     _close(ranked[2:], golden["advantage_rank"][2:])  # untied
 
 
@@ -97,7 +96,7 @@ def test_grpo(golden: Golden, name: str, k: int | None) -> None:
     chosen = mask
     if k is not None:  # the legacy pick among ties is torch.topk's own
         chosen = torch.zeros_like(mask).scatter(1, rewards.topk(k).indices, True)
-    advantage = advantages.advantages(rewards, chosen, floor=advantages.SUBSET_STD_FLOOR)
+    advantage = losses.advantages(rewards, chosen, floor=losses.SUBSET_STD_FLOOR)
     terms = losses.grpo_terms(
         log_prob=golden["log_probs"],
         reference=golden["old_log_probs"],

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lever_train.learn import advantages, losses
+from lever_train.learn import losses
 from lever_train.learn.batch import Batch
 from lever_train.learn.step import adapt_beta, noise_seed, rce_temperature, warm_up
 from lever_train.options.train import DenseConfig, GrpoConfig, ModelConfig, TrainConfig
@@ -26,7 +26,7 @@ MASK = torch.tensor(
 
 
 def test_tied_groups() -> None:
-    assert advantages.tied_groups(REWARDS, MASK).tolist() == [False, True, True]
+    assert losses.tied_groups(REWARDS, MASK).tolist() == [False, True, True]
 
 
 def test_listwise_by_hand_and_padding_counts_for_nothing() -> None:
@@ -58,7 +58,7 @@ def test_the_hinge_counts_pairs_of_unequal_reward() -> None:
 
 @pytest.mark.parametrize("kind", ["zscore", "center", "loo", "rank"])
 def test_a_tied_group_and_a_group_of_one_have_no_advantage(kind: str) -> None:
-    found = advantages.advantages(REWARDS, MASK, kind)
+    found = losses.advantages(REWARDS, MASK, kind)
     assert found.isfinite().all()
     assert (found[1:] == 0).all() and (found[~MASK] == 0).all()
     assert found[0, 0] > 0 > found[0, 1] == found[0, 2]
@@ -74,7 +74,7 @@ def test_advantages_by_hand() -> None:
         "rank": [1.0, -0.5, -0.5],  # the tied two share ranks 0 and 1
     }
     for kind, values in expected.items():
-        found = advantages.advantages(group, mask, kind)
+        found = losses.advantages(group, mask, kind)
         torch.testing.assert_close(found, torch.tensor([values]))
 
 
@@ -84,17 +84,17 @@ def test_one_z_score_is_the_legacy_double_one(rewards: list[float]) -> None:
     """Legacy: z-score, then z-score again with the std floored at 0.1; equal for untied groups."""
     group = torch.tensor([rewards], dtype=torch.float64)
     mask = torch.ones_like(group, dtype=torch.bool)
-    once = advantages.z_score(group, mask)
-    twice = advantages.z_score(once, mask, advantages.SUBSET_STD_FLOOR)
+    once = losses.z_score(group, mask)
+    twice = losses.z_score(once, mask, losses.SUBSET_STD_FLOOR)
     torch.testing.assert_close(once, twice)
 
 
 def test_top_k_breaks_ties_by_ordinal() -> None:
     rewards = torch.tensor([[0.0, 1.0, 1.0, 1.0, 5.0]])
     mask = torch.tensor([[True, True, True, True, False]])
-    assert advantages.top_k_mask(rewards, mask, 2).tolist() == [[False, True, True, False, False]]
-    assert advantages.top_k_mask(rewards, mask, None) is mask
-    assert advantages.top_k_mask(rewards, mask, 9) is mask
+    assert losses.top_k_mask(rewards, mask, 2).tolist() == [[False, True, True, False, False]]
+    assert losses.top_k_mask(rewards, mask, None) is mask
+    assert losses.top_k_mask(rewards, mask, 9) is mask
 
 
 def test_rce_weights_ignore_padding() -> None:
@@ -203,9 +203,9 @@ def test_z_scores_are_clamped_where_the_config_says_so() -> None:
     """The newest legacy trainer bounds them at 3; without the option nothing is bounded."""
     rewards = torch.tensor([[2.0] + [0.0] * 15])
     mask = torch.ones_like(rewards, dtype=torch.bool)
-    free = advantages.z_score(rewards, mask)
+    free = losses.z_score(rewards, mask)
     assert free.max() > 3.5
-    torch.testing.assert_close(advantages.z_score(rewards, mask, clamp=3.0), free.clamp(-3.0, 3.0))
+    torch.testing.assert_close(losses.z_score(rewards, mask, clamp=3.0), free.clamp(-3.0, 3.0))
 
 
 def test_a_selector_that_can_stop_shows_nothing_to_a_strong_answerer() -> None:

@@ -19,8 +19,13 @@ from lever_train.options.train import Kind, ModelConfig
 from lever_train.selector import attention as kernels
 from lever_train.selector.attention import dropout, picked_dots, picked_scores
 from lever_train.selector.kinds import make_selector
-from lever_train.selector.model import AttentionSelector, Pool, Selector, vector_lengths
-from lever_train.selector.static import static_steps
+from lever_train.selector.model import (
+    AttentionSelector,
+    Pool,
+    Selector,
+    static_steps,
+    vector_lengths,
+)
 from tests.picks import greedy, picks
 from tests.selectors import first_scores, pool_of, sequence_log_prob
 

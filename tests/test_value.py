@@ -18,8 +18,7 @@ from lever_train.options.train import DataConfig, ModelConfig
 from lever_train.options.value import ValueRequest
 from lever_train.selector.checkpoint import Progress, save_v3
 from lever_train.selector.kinds import make_selector
-from lever_train.selector.model import Pool, Selector
-from lever_train.selector.static import StaticSelector
+from lever_train.selector.model import Pool, Selector, StaticSelector
 from tests.commands import lever
 from tests.stores import candidate, commit, new_store
 

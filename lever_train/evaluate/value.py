@@ -34,8 +34,7 @@ from lever_train.options.train import DataConfig, RunConfig, Source, TrainConfig
 from lever_train.options.value import ValueRequest
 from lever_train.rollout.propose import samples
 from lever_train.selector.checkpoint import load_selector
-from lever_train.selector.model import SCORE_TEMPERATURE, Pool, Selector
-from lever_train.selector.static import cosine_scores
+from lever_train.selector.model import SCORE_TEMPERATURE, Pool, Selector, cosine_scores
 
 _SHRINK = 10.0  # as many times must an example have been shown for half of its effect to count
 _DRAWS = 16  # of the selector, for the direct part at two and more demonstrations

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lever_data.errors import LeverError
-from lever_train.learn import advantages, losses
+from lever_train.learn import losses
 from lever_train.learn.batch import Batch, Loader
 from lever_train.learn.distributed import World
 from lever_train.options.train import TrainConfig
@@ -128,9 +128,9 @@ class Learner:
         # groups whose candidates are all worth the same teach RCE to imitate wrong answers
         # (LEGACY fault 6): their weight is 0 unless the config says otherwise, and they go before
         # the forward pass, which they would only lengthen
-        weight: Float[Tensor, " B"] = advantages.group_weights(batch, name, config)
+        weight: Float[Tensor, " B"] = losses.group_weights(batch, name, config)
         kept = weight.nonzero().squeeze(1)
-        tied = float(advantages.tied_groups(batch.reward, batch.mask).sum())
+        tied = float(losses.tied_groups(batch.reward, batch.mask).sum())
         sums = torch.zeros(1 + len(self.figures), dtype=torch.float64)
 
         # forward: one pass per query gives the terms of every step of all its candidates; the

@@ -20,11 +20,11 @@ import torch
 
 from lever_data.errors import LeverError
 from lever_train.learn import distributed
-from lever_train.learn.advantages import group_weights, tied_groups
 from lever_train.learn.batch import Loader
 from lever_train.learn.data import describe_data, open_data
 from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.log import Track, require_extras
+from lever_train.learn.losses import group_weights, tied_groups
 from lever_train.learn.setup import frozen_copy, new_selector, phases_of, set_trained, title_of
 from lever_train.learn.state import State, fingerprint, load_state, save_state
 from lever_train.learn.step import Figures, Learner, Phase, adapt_beta

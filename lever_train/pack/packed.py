@@ -26,8 +26,13 @@ from lever_train.pack.cells import Cells
 from lever_train.pack.inputs import Inputs, Questions, is_texts
 from lever_train.pack.near import Near, is_one_pool
 from lever_train.rollout.policy import SelectorPolicy
-from lever_train.selector.model import AttentionSelector, History, Pool, vector_lengths
-from lever_train.selector.static import StaticSelector
+from lever_train.selector.model import (
+    AttentionSelector,
+    History,
+    Pool,
+    StaticSelector,
+    vector_lengths,
+)
 
 if TYPE_CHECKING:
     from lever_train.pack.features import PackedFeatures, Vectors

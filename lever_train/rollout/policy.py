@@ -18,8 +18,7 @@ from torch.nn import functional
 
 from lever_data.store.files import sha256_file
 from lever_train.inputs.devices import open_device
-from lever_train.selector.model import History, Pool, Selector
-from lever_train.selector.static import StaticHistory, cosine_scores
+from lever_train.selector.model import History, Pool, Selector, StaticHistory, cosine_scores
 
 if TYPE_CHECKING:
     from lever_data.store.store import Store

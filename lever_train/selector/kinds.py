@@ -39,9 +39,9 @@ from lever_train.selector.model import (
     History,
     Pool,
     Selector,
+    StaticSelector,
     drawn,
 )
-from lever_train.selector.static import StaticSelector
 
 STEP_NOISE = 0.02  # std of step embeddings and the stop token at initialisation (legacy)
 DIVERSITY = 0.1  # λ at initialisation (legacy), a weight of softplus(0.1) = 0.74
