@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.features import make_store
-from lever_train.learn.advantages import group_weights
 from lever_train.learn.batch import Loader
 from lever_train.learn.data import open_data
+from lever_train.learn.losses import group_weights
 from lever_train.options.train import Source
 
 
