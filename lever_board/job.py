@@ -33,16 +33,6 @@ _QUERIES = """
         from query_rewards
     ),
 
-    fallback as (
-        select
-            dataset::varchar as dataset,
-            split::varchar as split,
-            query_id,
-            count(*) filter (eval_mode = 'fallback') as num_fallback
-        from scores
-        group by all
-    ),
-
     failed as (
         select dataset, split, query_id, count(*) as num_failed
         from main.candidates
@@ -51,7 +41,7 @@ _QUERIES = """
     )
 
     select
-        rewarded.* exclude (dataset, split, query_id),
+        rewarded.* exclude (dataset, split, query_id, num_fallback, num_unknown),
         dataset,
         split,
         query_id,
@@ -60,7 +50,6 @@ _QUERIES = """
         coalesce(num_failed, 0) as num_failed,
         sqrt(reward_variance) as deviation
     from rewarded
-    left join fallback using (dataset, split, query_id)
     full join failed using (dataset, split, query_id)
     left join oracles using (dataset, split, query_id)
     order by dataset, split, query_id

@@ -187,7 +187,7 @@ def _sources() -> duckdb.DuckDBPyConnection:
     con = duckdb.connect()
     columns = ", ".join(f"{c.name} {c.type}" for c in builtin()["scores"].columns)
     con.execute(f"create table scores ({columns})")
-    for name in ("audit_settings", "query_rewards", "source_rewards"):
+    for name in ("audit_settings", "query_sums", "query_rewards", "source_rewards"):
         con.execute(f"create view {name} as {body(builtin()[name])}")
     return con
 

@@ -117,12 +117,14 @@ def _opened(store: Store, request: AuditRequest) -> Iterator[tuple[Session, Audi
 
 def _audit(session: Session, store: Store, request: AuditRequest) -> Audit:
     survey, scored = define_diagnostics(session, request)
-    places = session.con.execute("select distinct dataset, split from scores order by all")
-    for dataset, split in places.fetchall():  # else every demonstration has another's name
+    places = session.con.execute("from scored_places").fetchall()
+    for dataset, split in places:  # else every demonstration has another's name
         require_same_questions(session.con, dataset, split)
-    figures = _figures(session.con, store, request)
-    figures |= {"missing_share": survey.missing_share, "scorers": survey.scorers}
-    if not any(map(is_vqa_scorer, survey.scorers or [""])):
+    scorers = survey.levels["scorer"]
+    named = {"runs": survey.levels["run"], "places": [f"{d}/{s}" for d, s in places]}
+    figures = _figures(session.con, store, request, named)
+    figures |= {"missing_share": survey.missing_share, "scorers": scorers}
+    if not any(map(is_vqa_scorer, scorers or [""])):
         figures["few_annotators"]["num_few"] = 0  # other metrics ask for no agreement
     return Audit(figures, {"scored": scored, **_sql()})
 
@@ -174,13 +176,17 @@ def _chosen(store: Store, request: AuditRequest) -> list[str]:
     return chosen
 
 
-def _figures(con: duckdb.DuckDBPyConnection, store: Store, request: AuditRequest) -> dict[str, Any]:
+def _figures(
+    con: duckdb.DuckDBPyConnection,
+    store: Store,
+    request: AuditRequest,
+    named: dict[str, list[str]],
+) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "view": request.view,
         "reward_mode": "expression" if request.reward.expression else request.reward.mode,
         "reward": request.reward.name,
-        "runs": [run for (run,) in con.execute(_RUNS_SQL).fetchall()],
-        "places": [f"{d}/{s}" for d, s in con.execute(_PLACES_SQL).fetchall()],
+        **named,
     }
     figures |= _one_row(con, _TOTALS_SQL) | _classes(con)
     tables = {key: _rows(con, f"select * from {name}") for key, name in _TABLES.items()}
@@ -211,15 +217,13 @@ def _input(run: Run) -> dict[str, str]:
     return {"role": "candidates", "path": run.run, "sha256": sha256_file(manifest)}
 
 
-_RUNS_SQL = "select distinct run from scored order by run"
-_PLACES_SQL = "select distinct dataset::varchar, split::varchar from scores order by all"
 _TOTALS_SQL = """
     select
-        count(*) as candidates,
-        count(*) filter (where eval_mode = 'fallback') / count(*) as fallback_share,
-        count(*) filter (where eval_mode is null) / count(*) as unknown_share,
-        avg(reward) as mean_reward
-    from scores
+        sum(num_candidates)::bigint as candidates,
+        sum(num_fallback) / sum(num_candidates) as fallback_share,
+        sum(num_unknown) / sum(num_candidates) as unknown_share,
+        sum(num_candidates * mean_reward) / sum(num_candidates) as mean_reward
+    from query_sums
 """
 _FEW_SQL = """
     select count(*) as num_queries, count(*) filter (where len(answers) between 1 and 3) as num_few
@@ -284,6 +288,7 @@ def _sql() -> dict[str, str]:
     names = {
         *_TABLES.values(),
         *SHARED,
+        "query_rewards",
         "source_rewards",
         "mode_rewards",
         "oracle_gap",

@@ -40,12 +40,14 @@ DECIMALS = 10  # sums of doubles differ in the last digits between runs of many 
 
 SHARED = (  # read by several diagnostics
     "scores",
-    "query_rewards",
+    "query_sums",
+    "scored_places",
     "reward_by_source",
     "scored_sample",
     "demonstration_usage",
 )
 _ENCODED = ("dataset", "split", "gen_method", "eval_mode")  # few values: half the time as enums
+_LEARNT = (*_ENCODED, "run", "scorer")
 
 _POLICY_COLUMNS = {
     "dataset": "varchar",
@@ -58,12 +60,10 @@ _POLICY_COLUMNS = {
 
 @dataclass(frozen=True)
 class Survey:
-    """What one look at the view tells: the few values of texts, the share without a score, and the
-    models whose scores there are."""
+    """What one look at the view tells: the few values of texts, and the share without a score."""
 
     levels: dict[str, list[str]]
     missing_share: float
-    scorers: list[str]
 
 
 def diagnostics() -> dict[str, Relation]:
@@ -115,8 +115,17 @@ def define_diagnostics(session: Session, request: AuditRequest) -> tuple[Survey,
     con.execute("set schema = 'audit'")
     scored = _scored_sql(request, present)
     con.execute(f"create view scored as {scored}")
-    con.execute(f"create table scores as {_encoded_scores_sql(con, survey)}")
-    _require_finite(con, request)
+    encoded = _encoded_scores_sql(con, survey)
+    from lever_data.report.sums import put_sums  # here: not before an audit that is not remembered
+
+    if put_sums(con, "audit", {name: survey.levels[name] for name in _ENCODED}):
+        con.execute(f"create view scores as {encoded}")
+    else:
+        con.execute(f"create table scores as {encoded}")
+        _require_finite(con, request)
+        con.execute(f"create table query_sums as {body(builtin()['query_sums'])}")
+    places = "select distinct dataset::varchar as dataset, split::varchar as split from query_sums"
+    con.execute(f"create table scored_places as {places} order by all")
     put_settings(con, request.reward)
     if policy is not None:
         con.execute(f"create view policy_logprobs as {policy}")
@@ -156,8 +165,10 @@ def _survey(
         "count(*)",
         f"count(*) filter (where {lacking})",
         *(f"count({need.value})" for need in needed),
-        *(f"list_sort(list(distinct v.{name}))" for name in _ENCODED),
-        "list_sort(list(distinct v.scorer))" if "scorer" in present else "null::varchar[]",
+        *(
+            f"list_sort(list(distinct v.{name}))" if name in present else "null::varchar[]"
+            for name in _LEARNT
+        ),
     ]
     try:
         row = con.execute(
@@ -178,10 +189,9 @@ def _survey(
     refuse_unscored(con, request.view, request.reward, counts)
     levels = {
         name: [value for value in values or () if value is not None]
-        for name, values in zip(_ENCODED, row[-len(_ENCODED) - 1 : -1], strict=True)
+        for name, values in zip(_LEARNT, row[-len(_LEARNT) :], strict=True)
     }
-    scorers = [scorer for scorer in row[-1] or () if scorer is not None]
-    return Survey(levels, round(row[1] / row[0], DECIMALS), scorers)
+    return Survey(levels, round(row[1] / row[0], DECIMALS))
 
 
 def _scored_sql(request: AuditRequest, present: Sequence[str]) -> str:
@@ -219,8 +229,8 @@ def _require_finite(con: duckdb.DuckDBPyConnection, request: AuditRequest) -> No
 def _encoded_scores_sql(con: duckdb.DuckDBPyConnection, survey: Survey) -> str:
     """``scores`` with its texts as enums: a quarter of the memory, half the time to group."""
     types = {}
-    for column, values in survey.levels.items():
-        if values:
+    for column in _ENCODED:
+        if values := survey.levels[column]:
             types[column] = f"{column}_level"
             texts = ", ".join(map(quote_literal, values))
             con.execute(f"create type {types[column]} as enum ({texts})")
@@ -250,12 +260,12 @@ def _largest_reward(con: duckdb.DuckDBPyConnection, reward: RewardSpec) -> float
     """The largest reward the mode can give at its weights, in [-5, 5].
 
     An expression of the user's, and a mode without a bound, have no maximum of their own: theirs is
-    the largest reward in the relation ``scores``, and ``None`` where all are equal there: then
+    the largest reward in the relation ``query_sums``, and ``None`` where all are equal there: then
     nothing says whether that is right or just tied.
     """
     largest = None if reward.expression is not None else reward_modes()[reward.mode].largest
     if largest is None:
-        sql = "select max(reward) from scores having min(reward) < max(reward)"
+        sql = "select max(max_reward) from query_sums having min(min_reward) < max(max_reward)"
     else:
         sql = f"select reward_clip({largest}) from audit_settings"
     rows = con.execute(sql).fetchall()

@@ -16,30 +16,43 @@
 --   num_compared bigint: sampled official rows for which string match can be computed
 --   verdict_differs_share double: share of those where one says right and the other wrong
 --   accuracy_differs_share double: share of those where the accuracies differ
-with source as (
-    select candidates.*
-    from candidates
-    semi join (select distinct dataset, split from scored) using (dataset, split)
+with source as (select * from candidates),
+
+-- By what is asked of a row first: a third of the time of asking every row by every count.
+kinds as (
+    select
+        run,
+        dataset,
+        split,
+        gen_method,
+        eval_mode,
+        coalesce(eval_failed, false) as is_failed,
+        correct is null or score is null as is_missing,
+        coalesce(list_contains([shot.eval_mode for shot in shot_scores], 'fallback'), false)
+            as has_fallback_shot,
+        count(*) as num_candidates
+    from source
+    group by all
 ),
 
 counts as (
     select
         run,
         gen_method,
-        count(*) as num_candidates,
-        count(*) filter (where eval_failed is not true and eval_mode = 'file') as num_file,
-        count(*) filter (where eval_failed is not true and eval_mode = 'fallback') as num_fallback,
-        count(*) filter (where eval_failed is not true and eval_mode is null) as num_unknown,
-        count(*) filter (where eval_failed) as num_failed,
-        count(*) filter (
-            where eval_failed is not true and (correct is null or score is null)
-        ) as num_missing,
-        count(*) filter (
-            where
-                eval_failed is not true
-                and list_contains([shot.eval_mode for shot in shot_scores], 'fallback')
-        ) as num_fallback_shots
-    from source
+        sum(num_candidates)::bigint as num_candidates,
+        coalesce(sum(num_candidates) filter (where not is_failed and eval_mode = 'file'), 0)::bigint
+            as num_file,
+        coalesce(sum(num_candidates) filter (where not is_failed and eval_mode = 'fallback'), 0)::bigint
+            as num_fallback,
+        coalesce(sum(num_candidates) filter (where not is_failed and eval_mode is null), 0)::bigint
+            as num_unknown,
+        coalesce(sum(num_candidates) filter (where is_failed), 0)::bigint as num_failed,
+        coalesce(sum(num_candidates) filter (where not is_failed and is_missing), 0)::bigint
+            as num_missing,
+        coalesce(sum(num_candidates) filter (where not is_failed and has_fallback_shot), 0)::bigint
+            as num_fallback_shots
+    from kinds
+    semi join scored_places using (dataset, split)
     group by run, gen_method
 ),
 

@@ -10,6 +10,8 @@
 --   num_right bigint: candidates with correct 1
 --   num_wrong bigint: candidates with correct 0
 --   num_unscored bigint: candidates whose correct is null
+--   num_fallback bigint: candidates scored by string match
+--   num_unknown bigint: candidates of which is not known how they were scored
 --   mean_reward double: mean reward
 --   reward_variance double: population variance of the rewards; 0 for one candidate
 --   min_reward double: smallest reward
@@ -18,103 +20,37 @@
 --   picked_reward double: reward of the policy's pick; null without rank and log-probability
 --   picked_accuracy double: score of the policy's pick
 --   class varchar: mixed (rewards differ), all_wrong (all 0), all_right (all the mode's maximum) or tied
-with source as not materialized (select * from scores),
+with source as (select * from query_sums),
 
 settings as (select max_reward from audit_settings),
 
-figures as (
-    select
-        dataset,
-        split,
-        query_id,
-        count(*) as num_candidates,
-        count(*) filter (where correct = 1) as num_right,
-        count(*) filter (where correct = 0) as num_wrong,
-        count(*) filter (where correct is null) as num_unscored,
-        avg(reward) as mean_reward,
-        var_pop(reward) as reward_variance,
-        min(reward) as min_reward,
-        max(reward) as max_reward,
-        max(score) as best_accuracy,
-        avg(reward) filter (where beam_rank = 0) as beam_reward,
-        avg(score) filter (where beam_rank = 0) as beam_accuracy,
-        max(logprob_score) as max_logprob
-    from source
-    group by dataset, split, query_id
-),
-
-without_beam as (
-    select dataset, split, query_id, max_logprob
-    from figures
-    where beam_reward is null and max_logprob is not null
-),
-
-likeliest as (
-    select
-        source.dataset,
-        source.split,
-        source.query_id,
-        avg(source.reward) as reward,
-        avg(source.score) as accuracy
-    from source
-    inner join without_beam
-        on
-            source.dataset = without_beam.dataset
-            and source.split = without_beam.split
-            and source.query_id = without_beam.query_id
-            and source.logprob_score = without_beam.max_logprob
-    group by source.dataset, source.split, source.query_id
-),
-
--- Looking for repeats by one hash first is half the work of counting distinct pointers per query.
-repeated as (
-    select hash(dataset, split, query_id, pointer) as pointer_key
-    from source
-    group by pointer_key
-    having count(*) > 1
-),
-
-repeats as (
-    select
-        source.dataset,
-        source.split,
-        source.query_id,
-        count(*) - count(distinct repeated.pointer_key) as num_repeats
-    from source
-    inner join repeated
-        on
-            hash(source.dataset, source.split, source.query_id, source.pointer)
-            = repeated.pointer_key
-    group by source.dataset, source.split, source.query_id
-),
-
 final as (
     select
-        figures.dataset,
-        figures.split,
-        figures.query_id,
-        figures.num_candidates,
-        figures.num_candidates - coalesce(repeats.num_repeats, 0) as num_pointers,
-        figures.num_right,
-        figures.num_wrong,
-        figures.num_unscored,
-        figures.mean_reward,
-        figures.reward_variance,
-        figures.min_reward,
-        figures.max_reward,
-        figures.best_accuracy,
-        coalesce(figures.beam_reward, likeliest.reward) as picked_reward,
-        coalesce(figures.beam_accuracy, likeliest.accuracy) as picked_accuracy,
+        source.dataset,
+        source.split,
+        source.query_id,
+        source.num_candidates,
+        source.num_pointers,
+        source.num_right,
+        source.num_wrong,
+        source.num_unscored,
+        source.num_fallback,
+        source.num_unknown,
+        source.mean_reward,
+        source.reward_variance,
+        source.min_reward,
+        source.max_reward,
+        source.best_accuracy,
+        source.picked_reward,
+        source.picked_accuracy,
         case
-            when figures.min_reward < figures.max_reward then 'mixed'
-            when figures.max_reward = 0 then 'all_wrong'
-            when figures.max_reward = settings.max_reward then 'all_right'
+            when source.min_reward < source.max_reward then 'mixed'
+            when source.max_reward = 0 then 'all_wrong'
+            when source.max_reward = settings.max_reward then 'all_right'
             else 'tied'
         end as class
-    from figures
+    from source
     cross join settings
-    left join likeliest using (dataset, split, query_id)
-    left join repeats using (dataset, split, query_id)
 )
 
 select * from final

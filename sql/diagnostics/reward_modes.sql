@@ -40,21 +40,33 @@ gaps as (
     group by mode
 ),
 
+-- Candidates of one query with equal rewards in both modes agree in nothing and differ in nothing:
+-- as one row with their number they make a tenth of the pairs.
+tied as (
+    select mode, query, reward, default_reward, count(*) as num_candidates
+    from long
+    group by mode, query, reward, default_reward
+),
+
 pairs as (
     select
         a.mode,
+        a.num_candidates * b.num_candidates as num_pairs,
         sign(a.reward - b.reward) as by_mode,
         sign(a.default_reward - b.default_reward) as by_default
-    from long as a
-    inner join long as b using (mode, query)
-    where a.item < b.item
+    from tied as a
+    inner join tied as b using (mode, query)
+    where
+        a.reward < b.reward
+        or (a.reward = b.reward and a.default_reward < b.default_reward)
 ),
 
 agreements as (
     select
         mode,
-        sum(by_mode * by_default)
-        / nullif(sqrt(sum(abs(by_mode)) * sum(abs(by_default))), 0) as rank_agreement
+        sum(num_pairs * by_mode * by_default)
+        / nullif(sqrt(sum(num_pairs * abs(by_mode)) * sum(num_pairs * abs(by_default))), 0)
+            as rank_agreement
     from pairs
     group by mode
 ),

@@ -1,0 +1,493 @@
+"""The sums of an audit in one pass over rows of which those of a query stand together.
+
+In goes a connection with the relation ``scored`` of ``sql/diagnostics``; out come tables with the
+rows that ``query_sums``, ``reward_by_source``, ``demonstration_usage`` and ``duplicate_candidates``
+select from it, made from batches of Arrow in a fifth of the time of DuckDB's groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lever_data.catalog import builtin, documented_columns, quote_literal
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+DIMENSIONS = ("gen_method", "temperature", "beam_rank", "shot_num")
+_KIND = (*DIMENSIONS, "eval_mode", "correct")  # columns of few values, looked up together
+_BATCH_ROWS = 1 << 17  # a column of a batch is 1 MB and stays in the processor's cache
+_MOST_KINDS = 500
+_MOST_CELLS = 1 << 21  # of a source in a query, at once
+_EXAMPLES_END = 1 << 24  # every example id below the largest has a place in memory
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: queries far apart
+
+
+class OddRowsError(Exception):
+    """Rows that are not summed here: a key is missing, or a number is not finite or too large."""
+
+
+def put_sums(
+    con: duckdb.DuckDBPyConnection, schema: str, levels: Mapping[str, Sequence[str]]
+) -> bool:
+    """Make the tables; ``False`` where DuckDB has to select them.
+
+    Args:
+        con: its current schema is ``schema``, which has the relation ``scored``.
+        levels: the values of ``dataset``, ``split`` and ``gen_method`` there.
+    """
+    rows = f"select {', '.join(_columns(levels))} from {schema}.scored"
+    for order in ("", " order by place, query_id"):  # a sort takes longer than all the rest
+        sums, cursor = _Sums(levels), con.cursor()
+        reader = cursor.sql(rows + order).to_arrow_reader(_BATCH_ROWS)
+        try:
+            for queries, begins in _whole_queries(reader):
+                sums.add(queries, begins)
+        except (OddRowsError, OSError):  # where the view fails, DuckDB says it best
+            return False
+        if sums.stand_together():
+            sums.put(con)
+            return True
+    return False
+
+
+def _columns(levels: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is read of a candidate; texts as their number among ``levels``, 0 for null."""
+    number = {
+        name: f"coalesce(list_position({_listed(texts)}, {name}), 0)"
+        for name, texts in levels.items()
+    }
+    splits = len(levels["split"]) + 1
+    number["place"] = f"({number['dataset']} * {splits} + {number['split']})::integer"
+    return [
+        *(f"{number.get(name, name)} as {name}" for name in ("place", "query_id", *_KIND)),
+        "reward, score, logprob_score, pointer, hash(pointer) as pointer_hash",
+        f"hash({', '.join(_KIND)}) as kind",
+    ]
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return f"[{', '.join(map(quote_literal, texts))}]::varchar[]"
+
+
+def _whole_queries(reader: pa.RecordBatchReader) -> Iterator[tuple[pa.RecordBatch, Ints]]:
+    """The same rows in batches that end where a query ends, and the first row of each query."""
+    tail: pa.RecordBatch | None = None
+    for batch in reader:
+        joined = batch if tail is None else _joined(tail, batch)
+        begins = _begins(joined)
+        tail = joined.slice(begins[-1])
+        if len(begins) > 1:
+            yield joined.slice(0, begins[-1]), begins[:-1]
+    if tail is not None:
+        yield tail, np.zeros(1, np.int64)
+
+
+def _joined(first: pa.RecordBatch, second: pa.RecordBatch) -> pa.RecordBatch:
+    joined: pa.RecordBatch = pa.Table.from_batches([first, second]).combine_chunks().to_batches()[0]
+    return joined
+
+
+def _begins(rows: pa.RecordBatch) -> Ints:
+    place, query = _numbers(rows, "place"), _numbers(rows, "query_id")
+    change = np.ones(len(place), dtype=bool)
+    change[1:] = (place[1:] != place[:-1]) | (query[1:] != query[:-1])
+    return np.flatnonzero(change)
+
+
+def _numbers(rows: pa.RecordBatch, name: str) -> NDArray[Any]:
+    """A column without nulls."""
+    if rows.column(name).null_count:
+        raise OddRowsError(name)
+    found: NDArray[Any] = rows.column(name).to_numpy()
+    return found
+
+
+def _finite(rows: pa.RecordBatch, name: str) -> tuple[NDArray[Any], Bools]:
+    """A column, 0 where it is null, and where it is not."""
+    column = rows.column(name)
+    known = np.ones(len(column), dtype=bool)
+    if column.null_count:
+        known = pc.is_valid(column).to_numpy(zero_copy_only=False)
+        column = pc.fill_null(column, 0)
+    found: NDArray[Any] = column.to_numpy()
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise OddRowsError(name)
+    return found, known
+
+
+class _Sums:
+    """What was summed so far."""
+
+    def __init__(self, levels: Mapping[str, Sequence[str]]) -> None:
+        self._levels = levels
+        self._kinds = _Kinds([*levels["eval_mode"], "fallback"].index("fallback") + 1)
+        self._sources = _Sources()
+        self._examples: dict[int, Floats] = {}  # place → [3, ids]: picks, rewards, lifts
+        self._queries: list[pa.RecordBatch] = []
+        self._repeats: list[pa.RecordBatch] = []
+
+    def add(self, rows: pa.RecordBatch, begins: Ints) -> None:
+        """Add whole queries.
+
+        Raises:
+            OddRowsError: DuckDB has to sum these.
+        """
+        sizes = np.diff(begins, append=rows.num_rows)
+        query = np.repeat(np.arange(len(begins)), sizes)  # of every row
+        reward, known = _finite(rows, "reward")
+        keys = {name: _numbers(rows, name)[begins] for name in ("place", "query_id")}
+        splits = len(self._levels["split"]) + 1
+        if not known.all() or (keys["place"] < splits).any() or not (keys["place"] % splits).all():
+            raise OddRowsError("reward, dataset or split")
+        mean = np.add.reduceat(reward, begins) / sizes
+        lift = reward - mean[query]
+        low, high = np.minimum.reduceat(reward, begins), np.maximum.reduceat(reward, begins)
+        variance = np.add.reduceat(lift * lift, begins) / sizes
+        kind = self._kinds.numbers(rows)
+        found = keys | {
+            name: np.add.reduceat(np.array(told)[kind], begins, dtype=np.int32)
+            for name, told in self._kinds.counted.items()
+        }
+        found |= {"num_candidates": sizes.astype(np.int32), "mean_reward": mean}
+        found |= {"min_reward": low, "max_reward": high}
+        found["reward_variance"] = np.where(low < high, variance, 0.0)
+        found |= _picks(rows, begins, query, reward, np.array(self._kinds.is_first_beam)[kind])
+        found["num_pointers"] = found["num_candidates"] - self._add_repeats(rows, query, reward)
+        self._queries.append(_batch(found))
+        self._kinds.add(kind, reward)
+        mixed = low < high
+        chosen = np.flatnonzero(mixed[query])
+        renumbered = (np.cumsum(mixed) - 1)[query[chosen]]
+        source = np.array(self._kinds.source)[kind[chosen]]
+        self._sources.add(self._kinds.sources, source, renumbered, reward[chosen])
+        self._add_examples(rows, sizes, keys["place"], reward, lift)
+
+    def _add_repeats(self, rows: pa.RecordBatch, query: Ints, reward: Floats) -> Ints:
+        """Note pointers that a query holds again; how many candidates too many each query has."""
+        extra = np.zeros(query[-1] + 1, np.int32)
+        # one sort of a number for (query, pointer) is a tenth of the work of a group for each
+        own = _numbers(rows, "pointer_hash") + query.astype(np.uint64) * _MIX
+        ordered = np.sort(own)
+        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if not len(repeated):
+            return extra
+        which = np.minimum(np.searchsorted(repeated, own), len(repeated) - 1)
+        held = np.flatnonzero(repeated[which] == own)
+        held = held[np.argsort(which[held], kind="stable")]
+        first = np.flatnonzero(np.diff(which[held], prepend=-1))
+        count = np.diff(first, append=len(held))
+        np.add.at(extra, query[held[first]], count - 1)
+        row = held[first]
+        keys = {n: _numbers(rows, n)[row] for n in ("place", "query_id")}
+        found = _batch(
+            keys
+            | {
+                "num_candidates": count,
+                "min_reward": np.minimum.reduceat(reward[held], first),
+                "max_reward": np.maximum.reduceat(reward[held], first),
+            }
+        )
+        pointers = rows.column("pointer").take(pa.array(row))
+        self._repeats.append(found.append_column("pointer", pointers))
+        return extra
+
+    def _add_examples(
+        self, rows: pa.RecordBatch, sizes: Ints, places: Ints, reward: Floats, lift: Floats
+    ) -> None:
+        pointers = rows.column("pointer")
+        ids = pointers.flatten()
+        if pointers.null_count or ids.null_count:
+            raise OddRowsError("pointer")
+        picked = ids.to_numpy()
+        if not len(picked):
+            return
+        if picked.min() < 0 or picked.max() >= _EXAMPLES_END:
+            raise OddRowsError("pointer")
+        lengths = pc.list_value_length(pointers).to_numpy()
+        weights = [np.repeat(reward, lengths), np.repeat(lift, lengths)]
+        present = np.unique(places)
+        for place in present:
+            own: Any = slice(None)
+            if len(present) > 1:
+                own = np.repeat(np.repeat(places == place, sizes), lengths)
+            chosen = picked[own]
+            held = self._examples.get(place, np.zeros((3, 0)))
+            size = max(held.shape[1], int(chosen.max(initial=-1)) + 1)
+            held = np.pad(held, ((0, 0), (0, size - held.shape[1])))
+            held[0] += np.bincount(chosen, None, size)
+            for total, weight in zip(held[1:], weights, strict=True):
+                total += np.bincount(chosen, weight[own], size)
+            self._examples[place] = held
+
+    def stand_together(self) -> bool:
+        """Whether no query came twice."""
+        keys = [
+            np.concatenate([_numbers(b, name) for b in self._queries])
+            for name in ("place", "query_id")
+        ]
+        order = np.lexsort(keys[::-1])
+        place, query = (key[order] for key in keys)
+        return not ((place[1:] == place[:-1]) & (query[1:] == query[:-1])).any()
+
+    def put(self, con: duckdb.DuckDBPyConnection) -> None:
+        """Make the tables in the current schema."""
+        _put_batches(con, "query_sums", self._queries, self._levels)
+        _put_batches(con, "duplicate_candidates", self._repeats, self._levels)
+        _put_rows(con, "reward_by_source", self._source_rows())
+        usage = [_usage(place, held) for place, held in self._examples.items()]
+        _put_batches(con, "demonstration_usage", usage, self._levels)
+
+    def _source_rows(self) -> Iterator[tuple[object, ...]]:
+        for name in DIMENSIONS:
+            for value, (count, right, reward) in self._kinds.sums(name).items():
+                squares, needing = self._sources.sums[name].get(value, (0.0, 0))
+                shown = value
+                if name == "gen_method":
+                    shown = [None, *self._levels[name]][value]
+                values = [shown if name == other else None for other in DIMENSIONS]
+                yield name, *values, count, right / count, reward / count, squares / count, needing
+
+
+def _picks(
+    rows: pa.RecordBatch, begins: Ints, query: Ints, reward: Floats, first_beam: Bools
+) -> dict[str, Floats]:
+    """The best score of each query, and reward and score of what the policy would pick."""
+    score, scored = _finite(rows, "score")
+    best = np.maximum.reduceat(np.where(scored, score, -np.inf), begins)
+    logprob, known = _finite(rows, "logprob_score")
+    likeliest = np.maximum.reduceat(np.where(known, logprob, -np.inf), begins)
+    without = ~np.logical_or.reduceat(first_beam, begins) & (likeliest > -np.inf)
+    picked = first_beam
+    if without.any():
+        picked = first_beam | (without[query] & known & (logprob == likeliest[query]))
+    chosen = np.flatnonzero(picked)
+    marked = chosen[scored[chosen]]
+    return {
+        "best_accuracy": np.where(np.isinf(best), np.nan, best),
+        "picked_reward": _means(query[chosen], reward[chosen], len(begins)),
+        "picked_accuracy": _means(query[marked], score[marked], len(begins)),
+    }
+
+
+def _means(query: Ints, values: Floats, queries: int) -> Floats:
+    """The mean of each query; NaN where it has no value."""
+    with np.errstate(invalid="ignore"):
+        found: Floats = np.bincount(query, values, queries) / np.bincount(query, None, queries)
+    return found
+
+
+class _Kinds:
+    """The combinations of source, evaluation mode and verdict that candidates have, by number."""
+
+    def __init__(self, fallback: int) -> None:
+        self._fallback = fallback  # the number of this evaluation mode
+        self._hashes = np.empty(0, np.uint64)  # in order
+        self._number = np.empty(0, np.int64)  # of each
+        self._sums = np.zeros((2, 0))  # candidates and rewards
+        self.sources: list[dict[str, Any]] = []
+        self.source: list[int] = []  # of each kind, by number
+        self.is_first_beam: list[bool] = []
+        self.counted: dict[str, list[bool]] = {
+            f"num_{name}": [] for name in ("right", "wrong", "unscored", "fallback", "unknown")
+        }
+
+    def numbers(self, rows: pa.RecordBatch) -> Ints:
+        """The kind of each row; a new one gets the next number."""
+        hashes = _numbers(rows, "kind")
+        places = np.searchsorted(self._hashes, hashes)
+        # one search of a row for six columns: each alone took as long
+        known = np.append(self._hashes, 0)[places] == hashes
+        if (known & (places < len(self._hashes))).all():
+            return self._number[places]
+        for new, first in zip(*np.unique(hashes, return_index=True), strict=True):
+            if new not in self._hashes:
+                self._learn(new, {n: rows.column(n)[int(first)].as_py() for n in _KIND})
+        return self._number[np.searchsorted(self._hashes, hashes)]
+
+    def _learn(self, new: np.uint64, values: dict[str, Any]) -> None:
+        mode, correct = values.pop("eval_mode"), values.pop("correct")
+        temperature = values["temperature"]
+        if len(self.source) == _MOST_KINDS or not math.isfinite(temperature or 0):
+            raise OddRowsError("kinds of candidates")
+        if values not in self.sources:
+            self.sources.append(values)
+        place = int(np.searchsorted(self._hashes, new))
+        self._hashes = np.insert(self._hashes, place, new)
+        self._number = np.insert(self._number, place, len(self.source))
+        self.source.append(self.sources.index(values))
+        self.is_first_beam.append(values["beam_rank"] == 0)
+        told = (correct == 1, correct == 0, correct is None, mode == self._fallback, mode == 0)
+        for counted, is_so in zip(self.counted.values(), told, strict=True):
+            counted.append(is_so)
+
+    def add(self, numbers: Ints, reward: Floats) -> None:
+        """Count candidates of these kinds and their rewards."""
+        size = len(self.source)
+        self._sums = np.pad(self._sums, ((0, 0), (0, size - self._sums.shape[1])))
+        self._sums[0] += np.bincount(numbers, None, size)
+        self._sums[1] += np.bincount(numbers, reward, size)
+
+    def sums(self, dimension: str) -> dict[Any, tuple[int, int, float]]:
+        """Candidates, right ones and their rewards by each value of a dimension, None for null."""
+        found: dict[Any, tuple[int, int, float]] = {}
+        for kind, source in enumerate(self.source):
+            value = self.sources[source][dimension]
+            count, right, reward = found.get(value, (0, 0, 0.0))
+            more, rewards = self._sums[:, kind]
+            right += int(more) * self.counted["num_right"][kind]
+            found[value] = (count + int(more), right, reward + rewards)
+        return found
+
+
+class _Sources:
+    """How rewards spread among the sources of a query, over the queries whose rewards differ."""
+
+    def __init__(self) -> None:
+        # dimension → value → squares around the mean in the query, queries that need the value
+        self.sums: dict[str, dict[Any, tuple[float, int]]] = {name: {} for name in DIMENSIONS}
+
+    def add(
+        self, sources: Sequence[Mapping[str, Any]], source: Ints, query: Ints, reward: Floats
+    ) -> None:
+        """Add whole queries: of every candidate its source, its query from 0 and its reward."""
+        step = max(1, _MOST_CELLS // max(1, len(sources)))
+        for first in range(0, int(query.max(initial=-1)) + 1, step):
+            own = slice(*np.searchsorted(query, (first, first + step)))
+            queries = query[own] - first
+            cells = _Cells.of(len(sources), source[own], queries, reward[own])
+            for name in DIMENSIONS:
+                self._add(name, [row[name] for row in sources], cells)
+
+    def _add(self, name: str, values: Sequence[Any], cells: _Cells) -> None:
+        found = {
+            value: cells.joined([i for i, own in enumerate(values) if own == value])
+            for value in dict.fromkeys(values)
+        }
+        lows = np.stack([joined.low for joined in found.values()])
+        highs = np.stack([joined.high for joined in found.values()])
+        others_low, others_high = _without_own(lows), -_without_own(-highs)
+        for k, (value, joined) in enumerate(found.items()):
+            needed = (joined.count > 0) & (others_low[k] >= others_high[k])
+            squares, needing = self.sums[name].get(value, (0.0, 0))
+            self.sums[name][value] = (
+                squares + float(joined.squares.sum()),
+                needing + int(needed.sum()),
+            )
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Candidates by source and query, [sources, queries] or [queries]: their number and mean, the
+    squares around it, the smallest and the largest reward (inf and -inf where there is none)."""
+
+    count: NDArray[Any]
+    mean: Floats
+    squares: Floats
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def of(cls, sources: int, source: Ints, query: Ints, reward: Floats) -> _Cells:
+        shape = (sources, int(query[-1]) + 1)
+        cell, size = source * shape[1] + query, shape[0] * shape[1]
+        count: NDArray[Any] = np.bincount(cell, None, size)
+        mean = np.bincount(cell, reward, size) / np.maximum(count, 1)
+        deviation = reward - mean[cell]
+        low, high = np.full(size, np.inf), np.full(size, -np.inf)
+        np.minimum.at(low, cell, reward)
+        np.maximum.at(high, cell, reward)
+        squares = np.bincount(cell, deviation * deviation, size)
+        fields: tuple[NDArray[Any], ...] = (count, mean, squares, low, high)
+        return cls(*[field.reshape(shape) for field in fields])
+
+    def joined(self, sources: Sequence[int]) -> _Cells:
+        """These sources taken together."""
+        if len(sources) == 1:
+            one = sources[0]
+            fields = (self.count, self.mean, self.squares, self.low, self.high)
+            return _Cells(*[field[one] for field in fields])
+        own = list(sources)
+        count = self.count[own].sum(0)
+        mean = (self.count[own] * self.mean[own]).sum(0) / np.maximum(count, 1)
+        between = (self.count[own] * (self.mean[own] - mean) ** 2).sum(0)
+        return _Cells(
+            count,
+            mean,
+            self.squares[own].sum(0) + between,
+            self.low[own].min(0),
+            self.high[own].max(0),
+        )
+
+
+def _without_own(values: Floats) -> Floats:
+    """The smallest of the *other* rows [k, n], inf where there is no other."""
+    others = np.full((len(values) + 1, values.shape[1]), np.inf)
+    np.minimum.accumulate(values, 0, out=others[1:])
+    after = np.minimum.accumulate(values[::-1], 0)[::-1]
+    others[:-2] = np.minimum(others[:-2], after[1:])
+    return others[:-1]
+
+
+def _usage(place: int, held: Floats) -> pa.RecordBatch:
+    example = np.flatnonzero(held[0])
+    picks, reward, lift = held[:, example]
+    return _batch(
+        {
+            "place": np.full(len(example), place, np.int32),
+            "example_id": example,
+            "num_picks": picks.astype(np.int64),
+            "pick_share": picks / picks.sum(),
+            "mean_reward": reward / picks,
+            "reward_lift": lift / picks,
+            "is_hub": picks >= 10 * picks.mean(),
+        }
+    )
+
+
+def _batch(columns: Mapping[str, NDArray[Any]]) -> pa.RecordBatch:
+    """Columns as Arrow; NaN is null."""
+    arrays = [pa.array(values, from_pandas=values.dtype.kind == "f") for values in columns.values()]
+    return pa.record_batch(arrays, names=[*columns])
+
+
+def _put_batches(
+    con: duckdb.DuckDBPyConnection,
+    name: str,
+    batches: Sequence[pa.RecordBatch],
+    levels: Mapping[str, Sequence[str]],
+) -> None:
+    """Make the table of a documented relation; dataset and split are what ``place`` numbers."""
+    columns = documented_columns(builtin()[name])
+    if not batches:
+        listed = ", ".join(f"null::{c.type} as {c.name}" for c in columns)
+        con.execute(f"create table {name} as select {listed} where false")
+        return
+    splits = len(levels["split"]) + 1
+    text = {
+        "dataset": f"$datasets[place // {splits}]::dataset_level",
+        "split": f"$splits[place % {splits}]::split_level",
+    }
+    listed = ", ".join(text.get(c.name, f"{c.name}::{c.type}") + f" as {c.name}" for c in columns)
+    con.register("summed", pa.Table.from_batches(batches))
+    bound = {"datasets": [*levels["dataset"]], "splits": [*levels["split"]]}
+    con.execute(f"create table {name} as select {listed} from summed", bound)
+    con.unregister("summed")
+
+
+def _put_rows(
+    con: duckdb.DuckDBPyConnection, name: str, rows: Iterator[tuple[object, ...]]
+) -> None:
+    columns = documented_columns(builtin()[name])
+    con.execute(f"create table {name} ({', '.join(f'{c.name} {c.type}' for c in columns)})")
+    con.executemany(f"insert into {name} values ({', '.join('?' * len(columns))})", [*rows])
