@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from dataclasses import dataclass
 
 from lever_cli.__main__ import main
@@ -22,12 +23,16 @@ def lever(*argv: object, check: bool = True) -> Done:
     """Run ``lever`` with these arguments; with ``check`` a failure is an AssertionError."""
     # with a buffer of bytes below, as the process's own have
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
-    code = 0
+    code, environment = 0, dict(os.environ)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main([str(word) for word in argv])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
+        finally:  # `--verify` and `--as-of` are for the command's own processes
+            if environment != dict(os.environ):
+                os.environ.clear()
+                os.environ.update(environment)
     said = [stream.buffer.getvalue().decode() for stream in (out, err)]
     done = Done(code, *said)
     assert not check or code == 0, f"lever {' '.join(map(str, argv))}: {code}\n{done.stderr}"

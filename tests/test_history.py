@@ -99,8 +99,7 @@ def test_nothing_is_written_to_the_past(tmp_path: Path, monkeypatch: pytest.Monk
         store.remove(run)
 
 
-def test_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(AS_OF, "")  # what the command sets goes again with the test
+def test_the_flag(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     first, second = _add(store, 1), _add(store, 2)
     asked = ("runs", "--store", str(store.path), "--json", "-")
