@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,22 +75,35 @@ def trained(finished: Bench, tmp_path: Path) -> Bench:
     return finished.copy(tmp_path)
 
 
+@dataclass(frozen=True)
+class DemoDone:
+    """A small demo whose pipeline has run, only read; what the command said, and what the same in
+    Python said after it."""
+
+    folder: Path
+    stdout: str
+    stderr: str
+    again: list[str]
+
+
 @pytest.fixture(scope="session")
-def pipeline_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small demo whose pipeline has run: made once for all processes of tests, only read."""
+def demo_done(tmp_path_factory: pytest.TempPathFactory) -> DemoDone:
+    """Made once for all processes of tests."""
     from lever_demo.demo import DemoOptions, run_demo
     from lever_demo.world import WorldSpec
+    from tests.commands import lever
 
     common = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # whose folders lie beside each other
         common = common.parent
-    folder = common / "pipeline"
-    with FileLock(common / "pipeline.lock"):
-        if not (common / "pipeline.done").exists():
+    folder, said = common / "demo", common / "demo.json"
+    with FileLock(common / "demo.lock"):
+        if not said.exists():
             shutil.rmtree(folder, ignore_errors=True)  # of one that failed
-            run_demo(DemoOptions(folder, WorldSpec(train=120, held_out=60, pool=10), epochs=1))
-            (common / "pipeline.done").touch()
-    return folder
+            done, again = lever("demo", "--out", folder, "--questions", 120), list[str]()
+            run_demo(DemoOptions(folder, WorldSpec(train=120, held_out=40), say=again.append))
+            said.write_text(json.dumps([done.stdout, done.stderr, again]))
+    return DemoDone(folder, *json.loads(said.read_text()))
 
 
 @pytest.fixture(scope="session")

@@ -104,7 +104,7 @@ def test_generations_are_cut_as_the_legacy_code_cuts_them(generated: str, answer
     assert Task().answer(generated) == answer
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_shared
 def test_stored_predictions_are_reproduced() -> None:
     """All `file` candidates of the real data: at least 99.9 %, the rest ties within rounding."""

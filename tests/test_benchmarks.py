@@ -65,7 +65,7 @@ def test_the_peers_of_the_audit_find_what_it_finds(tmp_path: Path) -> None:
     assert audit_peers.duckdb_count(tmp_path / "s")["rows"] == [(run.num_rows,)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_programs_of_their_own_measure_both_sides() -> None:
     small, ours, peer = metric.figures(2_000)
     assert (small.size, ours.size) == (200, 2_000)

@@ -24,6 +24,7 @@ from lever_data.relations.db import connect
 from lever_data.store.store import Store
 from lever_train.learn.log import Log
 from tests.boards import board_store
+from tests.conftest import DemoDone
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -41,7 +42,7 @@ DEEP = {  # pages that others lead to
 }
 ADDRESSES = {**{name: name for name in PAGES_SHOWN}, **DEEP}
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt install chromium)"),
 ]
 
@@ -75,9 +76,9 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def demo(pipeline_done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(demo_done: DemoDone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("board") / "demo"
-    return Path(shutil.copytree(pipeline_done, folder, symlinks=True))
+    return Path(shutil.copytree(demo_done.folder, folder, symlinks=True))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def visit(browser: Any, serving: Serving) -> Iterator[Callable[..., Visit]]:
         context.close()
 
 
-@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("long", [False, True])
 def test_every_page_opens_and_fits(visit: Callable[..., Visit], long: bool) -> None:
     """Each is opened once, in a narrow window and dark, then seen wide, dark and light; the long
     version opens those that others lead to as well, and keeps a picture of each."""

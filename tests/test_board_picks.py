@@ -58,7 +58,7 @@ def _folder(bench: Bench) -> Path:
     return Path(run.source["path"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_picks_are_those_of_lever_predict(bench: Bench, board: Board, tmp_path: Path) -> None:
     folder = _folder(bench)
     best = (folder / "best.pt").resolve().name

@@ -208,7 +208,7 @@ def test_of_several_at_once_one_fetches_a_file(two: list[Run], bucket: TestBucke
     assert len(fetched) == len(set(fetched)) == len(two[0].files)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_line_leaves_the_same_bytes(bucket: TestBucket, tmp_path: Path) -> None:
     """Ingest, generate, train, eval and query, in a folder and in a bucket."""
     world = make_world(tmp_path)

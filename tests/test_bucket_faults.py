@@ -147,7 +147,7 @@ def test_a_writer_is_killed_at_every_request(
     assert connect(bucket.uri).sql("select count(*) from all_candidates").fetchall() == [(12,)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_remover_is_killed_at_every_request(
     forks: Forks, bucket: TestBucket, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_every_relation_has_the_rows_it_had(
     assert store.runs() == made
 
 
+@pytest.mark.long
 def test_audits_and_snapshots_are_what_they_were(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for number in range(4):
@@ -178,8 +179,7 @@ def test_of_two_machines_that_compact_at_once_the_first_counts(tmp_path: Path) -
     assert _rows(store, "stg_candidates") == rows
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(AS_OF, "")  # what the command sets goes again with the test
+def test_the_command(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     runs = [commit(store, _batch(number, [number]), name=str(number)) for number in range(3)]
     place = ("--store", store.path)

@@ -62,6 +62,7 @@ def test_a_copy_is_the_store(store: Store, tmp_path: Path) -> None:
     assert [one["is_new"] for one in json.loads(again.stdout)] == [False, False]
 
 
+@pytest.mark.long
 def test_through_a_bucket_and_back(
     store: Store, bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,7 +264,6 @@ def test_pictures_of_a_store_in_a_bucket(
     place = ("--store", bucket.uri, "--dataset", "d", "--split", "train")
     lever("ingest", tmp_path / "c.parquet", *place)
     monkeypatch.setenv("LEVER_CACHE", str(tmp_path / "another"))
-    monkeypatch.setenv("LEVER_VERIFY", "once")  # a command called before in this process set it
     store = Store.open(bucket.uri)
     assert not check(store).problems and pictures_of(store.path) == store.path
     items = load_items(connect(store, only=ITEM_RELATIONS), Place("d", "train", store.path))
@@ -282,6 +281,7 @@ def test_pictures_of_a_store_in_a_bucket(
         pictures_of(store.path)
 
 
+@pytest.mark.long
 def test_memory_holds_a_few_rows(tmp_path: Path) -> None:
     """What is read waits in a file: the columns are mapped, and no text of a row stays."""
     path, text = tmp_path / "a.jsonl", "x" * 2000

@@ -12,6 +12,7 @@ from lever_data import connect
 from lever_data.errors import UsageError
 from lever_data.store.store import Store
 from lever_demo.demo import DemoOptions, DemoResult, run_demo
+from lever_demo.files import WorldFiles
 from lever_demo.world import WorldSpec
 from lever_train.evaluate.evaluate import EvalOptions, evaluate
 from lever_train.evaluate.heldout import open_held_out
@@ -20,35 +21,19 @@ from lever_train.options.train import ModelConfig
 from lever_train.rollout.answerers.nearest import NearestAnswerer
 from lever_train.rollout.policy import SelectorPolicy
 from lever_train.selector.kinds import make_selector
-from tests.commands import Done, lever
+from tests.commands import lever
+from tests.conftest import DemoDone
 
 SMALL = WorldSpec(train=900, held_out=300)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo")
+def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    """Of a world large enough to learn from."""
+    return run_demo(DemoOptions(tmp_path_factory.mktemp("demo"), SMALL))
 
 
-@pytest.fixture(scope="module")
-def done(folder: Path) -> Done:
-    """The command, which makes the small world and all that is read of it."""
-    return lever("demo", "--out", folder, "--questions", SMALL.train)
-
-
-@pytest.fixture(scope="module")
-def again(folder: Path, done: Done) -> tuple[DemoResult, list[str]]:
-    """The same in Python, where nothing is left to do, and what it said."""
-    said: list[str] = []
-    return run_demo(DemoOptions(folder, SMALL, say=said.append)), said
-
-
-@pytest.fixture(scope="module")
-def result(again: tuple[DemoResult, list[str]]) -> DemoResult:
-    return again[0]
-
-
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_trained_selector_beats_the_baselines(result: DemoResult) -> None:
     accuracy = {(r.selector, r.shots): r.accuracy for r in result.scoreboard.rows}
     for shots in (1, 2, 3, 4):
@@ -60,13 +45,7 @@ def test_the_trained_selector_beats_the_baselines(result: DemoResult) -> None:
         assert pair.low > 0 and pair.p < 0.01 and pair.n == 300
 
 
-@pytest.mark.slow
-def test_the_last_line_says_how_to_look_around(done: Done, folder: Path) -> None:
-    last = done.stderr.splitlines()[-1]
-    assert last == f"look around: lever board --store {folder / 'store'}"
-
-
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_training_there_is_no_win(result: DemoResult) -> None:
     """The win is not in the shape of the selector: a fresh one does no better than nearest."""
     files = result.files
@@ -89,21 +68,27 @@ def test_without_training_there_is_no_win(result: DemoResult) -> None:
 
 
 @pytest.mark.slow
-def test_held_out_questions_are_no_demonstrations(result: DemoResult) -> None:
-    train = np.load(result.files.embeddings("train"))
-    held = np.load(result.files.embeddings("val"))
+def test_the_last_line_says_how_to_look_around(demo_done: DemoDone) -> None:
+    last = demo_done.stderr.splitlines()[-1]
+    assert last == f"look around: lever board --store {demo_done.folder / 'store'}"
+
+
+@pytest.mark.slow
+def test_held_out_questions_are_no_demonstrations(demo_done: DemoDone) -> None:
+    files = WorldFiles(demo_done.folder / "world")
+    train, held = np.load(files.embeddings("train")), np.load(files.embeddings("val"))
     assert not (held[:, None, :] == train[None, :, :]).all(-1).any()
     learned_from = {
         r.split
-        for r in Store.open(result.config.data.store).runs()
+        for r in Store.open(demo_done.folder / "store").runs()
         if r.kind in ("rl_data", "beam", "training")
     }
     assert learned_from == {"train"}
 
 
 @pytest.mark.slow
-def test_again_nothing_is_redone(again: tuple[DemoResult, list[str]]) -> None:
-    steps = [line for line in again[1] if line.startswith("[")]
+def test_again_nothing_is_redone(demo_done: DemoDone) -> None:
+    steps = [line for line in demo_done.again if line.startswith("[")]
     assert len(steps) == 10
     assert all(
         "skipped: unchanged" in line or "given" in line or "no size" in line for line in steps
@@ -118,7 +103,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command(done: Done, folder: Path) -> None:
+def test_the_command(demo_done: DemoDone) -> None:
+    folder, done = demo_done.folder, demo_done
     for name in ("zero_shot", "nearest", "sft", "rce+grpo", "oracle", "beam_sample_file_only"):
         assert name in done.stdout
     assert "audit.html" in done.stdout and "curves.html" in done.stdout

@@ -27,6 +27,7 @@ from lever_demo.demo import DemoOptions, prepare_demo
 from lever_demo.world import WorldSpec
 from lever_train.options.pipeline import DataTable, PipelineConfig
 from lever_train.options.sweep import SweepConfig
+from tests.cases import long_except
 from tests.commands import lever
 from tests.encoders import QUESTIONS, tiny_clip
 
@@ -38,7 +39,7 @@ CHECKED = [page for page in PAGES if page not in ("docs/lab.md", "docs/cli.md")]
 RUN = ["README.md:top", "README.md:rest", "docs/pipeline.md", "docs/concepts.md"]
 RUN += ["docs/extending.md", "docs/plan.md", "docs/tasks.md", "docs/scale.md", "docs/use.md"]
 RUN += ["docs/legacy.md", "docs/reliability.md", "docs/features.md"]
-LONG = ("docs/pipeline.md", "docs/concepts.md", "docs/features.md")  # half of the time of all
+SHORT = ("README.md:top", "docs/tasks.md", "docs/use.md", "docs/legacy.md", "docs/reliability.md")
 # these begin where README's tour has ingested
 INGESTED = [f"docs/{n}.md" for n in ("extending", "plan", "scale", "use", "legacy", "reliability")]
 INGESTED += ["docs/features.md"]
@@ -241,9 +242,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "part", [pytest.param(p, marks=pytest.mark.long) if p in LONG else p for p in RUN]
-)
+@pytest.mark.parametrize("part", long_except(RUN, *SHORT))
 def test_every_command_runs(
     part: str, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

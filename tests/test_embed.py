@@ -74,7 +74,7 @@ def _vectors(store: Store, name: str) -> torch.Tensor:
     return load_embeddings(name, connect(store))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_is_the_sum_of_text_and_image(store: Store, clip: Path) -> None:
     for features in ("text", "image", "both"):
         embed(_request(store, clip, features=features, name=features, batch_size=3))
@@ -212,7 +212,7 @@ def test_another_encoder_in_the_folder_makes_another_run(
     assert again.is_new and again.queries.run != first.queries.run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_images_make_another_run(store: Store, clip: Path) -> None:
     """Under the same names; an encoder of texts does not look at them."""
     runs = {f: embed(_request(store, clip, features=f, name=f)) for f in ("text", "both")}

@@ -241,6 +241,7 @@ def test_copied_answers_are_those_of_a_demonstration(place: Place, evaluated: Ev
         assert rows[outcome.selector, outcome.shots] == pytest.approx(expected)
 
 
+@pytest.mark.long
 def test_many_checkpoints_on_one_split_are_called_out(tmp_path: Path) -> None:
     place = Place(tmp_path)
     for number in range(6):
@@ -279,7 +280,7 @@ def test_limits_are_nested_subsets(place: Place, evaluated: Evaluation) -> None:
         place.request(limit=10, sizes=(20,))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> None:
     """Under the same names: what was shown counts, and nothing else in the folder."""
     asked = place.questions.but(image_root=tmp_path)

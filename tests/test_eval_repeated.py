@@ -63,7 +63,7 @@ def _shown(found: Evaluation) -> list[tuple[object, ...]]:
     return sorted((r.selector, r.shots, round(r.accuracy, 9), r.n, r.failed) for r in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_answers_that_come_the_second_time_are_a_run_of_their_own(
     world: World, endpoint: Endpoint
 ) -> None:

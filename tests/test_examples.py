@@ -17,6 +17,7 @@ from lever_data import connect
 from lever_data.options import Section
 from lever_train.flow.run import run
 from lever_train.options.pipeline import load_pipeline
+from tests.cases import long_except
 from tests.encoders import QUESTIONS, tiny_clip
 from tests.tiny_lm import save_tiny_lm
 from tests.tiny_vlm import save_tiny_vlm
@@ -54,7 +55,7 @@ def write_pictures(folder: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", long_except(METRICS, "captions"))
 def test_an_example_runs_from_its_data_to_a_scoreboard(
     name: str, tmp_path: Path, models: Path
 ) -> None:

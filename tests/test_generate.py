@@ -172,7 +172,7 @@ def _in_a_process(world: World, at_once: Any, asked: Any) -> None:
     asked.put((outcome.tally.asked, outcome.run.run if outcome.run else None))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_share_a_job_and_pay_once(world: World) -> None:
     whole = generate(world.request())
     assert whole.run is not None

@@ -143,7 +143,7 @@ def end(process: subprocess.Popen[str]) -> Any:
     return process.returncode or json.loads(said)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_machines_at_once_pay_once(bucket: TestBucket, world: World) -> None:
     alone = generate(world.request(shots=(1, 2)))
     both, first = threading.Barrier(2), itertools.count()
@@ -163,7 +163,7 @@ def test_two_machines_at_once_pay_once(bucket: TestBucket, world: World) -> None
     assert alone.run.run in {said["run"] for said in told}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_is_killed_and_the_other_takes_over(
     bucket: TestBucket, world: World, whole: Run
 ) -> None:

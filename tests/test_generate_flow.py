@@ -127,8 +127,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("paid", [28, pytest.param(7, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("paid", [28, 7])
 def test_a_killed_job_asks_again_what_was_out_and_nothing_else(
     world: World, endpoint: Endpoint, paid: int
 ) -> None:

@@ -60,7 +60,7 @@ def test_target_view_adds_only_what_is_new(world: World) -> None:
     assert outcome.run.parents == (first.run.run,)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_budget_is_kept_and_stops_at_queries_that_can_teach(world: World) -> None:
     first = generate(world.request(num_beams=2, temps=(1.0,), num_samples_per_temp=1))
     assert first.run is not None

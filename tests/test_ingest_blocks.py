@@ -27,7 +27,7 @@ from tests.legacy_strategies import (
     texts,
 )
 
-FAST = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FAST = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 THOROUGH = settings(FAST, max_examples=3000)
 
 
@@ -96,7 +96,17 @@ def test_rl_data_in_blocks_thoroughly(case: tuple[Json, bytes], block: int) -> N
 @FAST
 @given(texts(beam_files()), st.integers(1, 200))
 def test_beams_are_the_same_in_blocks_of_any_size(case: tuple[Json, bytes], block: int) -> None:
-    file, text = case
+    check_beams(*case, block)
+
+
+@pytest.mark.long
+@THOROUGH
+@given(texts(beam_files()), st.integers(1, 200))
+def test_beams_in_blocks_thoroughly(case: tuple[Json, bytes], block: int) -> None:
+    check_beams(*case, block)
+
+
+def check_beams(file: Json, text: bytes, block: int) -> None:
     back, rows = read(text, BeamFormat(Context("d", "s", None)), block)
     assert difference(back, null_non_finite(file)) is None
     for row in rows["candidates"]:

@@ -17,6 +17,7 @@ from lever_data.sources.export import export
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Run, Store
+from tests.cases import long_except
 from tests.shared_data import OKVQA, needs_shared
 
 pytestmark = needs_shared
@@ -59,7 +60,7 @@ def column(run: Run, table: str, name: str) -> list[Any]:
     return [v for f in run.table_files(table) for v in pq.read_table(f)[name].to_pylist()]
 
 
-@pytest.mark.parametrize("name", RL)
+@pytest.mark.parametrize("name", long_except(RL, *[n for n in RL if "TextSim" not in n]))
 def test_counts_and_the_way_back(name: str, runs: dict[str, Run], tmp_path: Path) -> None:
     run = runs[name]
     assert (run.rows["candidates"], run.rows["queries"]) == RL[name]

@@ -87,6 +87,7 @@ BY_QUERY: dict[str, Callable[[Candidates], bool]] = {
 }
 
 
+@pytest.mark.long
 def test_every_training_view_agrees_with_a_count_over_the_json(store: Path) -> None:
     groups = [value["pointer_candidates"] for value in _read(BIG).values()]
     rows = [c for group in groups for c in group]

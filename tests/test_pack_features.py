@@ -215,6 +215,7 @@ def test_a_pack_whose_sql_was_changed_is_refused(place: Path, tmp_path: Path) ->
             load(folder)
 
 
+@pytest.mark.long
 def test_a_program_needs_no_store_and_imports_no_transformers(place: Path, tmp_path: Path) -> None:
     checkpoint, _, _ = evaluated(place, OWN)
     folder = packed(place, checkpoint, tmp_path / "p")

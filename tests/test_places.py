@@ -221,7 +221,7 @@ def test_generate(world: World, pool: bool) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eval_and_predict(world: World, tmp_path: Path) -> None:
     train, val = world.places[0], world.places[1]
     np.save(
@@ -303,6 +303,7 @@ def test_views_count_each_place_by_itself(world: World) -> None:
     assert lever("check", "--store", world.whole, check=False).returncode == 0
 
 
+@pytest.mark.long
 def test_plan(world: World) -> None:
     found = []
     for store in world.stores:
@@ -315,6 +316,7 @@ def test_plan(world: World) -> None:
     assert places.returncode == 2 and "a/train" in places.stderr and "b/val" in places.stderr
 
 
+@pytest.mark.long
 def test_value_and_pack(world: World, tmp_path: Path) -> None:
     vectors, out = world.places[0].file("vectors.npy"), tmp_path / "o"
     shared: tuple[object, ...] = ("--view", "mine", "--query-embeddings", vectors)

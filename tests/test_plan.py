@@ -126,7 +126,7 @@ def _simulated(rng: np.random.Generator, images: int, gain: float) -> tuple[np.n
     return better - base + mood + gain, image
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_intervals_cover_as_often_as_they_say() -> None:
     rng = np.random.default_rng(2)
     covered, naive = 0, 0

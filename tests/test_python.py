@@ -21,6 +21,7 @@ from lever_demo.files import DATASET, write_world
 from lever_demo.world import WorldSpec, make_world
 from lever_train.learn.batch import Loader
 from lever_train.learn.data import open_data
+from tests.cases import long
 from tests.training import Bench
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
@@ -156,7 +157,7 @@ def notebook() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("blocks", "out"), [(page(), "selector"), (notebook(), "notebook-selector")]
+    ("blocks", "out"), [(page(), "selector"), long(notebook(), "notebook-selector")]
 )
 def test_the_page_and_the_notebook_run(
     blocks: list[str],

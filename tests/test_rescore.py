@@ -349,7 +349,7 @@ def test_answers_of_one_reading_are_not_scored_as_of_another(store: Store, tmp_p
     assert [r["answer"] for r in rows_of(done.run)] == ["blue"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_shared
 def test_okvqa(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store")

@@ -137,7 +137,7 @@ def test_later_rounds_ask_what_was_not_tried(
     assert set(second["query_id"]) <= tied
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rounds_end_where_one_adds_nothing(tmp_path: Path) -> None:
     """At a level no gain can reach the second round is the last, and the first is the result."""
     config = config_of(tmp_path, p=1e-9)
@@ -151,7 +151,7 @@ def test_rounds_end_where_one_adds_nothing(tmp_path: Path) -> None:
     assert sum("skipped: unchanged" in line for line in said) >= 10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_goes_on_with_the_same_rounds(
     ran: tuple[PipelineConfig, dict[str, Any], list[str]], tmp_path: Path
 ) -> None:

@@ -245,7 +245,7 @@ def legacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LegacyPaths:
     return paths
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RCE_EPOCHS", "1"), ("GRPO_EPOCHS", "1"), ("BATCH_SIZE", "16")):
         monkeypatch.setenv(name, value)
@@ -471,7 +471,7 @@ def test_without_a_config_it_says_how(tmp_path: Path, monkeypatch: pytest.Monkey
     assert done.returncode == 2 and "there is no lever.toml here" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_questions_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No RL data, no beams, no pools, no checkpoint: the pipeline makes all of them."""
     monkeypatch.chdir(tmp_path)

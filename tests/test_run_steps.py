@@ -271,7 +271,7 @@ def _until_sft(folder: Path, text: str = "", *, dies: bool = False) -> tuple[Out
     return pipeline.run(said.append)["sft"], said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_sft_goes_on_though_rl_changed(tmp_path: Path) -> None:
     whole, _ = _until_sft(tmp_path / "whole")
     _until_sft(tmp_path / "d", dies=True)
@@ -293,7 +293,7 @@ def test_a_killed_sft_starts_anew_where_it_changed(tmp_path: Path) -> None:
     assert any("the state cannot be read" in line and "anew" in line for line in said)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rl_starts_from_the_best_epoch_of_sft(tmp_path: Path) -> None:
     found, _ = _until_sft(tmp_path, "[sft]\nepochs = 3\nlr = 0.03")
     folder = tmp_path / "out" / "sft"

@@ -77,7 +77,7 @@ def test_a_reader_survives_a_merge_of_others(tmp_path: Path) -> None:
     assert reader.get([key(n) for n in wanted]) == [answer(n) for n in wanted]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_writers_side_by_side(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     parts = [range(300), range(200, 500), range(400, 700)]

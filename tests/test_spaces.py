@@ -193,6 +193,7 @@ shots = [1]
 """
 
 
+@pytest.mark.long
 def test_the_pipeline_embeds_every_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own encoder, texts, side by side pools, and a selector that reads features of pairs."""
     write_world(make_world(WorldSpec(train=60, held_out=12, pool=8)), tmp_path / "world")

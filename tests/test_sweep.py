@@ -199,7 +199,7 @@ def test_cells_that_differ_in_their_seed_are_summed_up() -> None:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_cells_are_judged_on_training_questions_they_did_not_see(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,8 +232,8 @@ def test_cells_are_judged_on_training_questions_they_did_not_see(
     assert runs == [("train",)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_a_sweep_runs_resumes_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:

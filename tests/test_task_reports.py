@@ -92,6 +92,7 @@ def scores(store: Store, run: Run) -> list[tuple[Any, ...]]:
         ).fetchall()
 
 
+@pytest.mark.long
 def test_rewards_are_of_the_tasks_metric(store: Store) -> None:
     (rollout,) = runs(store, "rollout")
     found = scores(store, rollout)
@@ -140,6 +141,7 @@ def test_a_sweep_ranks_by_the_tasks_metric(store: Store) -> None:
     assert named_vqa(page.read_text()) == []
 
 
+@pytest.mark.long
 def test_no_page_of_the_board_speaks_of_vqa(store: Store, tmp_path: Path) -> None:
     export(Board(store), tmp_path / "pages", queries=4)
     pages = sorted((tmp_path / "pages").rglob("*.html"))

@@ -18,6 +18,7 @@ from lever_train.learn.folder import TrainingFolder
 from lever_train.options.resolve import resolve
 from lever_train.options.train import Kind
 from lever_train.selector.checkpoint import load_selector
+from tests.cases import long, long_except
 from tests.stores import candidate, commit
 from tests.training import POOL, QUERIES, Bench, equal, random_rows, steps_of
 
@@ -66,6 +67,7 @@ def test_what_a_training_leaves(bench: Bench) -> None:
     assert selector.config.hidden == 8 and checkpoint.phase == "rce"
 
 
+@pytest.mark.long
 def test_every_epoch_says_a_row_when_it_ends(bench: Bench) -> None:
     result = bench.train(rce_epochs=2, grpo_epochs=1)
     rows = [line for line in bench.said if "] epoch " in line]
@@ -120,7 +122,7 @@ def test_metrics_are_a_relation_of_the_store(trained: Bench) -> None:
     assert any("in the store already" in line for line in bench.said)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_seed_gives_one_result(bench: Bench) -> None:
     for out, seed in (("a", 3), ("b", 3), ("c", 4)):
         bench.train(out, seed=seed, rce_epochs=1)
@@ -165,13 +167,13 @@ def test_nothing_but_ties_is_an_error(tmp_path: Path) -> None:
     ("kind", "flags"),
     [
         ("gru", {"rce_use_normalized_reward": True}),
-        ("static", {"rce_rank": True}),
+        long("static", {"rce_rank": True}),
         ("gru", {"top1_only": True}),
-        ("static", {"grpo_epochs": 2}),
+        long("static", {"grpo_epochs": 2}),
         ("gru", {"grpo_epochs": 1, "advantage": "loo", "kl_estimator": "k2"}),
         ("static", {"grpo_epochs": 1, "topk_baseline": "subset", "reference": "rce"}),
         ("gru", {"rce_epochs": 0, "grpo_epochs": 1, "importance_cap": 2.0, "dual_clip": 3.0}),
-        ("gru", {"grpo_epochs": 1, "freeze_backbone_in_grpo": True}),
+        long("gru", {"grpo_epochs": 1, "freeze_backbone_in_grpo": True}),
     ],
 )
 def test_every_variant_trains(bench: Bench, flags: dict[str, Any], kind: str) -> None:
@@ -181,7 +183,9 @@ def test_every_variant_trains(bench: Bench, flags: dict[str, Any], kind: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in get_args(Kind) if kind not in ("static", "gru")])
+@pytest.mark.parametrize(
+    "kind", long_except([k for k in get_args(Kind) if k not in ("static", "gru")], "stop", "mmr")
+)
 def test_every_kind_trains(bench: Bench, kind: str) -> None:
     result = bench.train(selector=kind, rce_epochs=2, grpo_epochs=1, rce_lr=1e-2, num_layers=2)
     losses = [row["train_loss"] for row in result.epochs]

@@ -23,7 +23,7 @@ FLAGS: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_are_one(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.train("one", **FLAGS)

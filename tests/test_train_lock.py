@@ -10,6 +10,7 @@ import pytest
 
 from lever_data.errors import LeverError, UsageError
 from lever_train.learn.folder import TrainingFolder
+from tests.cases import long
 from tests.training import Bench, equal
 
 REFUSED = "another training writes --out at this moment"
@@ -28,8 +29,8 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     ("begun", "word"),
     [
         ("anew", {}),
-        ("anew", {"resume": True}),
-        ("overwrite", {"resume": True}),
+        long("anew", {"resume": True}),
+        long("overwrite", {"resume": True}),
         ("overwrite", {"overwrite": True}),
     ],
 )

@@ -110,8 +110,8 @@ def test_stopped_before_it_begins_it_replaces_nothing(trained: Bench, tmp_path: 
     assert _contents(tmp_path / "out") == before and trained.said[-1] == "stopped: it stays"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("long", [False, True])
 def test_killed_at_any_change_one_of_the_two_is_whole(
     warm: Nursery, trained: Bench, tmp_path: Path, long: bool
 ) -> None:

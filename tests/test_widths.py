@@ -11,24 +11,29 @@ from pathlib import Path
 import pytest
 from lever_cli.__main__ import main
 
-COMMANDS = {
+from tests.cases import long
+from tests.conftest import DemoDone
+
+SHORT = {
     "runs": "committed_at",
     "runs show evaluation": "input: query embeddings",
     "views": "require-positive-query",
     "audit": "hard_plus_soft",
-    "audit --compare beam --compare balanced": "fallback",
-    "audit --dataset demo --split train": "can teach anything",
     "diff beam beam_sample": "queries with a pick in both",
-    "plan --looks 3": "independent",
     "check": "0 problems",
     "query 'from candidates limit 3'": "…",
+    "generate {generate} --dry-run": "answers would be asked",
+    "ingest world/val_questions.json world/val_annotations.json --dataset demo --split val": "run",
+}
+LONG = {
+    "audit --compare beam --compare balanced": "fallback",
+    "audit --dataset demo --split train": "can teach anything",
+    "plan --looks 3": "independent",
     "rescore --run rl_data": "score changed",
     "eval {eval}": "nearest",
     "value {value}": "doubly",
     "train {train}": "val",
-    "generate {generate} --dry-run": "answers would be asked",
     "generate {generate}": "generated",
-    "ingest world/val_questions.json world/val_annotations.json --dataset demo --split val": "run",
 }
 VECTORS = "--query-embeddings world/train_embeddings.npy --pool world/train_pool.npy"
 NAMED = {
@@ -42,18 +47,20 @@ NAMED = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("commands", [SHORT, long(LONG)], ids=["short", "long"])
 def test_results_fit_80_columns(
-    pipeline_done: Path,
+    commands: dict[str, str],
+    demo_done: DemoDone,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shutil.copytree(pipeline_done, tmp_path / "demo", symlinks=True)
+    shutil.copytree(demo_done.folder, tmp_path / "demo", symlinks=True)
     monkeypatch.chdir(tmp_path / "demo")
     monkeypatch.setenv("LEVER_STORE", "store")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    for command, word in COMMANDS.items():
+    for command, word in commands.items():
         with pytest.raises(SystemExit) as left:
             main(shlex.split(command.format(**NAMED)))
         shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)

@@ -16,6 +16,7 @@ import pytest
 from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.store import Store
+from tests.cases import long_except
 from tests.torture.conftest import Report
 from tests.torture.harness import (
     SIZES,
@@ -44,7 +45,7 @@ def _ingest(nursery: Nursery, source: Path, store: Path, **limits: int) -> Outco
 
 @pytest.mark.slow
 @pytest.mark.parametrize("long", SIZES)
-@pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])
+@pytest.mark.parametrize("shuffled", long_except([False, True], True), ids=["in order", "shuffled"])
 def test_a_full_disk_commits_nothing(
     tmp_path: Path, report: Report, shuffled: bool, long: bool
 ) -> None:
@@ -93,7 +94,7 @@ def _in_little_room(
         filler.unlink()
 
 
-@pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])
+@pytest.mark.parametrize("shuffled", long_except([False, True], True), ids=["in order", "shuffled"])
 def test_a_limit_on_file_sizes_commits_nothing(
     tmp_path: Path, nursery: Nursery, report: Report, shuffled: bool
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lever_data.store.store import Store
+from tests.cases import long_except
 from tests.rollouts import make_world
 from tests.stores import candidate, commit
 from tests.test_rescore import write_official
@@ -51,7 +52,7 @@ def _train(folder: Path) -> tuple[Path, Words]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [_generate, _rescore, _train])
+@pytest.mark.parametrize("make", long_except([_generate, _rescore, _train], _rescore))
 def test_a_limit_on_file_sizes_commits_nothing(
     tmp_path: Path, warm: Nursery, report: Report, make: Callable[[Path], tuple[Path, Words]]
 ) -> None:

@@ -17,7 +17,7 @@ from lever_train.rollout.cache import FLUSH_SECONDS
 from tests.endpoint import Handler, serving
 from tests.rollouts import World, make_world
 from tests.torture.conftest import Report
-from tests.torture.harness import SIZES, Nursery, Snapshot, verify, verify_checks
+from tests.torture.harness import LONG_SIZES, SIZES, Nursery, Snapshot, verify, verify_checks
 
 KILLS = 2  # at random moments; a run that was killed goes on until it ends
 
@@ -33,7 +33,7 @@ def undisturbed(warm: Nursery, world: World) -> tuple[Snapshot, float, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("long", SIZES)
+@pytest.mark.parametrize("long", LONG_SIZES)
 def test_killed_at_random_moments(
     warm: Nursery, tmp_path: Path, report: Report, long: bool
 ) -> None:
@@ -78,7 +78,7 @@ def test_killed_before_every_change_of_the_file_system(
     report(f"{len(moments)} of {changes} steps")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_paid_twice_after_a_kill(warm: Nursery, tmp_path: Path) -> None:
     """Answers of finished shards are in the store: a resumed run asks for the others alone."""
     world = make_world(tmp_path, queries=80)

@@ -109,7 +109,10 @@ def test_ingest_killed_at_any_moment(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shuffled", "step", "spread"), [KILLS[0], KILLS[2]])
+@pytest.mark.parametrize(
+    ("shuffled", "step", "spread"),
+    [pytest.param(True, 12, 1, id="quick", marks=pytest.mark.long), KILLS[2]],
+)
 def test_rm_killed_at_any_moment(
     tmp_path: Path, nursery: Nursery, report: Report, shuffled: bool, step: int, spread: int
 ) -> None:

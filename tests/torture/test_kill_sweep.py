@@ -13,7 +13,7 @@ import pytest
 from lever_demo.demo import DemoOptions, prepare_demo
 from lever_demo.world import WorldSpec
 from tests.torture.conftest import Report
-from tests.torture.harness import SIZES, Nursery, verify, verify_checks
+from tests.torture.harness import LONG_SIZES, Nursery, verify, verify_checks
 
 SWEEP = """
 name = "s"
@@ -35,7 +35,7 @@ def _report_of(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("long", SIZES)
+@pytest.mark.parametrize("long", LONG_SIZES)
 def test_sweep_killed_at_random_moments(
     warm: Nursery, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch, long: bool
 ) -> None:

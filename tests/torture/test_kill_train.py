@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from tests.torture.conftest import Report
-from tests.torture.harness import SIZES, Nursery, Outcome, Snapshot, verify, verify_checks
+from tests.torture.harness import (
+    LONG_SIZES,
+    SIZES,
+    Nursery,
+    Outcome,
+    Snapshot,
+    verify,
+    verify_checks,
+)
 from tests.training import Bench
 
 PHASES = ("rce_epoch1", "rce_epoch2", "grpo_epoch3")
@@ -99,7 +107,7 @@ def test_train_killed_before_changes_of_the_file_system(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("long", SIZES)
+@pytest.mark.parametrize("long", LONG_SIZES)
 def test_train_killed_again_and_again(room: Room, report: Report, long: bool) -> None:
     roll = random.Random(0)
     kills = trainings = 0
