@@ -224,6 +224,8 @@ def test_single_demonstrations_are_compared_by_their_scores(tmp_path: Path) -> N
     result = Bench(tmp_path / "singles", rows).train(dense_epochs=4, dense_lr=3e-2, **flags)
     losses = [row["train_loss"] for row in result.epochs]
     assert losses[-1] < losses[0]
+    uneven = Bench(tmp_path / "uneven", rows[1:])  # a query with fewer candidates than the others
+    assert len(uneven.train(dense_epochs=1, **flags).epochs) == 1
     rows[0]["pointer"] = [1, 2]  # of more by that of the last, but for a selector that can stop
     pairs = Bench(tmp_path / "pairs", rows)
     pairs.train(mixture=True, **flags)

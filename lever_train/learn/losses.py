@@ -66,8 +66,10 @@ def dense(
     log-probabilities, and by ``pointwise`` the scores of the last pick after those before it.
     """
     if batch.positions.shape[-1] == 1:
-        # where nothing is shown the pointer ends, and the end stands behind the pool
-        at = batch.positions[..., 0].masked_fill(~batch.step_mask[..., 0], pool.size)
+        # where nothing is shown the pointer ends, and the end stands behind the pool; a padded
+        # candidate is none of these, as a selector that cannot stop has no such score
+        is_empty = batch.mask & ~batch.step_mask[..., 0]
+        at = batch.positions[..., 0].masked_fill(is_empty, pool.size)
         score = selector.begin(query, pool).scores()[:, 0].float().gather(1, at)
     elif options.objective == "pointwise":
         score = last_scores(selector, query, pool, batch)
