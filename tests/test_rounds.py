@@ -99,6 +99,7 @@ def test_no_answer_is_paid_beyond_the_budget(
     result = Path(outputs["train"]["checkpoint"])
     rounds = [outputs[f"train-{k}"].get("checkpoint") for k in (1, 2, 3)]
     assert result.read_bytes() in [Path(path).read_bytes() for path in rounds if path]
+    result.with_name("rce_epoch9.pt").write_bytes(b"of a longer training, before this one")
     assert dict(summary(config, outputs))["selector"] == str(result)
     assert str(result) in use_it(config, outputs)
     assert outputs["evaluate"]["run"] is not None

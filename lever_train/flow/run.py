@@ -16,7 +16,7 @@ from lever_data.paths import store_name
 from lever_train.flow.foresight import require_sense
 from lever_train.flow.legacy import legacy_config, sources
 from lever_train.flow.legacy_environment import not_understood
-from lever_train.flow.legacy_names import ARGUMENTS, VERSIONS, LegacyRun, choose_checkpoint
+from lever_train.flow.legacy_names import ARGUMENTS, VERSIONS, LegacyRun
 from lever_train.flow.pipeline import Outputs, Pipeline, PlanLine, Say
 from lever_train.flow.steps import build_steps
 from lever_train.flow.work import Work
@@ -199,7 +199,7 @@ def summary(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> list[tupl
     found = [
         ("mode", mode(config)),
         ("store", store_name(config.data.store)),
-        ("selector", str(_selector(config))),
+        ("selector", str(_selector(config, outputs))),
     ]
     for name, step, key in (
         ("older format", "convert", "checkpoint"),
@@ -229,7 +229,7 @@ def use_it(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> str:
         split, pool, questions = data.train_split, of_train, (data.questions, data.annotations)
     options = {
         "store": store_name(data.store),
-        "checkpoint": _selector(config),
+        "checkpoint": _selector(config, outputs),
         "dataset": data.dataset,
         "split": split,
         "candidate-split": data.train_split,
@@ -246,11 +246,8 @@ def use_it(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> str:
     return shlex.join(["lever", "predict", *words])
 
 
-def _selector(config: PipelineConfig) -> Path:
-    if config.eval.checkpoint is not None:
-        return config.eval.checkpoint
-    folder = config.data.checkpoints or config.data.out / "rl"
-    return choose_checkpoint(folder, config.train.grpo.epochs)
+def _selector(config: PipelineConfig, outputs: Mapping[str, Outputs]) -> Path:
+    return config.eval.checkpoint or Path(outputs["train"]["checkpoint"])
 
 
 def _pipeline(config: PipelineConfig, say: Say, advance: Advance) -> Pipeline:
