@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -270,6 +271,32 @@ def test_scores_of_last_picks_are_those_of_every_pointer_alone() -> None:
     for place in (0, 1):
         history = history.advance(torch.tensor([[0]]), torch.tensor([[place]]))
     torch.testing.assert_close(found[0], history.scores()[0, 0, [2, 5]])
+
+
+def test_candidates_whose_answers_are_hidden_are_not_compared() -> None:
+    """With votes, of places that give nothing to their own answer; a group of none but such keeps
+    them, and without votes nobody knows."""
+    torch.manual_seed(0)
+    batch = replace(_pointers([[[0], [1], [2]], [[0], [1], [2]]]), reward=torch.rand(2, 3).double())
+    votes = torch.rand(2, 3, 3) + 0.1
+    hidden = torch.tensor([[False, True, False], [True, True, True]])
+    votes.diagonal(dim1=1, dim2=2).masked_fill_(hidden, 0.0)
+    pool = Pool(torch.randn(3, 8), features=torch.cat([torch.randn(2, 3, 1), votes], -1))
+    query, left = torch.randn(2, 8), torch.tensor([[True, False, True], [True, True, True]])
+    for objective in ("listwise", "hinge", "pointwise"):
+        options = DenseConfig.model_validate({"objective": objective})
+        config = ModelConfig(
+            selector="features", hidden=8, votes=True, pair_features=("agreement",), dropout=0.0
+        )
+        selector = make_selector(8, config, num_features=1)
+        found = losses.dense(selector, query, pool, batch, options)[0]
+        wanted = losses.dense(selector, query, pool, replace(batch, mask=left), options)[0]
+        torch.testing.assert_close(found, wanted)
+        config = ModelConfig(selector="features", hidden=8, dropout=0.0)
+        plain = make_selector(8, config, num_features=4)
+        every = losses.dense(plain, query, pool, batch, options)[0]
+        fewer = losses.dense(plain, query, pool, replace(batch, mask=left), options)[0]
+        assert every[0] != fewer[0] and every[1] == fewer[1]
 
 
 def _pointers(groups: list[list[list[int]]]) -> Batch:

@@ -78,11 +78,28 @@ def dense(
         score = terms.sequence_log_prob()
     share = score.detach().masked_fill(~batch.mask, float("-inf")).softmax(-1)
     figures = {"expected_reward": (share * batch.reward).sum(-1)}
+    mask = _readable(selector, pool, batch)
     if options.objective == "hinge":
-        return pairwise_hinge(score, batch.reward, batch.mask, options.margin), figures
+        return pairwise_hinge(score, batch.reward, mask, options.margin), figures
     if options.objective == "pointwise":
-        return pointwise(score, batch.reward, batch.mask), figures
-    return listwise(score, batch.reward, batch.mask, options.temperature), figures
+        return pointwise(score, batch.reward, mask), figures
+    return listwise(score, batch.reward, mask, options.temperature), figures
+
+
+def _readable(selector: Selector, pool: Pool, batch: Batch) -> Candidates:
+    """The candidates that are compared: where votes are read, those whose answers are not hidden.
+
+    Hidden are those of the query's own question. They are right as a rule, and to the selector they
+    look like answers that nobody votes for: it would learn to show such to new questions, which
+    have none. A group of nothing else keeps them.
+    """
+    if not selector.config.votes:
+        return batch.mask
+    assert pool.features is not None
+    own = pool.features[..., selector.num_features :].diagonal(dim1=1, dim2=2) > 0
+    shown = own.gather(1, batch.positions.flatten(1)).view_as(batch.positions)
+    seen = batch.mask & (shown | ~batch.step_mask).all(-1)
+    return torch.where(seen.any(-1, keepdim=True), seen, batch.mask)
 
 
 def last_scores(selector: Selector, query: Tensor, pool: Pool, batch: Batch) -> PerCandidate:
