@@ -5,7 +5,8 @@
 ``polars`` and ``rows`` (a loop in Python, which is what audit scripts are) find the candidates that
 have a reward, its mean, the queries whose rewards differ, and the mean and the variance within a
 query by source: some tenth of what ``lever audit`` prints. The others answer one question of
-``lever query`` each. No file is verified. What was found is printed as JSON.
+``lever query`` each. Failed evaluations and pointers that hold the query itself are left out, as
+in ``all_candidates``. No file is verified. What was found is printed as JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, pvariance
 from typing import Any
 
-_COLUMNS = ["query_id", "gen_method", "correct", "score", "eval_failed"]
+_COLUMNS = ["query_id", "gen_method", "correct", "score", "eval_failed", "pointer"]
 
 
 def polars(store: Path) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def polars(store: Path) -> dict[str, Any]:
 
     scored = (
         pl.scan_parquet(_files(store), hive_partitioning=False)
-        .filter(~pl.col("eval_failed"))
+        .filter(~pl.col("eval_failed") & ~pl.col("pointer").list.contains(pl.col("query_id")))
         .select("query_id", "gen_method", reward=pl.col("correct") + pl.col("score"))
     )
     queries = scored.group_by("query_id").agg(is_mixed=pl.col("reward").n_unique() > 1)
@@ -56,7 +57,7 @@ def rows(store: Path) -> dict[str, Any]:
     for path in sorted(store.glob("runs/*/candidates/*.parquet")):
         for batch in pq.ParquetFile(path).iter_batches(columns=_COLUMNS):
             for row in batch.to_pylist():
-                if not row["eval_failed"]:
+                if not row["eval_failed"] and row["query_id"] not in row["pointer"]:
                     reward = row["correct"] + row["score"]
                     by_query[row["query_id"]].append(reward)
                     by_source[row["gen_method"], row["query_id"]].append(reward)
@@ -72,14 +73,22 @@ def rows(store: Path) -> dict[str, Any]:
     }
 
 
-def duckdb_count(store: Path) -> dict[str, Any]:
-    """DuckDB on the files: how many candidates."""
+_ALL = "from read_parquet(?) where not eval_failed and not list_contains(pointer, query_id)"
+
+
+def duckdb_rows(store: Path) -> dict[str, Any]:
+    """DuckDB on the files: how many candidates are stored."""
     return {"rows": _duckdb(store, "select count(*) from read_parquet(?)")}
 
 
+def duckdb_count(store: Path) -> dict[str, Any]:
+    """DuckDB on the files: how many candidates can be trained on."""
+    return {"rows": _duckdb(store, f"select count(*) {_ALL}")}
+
+
 def duckdb_mean(store: Path) -> dict[str, Any]:
-    """DuckDB on the files: mean accuracy by source."""
-    mean = "select gen_method, avg(score) from read_parquet(?) group by 1 order by 1"
+    """DuckDB on the files: their mean accuracy by source."""
+    mean = f"select gen_method, avg(score) {_ALL} group by 1 order by 1"
     return {"rows": _duckdb(store, mean)}
 
 
@@ -97,6 +106,7 @@ CONTENDERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "polars": polars,
     "rows": rows,
     "duckdb, count": duckdb_count,
+    "duckdb, count of rows": duckdb_rows,
     "duckdb, mean by source": duckdb_mean,
 }
 

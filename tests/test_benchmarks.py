@@ -54,7 +54,7 @@ def test_calls_take_turns_and_the_first_turn_is_not_counted() -> None:
 
 
 def test_the_peers_of_the_audit_find_what_it_finds(tmp_path: Path) -> None:
-    run = synthetic.make_store(tmp_path / "s", 300)
+    run = synthetic.make_store(tmp_path / "s", 1_000)
     figures = audit(Store.open(tmp_path / "s"), AuditRequest()).figures
     for contender in (audit_peers.polars, audit_peers.rows):
         found = contender(tmp_path / "s")
@@ -62,7 +62,8 @@ def test_the_peers_of_the_audit_find_what_it_finds(tmp_path: Path) -> None:
         assert found["mean_reward"] == pytest.approx(figures["mean_reward"])
         assert found["mixed"] == figures["classes"]["mixed"] > 0
         assert found["sources"] == len(figures["by_gen_method"]) == 3
-    assert audit_peers.duckdb_count(tmp_path / "s")["rows"] == [(run.num_rows,)]
+    assert audit_peers.duckdb_rows(tmp_path / "s")["rows"] == [(run.num_rows,)]
+    assert audit_peers.duckdb_count(tmp_path / "s")["rows"] == [(figures["candidates"],)]
 
 
 @pytest.mark.long
