@@ -32,6 +32,7 @@ def answerer(folder: Path, **more: Any) -> TransformersAnswerer:
     return TransformersAnswerer.load(str(folder), spec, QA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("api", ["chat", "completions"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_answers_do_not_depend_on_the_batch(folder: Path, api: str, beams: int) -> None:

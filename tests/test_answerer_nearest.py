@@ -130,6 +130,7 @@ def test_stored_predictions_are_reproduced() -> None:
         assert abs(math.exp(again.log_probs[0]) - math.exp(again.log_probs[1])) < 3e-6
 
 
+@pytest.mark.slow
 @needs_shared
 def test_stored_expected_accuracies_are_reproduced() -> None:
     known, answerer = _okvqa()

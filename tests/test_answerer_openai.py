@@ -76,6 +76,7 @@ def test_requests_run_side_by_side_within_the_bound(endpoint: Endpoint) -> None:
     assert 1 < endpoint.most_active <= 5
 
 
+@pytest.mark.slow
 def test_overload_and_server_errors_are_never_lost(endpoint: Endpoint) -> None:
     codes = [429, 500, 502, 503, 529]
 
@@ -255,6 +256,7 @@ def lever(*words: str) -> int:
     return int(end.value.code or 0)
 
 
+@pytest.mark.slow
 def test_the_command_as_written_and_no_secret_anywhere(
     world: World,
     endpoint: Endpoint,
@@ -286,6 +288,7 @@ def test_the_command_as_written_and_no_secret_anywhere(
     assert asked <= again < 2 * asked - beams + 1
 
 
+@pytest.mark.slow
 def test_other_images_make_another_run(world: World) -> None:
     """Under the same names: what a model is shown counts, and what it may not be shown does not."""
     pool = np.load(world.pool)
@@ -311,6 +314,7 @@ def test_other_images_make_another_run(world: World) -> None:
     assert name() == first
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_after_the_endpoint_was_down(world: World, endpoint: Endpoint) -> None:
     down = threading.Event()
 
@@ -333,6 +337,7 @@ def test_a_job_goes_on_after_the_endpoint_was_down(world: World, endpoint: Endpo
     assert outcome.tally.asked == distinct - 40  # 40 were paid for and kept
 
 
+@pytest.mark.slow
 def test_failed_answers_are_rows_that_stay_out_of_training(
     world: World, endpoint: Endpoint
 ) -> None:

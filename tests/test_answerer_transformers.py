@@ -31,6 +31,7 @@ from lever_train.rollout.answerers.vision_language import (
     VisionLanguageModel,
     spoken,
 )
+from tests.cases import long_except
 from tests.rollouts import add_images, make_world, rows
 from tests.tiny_vlm import PROCESSED, VISION, save_tiny_processed, save_tiny_vlm
 
@@ -150,6 +151,7 @@ def test_log_probabilities_equal_a_pass_over_the_whole_text(
     assert model.log_probs(encoded[:2], [(), ()]) == [(), ()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", VISION)
 def test_every_family_is_answered_as_transformers_answers_given_the_pixels(
     family: str, tmp_path: Path, prompts: list[Prompt]
@@ -170,13 +172,8 @@ def test_every_family_is_answered_as_transformers_answers_given_the_pixels(
     assert [text for text, _ in model.generate(batch, Generation(5, 3, 1.0))] == plain
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(f, marks=pytest.mark.slow) if f in ("Gemma3", "LlavaOnevision") else f
-        for f in PROCESSED
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", long_except(PROCESSED, "Llava", "PaliGemma"))
 def test_a_model_with_its_own_processor_is_answered_as_transformers_answers(
     family: str, tmp_path: Path, prompts: list[Prompt]
 ) -> None:
@@ -323,6 +320,7 @@ def _images(prompt: Prompt) -> list[Path]:
     return [i.image for i in (*prompt.demonstrations, prompt.query) if i.image is not None]
 
 
+@pytest.mark.slow
 def test_answers_come_back_in_order(
     answerer: TransformersAnswerer,
     model: VisionLanguageModel,
@@ -367,6 +365,7 @@ def _say(out: Any, token: int) -> None:
     out.logits[:, -1] = torch.nn.functional.one_hot(torch.tensor(token), out.logits.shape[-1]) * 99
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch(
     answerer: TransformersAnswerer, prompts: list[Prompt], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -399,6 +398,7 @@ def _never_fits(module: torch.nn.Module, args: Any) -> None:
     raise torch.OutOfMemoryError("a test says so")
 
 
+@pytest.mark.slow
 def test_a_model_that_depends_on_the_batch_answers_one_by_one(
     answerer: TransformersAnswerer,
     prompts: list[Prompt],
@@ -475,6 +475,7 @@ def test_another_model_in_a_folder_of_the_same_name_is_another_scorer(
     assert told(copy)[0] != told(folder)[0]
 
 
+@pytest.mark.slow
 def test_the_command_as_written(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.files import write_json
 from lever_data.store.store import Store
 from tests.audits import KEYS, rows
+from tests.cases import long
 from tests.shared_data import OKVQA, needs_shared
 from tests.stores import candidate, commit, commit_examples, new_store
 
@@ -33,6 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return made
 
 
+@pytest.mark.slow
 def test_the_figures(store: Store) -> None:
     figures = audit(store, AuditRequest()).figures
     assert set(figures) >= KEYS
@@ -46,6 +48,7 @@ def test_the_figures(store: Store) -> None:
     assert json.loads(json.dumps(figures)) == figures
 
 
+@pytest.mark.slow
 def test_the_sql_shown_can_be_run(store: Store) -> None:
     found = audit(store, AuditRequest(view="beam_sample"))
     con = open_session(store, only=["beam_sample"]).con
@@ -53,6 +56,7 @@ def test_the_sql_shown_can_be_run(store: Store) -> None:
     assert rows == [(found.figures["candidates"], found.figures["mean_reward"])]
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_twice_and_computed_once(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +68,7 @@ def test_figures_are_the_same_twice_and_computed_once(
         assert vars(audit(store, AuditRequest())) == vars(first)
 
 
+@pytest.mark.slow
 def test_remembered_figures_are_of_the_same_runs_view_reward_and_policy(tmp_path: Path) -> None:
     made = new_store(tmp_path)
     run = commit(made, rows()).run
@@ -82,6 +87,7 @@ def test_remembered_figures_are_of_the_same_runs_view_reward_and_policy(tmp_path
     assert audit(made, AuditRequest(runs=(run,))).figures["candidates"] == 4
 
 
+@pytest.mark.slow
 def test_an_expression_is_a_reward(store: Store) -> None:
     text = "coalesce(correct, 0) + 0.5 * coalesce(expected_score, 0)"
     figures = audit(store, AuditRequest(reward=RewardSpec(expression=text))).figures
@@ -91,6 +97,7 @@ def test_an_expression_is_a_reward(store: Store) -> None:
     assert text in [row["reward_mode"] for row in figures["reward_modes"]]
 
 
+@pytest.mark.slow
 def test_missing_scores_are_told(store: Store) -> None:
     spec = RewardSpec(expression="expected_score")
     figures = audit(store, AuditRequest(reward=spec)).figures
@@ -98,6 +105,7 @@ def test_missing_scores_are_told(store: Store) -> None:
     assert "75.0 % lack a score, which counts as 0" in verdict(figures)[1].text
 
 
+@pytest.mark.slow
 def test_few_annotators_and_string_matched_shots_are_said(tmp_path: Path) -> None:
     """A row is official, a shorter prompt of it is not: multi_shot would train on that."""
     made = new_store(tmp_path)
@@ -129,13 +137,14 @@ def test_few_annotators_and_string_matched_shots_are_said(tmp_path: Path) -> Non
         require_passed([parse_gate("fallback_shots_share > 0.1")], [figures])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "share"),
     [
         (RewardSpec(mode="legacy", reward_alpha=1, use_logprob=True), 0.25),
-        (RewardSpec(mode="legacy", reward_beta=1), 0.25),
-        (RewardSpec(mode="hard_plus_gtprob_plus_rel", soft_weight=0, hard_weight=0), 0.5),
-        (RewardSpec(mode="hard01_plus_gtprob", soft_weight=0), 0.25),
+        long(RewardSpec(mode="legacy", reward_beta=1), 0.25),
+        long(RewardSpec(mode="hard_plus_gtprob_plus_rel", soft_weight=0, hard_weight=0), 0.5),
+        long(RewardSpec(mode="hard01_plus_gtprob", soft_weight=0), 0.25),
         (RewardSpec(mode="hybrid", hybrid_alpha=1), 0.75),
     ],
 )
@@ -205,6 +214,7 @@ def test_the_largest_reward_of_a_mode(store: Store, spec: RewardSpec, largest: f
     assert con.execute("select max_reward from audit_settings").fetchall() == [(largest,)]
 
 
+@pytest.mark.slow
 def test_hybrid_over_several_runs(tmp_path: Path) -> None:
     """As a view, the information term took minutes once two runs overlapped."""
     made = new_store(tmp_path)
@@ -215,6 +225,7 @@ def test_hybrid_over_several_runs(tmp_path: Path) -> None:
     assert figures["classes"]["mixed"] == 2
 
 
+@pytest.mark.slow
 def test_a_policy_of_ones_own(tmp_path: Path) -> None:
     made = new_store(tmp_path)
     commit(made, rows())
@@ -232,6 +243,7 @@ def test_a_policy_without_its_columns(store: Store) -> None:
     assert "dataset, split, query_id, pointer, logprob" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_a_users_view_without_what_only_diagnostics_read(tmp_path: Path) -> None:
     made = new_store(tmp_path)
     commit(made, rows())
@@ -245,6 +257,7 @@ def test_a_users_view_without_what_only_diagnostics_read(tmp_path: Path) -> None
     assert figures["logprob_vs_reward"] == []
 
 
+@pytest.mark.long
 def test_a_users_view_and_policy_that_read_diagnostics(tmp_path: Path) -> None:
     """They read those of all_candidates; the audit's own stand beside them."""
     made = new_store(tmp_path)
@@ -259,6 +272,7 @@ def test_a_users_view_and_policy_that_read_diagnostics(tmp_path: Path) -> None:
     assert 'from main."mixed"' in found.sql["scored"]
 
 
+@pytest.mark.slow
 def test_views_side_by_side(store: Store) -> None:
     found = audit_views(store, AuditRequest(), ["beam", "beam_sample"])
     assert [a.figures["candidates"] for a in found] == [3, 4]
@@ -295,6 +309,7 @@ def test_a_view_that_is_not_for_training(store: Store) -> None:
     assert "did you mean beam?" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_a_reward_that_cannot_be_computed(store: Store) -> None:
     with pytest.raises(LeverError, match="null in every row") as caught:
         audit(store, AuditRequest(reward=RewardSpec(mode="hard_plus_gtprob_plus_rel")))
@@ -304,7 +319,7 @@ def test_a_reward_that_cannot_be_computed(store: Store) -> None:
     assert "correct" in str(caught.value.hint)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_shared
 def test_okvqa_agrees_with_an_independent_count(tmp_path: Path) -> None:
     source = OKVQA / "rl_data_TextSimSampler_NearestDemo.json.gz"

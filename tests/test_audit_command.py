@@ -31,6 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return made
 
 
+@pytest.mark.slow
 def test_the_command(store: Store, tmp_path: Path) -> None:
     out, page = tmp_path / "a.json", tmp_path / "a.html"
     done = lever("audit", "--store", store.path, "--json", out, "--html", page)
@@ -47,6 +48,7 @@ def test_the_command(store: Store, tmp_path: Path) -> None:
     assert usage.returncode == 2
 
 
+@pytest.mark.slow
 def test_the_command_compares(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "c.json"
     views = ["--compare", "beam", "--compare", "all_candidates"]
@@ -86,6 +88,7 @@ def test_a_reader_that_leaves_takes_no_file_and_no_gate_along(
     assert page.exists()
 
 
+@pytest.mark.slow
 def test_data_moves_no_cursor(tmp_path: Path) -> None:
     made = new_store(tmp_path)
     evil = {"gen_method": "\x1b]0;mine\x1b\\[bold]", "score": 1.0}
@@ -103,6 +106,7 @@ def test_a_gate_over_a_reward_that_is_not_finite(store: Store, tmp_path: Path) -
     assert (done.returncode, out.exists()) == (1, False)
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error(store: Store) -> None:
     words = [sys.executable, "-m", "lever_cli", "audit", "--store", str(store.path)]
     piped = f"{shlex.join(words)} | head -1; echo ${{PIPESTATUS[0]}}"
@@ -110,6 +114,7 @@ def test_a_closed_pipe_is_no_error(store: Store) -> None:
     assert done.stdout.splitlines()[-1] == "0" and done.stderr == ""
 
 
+@pytest.mark.slow
 def test_examples_come_along_with_a_chosen_run(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     run = commit(store, [candidate(0, 0, [1], answer="cat", correct=1, score=1.0)])
@@ -121,6 +126,7 @@ def test_examples_come_along_with_a_chosen_run(tmp_path: Path) -> None:
     assert found.figures["runs"] == [run.run]
 
 
+@pytest.mark.slow
 def test_only_the_runs_it_read_are_named(tmp_path: Path) -> None:
     """A store has more: examples, embeddings, and what the view leaves out."""
     store = new_store(tmp_path)
@@ -134,6 +140,7 @@ def test_only_the_runs_it_read_are_named(tmp_path: Path) -> None:
     assert read["sha256"] == sha256_file(run.path / "manifest.json")
 
 
+@pytest.mark.long
 def test_one_dataset_or_split_of_a_store(tmp_path: Path) -> None:
     made = new_store(tmp_path)
     commit(made, [candidate(0, n, [7 + n], correct=n, score=n) for n in (0, 1)])

@@ -60,6 +60,7 @@ def test_gates_over_figures_that_are_not_there() -> None:
         failing([parse_gate("oracle_gap > 0")], FIGURES)
 
 
+@pytest.mark.slow
 def test_gates_are_refused_before_the_work(tmp_path: Path) -> None:
     made = new_store(tmp_path)
     commit(made, rows())

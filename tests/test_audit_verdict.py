@@ -27,6 +27,7 @@ def _scored(query: int, ordinal: int, right: int, method: str, *pointer: int) ->
     return candidate(query, ordinal, pointer or (ordinal + 21,), gen_method=method, **scores)
 
 
+@pytest.mark.slow
 def test_it_opens_with_what_can_teach(tmp_path: Path) -> None:
     found = _verdict(tmp_path, rows(), RewardSpec())
     assert (
@@ -37,6 +38,7 @@ def test_it_opens_with_what_can_teach(tmp_path: Path) -> None:
     assert found[1].advice == "`lever rescore` replaces them by the official metric."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mixed", "level"), [(0, "bad"), (3, "fair"), (4, "fair"), (6, "good")])
 def test_what_teaches_little_is_not_good(tmp_path: Path, mixed: int, level: str) -> None:
     made = [_scored(q, i, int(q < mixed and i == 0), "beam") for q in range(10) for i in range(2)]
@@ -48,6 +50,7 @@ def test_shares_as_people_read_them() -> None:
     assert shown == ["12.3 %", "0.0 %", "< 0.1 %", "–"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rights", "reward", "advice"),
     [
@@ -67,12 +70,14 @@ def test_the_advice_fits_why_queries_are_flat(
     assert not [f for f in others if "teach" in f.text]
 
 
+@pytest.mark.slow
 def test_a_source_that_nothing_needs_is_not_praised(tmp_path: Path) -> None:
     made = [_scored(0, i, i % 2, method) for i, method in enumerate(["beam"] * 2 + ["sample"] * 2)]
     found = _verdict(tmp_path, made, RewardSpec())
     assert ("fair", "No source is needed") in [(f.level, f.text[:19]) for f in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("right", "level"), [(0, "good"), (1, "fair")])
 def test_a_reward_that_hangs_on_the_order_is_no_good_news(
     tmp_path: Path, right: int, level: str
@@ -82,6 +87,7 @@ def test_a_reward_that_hangs_on_the_order_is_no_good_news(
     assert [f.level for f in found] == [level]
 
 
+@pytest.mark.slow
 def test_scores_of_several_models_are_named(tmp_path: Path) -> None:
     made = [_scored(0, i, i, "beam") | {"scorer": "ab"[i]} for i in range(2)]
     found = [f for f in _verdict(tmp_path, made, RewardSpec()) if "models" in f.text]

@@ -60,6 +60,7 @@ WORDS_BY_ID = [WORDS[FILE_ORDER.index(i)] for i in BY_ID]
 SHIFTED = [*WORDS[1:], WORDS[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rl_first", [True, False])
 def test_rl_data_that_names_other_questions(tmp_path: Path, rl_first: bool) -> None:
     files, rl = write_questions(tmp_path), write_rl(tmp_path, WORDS_BY_ID, BY_ID)
@@ -101,6 +102,7 @@ def contradict(folder: Path) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_check_finds_what_contradicts(tmp_path: Path) -> None:
     (problem,) = check(contradict(tmp_path)).problems
     assert problem.where == "query_is_its_example"
@@ -114,6 +116,7 @@ def test_items_of_a_rollout_or_an_evaluation(tmp_path: Path) -> None:
         load_items(con, Place("d", "train"))
 
 
+@pytest.mark.slow
 def test_an_audit_names_demonstrations(tmp_path: Path) -> None:
     with pytest.raises(LeverError, match="question 5 in the RL data, 7 in the examples"):
         audit(contradict(tmp_path), AuditRequest())
@@ -124,6 +127,7 @@ def test_an_order_there_is_not(tmp_path: Path) -> None:
         put(tmp_path, *write_questions(tmp_path), order="image_id")
 
 
+@pytest.mark.slow
 def test_two_runs_that_number_questions_differently(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s")
     rows = [candidate(0, 0, [1], score=1.0)]
@@ -135,6 +139,7 @@ def test_two_runs_that_number_questions_differently(tmp_path: Path) -> None:
     assert [p.where for p in check(store).problems] == ["query_is_one_question"]
 
 
+@pytest.mark.slow
 def test_check_finds_answers_to_other_questions(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s")
     commit(
@@ -167,6 +172,7 @@ def test_training_on_examples_of_other_numbers(tmp_path: Path) -> None:
         open_data(Source(store=store.path), config)
 
 
+@pytest.mark.slow
 def test_a_query_in_its_own_pointer_is_found_left_out_and_counted(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s")
     commit(store, [candidate(3, 0, [3, 1]), candidate(3, 1, [1, 2]), candidate(4, 0, [4])])

@@ -79,6 +79,7 @@ def test_nothing_is_changed_by_a_request(client: TestClient) -> None:
         assert client.request(method, "store").status_code == 405
 
 
+@pytest.mark.slow
 def test_every_answer_forbids_what_is_outside(client: TestClient) -> None:
     for address in ("store", "static/board.js", "nowhere", "view?view=nowhere"):
         policy = client.get(address).headers["content-security-policy"]
@@ -97,6 +98,7 @@ def test_a_megabyte_of_an_answer_does_not_reach_the_page(client: TestClient) -> 
     assert "… (1,000,012 characters)" in text and len(text) < 100_000
 
 
+@pytest.mark.slow
 def test_a_filter_shows_the_rows_that_sql_gives(board: Board, client: TestClient) -> None:
     con = connect(board.store)
     for condition, sql in (
@@ -112,6 +114,7 @@ def test_a_filter_shows_the_rows_that_sql_gives(board: Board, client: TestClient
         "view?view=candidates&column=query_id&operator=eq&value=x").text.lower()  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_editor_is_the_sandbox_of_lever_query(board: Board, client: TestClient) -> None:
     text = _text(client, "view?sql=select+41%2B1+as+answer")
     assert ">42</span>" in text
@@ -129,6 +132,7 @@ def test_the_editor_is_the_sandbox_of_lever_query(board: Board, client: TestClie
     assert {p: p.stat().st_mtime_ns for p in board.store.path.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_view_of_the_store_runs_in_the_sandbox_too(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [candidate(0, 0, [1])])
@@ -142,6 +146,7 @@ def test_a_view_of_the_store_runs_in_the_sandbox_too(tmp_path: Path) -> None:
     board.close()
 
 
+@pytest.mark.slow
 def test_a_download_holds_every_row(client: TestClient) -> None:
     found = {
         form: client.get("download", params={"sql": "from candidates", "form": form}).content
@@ -163,6 +168,7 @@ def test_a_view_is_sorted_and_paged_by_its_sql(board: Board, client: TestClient)
     assert len(re.findall(">query \\d+</a>", second)) == 12 * 6 - 50
 
 
+@pytest.mark.slow
 def test_train_on_this_gives_a_command_that_means_these_rows(
     board: Board, client: TestClient
 ) -> None:
@@ -189,6 +195,7 @@ def test_a_query_has_its_candidates_by_reward(board: Board, client: TestClient) 
     assert re.findall(r'rel="(?:prev|next)" href="[^"]*id=(\d+)', text) == ["4", "6"]
 
 
+@pytest.mark.slow
 def test_the_grid_filters_as_the_audit_counts(board: Board, client: TestClient) -> None:
     text = _text(client, "queries")
     con = connect(board.store)
@@ -265,6 +272,7 @@ def test_trainings_lie_over_each_other(board: Board, client: TestClient) -> None
     assert lines == {"first": [9, 8, 7, 6], "second": [8, 7, 6, 5]}
 
 
+@pytest.mark.long
 def test_a_comparison_is_that_of_lever_diff(board: Board, client: TestClient) -> None:
     done = diff(board.store, DiffRequest(a="beam", b="balanced"))
     text = _text(client, "compare?a=beam&b=balanced")
@@ -274,6 +282,7 @@ def test_a_comparison_is_that_of_lever_diff(board: Board, client: TestClient) ->
     assert "there is neither" in client.get("compare?a=beam&b=nowhere").text.lower()
 
 
+@pytest.mark.long
 def test_a_comparison_of_one_pair_has_no_interval(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for name, accuracy in (("a", 0.0), ("b", 1.0)):
@@ -286,6 +295,7 @@ def test_a_comparison_of_one_pair_has_no_interval(tmp_path: Path) -> None:
     assert "+100.00 points" in text and "its 95 % interval" not in text
 
 
+@pytest.mark.slow
 def test_an_audit_is_that_of_lever_audit(board: Board, client: TestClient) -> None:
     figures = audit(board.store, AuditRequest(view="beam")).figures
     text = _text(client, "audit?view=beam")
@@ -294,6 +304,7 @@ def test_an_audit_is_that_of_lever_audit(board: Board, client: TestClient) -> No
     assert f"{figures['candidates']:,} rewards from string match" in text
 
 
+@pytest.mark.slow
 def test_demonstrations_are_those_of_the_audit(board: Board, client: TestClient) -> None:
     sql = "select example_id, num_picks from demonstration_usage order by 2 desc, 1"
     rows = connect(board.store).sql(sql).fetchall()
@@ -309,6 +320,7 @@ def test_the_store_says_who_answered_and_what_was_made_from_what(client: TestCli
     assert text.count('class="node ') == 8
 
 
+@pytest.mark.slow
 def test_an_export_holds_no_form_and_no_dead_link(board: Board, tmp_path: Path) -> None:
     done = export(board, tmp_path / "pages", queries=3)
     files = {path.name: path.read_text() for path in (tmp_path / "pages").glob("*.html")}
@@ -322,6 +334,7 @@ def test_an_export_holds_no_form_and_no_dead_link(board: Board, tmp_path: Path) 
         export(board, tmp_path / "pages", queries=3)
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_shown_and_left_out(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [candidate(0, 0, [1], correct=1)])
@@ -337,6 +350,7 @@ def test_a_damaged_run_is_shown_and_left_out(tmp_path: Path) -> None:
     board.close()
 
 
+@pytest.mark.slow
 def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
     client = _client(Board(new_store(tmp_path)))
     assert "The store has no runs yet" in _text(client, "store")
@@ -367,6 +381,7 @@ def test_the_command_refuses_what_is_no_store(tmp_path: Path) -> None:
     assert done.returncode == 1 and "there is no store here" in done.stderr
 
 
+@pytest.mark.slow
 def test_no_page_needs_torch_and_the_first_one_neither_polars_nor_numpy() -> None:
     code = (
         "import sys, lever_board.server, lever_board.store_pages\n"

@@ -14,6 +14,7 @@ from lever_board.board import Board
 from lever_board.server import application
 from lever_data.store.store import Run, Store
 from lever_train.rollout.generate import generate
+from tests.cases import long
 from tests.commands import lever
 from tests.endpoint import Endpoint, Fault, Handler, serving
 from tests.rollouts import World, add_images, make_world
@@ -83,14 +84,15 @@ def _asked(world: World, endpoint: Endpoint, **changes: Any) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
         {"images": False},
-        {"images": False, "prompt_form": "turns"},
+        long({"images": False, "prompt_form": "turns"}),
         {"images": True, "system_prompt": "system.txt"},
-        {"images": False, "api": "completions"},
-        {"images": False, "prompt_form": "lines", "system_prompt": "empty.txt"},
+        long({"images": False, "api": "completions"}),
+        long({"images": False, "prompt_form": "lines", "system_prompt": "empty.txt"}),
     ],
 )
 def test_the_page_has_the_words_that_were_sent(tmp_path: Path, how: dict[str, Any]) -> None:
@@ -114,6 +116,7 @@ def test_the_page_has_the_words_that_were_sent(tmp_path: Path, how: dict[str, An
     assert shown == sent
 
 
+@pytest.mark.slow
 def test_a_rescored_run_shows_what_its_parent_asked(tmp_path: Path) -> None:
     from lever_data.report.options import RescoreRequest
     from lever_data.report.rescore import rescore
@@ -128,6 +131,7 @@ def test_a_rescored_run_shows_what_its_parent_asked(tmp_path: Path) -> None:
     assert len(both) % 2 == 0 and {title for title, _, _ in both} == {"The prompt, as it was sent"}
 
 
+@pytest.mark.slow
 def test_nearest_reads_no_prompt(tmp_path: Path) -> None:
     world = _world(tmp_path)
     generate(world.request(limit=1, num_beams=2))
@@ -135,6 +139,7 @@ def test_nearest_reads_no_prompt(tmp_path: Path) -> None:
         assert title == "No prompt" and turns == () and "reads no words" in note
 
 
+@pytest.mark.slow
 def test_a_run_without_a_record_says_so(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [candidate(0, 0, [1]), candidate(0, 1, [9])])
@@ -150,6 +155,7 @@ def test_a_run_without_a_record_says_so(tmp_path: Path) -> None:
     assert unknown[0] == "The prompt is not known" and unknown[1] == ()
 
 
+@pytest.mark.slow
 def test_items_that_were_ingested_again_are_called_out(tmp_path: Path) -> None:
     world = _world(tmp_path)
     with serving() as endpoint:

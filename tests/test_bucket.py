@@ -33,6 +33,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LEVER_CACHE", str(tmp_path / "another"))
 
 
+@pytest.mark.slow
 def test_a_run_has_the_bytes_it_has_on_disk(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,6 +57,7 @@ def test_a_run_has_the_bytes_it_has_on_disk(
     assert there.equals(here)
 
 
+@pytest.mark.slow
 def test_only_what_is_read_is_fetched(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_removed_run_is_gone_everywhere(
     assert commit(store, ROWS).files == run.files
 
 
+@pytest.mark.slow
 def test_the_users_sql_lies_in_the_bucket(bucket: TestBucket) -> None:
     store = Store.create(bucket.uri)
     commit(store, ROWS)
@@ -174,6 +177,7 @@ def test_the_run_that_was_read_longest_ago_makes_room(two: list[Run], tmp_path: 
         mirror.release()
 
 
+@pytest.mark.slow
 def test_what_a_live_process_reads_stays(two: list[Run], tmp_path: Path) -> None:
     mirror = Mirror.of(two[0].path.parents[1])
     assert mirror is not None
@@ -304,6 +308,7 @@ def test_credentials_from_the_files_of_awss_own_tools(
     assert KEY in str(bucket.cloud.seen[-1].environ["HTTP_AUTHORIZATION"])
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_in_the_cache_is_fetched_anew(bucket: TestBucket) -> None:
     run = commit(Store.create(bucket.uri), ROWS)
     file = run.table_files("candidates")[0]
@@ -319,6 +324,7 @@ def test_a_damaged_copy_in_the_cache_is_fetched_anew(bucket: TestBucket) -> None
     assert file.read_bytes() == data
 
 
+@pytest.mark.slow
 def test_a_run_that_was_made_again_elsewhere_is_read_as_it_is_now(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,7 +340,7 @@ def test_a_run_that_was_made_again_elsewhere_is_read_as_it_is_now(
     assert connect(here).sql("select count(*) from all_candidates").fetchall() == [(9,)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whatever_two_machines_do_both_see_the_same_store(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

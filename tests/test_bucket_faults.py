@@ -162,6 +162,7 @@ def test_a_remover_is_killed_at_every_request(
     assert bucket.listed() == ["lever.json", *notes]
 
 
+@pytest.mark.long
 def test_two_writers_at_once_end_with_one_run(
     bucket: TestBucket, tmp_path: Path, forks: Forks
 ) -> None:
@@ -191,6 +192,7 @@ def spoiled(bucket: TestBucket, spoil: Callable[[Request, Start], Reply | None])
         bucket.cloud.calm()
 
 
+@pytest.mark.slow
 def test_errors_and_cut_replies_are_asked_again(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +282,7 @@ def lagging(page: bytes) -> Callable[[Request, Start], Reply | None]:
     return answer
 
 
+@pytest.mark.slow
 def test_a_listing_that_lags_loses_nothing(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +394,7 @@ def test_a_newer_store_is_refused(bucket: TestBucket) -> None:
     assert bucket.listed() == before
 
 
+@pytest.mark.slow
 def test_secrets_stay_where_they_are(bucket: TestBucket, tmp_path: Path) -> None:
     """In no object, no file of the cache and no word that is said."""
     commit(Store.create(bucket.uri), ROWS)
@@ -404,6 +408,7 @@ def test_secrets_stay_where_they_are(bucket: TestBucket, tmp_path: Path) -> None
         assert not any(secret.encode() in data for data in [*files, *objects])
 
 
+@pytest.mark.slow
 def test_a_changed_object_is_not_read(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def data_file(run: Run) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_sound_store(store: Store) -> None:
     commit(store, GOOD)
     report = check(store)
@@ -90,6 +91,7 @@ BAD_ROWS: dict[str, list[Row]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_each_data_test_finds_its_fault(store: Store, name: str) -> None:
     commit(store, BAD_ROWS[name])
@@ -132,6 +134,7 @@ def test_a_candidate_without_its_query(store: Store) -> None:
     assert only(store).where == "candidate_has_query"
 
 
+@pytest.mark.slow
 def test_users_tests(store: Store) -> None:
     commit(store, GOOD)
     folder = store.path / "tests"

@@ -182,6 +182,7 @@ def test_an_interrupt_while_a_module_is_imported(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Error: interrupted\n")
 
 
+@pytest.mark.slow
 def test_an_interrupt_inside_duckdb(tmp_path: Path) -> None:
     """The whole group of processes gets it, the child that runs the SELECT included."""
     store = new_store(tmp_path)

@@ -52,6 +52,7 @@ def _runs(path: Path) -> dict[str, bytes]:
     return {str(f.relative_to(runs)): f.read_bytes() for f in runs.rglob("*") if f.is_file()}
 
 
+@pytest.mark.slow
 def test_a_copy_is_the_store(store: Store, tmp_path: Path) -> None:
     done = lever("copy", store.path, tmp_path / "new", "--json", "-")
     assert [one["is_new"] for one in json.loads(done.stdout)] == [True, True]
@@ -80,6 +81,7 @@ def test_one_run_by_its_prefix(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "new" / "views").exists()
 
 
+@pytest.mark.slow
 def test_half_a_copy_in_a_bucket_is_said_and_completed(store: Store, bucket: TestBucket) -> None:
     lever("copy", store.path, bucket.uri)
     (lost,) = [key for key in bucket.listed() if key.endswith("/candidates/part-00000.parquet")]

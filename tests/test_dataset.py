@@ -240,6 +240,7 @@ def test_a_file_with_a_broken_row_leaves_no_pictures(tmp_path: Path) -> None:
     assert not (tmp_path / "store" / "images").exists()
 
 
+@pytest.mark.slow
 def test_check_looks_at_the_pictures_of_the_store(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": picture(n), "path": None}, "caption": "x"} for n in (0, 9, 250)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
@@ -255,6 +256,7 @@ def test_check_looks_at_the_pictures_of_the_store(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.long
 def test_pictures_of_a_store_in_a_bucket(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ def test_the_picks_and_the_oracle(tmp_path: Path) -> None:
     ) == [(2, 1, 1.8, 0.4, 1.4, 0.8, 0.15)]
 
 
+@pytest.mark.long
 def test_what_each_source_contributes(tmp_path: Path) -> None:
     beam, sample = {"gen_method": "beam", "beam_rank": 0}, {"gen_method": "sample"}
     con = open_rows(
@@ -148,7 +149,7 @@ def test_what_each_source_contributes(tmp_path: Path) -> None:
     assert ask(con, "select shot_num, num_queries_needing from reward_by_shot") == [(2, 4)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
@@ -223,6 +224,7 @@ def _shot(shot: int, mode: str) -> dict[str, object]:
 words = st.text(alphabet="aB \n", max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(words, st.lists(words, max_size=4))
 def test_string_match_in_sql_is_the_one_in_python(prediction: str, answers: list[str]) -> None:
@@ -281,6 +283,7 @@ def test_importance_weights_of_the_stored_policy(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.long
 def test_order_repeats_and_usage(tmp_path: Path) -> None:
     con = open_rows(
         tmp_path,

@@ -152,6 +152,7 @@ def test_an_evaluation_is_not_compared_with_candidates(store: Store) -> None:
         compare(store, run, evaluation)
 
 
+@pytest.mark.slow
 def test_names_that_are_nothing(store: Store) -> None:
     commit(store, [row(0, 0, [1, 2], 0.3)])
     with pytest.raises(UsageError, match="neither a run nor a view") as caught:
@@ -166,6 +167,7 @@ def test_names_that_are_nothing(store: Store) -> None:
         compare(new_store(store.path / "empty"), "beam", "all_candidates")
 
 
+@pytest.mark.slow
 def test_the_command(store: Store, tmp_path: Path) -> None:
     a = commit(store, [row(q, 0, [1, 2], 0.0) for q in range(3)], name="a")
     b = commit(store, [row(q, 0, [1, 2], 1.0) for q in range(3)], name="b")

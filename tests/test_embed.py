@@ -86,6 +86,7 @@ def test_both_is_the_sum_of_text_and_image(store: Store, clip: Path) -> None:
     assert not torch.allclose(text[0], text[1]) and not torch.allclose(image[0], image[1])
 
 
+@pytest.mark.slow
 def test_vectors_of_another_encoder_are_not_compared(
     store: Store, clip: Path, tmp_path: Path
 ) -> None:
@@ -160,7 +161,7 @@ def test_a_text_has_the_same_vector_in_every_batch(family: str, tmp_path: Path) 
         torch.testing.assert_close(together, normalize(expected, dim=-1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_candidates_with_answers_are_another_set(store: Store, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "cache"
     found = embed(_request(store, clip, with_answers=True, out=out, name="x"))
@@ -172,6 +173,7 @@ def test_candidates_with_answers_are_another_set(store: Store, clip: Path, tmp_p
     assert not torch.allclose(_vectors(store, "x"), _vectors(store, "x-answered"))
 
 
+@pytest.mark.slow
 def test_again_is_the_same_run_and_a_killed_one_goes_on(
     store: Store, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +201,7 @@ def test_again_is_the_same_run_and_a_killed_one_goes_on(
     assert not any((store.path / "jobs").iterdir())
 
 
+@pytest.mark.long
 def test_another_encoder_in_the_folder_makes_another_run(
     store: Store, clip: Path, tmp_path: Path
 ) -> None:
@@ -244,6 +247,7 @@ def test_one_bad_image_is_one_failed_item(store: Store, clip: Path) -> None:
     torch.testing.assert_close(vectors, expected)
 
 
+@pytest.mark.slow
 def test_a_text_encoder_averages_its_tokens(store: Store, tmp_path: Path) -> None:
     torch.manual_seed(1)
     folder = tmp_path / "bert"
@@ -275,6 +279,7 @@ def _ids(folder: Path, text: str) -> list[int]:
     return [vocab[word] for word in text.split()]
 
 
+@pytest.mark.slow
 def test_the_command_and_its_errors(store: Store, clip: Path, tmp_path: Path) -> None:
     common = ["embed", "--store", store.path, "--encoder", clip]
     images = ["--image-root", tmp_path / "images"]

@@ -132,6 +132,7 @@ def _says(place: Place, query: int, shown: Sequence[int]) -> str:
     return max((round(value / total, 6), word) for word, value in sums.items())[1]
 
 
+@pytest.mark.slow
 def test_accuracies_are_those_of_the_rule(place: Place, evaluated: Evaluation) -> None:
     answers = place.world.held_out.answers
     for outcome in evaluated.outcomes:
@@ -188,6 +189,7 @@ def test_the_selector_picks_what_its_scores_say(place: Place, evaluated: Evaluat
     assert (found.pointer == expected).all()
 
 
+@pytest.mark.long
 def test_a_selector_that_ends_at_once_is_judged_as_zero_shot(
     place: Place, evaluated: Evaluation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,6 +258,7 @@ def test_many_checkpoints_on_one_split_are_called_out(tmp_path: Path) -> None:
     assert not any(said[:5]) and "6 checkpoints were judged by demo/val" in said[5][0]
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_a_run_and_its_scores_are_a_query(
     place: Place, evaluated: Evaluation
 ) -> None:
@@ -304,6 +307,7 @@ def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> N
     assert again.is_new and again.scoreboard.run != first.scoreboard.run
 
 
+@pytest.mark.slow
 def test_failed_answers_are_left_out_and_counted(place: Place) -> None:
     inner = _answerer(place)
 
@@ -396,6 +400,7 @@ def test_the_page_calls_the_oracle_a_lower_bound(evaluated: Evaluation) -> None:
     assert "≥" not in "".join(_words(scoreboard_page(one)))
 
 
+@pytest.mark.slow
 def test_the_page_charts_the_most_questions_and_says_so(
     place: Place, evaluated: Evaluation
 ) -> None:
@@ -409,6 +414,7 @@ def test_the_page_charts_the_most_questions_and_says_so(
     assert "The chart shows" not in scoreboard_page(evaluated.scoreboard)
 
 
+@pytest.mark.slow
 def test_the_command(place: Place, tmp_path: Path) -> None:
     out, chart = tmp_path / "e.json", tmp_path / "e.html"
     done = lever(
@@ -454,6 +460,7 @@ def test_bad_requests_say_what_is_wrong(
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_numbers_may_stand_behind_one_flag_or_several(place: Place) -> None:
     flags = ["--shots", "1", "--shots", "2,3", "--limit", "5", "--json", "-"]
     done = lever("eval", *place.flags, *flags)
@@ -475,6 +482,7 @@ def test_a_view_of_other_queries_is_refused(place: Place) -> None:
         open_held_out(connect(place.store), place.questions.but(queries="too_many"))
 
 
+@pytest.mark.slow
 def test_the_table_says_which_checkpoint_it_is_of(place: Place) -> None:
     done = lever("eval", *place.flags, "--shots", "1", "--limit", "5")
     digest = sha256_file(place.checkpoint)[:12]

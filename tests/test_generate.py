@@ -92,6 +92,7 @@ def test_the_expected_accuracy_is_that_of_the_mixture(world: World) -> None:
         assert row["expected_score"] == pytest.approx(expected, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_the_question_alone_is_a_candidate_where_it_is_asked_for(world: World) -> None:
     """Its run is another; a run without it has the id that it had before there was the option."""
     recipe = {"num_beams": 2, "temps": (), "num_random": 0}
@@ -106,6 +107,7 @@ def test_the_question_alone_is_a_candidate_where_it_is_asked_for(world: World) -
     assert not check(Store(world.store)).problems
 
 
+@pytest.mark.slow
 def test_a_policy_that_ends_pointers_stores_them_as_they_are(world: World, tmp_path: Path) -> None:
     """Empty and short pointers are rows as others: asked, scored, found again, well-formed."""
     torch.manual_seed(0)
@@ -121,6 +123,7 @@ def test_a_policy_that_ends_pointers_stores_them_as_they_are(world: World, tmp_p
     assert not check(Store(world.store)).problems
 
 
+@pytest.mark.slow
 def test_a_policy_that_reads_features_proposes_by_them(world: World, tmp_path: Path) -> None:
     """It is made to follow the vote alone, and proposes what the pool votes for most."""
     names = ("vote",)
@@ -145,6 +148,7 @@ def test_a_policy_that_reads_features_proposes_by_them(world: World, tmp_path: P
     assert len(found) == 40 and set(found.items()) <= set(best)
 
 
+@pytest.mark.slow
 def test_the_same_request_again_is_the_same_run(world: World) -> None:
     first = generate(world.request())
     again = generate(world.request(shard_size=3))
@@ -154,6 +158,7 @@ def test_the_same_request_again_is_the_same_run(world: World) -> None:
     assert not list((world.store / "jobs").iterdir())  # its shards are in the run
 
 
+@pytest.mark.long
 def test_shard_size_and_parts_do_not_change_a_byte(world: World) -> None:
     whole = generate(world.request()).run
     assert whole is not None
@@ -207,6 +212,7 @@ def test_who_commits_too_late_finds_the_run_of_the_other(world: World) -> None:
         commit(job, shard_folder(job))
 
 
+@pytest.mark.slow
 def test_a_finished_answer_is_never_paid_again(world: World) -> None:
     first = generate(world.request())
     assert first.tally.asked > 0
@@ -220,6 +226,7 @@ def test_a_finished_answer_is_never_paid_again(world: World) -> None:
     assert Tally() != first.tally
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_exactly_what_would_be_asked(world: World) -> None:
     request = world.request(shots=(1, 2))
     told = forecast(request)
@@ -233,6 +240,7 @@ def test_a_dry_run_says_exactly_what_would_be_asked(world: World) -> None:
     assert forecast(other).asked == generate(other).tally.asked
 
 
+@pytest.mark.long
 def test_prefixes_are_scored(world: World) -> None:
     found = rows(generate(world.request(shots=(1, 2, 3, 4), num_random=2)).run)
     assert {r["shot_num"] for r in found} == {4}
@@ -254,6 +262,7 @@ def test_prefixes_are_scored(world: World) -> None:
     assert {tuple(s["shot"] for s in r["shot_scores"]) for r in middle} == {(1,)}
 
 
+@pytest.mark.long
 def test_a_run_killed_between_shards_goes_on(world: World) -> None:
     request = world.request()
     job = resolve(request)
@@ -270,6 +279,7 @@ def test_a_run_killed_between_shards_goes_on(world: World) -> None:
     assert fresh.run.files == outcome.run.files
 
 
+@pytest.mark.slow
 def test_fallback_is_said_and_counted(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     noted = json.loads(world.annotations.read_text())
     kept = noted["annotations"][6:]
@@ -299,6 +309,7 @@ def test_without_annotations_there_is_no_score(world: World) -> None:
     assert "--allow-fallback" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_what_was_ingested_is_official(world: World) -> None:
     """The files need not be named again; the rows are those of the same files named."""
     named = generate(world.request())
@@ -347,6 +358,7 @@ def test_an_item_without_an_image_stops_a_task_that_shows_images(world: World) -
         generate(world.request(**shown))
 
 
+@pytest.mark.slow
 def test_data_that_does_not_fit_is_named(world: World) -> None:
     vectors = np.load(world.embeddings)
     short = world.folder / "short.npy"
@@ -370,6 +382,7 @@ def test_data_that_does_not_fit_is_named(world: World) -> None:
         generate(world.request(questions=world.annotations))
 
 
+@pytest.mark.slow
 def test_the_command_line_as_written(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     words = "--answerer nearest --num-beams 5 --temps 1.0,1.3 --num-samples-per-temp 2"
     more = [*words.split(), *["--num-random", "1", "--shot-num", "2", "--seed", "0"]]

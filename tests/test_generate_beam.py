@@ -90,6 +90,7 @@ def test_beams_are_those_of_a_plain_search(world: World, shots: int) -> None:
             assert row["scorer"] == "nearest" and row["score"] is None
 
 
+@pytest.mark.slow
 def test_the_legacy_definition_is_the_last_step_leftwards(world: World) -> None:
     request = world.request(shot_num=2)
     ours = search_beams(request.but(recipe=BeamShape(beam_size=3).recipe()))
@@ -103,6 +104,7 @@ def test_the_legacy_definition_is_the_last_step_leftwards(world: World) -> None:
     assert json.loads(found[0]["extra"])["info_score"] == "legacy"
 
 
+@pytest.mark.slow
 def test_beams_are_for_supervised_training_and_nothing_else(world: World) -> None:
     run = search_beams(world.request()).run
     assert run is not None and run.kind == "beam"
@@ -113,6 +115,7 @@ def test_beams_are_for_supervised_training_and_nothing_else(world: World) -> Non
     assert counts == [(5 * world.queries, 0)]
 
 
+@pytest.mark.slow
 def test_the_search_is_durable_and_cached(world: World) -> None:
     first = search_beams(world.request(shard_size=5))
     assert search_beams(world.request(shard_size=7)).already

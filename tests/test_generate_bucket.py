@@ -58,6 +58,7 @@ def only_run(bucket: TestBucket) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_parts_on_two_machines_make_the_bytes_of_one(
     bucket: TestBucket, world: World, whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +75,7 @@ def test_parts_on_two_machines_make_the_bytes_of_one(
     assert again.already and again.tally.asked == 0
 
 
+@pytest.mark.long
 def test_answers_of_a_lost_machine_are_not_paid_again(
     bucket: TestBucket, world: World, whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +104,7 @@ def _marked(job: Job, part: slice, count: int) -> Any:
     return replace(made, report=Report(count))
 
 
+@pytest.mark.long
 def test_a_slow_worker_that_was_taken_for_dead_does_no_harm(
     bucket: TestBucket, world: World, whole: Run
 ) -> None:

@@ -179,7 +179,7 @@ def test_a_talk_that_is_given_up_lets_go_of_what_it_holds(
     assert held == ["let go"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_too_many_failures_stop_with_their_reasons(world: World, endpoint: Endpoint) -> None:
     def fault(handler: Handler, question: str, attempt: int) -> bool:
         odd = int(question.split("?")[0].split()[-1]) % 2 == 1
@@ -199,6 +199,7 @@ def test_too_many_failures_stop_with_their_reasons(world: World, endpoint: Endpo
     assert len(endpoint.seen) < asked + distinct  # what was paid was kept
 
 
+@pytest.mark.long
 def test_a_job_of_failures_alone_is_no_run(world: World, endpoint: Endpoint) -> None:
     endpoint.fault = lambda handler, question, attempt: handler.send(400, "not that word")
     with pytest.raises(LeverError, match=r"all \d+ answers failed.*not that word"):
@@ -240,6 +241,7 @@ def test_failed_answers_are_asked_anew_by_the_same_command(
     assert not list((world.store / "jobs").iterdir())
 
 
+@pytest.mark.long
 def test_the_summary_says_what_the_answers_are_like(world: World, endpoint: Endpoint) -> None:
     def fault(handler: Handler, question: str, attempt: int) -> bool:
         number = int(question.split("?")[0].split()[-1])
@@ -271,6 +273,7 @@ def test_the_summary_says_what_the_answers_are_like(world: World, endpoint: Endp
     assert again["commonest"][0] == ["red", red]
 
 
+@pytest.mark.slow
 def test_three_prompts_are_asked_before_all_others(world: World, endpoint: Endpoint) -> None:
     endpoint.fault = lambda handler, question, attempt: handler.send(400, "not that word")
     with pytest.raises(LeverError, match="none of the first 3 prompts") as error:
@@ -282,6 +285,7 @@ def test_three_prompts_are_asked_before_all_others(world: World, endpoint: Endpo
     assert len(endpoint.seen) == 3 + whole.tally.asked  # paid once, and counted
 
 
+@pytest.mark.long
 def test_a_model_of_the_same_name_that_answers_otherwise_is_noticed(
     world: World, endpoint: Endpoint
 ) -> None:
@@ -294,6 +298,7 @@ def test_a_model_of_the_same_name_that_answers_otherwise_is_noticed(
     assert "--scorer NAME" in odd[0]
 
 
+@pytest.mark.long
 def test_the_noise_of_the_answers_is_that_of_asking_again(world: World, endpoint: Endpoint) -> None:
     """Every third prompt is answered otherwise the second time."""
     truth = Counter(a["answer"] for q in json.loads(world.annotations.read_text())["annotations"]

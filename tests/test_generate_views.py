@@ -83,6 +83,7 @@ def test_a_budget_is_kept_and_stops_at_queries_that_can_teach(world: World) -> N
     assert small.report.candidates == 7
 
 
+@pytest.mark.slow
 def test_queries_and_limit_choose(world: World) -> None:
     views = world.folder / "sql"
     views.mkdir()

@@ -27,6 +27,7 @@ def _add(store: Store, number: int) -> str:
     return commit(store, [candidate(2**number, 0, [1])], name=str(number)).run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_any_moment_of_a_random_history(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -99,6 +100,7 @@ def test_nothing_is_written_to_the_past(tmp_path: Path, monkeypatch: pytest.Monk
         store.remove(run)
 
 
+@pytest.mark.slow
 def test_the_flag(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     first, second = _add(store, 1), _add(store, 2)

@@ -67,6 +67,7 @@ def test_names_of_data_sets_stay_data(tmp_path: Path, name: str) -> None:
     assert sorted(p for p in tmp_path.rglob("*") if store.path not in p.parents) == outside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", long_except(ODD, "sql", "climbing", "nul"))
 def test_names_of_runs_and_views_are_looked_up_and_nothing_else(tmp_path: Path, name: str) -> None:
     store = new_store(tmp_path)

@@ -100,6 +100,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_it_is_read(hub: StandIn, tmp_path: Path) -> None:
     assert connect(URI).sql("from mine").fetchall() == [(3,)]
     assert hub.tokens == {f"Bearer {TOKEN}"}

@@ -180,6 +180,7 @@ def test_many_nans_do_not_leave_the_fast_path_unequal(tmp_path: Path) -> None:
     assert {r["answer"] for r in rows(run, "candidates")} == {'{"beam_score": NaN}, \\'}
 
 
+@pytest.mark.slow
 def test_unknown_keys_can_be_asked_for_in_sql(tmp_path: Path) -> None:
     file = {"1": {"pointer_candidates": [{"pointer": [2], "note": "x", "deep": {"a": [1]}}]}}
     run = ingest_one(write(tmp_path, "a.json", file), tmp_path / "s")

@@ -93,6 +93,7 @@ def test_rl_data_in_blocks_thoroughly(case: tuple[Json, bytes], block: int) -> N
     check_rl(*case, block)
 
 
+@pytest.mark.slow
 @FAST
 @given(texts(beam_files()), st.integers(1, 200))
 def test_beams_are_the_same_in_blocks_of_any_size(case: tuple[Json, bytes], block: int) -> None:

@@ -227,6 +227,7 @@ def test_a_file_cut_anywhere_is_refused_and_its_whole_queries_salvaged(
         assert run.rows["queries"] == (2 if cut >= len(whole) - 1 else 1)
 
 
+@pytest.mark.long
 def test_a_gzip_file_cut_short_says_so_and_can_be_salvaged(tmp_path: Path) -> None:
     members = ", ".join(MORE.replace('"7"', f'"{i}"') for i in range(20_000))
     packed = gzip.compress(("{" + members + "}").encode(), 1)
@@ -238,7 +239,7 @@ def test_a_gzip_file_cut_short_says_so_and_can_be_salvaged(tmp_path: Path) -> No
     assert 5_000 < run.rows["queries"] < 15_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_value_beyond_the_limit_is_refused_in_little_memory(tmp_path: Path) -> None:
     import resource
 

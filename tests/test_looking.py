@@ -80,7 +80,7 @@ def test_images_have_any_name_in_every_command(
     assert not embed(request).failed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_image_task_goes_without_images_where_that_is_said(
     world: World, endpoint: Endpoint
 ) -> None:
@@ -121,7 +121,7 @@ def test_where_an_answer_is_cut() -> None:
     assert Scoring(Task()).scorer("m") == "m"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_answers_cut_elsewhere_are_another_scorers_and_not_asked_anew(
     world: World, endpoint: Endpoint
 ) -> None:

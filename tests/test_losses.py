@@ -209,6 +209,7 @@ def test_z_scores_are_clamped_where_the_config_says_so() -> None:
     torch.testing.assert_close(losses.z_score(rewards, mask, clamp=3.0), free.clamp(-3.0, 3.0))
 
 
+@pytest.mark.slow
 def test_a_selector_that_can_stop_shows_nothing_to_a_strong_answerer() -> None:
     """A simulated answerer, right alone on most questions, where a demonstration harms it;
     on the others a marked one helps. At its own number of shots the selector earns no less than

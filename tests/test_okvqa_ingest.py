@@ -60,6 +60,7 @@ def column(run: Run, table: str, name: str) -> list[Any]:
     return [v for f in run.table_files(table) for v in pq.read_table(f)[name].to_pylist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", long_except(RL, *[n for n in RL if "TextSim" not in n]))
 def test_counts_and_the_way_back(name: str, runs: dict[str, Run], tmp_path: Path) -> None:
     run = runs[name]
@@ -69,6 +70,7 @@ def test_counts_and_the_way_back(name: str, runs: dict[str, Run], tmp_path: Path
     assert json.loads(gzip.decompress(out.read_bytes())) == load(name)
 
 
+@pytest.mark.slow
 def test_columns_agree_with_a_count_over_the_json(runs: dict[str, Run]) -> None:
     name = "rl_data_TextSimSampler_NearestDemo.json.gz"
     candidates = [c for v in load(name).values() for c in v["pointer_candidates"]]
@@ -111,6 +113,7 @@ def test_embeddings_are_those_torch_reads(runs: dict[str, Run]) -> None:
     assert np.array_equal(vectors.reshape(9_009, 384), expected.numpy())
 
 
+@pytest.mark.slow
 def test_the_validation_files_name_their_split(tmp_path: Path) -> None:
     files = ["OpenEnded_mscoco_val2014_questions.json.gz", "mscoco_val2014_annotations.json.gz"]
     store = Store.create(tmp_path / "store")

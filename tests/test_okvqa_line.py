@@ -17,7 +17,7 @@ from lever_train.options.train import Source
 from tests import commands
 from tests.shared_data import OKVQA, needs_shared
 
-pytestmark = [needs_shared, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [needs_shared, pytest.mark.long, pytest.mark.timeout(600)]
 
 BIG = OKVQA / "rl_data_TextSimSampler_NearestDemo.json.gz"
 V4 = OKVQA / "rl_data_v4_strict_400.json"
@@ -87,7 +87,6 @@ BY_QUERY: dict[str, Callable[[Candidates], bool]] = {
 }
 
 
-@pytest.mark.long
 def test_every_training_view_agrees_with_a_count_over_the_json(store: Path) -> None:
     groups = [value["pointer_candidates"] for value in _read(BIG).values()]
     rows = [c for group in groups for c in group]
@@ -140,7 +139,6 @@ def test_all_queries_are_trained_on(store: Path) -> None:
     assert open_data(source, config).census.groups == 9_009
 
 
-@pytest.mark.long
 def test_training_on_all_queries_trains_on_every_group(store: Path, tmp_path: Path) -> None:
     big = _run_id(store, 88_827)
     out = tmp_path / "CK"

@@ -116,7 +116,7 @@ RELATIONS = ("all_candidates", "stg_beams", "evaluations", "scored", "mode_rewar
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("mixed", long_except([False, True], True))
 def test_runs_of_before_are_read_as_runs_of_now(tmp_path: Path, mixed: bool) -> None:
     now, before = _stores(tmp_path, mixed)
     both = connect(now), connect(before)
@@ -138,7 +138,7 @@ def test_runs_of_before_are_read_as_runs_of_now(tmp_path: Path, mixed: bool) -> 
         assert rows[0] == rows[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mixed", long_except([False, True], True))
 def test_runs_of_before_are_audited_as_runs_of_now(tmp_path: Path, mixed: bool) -> None:
     audits = [audit(store, AuditRequest()).figures for store in _stores(tmp_path, mixed)]
@@ -157,6 +157,7 @@ def test_runs_of_both_times_become_one(tmp_path: Path) -> None:
     assert found[0] == found[1] and len(found[0]) == 6
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_whenever_it_was_written(tmp_path: Path) -> None:
     """A copy takes what is there, though its bytes are others."""
     now, before = _stores(tmp_path, mixed=False)
@@ -231,6 +232,7 @@ def test_a_query_with_an_older_name_gets_its_figure_and_is_told(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sql",
     [

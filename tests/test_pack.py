@@ -89,6 +89,7 @@ def evaluated(place: Path, kind: str, queries: torch.Tensor, pools: np.ndarray, 
     return [[e for e in row if e >= 0] for row in found.tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["static", "gated"])
 def test_picks_are_those_of_an_evaluation(
     place: Path,
@@ -129,6 +130,7 @@ def test_log_probabilities_are_of_each_step(place: Path, tmp_path: Path, kind: s
     assert all(step <= 0 for step in steps)
 
 
+@pytest.mark.slow
 def test_a_stop_selector_stops_by_itself(place: Path, tmp_path: Path) -> None:
     selector = packed(place, tmp_path / "p", "stop")
     queries = torch.randn(30, D)
@@ -149,6 +151,7 @@ def test_a_stop_selector_stops_by_itself(place: Path, tmp_path: Path) -> None:
         packed(place, tmp_path / "q").select(queries)
 
 
+@pytest.mark.slow
 def test_examples_are_added_without_training(
     place: Path, tmp_path: Path, vectors: torch.Tensor
 ) -> None:
@@ -177,6 +180,7 @@ def test_examples_are_added_without_training(
     assert selector.select(query.clone().requires_grad_(), 1)
 
 
+@pytest.mark.slow
 def test_of_equally_similar_examples_the_lower_id_is_nearer(place: Path, tmp_path: Path) -> None:
     """Also where it was added later: a pool of one holds the lower id."""
     selector, query = packed(place, tmp_path / "p", pool_size=1), torch.randn(D)
@@ -216,6 +220,7 @@ def test_what_cannot_be_asked_is_said(place: Path, tmp_path: Path) -> None:
         packed(place, tmp_path / "p")
 
 
+@pytest.mark.slow
 def test_a_pack_of_other_vectors_is_refused(place: Path, tmp_path: Path) -> None:
     for name, shape in (("short", (N - 1, D)), ("wide", (N, D + 1))):
         np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).normal(size=shape))
@@ -245,6 +250,7 @@ def test_a_pack_that_was_changed_is_refused(place: Path, tmp_path: Path) -> None
             load(tmp_path / "p")
 
 
+@pytest.mark.slow
 def test_a_hub_holds_the_folder_as_it_stands(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +271,7 @@ def test_a_hub_holds_the_folder_as_it_stands(
             load(name)
 
 
+@pytest.mark.slow
 def test_texts_are_embedded_in_the_words_of_the_vectors(tmp_path: Path) -> None:
     """A template's fields are those of the items that are asked about."""
     store, encoder = new_store(tmp_path), tiny_clip(tmp_path / "clip")
@@ -309,6 +316,7 @@ def test_the_nearest_are_those_of_a_whole_sort(size: int, count: int, values: in
     assert largest(torch.from_numpy(near).float(), rows, count).tolist() == expected
 
 
+@pytest.mark.slow
 def test_cells_hold_the_nearest_of_clustered_examples(place: Path, tmp_path: Path) -> None:
     """Examples in the cells that a query looks through are found in the order of a whole search."""
     whole, fast = packed(place, tmp_path / "p"), packed(place, tmp_path / "q", cells=True)
@@ -337,6 +345,7 @@ def looked_at(made: cells.Cells, unit: torch.Tensor, count: int) -> list[int]:
     return [row for part in made.near(unit, count) for row in made.order[part].tolist()]
 
 
+@pytest.mark.slow
 def test_the_card_has_the_figures_and_their_run(place: Path, tmp_path: Path) -> None:
     store = Store.open(place / "store")
     name = load_policy(place / "gated.pt", "cpu").name
@@ -359,6 +368,7 @@ def test_the_card_has_the_figures_and_their_run(place: Path, tmp_path: Path) -> 
     assert "No evaluation of this checkpoint" in (tmp_path / "q" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_and_a_program_without_a_store(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "p"
     lever("pack", place / "static.pt", "--out", out, "--store", place / "store",

@@ -33,6 +33,7 @@ from lever_train.rollout.policy import load_policy
 from lever_train.rollout.propose import Ask
 from lever_train.selector.checkpoint import Progress, save_v3
 from lever_train.selector.features import FeatureSelector
+from tests.cases import long_except
 from tests.stores import commit_examples, new_store
 
 N, D, K, Q = 50, 16, 12, 9
@@ -100,7 +101,8 @@ def packed(place: Path, checkpoint: Path, out: Path) -> Path:
     return pack(PackRequest(checkpoint=checkpoint, out=out, dataset="d", pool_size=K, **given))
 
 
-@pytest.mark.parametrize("votes", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize("votes", long_except([False, True], True))
 @pytest.mark.parametrize("features", [OWN, (*OWN, *SPACES)])
 def test_picks_are_those_of_an_evaluation(
     place: Path, tmp_path: Path, features: tuple[str, ...], votes: bool
@@ -185,6 +187,7 @@ def test_answers_of_rows_are_those_of_items() -> None:
         Answers.of_rows(table, place)
 
 
+@pytest.mark.slow
 def test_examples_are_added_with_their_vectors_in_every_space(place: Path, tmp_path: Path) -> None:
     checkpoint, _, _ = evaluated(place, SPACES)
     selector = load(packed(place, checkpoint, tmp_path / "p"))
@@ -203,6 +206,7 @@ def test_examples_are_added_with_their_vectors_in_every_space(place: Path, tmp_p
             larger.select(query, 1, spaces=given)
 
 
+@pytest.mark.slow
 def test_a_pack_whose_sql_was_changed_is_refused(place: Path, tmp_path: Path) -> None:
     checkpoint, _, _ = evaluated(place, OWN)
     folder = packed(place, checkpoint, tmp_path / "p")

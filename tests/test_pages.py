@@ -212,6 +212,7 @@ def test_views_side_by_side_come_first(pages: dict[str, str]) -> None:
     assert {"#view-1", "#view-2"} <= set(page.loads)
 
 
+@pytest.mark.long
 def test_a_flat_view_has_a_page(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [candidate(0, 0, [1], correct=0, score=0.0)])

@@ -163,7 +163,7 @@ def test_training(world: World, tmp_path: Path) -> None:
     assert found[0].equals(found[1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_mixes_names_what_it_mixes(world: World, tmp_path: Path) -> None:
     base: tuple[object, ...] = (
         "train",
@@ -181,7 +181,7 @@ def test_a_training_that_mixes_names_what_it_mixes(world: World, tmp_path: Path)
     assert scorers.returncode == 2 and "m1" in scorers.stderr and "m2" in scorers.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_audit(world: World, tmp_path: Path) -> None:
     found = []
     for store in world.stores:
@@ -202,6 +202,7 @@ def test_audit(world: World, tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", [True, False])
 def test_generate(world: World, pool: bool) -> None:
     """With pools of the store and of a file: rows are those of the place's own questions."""
@@ -289,7 +290,7 @@ def test_rescore_and_export(world: World, tmp_path: Path) -> None:
     assert exported[0] == exported[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_views_count_each_place_by_itself(world: World) -> None:
     """No view joins, groups or drops rows over the border of a place or of a scorer."""
     from lever_data import connect
@@ -335,6 +336,7 @@ def test_value_and_pack(world: World, tmp_path: Path) -> None:
     assert packs[0].equals(packs[1])
 
 
+@pytest.mark.slow
 def test_diff(world: World) -> None:
     """Of one run with another; a view that holds answers of two models is nobody's figure."""
     found = []

@@ -97,6 +97,7 @@ def test_bounds_are_the_published_ones(number: int, published: list[float]) -> N
     assert sum(look.p for look in found) > 0.05 > found[-1].p
 
 
+@pytest.mark.slow
 def test_looks_cost_little() -> None:
     assert inflation(looks([1.0])) == 1
     late = looks([0.01, 1.0])  # nothing can be seen at one in a hundred: as good as one look
@@ -189,6 +190,7 @@ def test_candidates_are_planned_as_independent_picks(store: Store) -> None:
     assert found.noise.within == pytest.approx(within)
 
 
+@pytest.mark.long
 def test_an_answer_that_is_stored_again_is_no_noise(store: Store) -> None:
     """Another rollout takes it from the cache, a rescore and a copied file hold it once more."""
     row = candidate(0, 0, [15], score=0.6, scorer="s", metric="1")
@@ -209,6 +211,7 @@ def test_a_price_is_of_tokens(store: Store) -> None:
         plan(store, PlanRequest(cost=Cost(prompt_price=1)))
 
 
+@pytest.mark.slow
 def test_a_plan_of_nothing_is_refused(store: Store) -> None:
     with pytest.raises(LeverError, match="two scored candidates"):
         plan(store, PlanRequest())
@@ -223,6 +226,7 @@ def test_a_plan_of_nothing_is_refused(store: Store) -> None:
         plan(store, PlanRequest(source="examples"))
 
 
+@pytest.mark.slow
 def test_a_plan_is_for_one_place(store: Store) -> None:
     both = [candidate(0, i, [i + 5], score=float(i)) for i in range(2)]
     commit(store, both)
@@ -233,6 +237,7 @@ def test_a_plan_is_for_one_place(store: Store) -> None:
     assert plan(store, PlanRequest(split="val")).comparisons[0].deviation == 0
 
 
+@pytest.mark.slow
 def test_a_difference_draws_whole_images(store: Store) -> None:
     rng = np.random.default_rng(4)
     change = np.repeat(rng.choice([-0.3, 0.0, 0.6], 40), 3)
@@ -257,6 +262,7 @@ def test_p_turns_images_together() -> None:
     assert sign_flip_p(np.bincount(np.repeat(np.arange(5), 20), weights=change)) > 0.05
 
 
+@pytest.mark.slow
 def test_the_command(store: Store) -> None:
     commit(store, [candidate(0, i, [i + 5], score=float(i)) for i in range(2)])
     words = ["plan", "--store", str(store.path), "--queries", "100,400", "--looks", "2"]

@@ -57,6 +57,7 @@ def test_every_name_of_the_door_is_there() -> None:
         lever.fly  # noqa: B018
 
 
+@pytest.mark.long
 def test_a_view_is_the_same_in_every_form(bench: Bench, view: lever.View) -> None:
     with_beam = view.session.con.execute("select count(*) from beam").fetchall()[0][0]
     table = view.arrow()
@@ -117,6 +118,7 @@ def test_an_unknown_view_comes_with_the_nearest(bench: Bench) -> None:
     assert "did you mean beam?" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_batches_are_those_of_a_training(
     bench: Bench, view: lever.View, config: lever.TrainConfig
 ) -> None:

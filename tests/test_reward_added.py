@@ -61,6 +61,7 @@ def _bench(folder: Path) -> Bench:
     return Bench(folder, rows)
 
 
+@pytest.mark.slow
 def test_it_trains(tmp_path: Path) -> None:
     result = _bench(tmp_path).train(reward_mode="bonus", rce_epochs=1)
     assert "reward_bonus(" in (result.out / "provenance.json").read_text()

@@ -32,6 +32,7 @@ def _rewards(con: duckdb.DuckDBPyConnection, spec: RewardSpec) -> list[float]:
     return [row[0] for row in con.execute(sql).fetchall()]
 
 
+@pytest.mark.slow
 def test_every_golden_case_is_equal_to_the_last_bit(tmp_path: Path) -> None:
     columns = ("beam_score", "logprob_score", "vqa_correct", "vqa_acc_score")
     con = _con(tmp_path, [{NAMES.get(c, c): case[c] for c in columns} for case in CASES])
@@ -85,6 +86,7 @@ def test_gt_prob_modes_against_the_formula(tmp_path: Path, mode: str) -> None:
     assert _rewards(_con(tmp_path, rows), spec) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_hybrid_joins_the_info_score_of_the_ordered_pointer(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(
@@ -102,6 +104,7 @@ def test_hybrid_joins_the_info_score_of_the_ordered_pointer(tmp_path: Path) -> N
     assert found == pytest.approx([0.75 * 1.6, 0.25, 0.0])
 
 
+@pytest.mark.slow
 def test_multi_shot_weighs_every_prefix_and_refuses_a_missing_one(tmp_path: Path) -> None:
     def shot(k: int, right: int, soft: float) -> dict[str, Any]:
         return {"shot": k, "correct": right, "score": soft}
@@ -121,6 +124,7 @@ def test_multi_shot_weighs_every_prefix_and_refuses_a_missing_one(tmp_path: Path
         _rewards(connect(store), RewardSpec(mode="multi_shot"))
 
 
+@pytest.mark.slow
 def test_an_expression_is_cast_clipped_and_refused_where_it_is_none(tmp_path: Path) -> None:
     con = _con(tmp_path, [{"correct": 1, "expected_score": 0.5}, {"correct": 0}])
     spec = RewardSpec(expression="correct + 0.5*expected_score -- halved")

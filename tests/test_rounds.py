@@ -69,6 +69,7 @@ def ran(
     return config, outputs, said
 
 
+@pytest.mark.slow
 def test_data_that_teaches_the_held_out_questions_is_refused(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     given = prepare_demo(DemoOptions(tmp_path / "given", world=WorldSpec(90, 20, 12), epochs=1))[1]
@@ -88,6 +89,7 @@ def test_sft_of_rounds_searches_no_held_out_question(tmp_path: Path) -> None:
     assert found == [None, "training_folds"]
 
 
+@pytest.mark.slow
 def test_no_answer_is_paid_beyond_the_budget(
     ran: tuple[PipelineConfig, dict[str, Any], list[str]],
 ) -> None:
@@ -177,6 +179,7 @@ def test_a_killed_run_goes_on_with_the_same_rounds(
         assert outputs[f"judge-{k}"]["is_last"] == whole[f"judge-{k}"]["is_last"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="rounds need a budget"):
         RoundsTable(count=2)
@@ -213,6 +216,7 @@ def test_folds_keep_equal_words_together(tmp_path: Path) -> None:
     assert all(20 <= folds.count(k) <= 65 for k in range(5))
 
 
+@pytest.mark.long
 def test_the_likelier_half_of_the_tied_can_be_taught(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit_examples(
@@ -236,6 +240,7 @@ def test_the_likelier_half_of_the_tied_can_be_taught(tmp_path: Path) -> None:
     assert [q for (q,) in found] == seldom
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_a_view_is_of_its_queries(
     ran: tuple[PipelineConfig, dict[str, Any], list[str]],
 ) -> None:

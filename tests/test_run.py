@@ -245,7 +245,7 @@ def legacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LegacyPaths:
     return paths
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RCE_EPOCHS", "1"), ("GRPO_EPOCHS", "1"), ("BATCH_SIZE", "16")):
         monkeypatch.setenv(name, value)
@@ -279,6 +279,7 @@ def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPat
     assert json.loads(lever(*command, "--dry-run", "--json", "-").stdout)[0]["verdict"] == "skip"
 
 
+@pytest.mark.slow
 def test_checkpoints_of_another_trainer_are_left_alone(
     legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,7 +398,7 @@ def test_rl_data_of_another_is_not_written_over(tmp_path: Path) -> None:
     generate.guard()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_legacy_form_makes_what_is_missing(
     legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

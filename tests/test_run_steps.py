@@ -196,6 +196,7 @@ def test_every_file_a_step_opens_is_in_its_key(tmp_path: Path) -> None:
     assert found["evaluate"] == {*files.values(), *words, tmp_path / "q.npy", tmp_path / "c.npy"}
 
 
+@pytest.mark.slow
 def test_an_edited_metric_of_ones_own_is_another_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,7 +283,7 @@ def test_a_killed_sft_goes_on_though_rl_changed(tmp_path: Path) -> None:
     assert Path(found["checkpoint"]).read_bytes() == Path(whole["checkpoint"]).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_sft_starts_anew_where_it_changed(tmp_path: Path) -> None:
     _until_sft(tmp_path / "d", dies=True)
     _, said = _until_sft(tmp_path / "d", "[model]\nnum_layers = 2", dies=True)

@@ -57,6 +57,7 @@ def test_failures_are_not_remembered(tmp_path: Path) -> None:
     assert cache.get([key(1)]) == [None]
 
 
+@pytest.mark.long
 def test_segments_are_merged_and_nothing_is_lost(tmp_path: Path) -> None:
     count = FANOUT * FANOUT * 2 + 3
     fill(tmp_path / "c", range(count), flush_every=1)

@@ -74,6 +74,7 @@ def endpoint() -> Iterator[Endpoint]:
         yield found
 
 
+@pytest.mark.slow
 def test_a_key_that_the_endpoint_repeats_is_not_kept(
     tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

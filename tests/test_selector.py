@@ -131,6 +131,7 @@ def test_a_shared_pool_is_that_pool_for_each(kind: str) -> None:
     torch.testing.assert_close(shared, each)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -524,6 +525,7 @@ def test_features_that_are_not_there_are_refused() -> None:
         first_scores(_features(2), torch.randn(1, DIM), torch.randn(1, 6, DIM))
 
 
+@pytest.mark.slow
 def test_a_selector_that_can_stop_learns_to_show_nothing() -> None:
     """Where the first feature says so, an empty pointer is best; elsewhere the marked candidate."""
     selector = _features(2, max_shots=1, can_stop=True).train()

@@ -82,6 +82,7 @@ def apart(request: pytest.FixtureRequest) -> str:
     return {"as they stand": "", "sorted": " order by candidate desc"}[request.param]
 
 
+@pytest.mark.slow
 def test_every_group_comes_once_and_whole(con: duckdb.DuckDBPyConnection, apart: str) -> None:
     con.execute(f"create view shown as select * from candidates{apart}")
     for position in ({}, {"seed": 1, "epoch": 0}):
@@ -90,6 +91,7 @@ def test_every_group_comes_once_and_whole(con: duckdb.DuckDBPyConnection, apart:
         assert len(groups) == len(_expected())
 
 
+@pytest.mark.slow
 def test_the_order_is_that_of_a_hash_of_the_key_seed_and_epoch(
     con: duckdb.DuckDBPyConnection,
 ) -> None:
@@ -104,6 +106,7 @@ def test_the_order_is_that_of_a_hash_of_the_key_seed_and_epoch(
     assert _read(con, selection, seed=3, epoch=1) == wanted
 
 
+@pytest.mark.slow
 def test_order_is_a_function_of_seed_and_epoch(con: duckdb.DuckDBPyConnection) -> None:
     selection = Selection(("all_candidates",), DEFAULT)
     first = _read(con, selection, seed=1, epoch=2)
@@ -112,6 +115,7 @@ def test_order_is_a_function_of_seed_and_epoch(con: duckdb.DuckDBPyConnection) -
     assert first != _read(con, selection, seed=2, epoch=2)
 
 
+@pytest.mark.slow
 def test_only_the_groups_of_the_queries_asked_for(con: duckdb.DuckDBPyConnection) -> None:
     for name, split in (("few", "train"), ("none", "test")):
         columns = f"'d' as dataset, '{split}' as split, 5 * range as query_id"
@@ -150,6 +154,7 @@ def test_merged_shots_form_one_group_per_query(con: duckdb.DuckDBPyConnection) -
     assert all(len({query for query, _, _ in group}) == 1 for group in groups)
 
 
+@pytest.mark.slow
 def test_two_views_stay_two_groups_of_a_query(con: duckdb.DuckDBPyConnection) -> None:
     one = _read(con, Selection(("beam",), DEFAULT))
     both = _read(con, Selection(("beam", "beam"), DEFAULT))
@@ -200,6 +205,7 @@ def _entries(cache: Path) -> set[str]:
     return {path.name for path in cache.iterdir() if path.is_dir()}
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_made_once_for_what_it_is_made_of(
     con: duckdb.DuckDBPyConnection, cache: Path
 ) -> None:
@@ -220,6 +226,7 @@ def test_a_snapshot_is_made_once_for_what_it_is_made_of(
     assert len(_entries(cache)) == 1 + len(others)
 
 
+@pytest.mark.slow
 def test_what_a_view_reads_is_part_of_the_key(tmp_path: Path, cache: Path) -> None:
     """The SQL of the user's views, the choice of runs, the scorer."""
     store = new_store(tmp_path)
@@ -271,6 +278,7 @@ def test_a_file_that_is_cut_while_it_is_read(con: duckdb.DuckDBPyConnection, cac
         snapshot.read(np.arange(len(snapshot.groups)))
 
 
+@pytest.mark.slow
 def test_the_cache_has_a_bound_and_what_is_open_stays_readable(
     con: duckdb.DuckDBPyConnection, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lever_data.report.statistics import bootstrap_mean, effective_sample_size, mcnemar, sign_flip_p
 
 
+@pytest.mark.long
 def test_interval_of_a_known_distribution() -> None:
     values = np.random.default_rng(1).normal(3.0, 2.0, 4000)
     found = bootstrap_mean(values)
@@ -86,6 +87,7 @@ def test_effective_sample_size() -> None:
     assert effective_sample_size(np.array([])) == 0.0
 
 
+@pytest.mark.long
 @given(st.lists(st.sampled_from([-1.0, -0.3, 0.0, 0.3, 0.6, 1.0]), min_size=1, max_size=9))
 def test_sign_flips_are_those_of_every_toss(values: list[float]) -> None:
     differences = np.array(values)

@@ -202,6 +202,7 @@ def test_damaged_pickles_are_errors_or_inert(data: bytes, unknown: Any, tmp_path
         assert str(tmp_path) in str(error.where)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_no_byte_changed_in_a_file_goes_unnoticed_or_crashes(data: st.DataObject) -> None:

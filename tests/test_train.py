@@ -39,6 +39,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_a_training_leaves(bench: Bench) -> None:
     result = bench.train()
     out = bench.folder / "out"
@@ -106,7 +107,7 @@ def test_the_queries_of_a_view_are_held_out(bench: Bench) -> None:
         bench.train("none", held_out="fold_0")  # the store has no questions
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_metrics_are_a_relation_of_the_store(trained: Bench) -> None:
     bench = trained
     con = connect(bench.store)
@@ -131,7 +132,7 @@ def test_one_seed_gives_one_result(bench: Bench) -> None:
     assert bench.metrics("a").equals(bench.metrics("b"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tied_groups_are_counted_and_skipped_kept_or_downweighted(bench: Bench) -> None:
     for policy in ("skip", "keep", "downweight"):
         bench.train(policy, tied_groups=policy, split_ratio=1.0)
@@ -148,6 +149,7 @@ def test_tied_groups_are_counted_and_skipped_kept_or_downweighted(bench: Bench) 
     assert any(f"{tied:.0f} of 40 groups tied" in line for line in bench.said)
 
 
+@pytest.mark.slow
 def test_a_batch_of_tied_groups_makes_no_step(tmp_path: Path) -> None:
     untied = [candidate(3, i, [i, i + 4], correct=i, score=0.0) for i in range(2)]
     bench = Bench(tmp_path, TIED + untied)
@@ -156,6 +158,7 @@ def test_a_batch_of_tied_groups_makes_no_step(tmp_path: Path) -> None:
     assert losses[:3] == [None] * 3 and losses[3] > 0
 
 
+@pytest.mark.slow
 def test_nothing_but_ties_is_an_error(tmp_path: Path) -> None:
     bench = Bench(tmp_path, TIED)
     with pytest.raises(LeverError, match="every group is tied"):
@@ -163,6 +166,7 @@ def test_nothing_but_ties_is_an_error(tmp_path: Path) -> None:
     bench.train("kept", split_ratio=1.0, tied_groups="keep")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "flags"),
     [
@@ -184,7 +188,7 @@ def test_every_variant_trains(bench: Bench, flags: dict[str, Any], kind: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", long_except([k for k in get_args(Kind) if k not in ("static", "gru")], "stop", "mmr")
+    "kind", long_except([k for k in get_args(Kind) if k not in ("static", "gru")], "stop")
 )
 def test_every_kind_trains(bench: Bench, kind: str) -> None:
     result = bench.train(selector=kind, rce_epochs=2, grpo_epochs=1, rce_lr=1e-2, num_layers=2)
@@ -196,7 +200,8 @@ def test_every_kind_trains(bench: Bench, kind: str) -> None:
     assert np.isfinite(again.epochs[0]["train_loss"])
 
 
-@pytest.mark.parametrize("objective", ["listwise", "hinge"])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", long_except(["listwise", "hinge"], "listwise"))
 def test_the_dense_stage_compares_the_candidates_of_a_query(bench: Bench, objective: str) -> None:
     result = bench.train(
         stage="dense",
@@ -213,6 +218,7 @@ def test_the_dense_stage_compares_the_candidates_of_a_query(bench: Bench, object
     assert sum(weights) < sum(groups)  # tied groups are left out, whatever is said of RCE
 
 
+@pytest.mark.slow
 def test_single_demonstrations_are_compared_by_their_scores(tmp_path: Path) -> None:
     rows = [
         candidate(query, k, [query + 1 + k], correct=int(k == 1), score=float(k == 1))
@@ -233,6 +239,7 @@ def test_single_demonstrations_are_compared_by_their_scores(tmp_path: Path) -> N
         pairs.train("stops", can_stop=True, **flags)
 
 
+@pytest.mark.slow
 def test_an_empty_pointer_is_a_candidate_where_the_selector_can_stop(tmp_path: Path) -> None:
     rows = [
         candidate(query, ordinal, pointer, correct=int(not pointer), score=0.0)
@@ -250,6 +257,7 @@ def test_an_empty_pointer_is_a_candidate_where_the_selector_can_stop(tmp_path: P
         bench.train("short", split_ratio=1.0, can_stop=True, max_shots=1, **flags)
 
 
+@pytest.mark.slow
 def test_grpo_keeps_the_rce_checkpoints_and_logs_its_parts(bench: Bench) -> None:
     bench.train(rce_epochs=1, grpo_epochs=2, kl_beta=0.15, grpo_lr=5e-6)
     assert "[GRPO] epochs=2, lr=5e-06, kl_beta_init=0.15" in bench.said
@@ -261,6 +269,7 @@ def test_grpo_keeps_the_rce_checkpoints_and_logs_its_parts(bench: Bench) -> None
     assert steps_of(table, "grpo", "beta")[0] == 0.15
 
 
+@pytest.mark.slow
 def test_freezing_the_backbone_trains_the_attention_alone(bench: Bench) -> None:
     bench.train(rce_epochs=1, grpo_epochs=1, freeze_backbone_in_grpo=True)
     before, after = (bench.tensors("out", f"{p}_epoch1.pt") for p in ("rce", "grpo"))
@@ -269,6 +278,7 @@ def test_freezing_the_backbone_trains_the_attention_alone(bench: Bench) -> None:
     assert "frozen: input_proj.weight, query_proj.weight, cand_proj.weight" in bench.said
 
 
+@pytest.mark.long
 def test_pointers_of_many_lengths_train_together(tmp_path: Path) -> None:
     bench = Bench(tmp_path, random_rows(shots=(1, 2, 3, 4)))
     result = bench.train(tied_groups="keep", rce_epochs=1)
@@ -279,6 +289,7 @@ def test_pointers_of_many_lengths_train_together(tmp_path: Path) -> None:
         bench.train("two", shot_num=2)
 
 
+@pytest.mark.slow
 def test_multi_shot_rewards_put_all_lengths_into_one_group(tmp_path: Path) -> None:
     rows = random_rows(shots=(2, 3))
     for row in rows:
@@ -295,7 +306,7 @@ def test_multi_shot_rewards_put_all_lengths_into_one_group(tmp_path: Path) -> No
         broken.train(reward_mode="multi_shot")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_views_are_interleaved(bench: Bench) -> None:
     both = bench.train(view=["beam", "all_candidates"], split_ratio=1.0, rce_epochs=1)
     alone = bench.train("one", view=["beam"], split_ratio=1.0, rce_epochs=1)

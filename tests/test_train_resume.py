@@ -18,6 +18,7 @@ import torch
 from lever_data.errors import LeverError, UsageError
 from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.state import STATE
+from tests.cases import long
 from tests.training import Bench, equal
 
 GRPO: dict[str, Any] = {
@@ -64,8 +65,8 @@ def _train_and_die(bench: Bench, out: str, after: int, **flags: Any) -> None:
 @pytest.mark.parametrize(
     ("selector", "after", "save_every"),
     [
-        *(("static", 3, 1), ("gru", 9, 2), ("static", 22, 3)),
-        pytest.param("static", 17, 4, marks=pytest.mark.long),
+        ("gru", 9, 2),
+        *(long("static", 3, 1), long("static", 22, 3), long("static", 17, 4)),
     ],
 )
 def test_a_killed_training_ends_as_if_it_had_not_been(
@@ -85,8 +86,8 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     ).readlink()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("left", [(STATE,), (STATE, "config.toml")])
+@pytest.mark.long
+@pytest.mark.parametrize("left", [(STATE,), long((STATE, "config.toml"))])
 def test_killed_before_its_first_step_it_starts_from_the_beginning(
     finished: Bench, tmp_path: Path, left: tuple[str, ...]
 ) -> None:
@@ -104,6 +105,7 @@ def test_killed_before_its_first_step_it_starts_from_the_beginning(
     assert finished.metrics().equals(bench.metrics("killed"))
 
 
+@pytest.mark.slow
 def test_resuming_nothing_makes_nothing(trained: Bench, tmp_path: Path) -> None:
     bench = trained
     with pytest.raises(LeverError, match="no training here to resume"):
@@ -115,7 +117,7 @@ def test_resuming_nothing_makes_nothing(trained: Bench, tmp_path: Path) -> None:
     assert "--overwrite" in str(error.value.hint)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_can_die_again_and_again(whole: Whole, tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     _train_and_die(bench, "killed", 2, **GRPO)
@@ -126,6 +128,7 @@ def test_it_can_die_again_and_again(whole: Whole, tmp_path: Path) -> None:
     assert whole("static").metrics().equals(bench.metrics("killed"))
 
 
+@pytest.mark.slow
 def test_resuming_what_is_finished_changes_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     first = bench.train()
@@ -135,6 +138,7 @@ def test_resuming_what_is_finished_changes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "rce_epoch2.pt").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -149,6 +153,7 @@ def test_another_config_is_refused(trained: Bench, flags: dict[str, Any], messag
         trained.train(resume=True, **flags)
 
 
+@pytest.mark.long
 def test_another_number_of_threads_is_refused(tmp_path: Path) -> None:
     """They sum in another order: the ending would be close, not the same."""
     bench = Bench(tmp_path)

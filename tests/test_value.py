@@ -133,6 +133,7 @@ def test_with_all_pointers_stored_the_value_is_exact(world: World) -> None:
         assert one.queries == N
 
 
+@pytest.mark.long
 def test_policies_are_ranked_from_some_of_the_pool(world: World) -> None:
     rng = np.random.default_rng(6)
     rows = [
@@ -149,6 +150,7 @@ def test_policies_are_ranked_from_some_of_the_pool(world: World) -> None:
     assert np.mean(errors) < 0.06
 
 
+@pytest.mark.long
 def test_draws_are_weighed_by_how_likely_they_were(world: World) -> None:
     rng = np.random.default_rng(7)
     middle = POLICIES // 2
@@ -193,6 +195,7 @@ def test_beams_are_no_draws(world: World) -> None:
         value(world.request(beams, (0,), data=data, **more))
 
 
+@pytest.mark.long
 def test_two_demonstrations(world: World) -> None:
     pairs = list(permutations(range(K), 2))
     rows = [world.row(q, i, list(pair)) for q in range(N) for i, pair in enumerate(pairs)]

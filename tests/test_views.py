@@ -54,6 +54,7 @@ def test_the_header_says_what_describe_says(empty: duckdb.DuckDBPyConnection, na
     assert relation.purpose and relation.grain.startswith("one row")
 
 
+@pytest.mark.slow
 def test_training_views_row_by_row(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, ROWS)
@@ -175,7 +176,7 @@ def test_views_sql_gives_any_shell_the_same_rows(
             assert shell.execute(sql).fetchall() == con.execute(sql).fetchall(), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_views_sql_of_a_copied_store_reads_the_copy(tmp_path: Path) -> None:
     """A shell names the script it starts with; the original stays where it is."""
     store = new_store(tmp_path)
@@ -201,7 +202,7 @@ def test_the_views_sql_of_a_copied_store_reads_the_copy(tmp_path: Path) -> None:
     assert refused is None or "start duckdb in the folder of the store" in refused.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_users_view_joins_and_a_broken_one_does_not_break_the_others(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, ROWS)
@@ -226,6 +227,7 @@ def test_a_users_view_joins_and_a_broken_one_does_not_break_the_others(tmp_path:
     assert view_sql(store.path, "beam").startswith("-- Candidates found by beam search.")
 
 
+@pytest.mark.long
 def test_counts_of_the_same_runs_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +266,7 @@ def test_the_connection_reads_the_store_and_nothing_else(tmp_path: Path) -> None
     assert not (tmp_path / "x.csv").exists()
 
 
+@pytest.mark.slow
 def test_many_runs_are_one_relation(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for index in range(30):
@@ -280,6 +283,7 @@ def test_what_relations_read_by_their_words_is_what_the_parser_says() -> None:
             assert catalog.builtin_reads(name) == parsed, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from lever_data.store.store import Store
-from tests.cases import long_except
 from tests.rollouts import make_world
 from tests.stores import candidate, commit
 from tests.test_rescore import write_official
@@ -51,8 +50,8 @@ def _train(folder: Path) -> tuple[Path, Words]:
     return bench.store.path, words
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", long_except([_generate, _rescore, _train], _rescore))
+@pytest.mark.long
+@pytest.mark.parametrize("make", [_generate, _rescore, _train])
 def test_a_limit_on_file_sizes_commits_nothing(
     tmp_path: Path, warm: Nursery, report: Report, make: Callable[[Path], tuple[Path, Words]]
 ) -> None:

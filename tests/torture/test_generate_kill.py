@@ -17,7 +17,7 @@ from lever_train.rollout.cache import FLUSH_SECONDS
 from tests.endpoint import Handler, serving
 from tests.rollouts import World, make_world
 from tests.torture.conftest import Report
-from tests.torture.harness import LONG_SIZES, SIZES, Nursery, Snapshot, verify, verify_checks
+from tests.torture.harness import LONG_SIZES, Nursery, Snapshot, verify, verify_checks
 
 KILLS = 2  # at random moments; a run that was killed goes on until it ends
 
@@ -60,7 +60,7 @@ def test_killed_at_random_moments(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("long", SIZES)
+@pytest.mark.parametrize("long", LONG_SIZES)
 def test_killed_before_every_change_of_the_file_system(
     warm: Nursery, tmp_path: Path, report: Report, long: bool
 ) -> None:

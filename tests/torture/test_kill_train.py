@@ -12,7 +12,6 @@ import torch
 from tests.torture.conftest import Report
 from tests.torture.harness import (
     LONG_SIZES,
-    SIZES,
     Nursery,
     Outcome,
     Snapshot,
@@ -90,7 +89,7 @@ def room(warm: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Room:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("long", SIZES)
+@pytest.mark.parametrize("long", LONG_SIZES)
 def test_train_killed_before_changes_of_the_file_system(
     room: Room, report: Report, long: bool
 ) -> None:
