@@ -38,7 +38,7 @@ class Request:
         return f"{self.method} {self.path}{'?' if self.query else ''}{self.query}"
 
 
-class _Quiet(WSGIRequestHandler):
+class Quiet(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log(self, kind: str, message: str, *args: Any) -> None:
@@ -52,7 +52,7 @@ class Cloud:
         self.spoil: Callable[[Request, Callable[..., Any]], Reply | None] | None = None
         self.seen: list[Request] = []
         self._s3 = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server(host, 0, self._answer, threaded=True, request_handler=_Quiet)
+        self._server = make_server(host, 0, self._answer, threaded=True, request_handler=Quiet)
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)

@@ -12,7 +12,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
@@ -177,8 +177,14 @@ class Bucket:
         """Delete objects; those that are gone already do not matter."""
         import obstore
 
-        if keys:
+        if not keys:
+            return
+        try:
             self._ask(lambda: obstore.delete(self._objects, list(keys)))
+        except FileNotFoundError:  # gs:// says so of the first that is gone, and others may be left
+            for key in keys:
+                with suppress(FileNotFoundError):
+                    self._ask(partial(obstore.delete, self._objects, key))
 
     def now(self) -> datetime:
         """The time by the bucket's clock, which stamps what is put into it."""
@@ -306,7 +312,7 @@ def _connect(uri: str, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
             hint="pip install 'lever[remote]'",
         ) from None
     given = dict(environment)
-    endpoints = [value for name, value in given.items() if "ENDPOINT" in name]
+    endpoints = [v for name, v in given.items() if "ENDPOINT" in name or name == "GOOGLE_BASE_URL"]
     more: dict[str, Any] = {}
     if uri.startswith("s3:") and not {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"} & given.keys():
         more["credential_provider"] = _profile(uri)
