@@ -386,12 +386,21 @@ def test_a_bucket_without_a_store(bucket: TestBucket) -> None:
 
 def test_a_newer_store_is_refused(bucket: TestBucket) -> None:
     commit(Store.create(bucket.uri), ROWS)
-    bucket.put("lever.json", b'{"format": 2}')
+    bucket.put("lever.json", b'{"format": 3}')
     before = bucket.listed()
     for command in (["runs"], ["query", "select 1"], ["audit"]):
         done = lever(*command, "--store", bucket.uri, check=False)
-        assert done.returncode == 1 and "this lever reads store format 1" in done.stderr
+        said = f"this lever reads store formats up to 2; at {bucket.uri}/lever.json; "
+        assert done.returncode == 1 and said in done.stderr
     assert bucket.listed() == before
+
+
+def test_a_run_makes_an_older_store_one_that_older_levers_refuse(bucket: TestBucket) -> None:
+    Store.create(bucket.uri)
+    bucket.put("lever.json", b'{"format": 1}')
+    run = commit(Store.create(bucket.uri), ROWS)
+    assert json.loads(bucket.read("lever.json")) == {"format": 2}
+    assert Store.open(bucket.uri).runs() == [run]
 
 
 @pytest.mark.slow

@@ -246,7 +246,7 @@ def test_killed_before_any_change(tmp_path: Path) -> None:
             done = True
         opened = Store.create(store.path)
         for _ in range(2):  # a lock goes when its folder is gone
-            opened.sweep()
+            opened.make_ready()
         assert [p.name for p in opened.staging_folder.iterdir()] == ["lock"]
         if opened.runs() != made:
             assert [run.parents for run in opened.runs()] == [tuple(run.run for run in made)]

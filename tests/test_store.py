@@ -17,9 +17,10 @@ from lever_data import connect
 from lever_data.errors import LeverError
 from lever_data.store import writer
 from lever_data.store.files import sha256_file
-from lever_data.store.manifest import sealed
+from lever_data.store.manifest import sealed, to_json
 from lever_data.store.schema import CANDIDATES
 from lever_data.store.store import RunSpec, Store
+from tests.commands import lever
 from tests.stores import candidate, commit, new_store, table
 
 
@@ -216,8 +217,31 @@ def test_what_a_writer_left_undone_after_its_rename_is_mended(tmp_path: Path) ->
 def test_a_newer_store_format_is_refused(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     (store.path / "lever.json").write_text('{"format": 99}')
-    with pytest.raises(LeverError, match="store format 1"):
+    with pytest.raises(LeverError, match="store formats up to 2"):
         Store.open(store.path)
+
+
+def test_a_run_makes_an_older_store_one_that_older_levers_refuse(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    marker = store.path / "lever.json"
+    marker.write_text('{"format": 1}')
+    assert Store.create(store.path).runs() == [] and json.loads(marker.read_bytes())["format"] == 1
+    run = commit(store, [candidate(0, 0, [1])])
+    assert json.loads(marker.read_bytes()) == {"format": 2}
+    assert Store.open(store.path).runs() == [run]
+
+
+def test_a_run_of_a_newer_lever_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    newer, known = (commit(store, [candidate(q, 0, [1])], name=str(q)) for q in (0, 1))
+    manifest = json.loads((newer.path / "manifest.json").read_bytes())
+    manifest = {k: v for k, v in manifest.items() if k != "seal"} | {"schema_version": 3}
+    (newer.path / "manifest.json").write_bytes(to_json(sealed(manifest)))
+    done = lever("audit", "--store", store.path, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("Error: a newer lever (")
+    assert "wrote this run: schema 3, and this one reads up to 2; at " in done.stderr
+    assert newer.run in done.stderr and "name other runs with --run" in done.stderr
+    assert store.select([known.run]) == [known]
 
 
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def transfer(
     """
     if source.path.resolve() == target.path.resolve():
         raise LeverError("the two are one store", where=str(source.path))
-    target.sweep()
+    target.make_ready()
     for run in source.select(list(runs)):
         yield _send(source, run, target)
     if not runs:

@@ -169,13 +169,15 @@ def read_manifest(folder: Path) -> Run | None:
     """The run in ``folder``; ``None`` where it was removed while we looked.
 
     Raises:
-        LeverError: the manifest is missing, or is not what the commit wrote.
+        LeverError: it is missing, is not what the commit wrote, or is a newer lever's.
     """
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_bytes())
         if sealed({k: v for k, v in raw.items() if k != "seal"})["seal"] != raw["seal"]:
             raise ValueError("it was changed after the commit")
+        if raw["schema_version"] > SCHEMA_VERSION:
+            raise _newer(path, raw)
         return _to_run(raw, folder)
     except FileNotFoundError:
         if not folder.exists():
@@ -205,6 +207,15 @@ def _to_run(raw: dict[str, Any], folder: Path) -> Run:
         details=raw["details"],
         path=folder,
         schema_version=raw["schema_version"],
+    )
+
+
+def _newer(path: Path, raw: dict[str, Any]) -> LeverError:
+    return LeverError(
+        f"a newer lever ({raw.get('lever_version')}) wrote this run: schema "
+        f"{raw['schema_version']}, and this one reads up to {SCHEMA_VERSION}",
+        where=str(path),
+        hint="use the lever that wrote it; name other runs with --run to go on without it",
     )
 
 

@@ -83,6 +83,18 @@ class Mirror:
             self.bucket.require_writable()
             self.bucket.create(MARKER, marker)
 
+    def raise_format(self, marker: bytes) -> None:
+        """Put a newer marker in the place of the one that is there.
+
+        Raises:
+            LeverError: another writer put a different one meanwhile.
+        """
+        there = self.bucket.look(MARKER)
+        if there is None or self.bucket.swap(MARKER, marker, there.state) is None:
+            raise LeverError("the store's marker changed meanwhile", where=f"{self.uri}/{MARKER}")
+        with self._changing():
+            _put(self.path / MARKER, marker)
+
     def refresh(self) -> None:
         """Take over the marker and the user's SQL.
 

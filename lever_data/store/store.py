@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Inventory", "Run", "RunSpec", "Store"]
 
-FORMAT = 1
+FORMAT = 2  # 1: no run of schema 2 or later is there, so levers that know no other may read it
 
 
 class Store:
@@ -68,6 +68,7 @@ class Store:
         if store.mirror is not None:
             store.mirror.refresh()
         marker = store.path / MARKER
+        place = str(marker) if store.mirror is None else f"{store.mirror.uri}/{MARKER}"
         try:
             found = json.loads(marker.read_bytes())
         except FileNotFoundError:
@@ -79,12 +80,12 @@ class Store:
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise LeverError(
-                f"the store's marker lever.json cannot be read ({error})", where=str(marker)
+                f"the store's marker lever.json cannot be read ({error})", where=place
             ) from error
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        if not isinstance(found, dict) or found.get("format") not in range(1, FORMAT + 1):
             raise LeverError(
-                f"this lever reads store format {FORMAT}",
-                where=str(marker),
+                f"this lever reads store formats up to {FORMAT}",
+                where=place,
                 value=found,
                 hint="use the lever version that wrote the store",
             )
@@ -227,18 +228,31 @@ class Store:
     def begin(self, spec: RunSpec) -> RunWriter:
         """Start writing a run; use it as a context manager and call ``commit`` inside."""
         self._require_present()
-        self.sweep()
+        self.make_ready()
         from lever_data.store.writer import RunWriter  # half of the start of those who only read
 
         return RunWriter(self, spec)
 
-    def sweep(self) -> None:
-        """Delete what dead writers left."""
+    def make_ready(self) -> None:
+        """Before runs are written: delete what dead writers left, and by the marker keep out older
+        levers, which would find nulls where columns have names they do not know."""
         with staging.writable(self.path):
             self.staging_folder.mkdir(exist_ok=True)
             staging.sweep(self.staging_folder)
         if self.mirror is not None:
             self.mirror.sweep()
+        self._raise_format()
+
+    def _raise_format(self) -> None:
+        marker, wanted = self.path / MARKER, to_json({"format": FORMAT})
+        with staging.writable(self.path):
+            if json.loads(marker.read_bytes())["format"] >= FORMAT:
+                return
+            if self.mirror is not None:
+                self.mirror.raise_format(wanted)
+                return
+            with staging.locked(self.staging_folder):
+                staging.replace_file(self.staging_folder, marker, wanted)
 
     def remove(self, run_id: str) -> str:
         """Remove a run, damaged or not, by its id or a prefix only it has; returns the id.

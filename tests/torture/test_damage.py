@@ -135,7 +135,7 @@ def test_a_vanished_run_is_no_run(store: Store, nursery: Nursery) -> None:
     assert (shown.code, "there is no such run" in shown.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 2}', b"[" * 100_000, b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 3}', b"[" * 100_000, b"\xff"])
 def test_a_store_whose_marker_is_damaged_says_so(
     store: Store, nursery: Nursery, content: bytes
 ) -> None:
