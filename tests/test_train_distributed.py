@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import polars as pl
 import pytest
 import torch
 
-from tests.training import Bench, steps_of
+from lever_data.sources.transfer import transfer
+from lever_data.store.store import Store
+from tests.cloud import TestBucket
+from tests.training import Bench, equal, steps_of
 
 FLAGS: dict[str, Any] = {
     "rce_epochs": 2,
@@ -23,17 +27,22 @@ FLAGS: dict[str, Any] = {
 }
 
 
+def _by_two(bench: Bench, out: str, store: object, launcher: Sequence[str] = ()) -> None:
+    """Train by two processes, each started by the launcher where one is given."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    words += [*launcher, "-m", "lever_cli", "train", "--store", str(store)]
+    words += ["--out", str(bench.folder / out)]
+    for name, value in bench.flags(**FLAGS).items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.long
 def test_two_processes_are_one(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.train("one", **FLAGS)
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    words += ["-m", "lever_cli", "train", "--store", str(bench.store.path)]
-    words += ["--out", str(tmp_path / "two")]
-    for name, value in bench.flags(**FLAGS).items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    _by_two(bench, "two", bench.store.path)
     for name in ("rce_epoch2.pt", "grpo_epoch1.pt"):
         one, two = bench.tensors("one", name), bench.tensors("two", name)
         for key, value in one.items():
@@ -50,3 +59,21 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     )
     gap = (epochs[0]["value"] - epochs[1]["value"]).abs().max()
     assert isinstance(gap, float) and gap < 1e-3
+
+
+@pytest.mark.long
+def test_each_rank_reads_a_bucket_through_a_cache_of_its_own(
+    bucket: TestBucket, tmp_path: Path
+) -> None:
+    """As two machines would that share nothing else: every figure is that of a store on disk."""
+    bench = Bench(tmp_path)
+    list(transfer(bench.store, Store.create(bucket.uri)))
+    places: dict[str, object] = {"disk": bench.store.path, "bucket": bucket.uri}
+    for out, store in places.items():
+        own = f'LEVER_CACHE={tmp_path}/{out}-$LOCAL_RANK exec "$@"'
+        _by_two(bench, out, store, ["--no-python", "sh", "-c", own, "sh", sys.executable])
+    for rank in range(2):
+        assert len(list((tmp_path / f"bucket-{rank}" / "mirror" / "s3").iterdir())) == 1
+        assert list((tmp_path / f"bucket-{rank}").rglob("candidates/*.parquet"))
+    assert bench.metrics("disk").equals(bench.metrics("bucket"))
+    assert equal(*(bench.tensors(out, "grpo_epoch1.pt") for out in places))
