@@ -313,6 +313,7 @@ def test_any_moment_of_random_histories(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_any_moment_of_a_thousand_random_histories(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

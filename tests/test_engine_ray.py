@@ -81,7 +81,7 @@ def on_two_nodes(folder: Path, *commands: list[str], kills: bool = False) -> str
         [sys.executable, "-c", _CLUSTER, given],
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=1700,
         env=ray_environment(),
     )
     assert done.returncode == 0, done.stderr
@@ -96,6 +96,7 @@ def files(store: str | Path, kind: str) -> dict[str, str]:
 
 @needs_ray
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_node_is_killed_and_the_bucket_has_the_same_bytes(
     bucket: TestBucket, tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_node_is_killed_and_the_bucket_has_the_same_bytes(
 
 @needs_ray
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("command", ["beam", "embed", "eval"])
 def test_what_a_model_makes_is_that_of_one_process(command: str, tmp_path: Path) -> None:
     """Of a small model that each worker loads; 600 questions are two parts of vectors."""
@@ -133,6 +135,7 @@ def test_what_a_model_makes_is_that_of_one_process(command: str, tmp_path: Path)
 
 @needs_ray
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_cells_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_demo(DemoOptions(tmp_path / "d", WorldSpec(120, 60, 8)))
     monkeypatch.chdir(tmp_path)

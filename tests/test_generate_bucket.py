@@ -142,7 +142,7 @@ def begin(
 
 def end(process: subprocess.Popen[str]) -> Any:
     """What it says it did, or by which signal it was killed."""
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate()
     return process.returncode or json.loads(said)
 
 
@@ -224,6 +224,7 @@ def networks() -> Iterator[list[tuple[str, str]]]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_two_networks_with_only_the_bucket_between_them(
     networks: list[tuple[str, str]], world: World, whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
