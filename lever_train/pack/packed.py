@@ -37,7 +37,7 @@ from lever_train.selector.model import (
 if TYPE_CHECKING:
     from lever_train.pack.features import PackedFeatures, Vectors
 
-_UNITS = 1 << 28  # bytes of what is kept of all examples beside their vectors
+_KEPT = 1 << 29  # bytes of what is kept of all examples beside their vectors
 _QUERIES = 64  # at once where [B, K, h] is made of them: more would leave the cache
 _FEW = 8  # questions that one thread answers sooner than two
 _BLOCK = 256  # questions a thread takes at once
@@ -97,15 +97,17 @@ class PackedSelector:
         return self._policy.name
 
     @cached_property
-    def _units(self) -> Tensor | None:
-        """What the selector compares a query with, of every example: most of the arithmetic of one
-        question. ``None`` where there are too many, or it has none."""
+    def _every(self) -> Pool | None:
+        """All examples, with what is computed of each once: most of the arithmetic of a question.
+        ``None`` where there are too many."""
         selector = self._policy.selector
-        size = 8 * len(self.vectors) * selector.config.hidden
-        if not isinstance(selector, AttentionSelector) or size > _UNITS:
+        if 8 * len(self.vectors) * (self.dim + selector.config.hidden) > _KEPT:
             return None
-        parts = torch.split(self.vectors, _ROWS)
-        return torch.cat([selector.units(Pool(part.double())) for part in parts])
+        vectors, units = self.vectors.double(), None
+        if isinstance(selector, AttentionSelector):
+            parts = torch.split(vectors, _ROWS)
+            units = torch.cat([selector.units(Pool(part)) for part in parts])
+        return Pool(vectors, length=vector_lengths(vectors), units=units)
 
     @property
     def dim(self) -> int:
@@ -302,18 +304,20 @@ class PackedSelector:
     def _pool(self, rows: Ids) -> Pool:
         """The candidates of these pools; one that all questions share is kept until another is
         asked for."""
-        is_one = is_one_pool(rows)
+        every, is_one = self._every, is_one_pool(rows)
+        filled = np.where(rows < 0, rows.max(), rows)
         if is_one and self._last is not None and np.array_equal(self._last[0], rows[0]):
             pool = self._last[1]
+        elif every is not None and not is_one:
+            pool = replace(every, index=torch.from_numpy(filled))
         else:
-            filled, index = np.where(rows < 0, rows.max(), rows), None
-            used = filled[0]
+            used, index = filled[0], None
             if not is_one:
                 used, at = np.unique(filled, return_inverse=True)
                 index = torch.from_numpy(at.reshape(rows.shape))
             here = torch.from_numpy(used)
             vectors = self.vectors[here].double()
-            units = None if self._units is None else self._units[here]
+            units = None if every is None or every.units is None else every.units[here]
             pool = Pool(vectors, index, length=vector_lengths(vectors), units=units)
             if is_one:
                 self._last = rows[0], pool
