@@ -28,6 +28,7 @@ from lever_train.rollout.ask import Asker
 from lever_train.rollout.cache import AnswerCache
 from lever_train.rollout.generate import STORED, generate
 from lever_train.rollout.resolve import resolve
+from tests.cases import long
 from tests.endpoint import BREAKS, EXPECTED, Endpoint, Handler, answerer, prompts, serving, texts
 from tests.rollouts import World, add_images, make_world, rows
 
@@ -76,7 +77,7 @@ def test_requests_run_side_by_side_within_the_bound(endpoint: Endpoint) -> None:
     assert 1 < endpoint.most_active <= 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_overload_and_server_errors_are_never_lost(endpoint: Endpoint) -> None:
     codes = [429, 500, 502, 503, 529]
 
@@ -91,7 +92,7 @@ def test_overload_and_server_errors_are_never_lost(endpoint: Endpoint) -> None:
     assert set(endpoint.tries.values()) == {3}
 
 
-@pytest.mark.parametrize("form", ["seconds", "date"])
+@pytest.mark.parametrize("form", ["seconds", long("date")])
 def test_retry_after_is_honoured(endpoint: Endpoint, form: str) -> None:
     def fault(handler: Handler, question: str, attempt: int) -> bool:
         moment = datetime.now(UTC) + timedelta(seconds=2)
@@ -104,7 +105,7 @@ def test_retry_after_is_honoured(endpoint: Endpoint, form: str) -> None:
     assert second - first >= (1.2 if form == "seconds" else 0.95)  # a date has whole seconds
 
 
-@pytest.mark.parametrize("value", ["0", "Mon, 01 Jan 2024 00:00:00 GMT"])
+@pytest.mark.parametrize("value", ["0", long("Mon, 01 Jan 2024 00:00:00 GMT")])
 def test_an_endpoint_that_asks_for_no_wait_is_not_flooded(endpoint: Endpoint, value: str) -> None:
     endpoint.fault = lambda handler, question, attempt: handler.send(429, "", Retry_After=value)
     with pytest.raises(LeverError, match="does not answer"):
@@ -137,6 +138,7 @@ def test_a_prompt_that_is_refused_fails_alone(endpoint: Endpoint) -> None:
     assert endpoint.tries["Question:what is 3 Short answer:"] == 1
 
 
+@pytest.mark.long
 def test_a_prompt_that_never_gets_through_fails_where_others_do(endpoint: Endpoint) -> None:
     def fault(handler: Handler, question: str, attempt: int) -> bool:
         if "is 1 " in question:
@@ -168,6 +170,7 @@ def test_an_endpoint_that_is_down_stops_the_job(endpoint: Endpoint) -> None:
         gone.answer(prompts(2))
 
 
+@pytest.mark.long
 def test_patience_is_the_jobs_and_an_outage_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """However many prompts wait: their patience does not add up."""
     gone = OpenAIAnswerer.connect("http://127.0.0.1:9/v1", AnswererSpec(model="m", patience=1.0))
@@ -314,7 +317,7 @@ def test_other_images_make_another_run(world: World) -> None:
     assert name() == first
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_goes_on_after_the_endpoint_was_down(world: World, endpoint: Endpoint) -> None:
     down = threading.Event()
 

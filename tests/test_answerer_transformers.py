@@ -173,7 +173,7 @@ def test_every_family_is_answered_as_transformers_answers_given_the_pixels(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", long_except(PROCESSED, "Llava", "PaliGemma"))
+@pytest.mark.parametrize("family", long_except(PROCESSED, "Llava"))
 def test_a_model_with_its_own_processor_is_answered_as_transformers_answers(
     family: str, tmp_path: Path, prompts: list[Prompt]
 ) -> None:

@@ -68,7 +68,7 @@ def test_figures_are_the_same_twice_and_computed_once(
         assert vars(audit(store, AuditRequest())) == vars(first)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_remembered_figures_are_of_the_same_runs_view_reward_and_policy(tmp_path: Path) -> None:
     made = new_store(tmp_path)
     run = commit(made, rows()).run
@@ -214,7 +214,7 @@ def test_the_largest_reward_of_a_mode(store: Store, spec: RewardSpec, largest: f
     assert con.execute("select max_reward from audit_settings").fetchall() == [(largest,)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hybrid_over_several_runs(tmp_path: Path) -> None:
     """As a view, the information term took minutes once two runs overlapped."""
     made = new_store(tmp_path)

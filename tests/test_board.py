@@ -146,7 +146,7 @@ def test_a_view_of_the_store_runs_in_the_sandbox_too(tmp_path: Path) -> None:
     board.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_download_holds_every_row(client: TestClient) -> None:
     found = {
         form: client.get("download", params={"sql": "from candidates", "form": form}).content

@@ -162,7 +162,7 @@ def _worked(bench: Bench, folder: Path, out: str, vectors: Path) -> str | None:
     return why
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_process_says_why_there_is_no_pick(bench: Bench, tmp_path: Path) -> None:
     assert _worked(bench, tmp_path / "a", "out", bench.vectors) is None
     none = Path("none.pt")

@@ -88,7 +88,7 @@ def _asked(world: World, endpoint: Endpoint, **changes: Any) -> Run:
 @pytest.mark.parametrize(
     "how",
     [
-        {"images": False},
+        long({"images": False}),
         long({"images": False, "prompt_form": "turns"}),
         {"images": True, "system_prompt": "system.txt"},
         long({"images": False, "api": "completions"}),
@@ -116,7 +116,7 @@ def test_the_page_has_the_words_that_were_sent(tmp_path: Path, how: dict[str, An
     assert shown == sent
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rescored_run_shows_what_its_parent_asked(tmp_path: Path) -> None:
     from lever_data.report.options import RescoreRequest
     from lever_data.report.rescore import rescore

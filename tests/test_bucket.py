@@ -308,7 +308,7 @@ def test_credentials_from_the_files_of_awss_own_tools(
     assert KEY in str(bucket.cloud.seen[-1].environ["HTTP_AUTHORIZATION"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_copy_in_the_cache_is_fetched_anew(bucket: TestBucket) -> None:
     run = commit(Store.create(bucket.uri), ROWS)
     file = run.table_files("candidates")[0]

@@ -230,6 +230,7 @@ def test_a_lost_reply_to_the_manifest_is_no_failure(bucket: TestBucket) -> None:
     assert whole(bucket) == [run.run]
 
 
+@pytest.mark.long
 def test_a_slow_server_is_waited_for(bucket: TestBucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that does not answer in time is asked again."""
     from lever_data.store import bucket as module
@@ -403,7 +404,7 @@ def test_a_run_makes_an_older_store_one_that_older_levers_refuse(bucket: TestBuc
     assert Store.open(bucket.uri).runs() == [run]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_secrets_stay_where_they_are(bucket: TestBucket, tmp_path: Path) -> None:
     """In no object, no file of the cache and no word that is said."""
     commit(Store.create(bucket.uri), ROWS)

@@ -134,7 +134,7 @@ def test_a_candidate_without_its_query(store: Store) -> None:
     assert only(store).where == "candidate_has_query"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_users_tests(store: Store) -> None:
     commit(store, GOOD)
     folder = store.path / "tests"

@@ -137,6 +137,7 @@ def test_audits_and_snapshots_are_what_they_were(tmp_path: Path) -> None:
     assert (figures(), records()) == before
 
 
+@pytest.mark.long
 def test_the_shell_sees_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = new_store(tmp_path)
     for number in range(6):
@@ -307,12 +308,14 @@ def _random_sequence(folder: Path, seed: int, patch: pytest.MonkeyPatch) -> None
                 assert rows is None or _rows(store, "candidates") == rows
 
 
+@pytest.mark.long
 def test_any_moment_of_random_histories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(10):
         _random_sequence(tmp_path / str(seed), seed, monkeypatch)
 
 
 @pytest.mark.long
+@pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_any_moment_of_a_thousand_random_histories(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

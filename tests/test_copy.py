@@ -81,7 +81,7 @@ def test_one_run_by_its_prefix(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "new" / "views").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_half_a_copy_in_a_bucket_is_said_and_completed(store: Store, bucket: TestBucket) -> None:
     lever("copy", store.path, bucket.uri)
     (lost,) = [key for key in bucket.listed() if key.endswith("/candidates/part-00000.parquet")]

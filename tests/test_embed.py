@@ -86,7 +86,7 @@ def test_both_is_the_sum_of_text_and_image(store: Store, clip: Path) -> None:
     assert not torch.allclose(text[0], text[1]) and not torch.allclose(image[0], image[1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_vectors_of_another_encoder_are_not_compared(
     store: Store, clip: Path, tmp_path: Path
 ) -> None:
@@ -229,7 +229,7 @@ def test_other_images_make_another_run(store: Store, clip: Path) -> None:
         embed(_request(store, clip, features="both", name="both"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_bad_image_is_one_failed_item(store: Store, clip: Path) -> None:
     """Named, and where the user says so gone on without: its vector is zeros."""
     whole = embed(_request(store, clip, features="both", name="whole")).queries

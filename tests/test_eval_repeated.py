@@ -82,7 +82,7 @@ def test_answers_that_come_the_second_time_are_a_run_of_their_own(
     assert not _evaluate(world, endpoint).is_new
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_image_is_another_evaluation_whatever_is_answered(
     world: World, endpoint: Endpoint
 ) -> None:

@@ -54,7 +54,7 @@ def write_pictures(folder: Path, name: str) -> None:
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}_{split}.parquet")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", long_except(METRICS, "captions"))
 def test_an_example_runs_from_its_data_to_a_scoreboard(
     name: str, tmp_path: Path, models: Path

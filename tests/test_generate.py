@@ -279,7 +279,7 @@ def test_a_run_killed_between_shards_goes_on(world: World) -> None:
     assert fresh.run.files == outcome.run.files
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fallback_is_said_and_counted(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     noted = json.loads(world.annotations.read_text())
     kept = noted["annotations"][6:]

@@ -16,6 +16,7 @@ from lever_data.relations.db import connect
 from lever_data.store.store import Store
 from lever_train.options.rollout import BeamShape
 from lever_train.rollout.infoscore import FLOOR, search_beams
+from tests.cases import long
 from tests.endpoint import Handler, serving
 from tests.rollouts import World, make_world, rows
 
@@ -104,7 +105,7 @@ def test_the_legacy_definition_is_the_last_step_leftwards(world: World) -> None:
     assert json.loads(found[0]["extra"])["info_score"] == "legacy"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_beams_are_for_supervised_training_and_nothing_else(world: World) -> None:
     run = search_beams(world.request()).run
     assert run is not None and run.kind == "beam"
@@ -135,7 +136,7 @@ def test_an_answerer_without_probabilities_is_refused(world: World) -> None:
             search_beams(request)
 
 
-@pytest.mark.parametrize("api", ["chat", "completions"])
+@pytest.mark.parametrize("api", ["chat", long("completions")])
 def test_beams_of_an_endpoint_that_knows_probabilities(world: World, api: str) -> None:
     """Of what is shown (`echo`, as llama.cpp), or of the last turn (`prompt_logprobs`, as vLLM)."""
 

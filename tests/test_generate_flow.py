@@ -56,6 +56,7 @@ def talk(asked: list[Prompt], rounds: int = 1) -> Talk[list[str | None]]:
     return found
 
 
+@pytest.mark.long
 def test_a_slow_answer_holds_up_nothing_but_its_own_talk(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:

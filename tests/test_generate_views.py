@@ -18,7 +18,7 @@ def world(tmp_path: Path) -> World:
     return make_world(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_view_answers_stored_pointers_afresh(world: World) -> None:
     first = generate(world.request())
     assert first.run is not None
@@ -40,7 +40,7 @@ def test_from_view_answers_stored_pointers_afresh(world: World) -> None:
         generate(again.but(shot_num=3))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_target_view_adds_only_what_is_new(world: World) -> None:
     first = generate(world.request())
     assert first.run is not None
@@ -83,7 +83,7 @@ def test_a_budget_is_kept_and_stops_at_queries_that_can_teach(world: World) -> N
     assert small.report.candidates == 7
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_queries_and_limit_choose(world: World) -> None:
     views = world.folder / "sql"
     views.mkdir()

@@ -17,7 +17,7 @@ from lever_data.store.writer import RunWriter
 from tests.torture.harness import write_rl_data
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pandas_stays_out_of_the_process(tmp_path: Path) -> None:
     fake = tmp_path / "lib" / "pandas"
     fake.mkdir(parents=True)

@@ -61,7 +61,7 @@ def _evaluation(world: World, answerer: AnswererSpec, **more: Any) -> EvalReques
     return EvalRequest(store=world.store, questions=questions, contest=contest, answerer=answerer)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_have_any_name_in_every_command(
     world: World, endpoint: Endpoint, tmp_path: Path
 ) -> None:

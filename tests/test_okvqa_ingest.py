@@ -70,7 +70,7 @@ def test_counts_and_the_way_back(name: str, runs: dict[str, Run], tmp_path: Path
     assert json.loads(gzip.decompress(out.read_bytes())) == load(name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_columns_agree_with_a_count_over_the_json(runs: dict[str, Run]) -> None:
     name = "rl_data_TextSimSampler_NearestDemo.json.gz"
     candidates = [c for v in load(name).values() for c in v["pointer_candidates"]]

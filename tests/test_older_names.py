@@ -115,7 +115,7 @@ def _stores(tmp_path: Path, mixed: bool) -> tuple[Store, Store]:
 RELATIONS = ("all_candidates", "stg_beams", "evaluations", "scored", "mode_rewards", "balanced")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mixed", long_except([False, True], True))
 def test_runs_of_before_are_read_as_runs_of_now(tmp_path: Path, mixed: bool) -> None:
     now, before = _stores(tmp_path, mixed)
@@ -258,7 +258,7 @@ def test_where_the_column_is_not_the_error_says_the_name_of_today(tmp_path: Path
     assert "all_candidates" in str(gone.value.hint)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rewards_and_views_of_ones_own_keep_their_older_names(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

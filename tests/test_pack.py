@@ -316,7 +316,7 @@ def test_the_nearest_are_those_of_a_whole_sort(size: int, count: int, values: in
     assert largest(torch.from_numpy(near).float(), rows, count).tolist() == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_cells_hold_the_nearest_of_clustered_examples(place: Path, tmp_path: Path) -> None:
     """Examples in the cells that a query looks through are found in the order of a whole search."""
     whole, fast = packed(place, tmp_path / "p"), packed(place, tmp_path / "q", cells=True)
@@ -345,7 +345,7 @@ def looked_at(made: cells.Cells, unit: torch.Tensor, count: int) -> list[int]:
     return [row for part in made.near(unit, count) for row in made.order[part].tolist()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_card_has_the_figures_and_their_run(place: Path, tmp_path: Path) -> None:
     store = Store.open(place / "store")
     name = load_policy(place / "gated.pt", "cpu").name

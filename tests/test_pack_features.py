@@ -33,7 +33,7 @@ from lever_train.rollout.policy import load_policy
 from lever_train.rollout.propose import Ask
 from lever_train.selector.checkpoint import Progress, save_v3
 from lever_train.selector.features import FeatureSelector
-from tests.cases import long_except
+from tests.cases import long, long_except
 from tests.stores import commit_examples, new_store
 
 N, D, K, Q = 50, 16, 12, 9
@@ -103,7 +103,7 @@ def packed(place: Path, checkpoint: Path, out: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("votes", long_except([False, True], True))
-@pytest.mark.parametrize("features", [OWN, (*OWN, *SPACES)])
+@pytest.mark.parametrize("features", [long(OWN), (*OWN, *SPACES)])
 def test_picks_are_those_of_an_evaluation(
     place: Path, tmp_path: Path, features: tuple[str, ...], votes: bool
 ) -> None:

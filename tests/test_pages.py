@@ -276,7 +276,7 @@ addEventListener('load', () => setTimeout(() => {
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt install chromium)")
 def test_in_a_browser(pages: dict[str, str], tmp_path: Path) -> None:
     frames = ""

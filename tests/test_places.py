@@ -140,7 +140,7 @@ def _without_names(value: Any) -> Any:
     return [_without_names(v) for v in value] if isinstance(value, list) else value
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training(world: World, tmp_path: Path) -> None:
     """Figures of every step, and the validation's."""
     found = []
@@ -336,7 +336,7 @@ def test_value_and_pack(world: World, tmp_path: Path) -> None:
     assert packs[0].equals(packs[1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_diff(world: World) -> None:
     """Of one run with another; a view that holds answers of two models is nobody's figure."""
     found = []

@@ -157,7 +157,7 @@ def notebook() -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("blocks", "out"), [(page(), "selector"), long(notebook(), "notebook-selector")]
 )

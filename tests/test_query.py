@@ -103,7 +103,7 @@ def test_the_process_refuses_it_too(store: Store, sql: str) -> None:
     assert _files(store) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_query_that_takes_too_long_is_killed_on_time(store: Store) -> None:
     endless = "select count(*) from range(1000000000) a, range(1000000) b"
     with (
@@ -113,7 +113,7 @@ def test_a_query_that_takes_too_long_is_killed_on_time(store: Store) -> None:
         reader.read_all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sql",
     [
@@ -166,7 +166,7 @@ def test_a_table_cuts_what_is_long(store: Store) -> None:
     assert number == "nan" and shown["more"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_query_leaves_no_spilled_files(store: Store) -> None:
     """Out of time while it spills: its folder goes with it."""
     spilling = "select md5(a::varchar) as h from range(100000000) t(a) order by h"
@@ -266,7 +266,7 @@ def test_usage_errors_exit_with_2(store: Store) -> None:
     assert _lever(store, "drop view beam").returncode == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_is_named(store: Store) -> None:
     endless = "select sum(hash(a.range + b.range)) from range(1000000) a, range(1000000) b"
     words = ["query", "--store", str(store.path), endless]

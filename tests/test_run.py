@@ -245,7 +245,7 @@ def legacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LegacyPaths:
     return paths
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_legacy_form_runs(legacy: LegacyPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RCE_EPOCHS", "1"), ("GRPO_EPOCHS", "1"), ("BATCH_SIZE", "16")):
         monkeypatch.setenv(name, value)

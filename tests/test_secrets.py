@@ -40,7 +40,7 @@ def _texts(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_command_keeps_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
@@ -74,7 +74,7 @@ def endpoint() -> Iterator[Endpoint]:
         yield found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_key_that_the_endpoint_repeats_is_not_kept(
     tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

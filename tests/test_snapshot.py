@@ -226,7 +226,7 @@ def test_a_snapshot_is_made_once_for_what_it_is_made_of(
     assert len(_entries(cache)) == 1 + len(others)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_view_reads_is_part_of_the_key(tmp_path: Path, cache: Path) -> None:
     """The SQL of the user's views, the choice of runs, the scorer."""
     store = new_store(tmp_path)

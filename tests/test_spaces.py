@@ -73,7 +73,7 @@ def test_texts_of_another_type_are_refused(store: Store) -> None:
         _ingest(store, ["a", 1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_template_reads_every_field(store: Store, tmp_path: Path) -> None:
     encoder = tiny_clip(tmp_path / "encoder")
     _ingest(store, WORDS)

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.features import make_store
@@ -16,6 +17,7 @@ from lever_train.learn.losses import group_weights
 from lever_train.options.train import Source
 
 
+@pytest.mark.long
 def test_the_optimizer_is_torchs_without_what_compiles() -> None:
     """The same weights and state, to the bit, and ``torch._dynamo`` is never imported."""
     code = """

@@ -17,6 +17,7 @@ from lever_data.report import scored, sums
 from lever_data.report.audit import audit, audited
 from lever_data.report.options import AuditRequest
 from lever_data.store.store import Store
+from tests.cases import long
 from tests.stores import candidate, commit, new_store
 
 TABLES = ("query_sums", "reward_by_source", "demonstration_usage", "duplicate_candidates")
@@ -86,7 +87,7 @@ def require_same_sums(store: Store, request: AuditRequest, *, one_pass: bool = T
         assert rows == rounded(con, f"from selected.{name}"), name
 
 
-@pytest.mark.parametrize("batch", [1 << 17, 10])
+@pytest.mark.parametrize("batch", [long(1 << 17), 10])
 def test_one_pass_sums_what_duckdb_sums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
@@ -147,6 +148,7 @@ def test_many_kinds_are_left_to_duckdb(tmp_path: Path, monkeypatch: pytest.Monke
     require_same_sums(store, AuditRequest(), one_pass=False)
 
 
+@pytest.mark.long
 def test_the_figures_are_the_same_either_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,7 +271,7 @@ def test_a_sweep_runs_resumes_and_reports(
     assert len([r for r in store.runs() if r.kind == "sweep"]) == 1  # the same cells, the same run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failed_cell_is_named_and_the_others_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

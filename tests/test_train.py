@@ -218,7 +218,7 @@ def test_the_dense_stage_compares_the_candidates_of_a_query(bench: Bench, object
     assert sum(weights) < sum(groups)  # tied groups are left out, whatever is said of RCE
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_single_demonstrations_are_compared_by_their_scores(tmp_path: Path) -> None:
     rows = [
         candidate(query, k, [query + 1 + k], correct=int(k == 1), score=float(k == 1))
@@ -257,7 +257,7 @@ def test_an_empty_pointer_is_a_candidate_where_the_selector_can_stop(tmp_path: P
         bench.train("short", split_ratio=1.0, can_stop=True, max_shots=1, **flags)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_grpo_keeps_the_rce_checkpoints_and_logs_its_parts(bench: Bench) -> None:
     bench.train(rce_epochs=1, grpo_epochs=2, kl_beta=0.15, grpo_lr=5e-6)
     assert "[GRPO] epochs=2, lr=5e-06, kl_beta_init=0.15" in bench.said
@@ -313,6 +313,7 @@ def test_several_views_are_interleaved(bench: Bench) -> None:
     assert both.epochs[0]["groups"] == alone.epochs[0]["groups"] + 40
 
 
+@pytest.mark.long
 def test_validation_and_pool_do_not_depend_on_filters(bench: Bench) -> None:
     bench.train("all", rce_epochs=1)
     beams: dict[str, Any] = {"gen_method": ["beam"], "skip_fallback": True}
@@ -326,6 +327,7 @@ def test_validation_and_pool_do_not_depend_on_filters(bench: Bench) -> None:
     assert any("queries emptied" in line for line in bench.said)
 
 
+@pytest.mark.long
 def test_the_split_by_hash_is_another_one_of_the_same_share(bench: Bench) -> None:
     bench.train("id", rce_epochs=1)
     bench.train("hash", split_by="hash", rce_epochs=1)
@@ -376,10 +378,10 @@ def test_an_output_folder_is_not_overwritten_by_accident(trained: Bench) -> None
     [
         ({"view": ["nosuch"]}, "no such view"),
         ({"rce_epochs": 0}, "nothing to train"),
-        ({"sft_checkpoint": "none.pt"}, "none.pt"),
+        long({"sft_checkpoint": "none.pt"}, "none.pt"),
         ({"query_embeddings": "none.pt"}, "no such embeddings file"),
-        ({"pool": "none.npy"}, "none.npy"),
-        (
+        long({"pool": "none.npy"}, "none.npy"),
+        long(
             {"num_layers": 0, "grpo_epochs": 1, "freeze_backbone_in_grpo": True},
             "nothing is left to train",
         ),
@@ -459,6 +461,7 @@ def finish():
 """
 
 
+@pytest.mark.long
 def test_trackio_is_told_every_step_once(
     bench: Bench,
     tmp_path: Path,
@@ -490,6 +493,7 @@ def test_trackio_is_told_every_step_once(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.long
 def test_bfloat16_is_close(bench: Bench) -> None:
     """Products in bf16, scores and losses in float32."""
     flags: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0, "order": "file"}
@@ -500,7 +504,7 @@ def test_bfloat16_is_close(bench: Bench) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_only_queries_with_a_right_candidate(bench: Bench) -> None:
     """The split stays what it is; the queries that go are counted and said."""
     rows = random_rows()
@@ -517,6 +521,7 @@ def test_only_queries_with_a_right_candidate(bench: Bench) -> None:
     assert "3 queries without a right candidate" in str(error.value.value)
 
 
+@pytest.mark.long
 def test_a_clamp_without_z_scores_is_refused(bench: Bench) -> None:
     with pytest.raises(UsageError, match="nothing is z-scored"):
         bench.train(normalize_clamp=3)

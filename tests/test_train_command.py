@@ -26,7 +26,7 @@ def _train(bench: Bench, *words: object, check: bool = True, **flags: Any) -> Do
     return lever("train", "--store", bench.store.path, "--out", out, *given, *words, check=check)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_then_convert(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     done = _train(bench, "--tied-groups", "keep", "--seed", 0, "--run", bench.run.run)
@@ -40,7 +40,7 @@ def test_train_then_convert(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], two[name]) for name in two)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_of_the_notes(tmp_path: Path) -> None:
     config = resolve(EXAMPLE, {})
     assert (config.rce.epochs, config.rce.lr) == (5, 1e-4)

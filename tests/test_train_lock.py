@@ -31,7 +31,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         ("anew", {}),
         long("anew", {"resume": True}),
         long("overwrite", {"resume": True}),
-        ("overwrite", {"overwrite": True}),
+        long("overwrite", {"overwrite": True}),
     ],
 )
 def test_a_second_training_is_refused_and_changes_nothing(
@@ -59,6 +59,7 @@ def test_the_next_training_begins_where_one_ended_or_failed(trained: Bench) -> N
     trained.train(resume=True)
 
 
+@pytest.mark.long
 def test_two_that_begin_with_no_folder_do_not_mix(tmp_path: Path) -> None:
     """Both looked before either wrote: whoever makes the folder second finds a training there."""
     bench = Bench(tmp_path)

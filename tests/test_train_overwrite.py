@@ -17,6 +17,7 @@ from lever_data.relations.stream import Selection
 from lever_train.learn.batch import Batch, Loader
 from lever_train.learn.folder import TrainingFolder
 from lever_train.learn.state import STATE
+from tests.cases import long
 from tests.torture.harness import Nursery, Outcome
 from tests.training import POOL, QUERIES, WIDTH, Bench
 
@@ -33,13 +34,15 @@ def _contents(folder: Path) -> dict[str, bytes]:
     ("flags", "message"),
     [
         ({"query_embeddings": "few.npy"}, "12 rows, none for a query"),
-        ({"candidate_embeddings": "few.npy", "pool": "all.npy"}, "12 rows, none for example 39"),
-        ({"pool": "pool.npy", "split_ratio": 0.99}, "the pool file pool.npy has 39 rows"),
+        long(
+            {"candidate_embeddings": "few.npy", "pool": "all.npy"}, "12 rows, none for example 39"
+        ),
+        long({"pool": "pool.npy", "split_ratio": 0.99}, "the pool file pool.npy has 39 rows"),
         ({"pool": "empty.npy"}, "a pointer leaves the query's pool"),
-        ({"shot_num": 3}, "a pointer has the wrong length: 2, not 3"),
-        ({"reward": "if(query_id = 31, 'nan'::double, correct)"}, "not a finite number"),
+        long({"shot_num": 3}, "a pointer has the wrong length: 2, not 3"),
+        long({"reward": "if(query_id = 31, 'nan'::double, correct)"}, "not a finite number"),
         ({"reward": "if(query_id = 39, 'nan'::double, correct)"}, "not a finite number"),
-        ({"reward": "1"}, "every group is tied"),
+        long({"reward": "1"}, "every group is tied"),
     ],
 )
 def test_faults_of_the_data_are_found_before_the_old_training_goes(
@@ -78,6 +81,7 @@ def test_the_data_is_read_in_the_order_of_the_first_epoch(
     assert _contents(tmp_path / "out") == before
 
 
+@pytest.mark.long
 def test_the_largest_seed_trains(tmp_path: Path) -> None:
     Bench(tmp_path).train(rce_epochs=1, seed=2**63 - 1)
 
@@ -89,7 +93,7 @@ def test_a_seed_that_is_none_is_refused_at_once(tmp_path: Path, seed: int) -> No
     assert "--seed ([run] seed)" in str(error.value.where)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_is_read_beforehand_only_where_something_would_go(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.train(overwrite=True, rce_epochs=1)
@@ -98,6 +102,7 @@ def test_data_is_read_beforehand_only_where_something_would_go(tmp_path: Path) -
     assert [line for line in bench.said if line.startswith(READING)]
 
 
+@pytest.mark.long
 def test_stopped_before_it_begins_it_replaces_nothing(trained: Bench, tmp_path: Path) -> None:
     before = _contents(tmp_path / "out")
 

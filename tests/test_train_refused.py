@@ -18,6 +18,7 @@ from lever_train.learn import validate
 from lever_train.options.resolve import resolve, to_toml
 from lever_train.options.train import TrainConfig
 from lever_train.selector.model import Selector
+from tests.cases import long
 from tests.stores import new_store, table
 from tests.training import POOL, QUERIES, Bench, equal, random_rows
 
@@ -64,7 +65,7 @@ def test_scorers_and_splits_are_not_mixed(tmp_path: Path) -> None:
     assert error.value.value == "d/train, e/train"
 
 
-@pytest.mark.parametrize(("column", "named"), [("split", "d/train, d/val"), ("scorer", "a, b")])
+@pytest.mark.parametrize(("column", "named"), [long("split", "d/train, d/val"), ("scorer", "a, b")])
 def test_a_mix_that_only_validation_holds_is_refused(
     tmp_path: Path, column: str, named: str
 ) -> None:
@@ -77,7 +78,7 @@ def test_a_mix_that_only_validation_holds_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("by", ["id", "hash"])
+@pytest.mark.parametrize("by", ["id", long("hash")])
 def test_the_split_and_the_pool_are_those_of_the_views_own_place(tmp_path: Path, by: str) -> None:
     """Equal query ids of another dataset, in the same store, change nothing at all."""
     here, mixed = Bench(tmp_path / "here"), Bench(tmp_path / "mixed")
@@ -107,6 +108,7 @@ def test_a_loss_that_is_not_finite_names_step_and_queries(bench: Bench) -> None:
     bench.train("bad", rce_epochs=1)  # the corrected command is not barred
 
 
+@pytest.mark.long
 def test_a_training_that_fails_later_leaves_what_it_finished(bench: Bench) -> None:
     """Its checkpoint is worth something: whoever replaces it says so."""
     with pytest.raises(LeverError, match="not finite"):
@@ -115,6 +117,7 @@ def test_a_training_that_fails_later_leaves_what_it_finished(bench: Bench) -> No
     bench.train(overwrite=True)
 
 
+@pytest.mark.long
 def test_what_fails_in_a_folder_with_other_files_takes_back_its_own_alone(bench: Bench) -> None:
     (bench.folder / "out").mkdir()
     (bench.folder / "out" / "notes.txt").write_text("mine")
@@ -124,7 +127,8 @@ def test_what_fails_in_a_folder_with_other_files_takes_back_its_own_alone(bench:
 
 
 @pytest.mark.parametrize(
-    "flags", [{"rce_lr": 1e300}, {"rce_lr": 1e38, "weight_decay": 1e38}, {"rce_lr": 1e30}]
+    "flags",
+    [{"rce_lr": 1e300}, long({"rce_lr": 1e38, "weight_decay": 1e38}), long({"rce_lr": 1e30})],
 )
 def test_weights_that_are_not_finite_are_not_written(bench: Bench, flags: dict[str, Any]) -> None:
     """The last step of an epoch has no loss after it: its only batch makes the weights NaN."""
@@ -134,6 +138,7 @@ def test_weights_that_are_not_finite_are_not_written(bench: Bench, flags: dict[s
     assert not list((bench.folder / "out").glob("*epoch*")) + list(bench.folder.glob("out/*st.pt"))
 
 
+@pytest.mark.long
 def test_a_good_checkpoint_stays_where_a_later_epoch_ends_in_nan(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

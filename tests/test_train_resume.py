@@ -105,7 +105,7 @@ def test_killed_before_its_first_step_it_starts_from_the_beginning(
     assert finished.metrics().equals(bench.metrics("killed"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resuming_nothing_makes_nothing(trained: Bench, tmp_path: Path) -> None:
     bench = trained
     with pytest.raises(LeverError, match="no training here to resume"):
@@ -143,9 +143,9 @@ def test_resuming_what_is_finished_changes_nothing(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         ({"seed": 1}, r"\[run\] seed was '0', now it is '1'"),
-        ({"rce_epochs": 3}, r"\[rce\] epochs was '2', now it is '3'"),
-        ({"gen_method": ["beam", "sample"]}, r"\[data\] gen_method was"),
-        ({"hard_weight": 2.0}, r"\[reward\] hard_weight was '1.0', now it is '2.0'"),
+        long({"rce_epochs": 3}, r"\[rce\] epochs was '2', now it is '3'"),
+        long({"gen_method": ["beam", "sample"]}, r"\[data\] gen_method was"),
+        long({"hard_weight": 2.0}, r"\[reward\] hard_weight was '1.0', now it is '2.0'"),
     ],
 )
 def test_another_config_is_refused(trained: Bench, flags: dict[str, Any], message: str) -> None:
@@ -169,6 +169,7 @@ def test_another_number_of_threads_is_refused(tmp_path: Path) -> None:
     bench.train(resume=True, threads=1)
 
 
+@pytest.mark.long
 def test_another_number_of_processes_is_refused_with_the_way_on(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     _train_and_die(bench, "out", 4)
@@ -180,7 +181,7 @@ def test_another_number_of_processes_is_refused_with_the_way_on(tmp_path: Path) 
     assert "torchrun --nproc-per-node 4" in str(error.value.hint)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("begun", [True, False])
 def test_where_nothing_is_left_to_sum_or_nothing_was_any_number_will_do(
     finished: Bench, tmp_path: Path, begun: bool
@@ -195,6 +196,7 @@ def test_where_nothing_is_left_to_sum_or_nothing_was_any_number_will_do(
     assert equal(finished.tensors("out"), bench.tensors("out"))
 
 
+@pytest.mark.long
 def test_other_vectors_are_refused(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     _train_and_die(bench, "out", 0)
@@ -203,6 +205,7 @@ def test_other_vectors_are_refused(tmp_path: Path) -> None:
         bench.train(resume=True)
 
 
+@pytest.mark.long
 def test_another_pool_in_the_same_file_is_refused(tmp_path: Path) -> None:
     """The same name and as many candidates: what is in it counts."""
     bench = Bench(tmp_path)
@@ -215,7 +218,7 @@ def test_another_pool_in_the_same_file_is_refused(tmp_path: Path) -> None:
         bench.train(pool=str(pool), resume=True, rce_epochs=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_view_below_the_one_trained_on_is_refused(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     views = bench.store.path / "views"
@@ -248,7 +251,7 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
         Bench(tmp_path).train(resume=True, overwrite=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sign", "code"),
     # kill -9 at any change of the file system: tests/torture/test_kill_train.py
@@ -284,6 +287,7 @@ def test_the_command_survives_a_signal(tmp_path: Path, sign: signal.Signals, cod
     assert bench.metrics("whole").equals(bench.metrics("killed"))
 
 
+@pytest.mark.long
 def test_the_signal_handlers_are_put_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     Bench(tmp_path).train(rce_epochs=1)

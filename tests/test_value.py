@@ -110,6 +110,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("value"))
 
 
+@pytest.mark.long
 def test_vectors_of_another_width_and_a_device_that_is_not_there(
     world: World, tmp_path: Path
 ) -> None:
@@ -171,6 +172,7 @@ def test_draws_are_weighed_by_how_likely_they_were(world: World) -> None:
     assert all(0.7 < one.support < 1.3 for one in found)
 
 
+@pytest.mark.long
 def test_beams_are_no_draws(world: World) -> None:
     """The best there is does not tell how good a draw is."""
     log_p = world.log_probs(POLICIES // 2)
@@ -206,6 +208,7 @@ def test_two_demonstrations(world: World) -> None:
         assert one.doubly_robust.mean == pytest.approx(world.truth(k, 2), abs=0.02)  # of 16 draws
 
 
+@pytest.mark.long
 def test_without_support_there_is_no_value(world: World) -> None:
     worst = [int(world.log_probs(POLICIES - 1)[q].argmin()) for q in range(N)]
     rows = [world.row(q, 0, [worst[q]]) for q in range(N)]
@@ -214,6 +217,7 @@ def test_without_support_there_is_no_value(world: World) -> None:
         value(request)
 
 
+@pytest.mark.long
 def test_what_cannot_be_valued_is_said(world: World, tmp_path: Path) -> None:
     rows = [world.row(0, 0, [1]), world.row(0, 1, [2])]
     unknown = [row | {"gen_method": "sample"} for row in rows]

@@ -283,7 +283,7 @@ def test_what_relations_read_by_their_words_is_what_the_parser_says() -> None:
             assert catalog.builtin_reads(name) == parsed, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [

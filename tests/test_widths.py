@@ -46,7 +46,7 @@ NAMED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("commands", [SHORT, long(LONG)], ids=["short", "long"])
 def test_results_fit_80_columns(
     commands: dict[str, str],

@@ -49,7 +49,7 @@ def _alone(tmp_path: Path, sources: dict[str, Path]) -> Snapshot:
     return verify(store.path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("long", SIZES)
 def test_processes_ingest_the_same_and_different_sources_at_once(
     tmp_path: Path, report: Report, long: bool, monkeypatch: pytest.MonkeyPatch
@@ -77,7 +77,7 @@ def test_processes_ingest_the_same_and_different_sources_at_once(
     report(f"{rounds} rounds of four processes")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("long", SIZES)
 def test_readers_see_whole_runs_while_runs_come_and_go(
     tmp_path: Path, report: Report, long: bool
@@ -165,6 +165,7 @@ def test_a_reader_that_has_begun_is_not_disturbed(tmp_path: Path, remove: bool) 
     assert rows == 20_000
 
 
+@pytest.mark.long
 def test_a_lock_of_a_stopped_writer_holds_nobody_up_for_ever(tmp_path: Path) -> None:
     """Only the brief lock on staging/ is shared: a writer in the middle of a run blocks no one."""
     store = Store.create(tmp_path / "store")

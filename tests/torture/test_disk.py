@@ -43,7 +43,7 @@ def _ingest(nursery: Nursery, source: Path, store: Path, **limits: int) -> Outco
     return nursery.run(*words, **limits)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("long", SIZES)
 @pytest.mark.parametrize("shuffled", long_except([False, True], True), ids=["in order", "shuffled"])
 def test_a_full_disk_commits_nothing(
@@ -94,6 +94,7 @@ def _in_little_room(
         filler.unlink()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shuffled", long_except([False, True], True), ids=["in order", "shuffled"])
 def test_a_limit_on_file_sizes_commits_nothing(
     tmp_path: Path, nursery: Nursery, report: Report, shuffled: bool
@@ -115,7 +116,7 @@ def test_a_limit_on_file_sizes_commits_nothing(
     report(f"{len(limits)} limits")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_read_only_store_is_read_and_not_written(tmp_path: Path) -> None:
     needs_mounts()
     store = Store.create(tmp_path / "s")

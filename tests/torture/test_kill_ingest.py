@@ -85,7 +85,7 @@ def _kills(command: Command, undisturbed: Outcome, step: int, spread: int) -> It
         yield command(kill_after=after)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("shuffled", "step", "spread"), KILLS)
 def test_ingest_killed_at_any_moment(
     tmp_path: Path, nursery: Nursery, report: Report, shuffled: bool, step: int, spread: int

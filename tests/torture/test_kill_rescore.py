@@ -22,7 +22,7 @@ from tests.torture.harness import (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("long", SIZES)
 def test_rescore_killed_at_any_moment(
     tmp_path: Path, nursery: Nursery, report: Report, long: bool
