@@ -160,6 +160,7 @@ def test_a_prompt_that_never_gets_through_fails_where_others_do(endpoint: Endpoi
     assert endpoint.tries["Question:what is 1 Short answer:"] == 3
 
 
+@pytest.mark.long
 def test_an_endpoint_that_is_down_stops_the_job(endpoint: Endpoint) -> None:
     endpoint.fault = lambda handler, question, attempt: handler.send(503, "no", Retry_After="0.1")
     with pytest.raises(LeverError, match="does not answer \\(HTTP 503: no\\)") as error:
@@ -340,7 +341,7 @@ def test_a_job_goes_on_after_the_endpoint_was_down(world: World, endpoint: Endpo
     assert outcome.tally.asked == distinct - 40  # 40 were paid for and kept
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_failed_answers_are_rows_that_stay_out_of_training(
     world: World, endpoint: Endpoint
 ) -> None:

@@ -172,7 +172,7 @@ def test_every_family_is_answered_as_transformers_answers_given_the_pixels(
     assert [text for text, _ in model.generate(batch, Generation(5, 3, 1.0))] == plain
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", long_except(PROCESSED, "Llava"))
 def test_a_model_with_its_own_processor_is_answered_as_transformers_answers(
     family: str, tmp_path: Path, prompts: list[Prompt]
@@ -320,7 +320,7 @@ def _images(prompt: Prompt) -> list[Path]:
     return [i.image for i in (*prompt.demonstrations, prompt.query) if i.image is not None]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_answers_come_back_in_order(
     answerer: TransformersAnswerer,
     model: VisionLanguageModel,
@@ -365,7 +365,7 @@ def _say(out: Any, token: int) -> None:
     out.logits[:, -1] = torch.nn.functional.one_hot(torch.tensor(token), out.logits.shape[-1]) * 99
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_out_of_memory_halves_the_batch(
     answerer: TransformersAnswerer, prompts: list[Prompt], caplog: pytest.LogCaptureFixture
 ) -> None:

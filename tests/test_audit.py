@@ -48,7 +48,7 @@ def test_the_figures(store: Store) -> None:
     assert json.loads(json.dumps(figures)) == figures
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_sql_shown_can_be_run(store: Store) -> None:
     found = audit(store, AuditRequest(view="beam_sample"))
     con = open_session(store, only=["beam_sample"]).con
@@ -272,7 +272,7 @@ def test_a_users_view_and_policy_that_read_diagnostics(tmp_path: Path) -> None:
     assert 'from main."mixed"' in found.sql["scored"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_views_side_by_side(store: Store) -> None:
     found = audit_views(store, AuditRequest(), ["beam", "beam_sample"])
     assert [a.figures["candidates"] for a in found] == [3, 4]

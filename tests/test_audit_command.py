@@ -88,7 +88,7 @@ def test_a_reader_that_leaves_takes_no_file_and_no_gate_along(
     assert page.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_moves_no_cursor(tmp_path: Path) -> None:
     made = new_store(tmp_path)
     evil = {"gen_method": "\x1b]0;mine\x1b\\[bold]", "score": 1.0}
@@ -106,7 +106,7 @@ def test_a_gate_over_a_reward_that_is_not_finite(store: Store, tmp_path: Path) -
     assert (done.returncode, out.exists()) == (1, False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_closed_pipe_is_no_error(store: Store) -> None:
     words = [sys.executable, "-m", "lever_cli", "audit", "--store", str(store.path)]
     piped = f"{shlex.join(words)} | head -1; echo ${{PIPESTATUS[0]}}"

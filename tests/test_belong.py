@@ -127,7 +127,7 @@ def test_an_order_there_is_not(tmp_path: Path) -> None:
         put(tmp_path, *write_questions(tmp_path), order="image_id")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_runs_that_number_questions_differently(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s")
     rows = [candidate(0, 0, [1], score=1.0)]

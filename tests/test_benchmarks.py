@@ -53,7 +53,7 @@ def test_calls_take_turns_and_the_first_turn_is_not_counted() -> None:
     assert (first.case, first.size, second.case, second.size) == ("a", 5.0, "b", 7.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_peers_of_the_audit_find_what_it_finds(tmp_path: Path) -> None:
     run = synthetic.make_store(tmp_path / "s", 1_000)
     figures = audit(Store.open(tmp_path / "s"), AuditRequest()).figures

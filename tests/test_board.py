@@ -132,7 +132,7 @@ def test_the_editor_is_the_sandbox_of_lever_query(board: Board, client: TestClie
     assert {p: p.stat().st_mtime_ns for p in board.store.path.rglob("*")} == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_view_of_the_store_runs_in_the_sandbox_too(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [candidate(0, 0, [1])])
@@ -320,7 +320,7 @@ def test_the_store_says_who_answered_and_what_was_made_from_what(client: TestCli
     assert text.count('class="node ') == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_export_holds_no_form_and_no_dead_link(board: Board, tmp_path: Path) -> None:
     done = export(board, tmp_path / "pages", queries=3)
     files = {path.name: path.read_text() for path in (tmp_path / "pages").glob("*.html")}

@@ -155,7 +155,7 @@ def test_a_run_without_a_record_says_so(tmp_path: Path) -> None:
     assert unknown[0] == "The prompt is not known" and unknown[1] == ()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_items_that_were_ingested_again_are_called_out(tmp_path: Path) -> None:
     world = _world(tmp_path)
     with serving() as endpoint:

@@ -177,7 +177,7 @@ def test_the_run_that_was_read_longest_ago_makes_room(two: list[Run], tmp_path: 
         mirror.release()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_live_process_reads_stays(two: list[Run], tmp_path: Path) -> None:
     mirror = Mirror.of(two[0].path.parents[1])
     assert mirror is not None

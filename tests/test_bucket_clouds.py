@@ -69,6 +69,7 @@ def uri(
     return kind.new(server)
 
 
+@pytest.mark.long
 def test_runs_are_committed_read_and_removed(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -418,7 +418,7 @@ def test_secrets_stay_where_they_are(bucket: TestBucket, tmp_path: Path) -> None
         assert not any(secret.encode() in data for data in [*files, *objects])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_changed_object_is_not_read(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

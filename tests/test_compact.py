@@ -79,7 +79,7 @@ def _rounds(store: Store) -> list[Run]:
 RELATIONS = ("stg_candidates", "candidates", "queries", "all_candidates", "balanced", "learnable")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_relation_has_the_rows_it_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

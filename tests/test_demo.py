@@ -67,7 +67,7 @@ def test_without_training_there_is_no_win(result: DemoResult) -> None:
     assert found["fresh"] <= found["nearest"] + 0.02
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_last_line_says_how_to_look_around(demo_done: DemoDone) -> None:
     last = demo_done.stderr.splitlines()[-1]
     assert last == f"look around: lever board --store {demo_done.folder / 'store'}"

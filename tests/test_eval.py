@@ -307,7 +307,7 @@ def test_other_images_make_another_evaluation(place: Place, tmp_path: Path) -> N
     assert again.is_new and again.scoreboard.run != first.scoreboard.run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_failed_answers_are_left_out_and_counted(place: Place) -> None:
     inner = _answerer(place)
 
@@ -400,7 +400,7 @@ def test_the_page_calls_the_oracle_a_lower_bound(evaluated: Evaluation) -> None:
     assert "≥" not in "".join(_words(scoreboard_page(one)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_charts_the_most_questions_and_says_so(
     place: Place, evaluated: Evaluation
 ) -> None:

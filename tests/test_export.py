@@ -49,7 +49,7 @@ def test_rl_data_comes_back_equal(case: tuple[Json, bytes]) -> None:
     assert difference(back, null_non_finite(file)) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @SLOW
 @given(texts(beam_files()))
 def test_beam_data_comes_back_equal(case: tuple[Json, bytes]) -> None:

@@ -123,7 +123,7 @@ def test_a_policy_that_ends_pointers_stores_them_as_they_are(world: World, tmp_p
     assert not check(Store(world.store)).problems
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_policy_that_reads_features_proposes_by_them(world: World, tmp_path: Path) -> None:
     """It is made to follow the vote alone, and proposes what the pool votes for most."""
     names = ("vote",)
@@ -358,7 +358,7 @@ def test_an_item_without_an_image_stops_a_task_that_shows_images(world: World) -
         generate(world.request(**shown))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_that_does_not_fit_is_named(world: World) -> None:
     vectors = np.load(world.embeddings)
     short = world.folder / "short.npy"

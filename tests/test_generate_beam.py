@@ -116,7 +116,7 @@ def test_beams_are_for_supervised_training_and_nothing_else(world: World) -> Non
     assert counts == [(5 * world.queries, 0)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_search_is_durable_and_cached(world: World) -> None:
     first = search_beams(world.request(shard_size=5))
     assert search_beams(world.request(shard_size=7)).already

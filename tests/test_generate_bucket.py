@@ -58,7 +58,7 @@ def only_run(bucket: TestBucket) -> Run:
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parts_on_two_machines_make_the_bytes_of_one(
     bucket: TestBucket, world: World, whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

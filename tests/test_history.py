@@ -100,7 +100,7 @@ def test_nothing_is_written_to_the_past(tmp_path: Path, monkeypatch: pytest.Monk
         store.remove(run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_flag(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     first, second = _add(store, 1), _add(store, 2)

@@ -176,6 +176,7 @@ def test_a_fault_far_behind_is_found_in_a_file_of_many_blocks() -> None:
     assert f"byte {at}" in str(found.value.where)
 
 
+@pytest.mark.long
 def test_a_file_of_many_blocks_comes_back_equal() -> None:
     file = many_queries(2_000)
     back, _ = read(json.dumps(file).encode(), RlFormat(Context("d", "s", None)), 5_000)

@@ -169,7 +169,7 @@ def test_a_run_is_the_same_whenever_it_was_written(tmp_path: Path) -> None:
     assert all(run.has_older_names for run in other.runs()) and not check(other).problems
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_before_is_exported_and_rescored_as_one_of_now(tmp_path: Path) -> None:
     now, before = _stores(tmp_path, mixed=True)
     item = {"dataset": "d", "split": "train", "question": "?", "answers": ["dog"] * 10}
@@ -247,6 +247,7 @@ def test_a_query_that_only_looks_like_it_is_left_alone(
     assert len(_asked(store, sql)[1]) == 1 and not caplog.records
 
 
+@pytest.mark.long
 def test_where_the_column_is_not_the_error_says_the_name_of_today(tmp_path: Path) -> None:
     store, _ = _stores(tmp_path, mixed=True)
     with pytest.raises(LeverError, match="vqa_correct") as caught:

@@ -220,7 +220,7 @@ def test_what_cannot_be_asked_is_said(place: Path, tmp_path: Path) -> None:
         packed(place, tmp_path / "p")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pack_of_other_vectors_is_refused(place: Path, tmp_path: Path) -> None:
     for name, shape in (("short", (N - 1, D)), ("wide", (N, D + 1))):
         np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).normal(size=shape))
@@ -271,7 +271,7 @@ def test_a_hub_holds_the_folder_as_it_stands(
             load(name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_texts_are_embedded_in_the_words_of_the_vectors(tmp_path: Path) -> None:
     """A template's fields are those of the items that are asked about."""
     store, encoder = new_store(tmp_path), tiny_clip(tmp_path / "clip")
@@ -368,7 +368,7 @@ def test_the_card_has_the_figures_and_their_run(place: Path, tmp_path: Path) -> 
     assert "No evaluation of this checkpoint" in (tmp_path / "q" / "README.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_and_a_program_without_a_store(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "p"
     lever("pack", place / "static.pt", "--out", out, "--store", place / "store",

@@ -187,7 +187,7 @@ def test_answers_of_rows_are_those_of_items() -> None:
         Answers.of_rows(table, place)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_examples_are_added_with_their_vectors_in_every_space(place: Path, tmp_path: Path) -> None:
     checkpoint, _, _ = evaluated(place, SPACES)
     selector = load(packed(place, checkpoint, tmp_path / "p"))

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lever_data.store.store import Run, Store
+from tests.cases import long
 from tests.commands import lever
 
 DATASETS, SPLITS, SCORERS = ("a", "b"), ("train", "val"), ("m1", "m2")
@@ -203,7 +204,7 @@ def test_audit(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("pool", [True, long(False)])
 def test_generate(world: World, pool: bool) -> None:
     """With pools of the store and of a file: rows are those of the place's own questions."""
     place, found = world.places[0], []
@@ -275,6 +276,7 @@ def _run_of(store: Path, scorer: str) -> str:
     raise AssertionError(scorer)
 
 
+@pytest.mark.long
 def test_rescore_and_export(world: World, tmp_path: Path) -> None:
     rescored, exported = [], []
     for store in world.stores:

@@ -118,7 +118,7 @@ def test_an_unknown_view_comes_with_the_nearest(bench: Bench) -> None:
     assert "did you mean beam?" in str(caught.value.hint)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batches_are_those_of_a_training(
     bench: Bench, view: lever.View, config: lever.TrainConfig
 ) -> None:

@@ -284,7 +284,7 @@ def test_ctrl_c_is_named(store: Store) -> None:
     assert "Error: interrupted" in said and "Traceback" not in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_columns_of_one_name_are_shown_side_by_side_and_never_lost(store: Store) -> None:
     sql = "select 1 as a, 2 as a"
     assert ask(store, sql, "csv") == "a,a\n1,2\n"

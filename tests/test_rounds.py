@@ -69,7 +69,7 @@ def ran(
     return config, outputs, said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_that_teaches_the_held_out_questions_is_refused(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     given = prepare_demo(DemoOptions(tmp_path / "given", world=WorldSpec(90, 20, 12), epochs=1))[1]
@@ -89,7 +89,7 @@ def test_sft_of_rounds_searches_no_held_out_question(tmp_path: Path) -> None:
     assert found == [None, "training_folds"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_answer_is_paid_beyond_the_budget(
     ran: tuple[PipelineConfig, dict[str, Any], list[str]],
 ) -> None:

@@ -525,7 +525,7 @@ def test_features_that_are_not_there_are_refused() -> None:
         first_scores(_features(2), torch.randn(1, DIM), torch.randn(1, 6, DIM))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_selector_that_can_stop_learns_to_show_nothing() -> None:
     """Where the first feature says so, an empty pointer is best; elsewhere the marked candidate."""
     selector = _features(2, max_shots=1, can_stop=True).train()

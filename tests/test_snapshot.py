@@ -278,7 +278,7 @@ def test_a_file_that_is_cut_while_it_is_read(con: duckdb.DuckDBPyConnection, cac
         snapshot.read(np.arange(len(snapshot.groups)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_cache_has_a_bound_and_what_is_open_stays_readable(
     con: duckdb.DuckDBPyConnection, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

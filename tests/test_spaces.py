@@ -84,7 +84,7 @@ def test_a_template_reads_every_field(store: Store, tmp_path: Path) -> None:
     assert torch.allclose(answers[0], answers[1]) and not torch.allclose(filled[0], filled[1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_template_of_unknown_or_few_texts_is_refused(store: Store, tmp_path: Path) -> None:
     encoder = tiny_clip(tmp_path / "encoder")
     _ingest(store, WORDS[:2])

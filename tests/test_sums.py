@@ -100,6 +100,7 @@ def test_one_pass_sums_what_duckdb_sums(
     require_same_sums(store, AuditRequest(reward=RewardSpec(expression="logprob_score")))
 
 
+@pytest.mark.long
 def test_runs_that_share_queries_are_sorted(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for seed in range(3):
@@ -120,6 +121,7 @@ def test_odd_rows_are_left_to_duckdb(tmp_path: Path, odd: dict[str, Any]) -> Non
     require_same_sums(store, AuditRequest(reward=reward), one_pass=False)
 
 
+@pytest.mark.long
 def test_a_place_that_is_not_known_is_left_to_duckdb(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, random_rows(1, 20))
@@ -141,6 +143,7 @@ def test_a_view_that_fails_on_the_way(tmp_path: Path) -> None:
         audit(store, AuditRequest(view="failing"))
 
 
+@pytest.mark.long
 def test_many_kinds_are_left_to_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sums, "_MOST_KINDS", 3)
     store = new_store(tmp_path)

@@ -112,6 +112,7 @@ def test_rewards_are_of_the_tasks_metric(store: Store) -> None:
     assert audit(store, gt_prob).figures["missing_share"] == 0
 
 
+@pytest.mark.long
 def test_an_audit_says_nothing_of_vqa(store: Store) -> None:
     found = audit(store, AuditRequest())
     assert found.figures["scorers"] == ["nearest~squad-f1-1"]

@@ -170,12 +170,12 @@ def test_nothing_but_ties_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "flags"),
     [
-        ("gru", {"rce_use_normalized_reward": True}),
+        long("gru", {"rce_use_normalized_reward": True}),
         long("static", {"rce_rank": True}),
-        ("gru", {"top1_only": True}),
+        long("gru", {"top1_only": True}),
         long("static", {"grpo_epochs": 2}),
         ("gru", {"grpo_epochs": 1, "advantage": "loo", "kl_estimator": "k2"}),
-        ("static", {"grpo_epochs": 1, "topk_baseline": "subset", "reference": "rce"}),
+        long("static", {"grpo_epochs": 1, "topk_baseline": "subset", "reference": "rce"}),
         ("gru", {"rce_epochs": 0, "grpo_epochs": 1, "importance_cap": 2.0, "dual_clip": 3.0}),
         long("gru", {"grpo_epochs": 1, "freeze_backbone_in_grpo": True}),
     ],
@@ -269,7 +269,7 @@ def test_grpo_keeps_the_rce_checkpoints_and_logs_its_parts(bench: Bench) -> None
     assert steps_of(table, "grpo", "beta")[0] == 0.15
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_freezing_the_backbone_trains_the_attention_alone(bench: Bench) -> None:
     bench.train(rce_epochs=1, grpo_epochs=1, freeze_backbone_in_grpo=True)
     before, after = (bench.tensors("out", f"{p}_epoch1.pt") for p in ("rce", "grpo"))
@@ -339,6 +339,7 @@ def test_the_split_by_hash_is_another_one_of_the_same_share(bench: Bench) -> Non
     assert sum(by_hash.values()) == 40 and 1 <= by_hash["validation"] <= 20
 
 
+@pytest.mark.long
 def test_supervised_training_learns_the_best_beam(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [

@@ -52,6 +52,7 @@ def test_a_second_training_is_refused_and_changes_nothing(
     assert equal(bench.tensors("out"), finished.tensors("out"))
 
 
+@pytest.mark.long
 def test_the_next_training_begins_where_one_ended_or_failed(trained: Bench) -> None:
     for _ in range(2):
         with pytest.raises(UsageError, match="holds another training"):

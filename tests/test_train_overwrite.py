@@ -60,6 +60,7 @@ def test_faults_of_the_data_are_found_before_the_old_training_goes(
     assert _contents(tmp_path / "out") == before
 
 
+@pytest.mark.long
 def test_the_data_is_read_in_the_order_of_the_first_epoch(
     trained: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,6 +235,7 @@ def test_another_view_below_the_one_trained_on_is_refused(tmp_path: Path) -> Non
         bench.train(view=["mine"], resume=True, rce_epochs=1)
 
 
+@pytest.mark.long
 def test_another_version_and_a_broken_state_are_refused(trained: Bench, tmp_path: Path) -> None:
     bench = trained
     state = torch.load(tmp_path / "out" / STATE, weights_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lever_data.errors import LeverError
+from tests.cases import long
 from tests.training import Bench
 
 
@@ -14,8 +15,8 @@ from tests.training import Bench
     ("change", "message"),
     [
         ("nullif(query_id, 1) as query_id", "rows of the view lack a query"),
-        ("nullif(split, 'train') as split", "rows of the view lack a query"),
-        ("query_id - 5 as query_id", "rows of the view lack a query"),
+        long("nullif(split, 'train') as split", "rows of the view lack a query"),
+        long("query_id - 5 as query_id", "rows of the view lack a query"),
         ("null::integer as candidate", "rows of the view lack a candidate"),
         (
             "case when query_id > 1 then pointer end as pointer",

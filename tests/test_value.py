@@ -233,6 +233,7 @@ def test_what_cannot_be_valued_is_said(world: World, tmp_path: Path) -> None:
         value(request)
 
 
+@pytest.mark.long
 def test_the_command(world: World) -> None:
     rows = [world.row(q, i, [i]) for q in range(30) for i in range(K)]
     request = world.request(rows)

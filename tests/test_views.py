@@ -158,7 +158,7 @@ def test_beam_runs_appear_in_beam_infoscore_and_nowhere_else(tmp_path: Path) -> 
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_views_sql_gives_any_shell_the_same_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

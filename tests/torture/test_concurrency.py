@@ -20,6 +20,7 @@ from lever_data.sources.ingest import ingest
 from lever_data.sources.ingest_options import IngestOptions
 from lever_data.store.staging import sweep
 from lever_data.store.store import RunSpec, Store
+from tests.cases import long
 from tests.torture.conftest import Report
 from tests.torture.harness import (
     SIZES,
@@ -145,7 +146,7 @@ def _until(
         thread.join()
 
 
-@pytest.mark.parametrize("remove", [True, False], ids=["rm", "ingest"])
+@pytest.mark.parametrize("remove", [True, long(False)], ids=["rm", "ingest"])
 def test_a_reader_that_has_begun_is_not_disturbed(tmp_path: Path, remove: bool) -> None:
     store = Store.create(tmp_path / "store")
     source = write_rl_data(tmp_path / "a.json", 4_000)
