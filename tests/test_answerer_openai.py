@@ -28,7 +28,6 @@ from lever_train.rollout.ask import Asker
 from lever_train.rollout.cache import AnswerCache
 from lever_train.rollout.generate import STORED, generate
 from lever_train.rollout.resolve import resolve
-from tests.cases import long
 from tests.endpoint import BREAKS, EXPECTED, Endpoint, Handler, answerer, prompts, serving, texts
 from tests.rollouts import World, add_images, make_world, rows
 
@@ -92,7 +91,8 @@ def test_overload_and_server_errors_are_never_lost(endpoint: Endpoint) -> None:
     assert set(endpoint.tries.values()) == {3}
 
 
-@pytest.mark.parametrize("form", ["seconds", long("date")])
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_honoured(endpoint: Endpoint, form: str) -> None:
     def fault(handler: Handler, question: str, attempt: int) -> bool:
         moment = datetime.now(UTC) + timedelta(seconds=2)
@@ -105,7 +105,8 @@ def test_retry_after_is_honoured(endpoint: Endpoint, form: str) -> None:
     assert second - first >= (1.2 if form == "seconds" else 0.95)  # a date has whole seconds
 
 
-@pytest.mark.parametrize("value", ["0", long("Mon, 01 Jan 2024 00:00:00 GMT")])
+@pytest.mark.long
+@pytest.mark.parametrize("value", ["0", "Mon, 01 Jan 2024 00:00:00 GMT"])
 def test_an_endpoint_that_asks_for_no_wait_is_not_flooded(endpoint: Endpoint, value: str) -> None:
     endpoint.fault = lambda handler, question, attempt: handler.send(429, "", Retry_After=value)
     with pytest.raises(LeverError, match="does not answer"):
@@ -196,6 +197,7 @@ def test_patience_counts_from_the_first_knock(
         outages.knock(other)  # refused where it is read
 
 
+@pytest.mark.long
 def test_a_long_outage_is_told_every_30_seconds(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

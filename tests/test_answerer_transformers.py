@@ -31,7 +31,6 @@ from lever_train.rollout.answerers.vision_language import (
     VisionLanguageModel,
     spoken,
 )
-from tests.cases import long_except
 from tests.rollouts import add_images, make_world, rows
 from tests.tiny_vlm import PROCESSED, VISION, save_tiny_processed, save_tiny_vlm
 
@@ -173,7 +172,7 @@ def test_every_family_is_answered_as_transformers_answers_given_the_pixels(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", long_except(PROCESSED, "Llava"))
+@pytest.mark.parametrize("family", PROCESSED)
 def test_a_model_with_its_own_processor_is_answered_as_transformers_answers(
     family: str, tmp_path: Path, prompts: list[Prompt]
 ) -> None:
@@ -398,7 +397,7 @@ def _never_fits(module: torch.nn.Module, args: Any) -> None:
     raise torch.OutOfMemoryError("a test says so")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_that_depends_on_the_batch_answers_one_by_one(
     answerer: TransformersAnswerer,
     prompts: list[Prompt],

@@ -87,7 +87,7 @@ def test_a_reward_that_hangs_on_the_order_is_no_good_news(
     assert [f.level for f in found] == [level]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scores_of_several_models_are_named(tmp_path: Path) -> None:
     made = [_scored(0, i, i, "beam") | {"scorer": "ab"[i]} for i in range(2)]
     found = [f for f in _verdict(tmp_path, made, RewardSpec()) if "models" in f.text]

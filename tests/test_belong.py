@@ -102,7 +102,7 @@ def contradict(folder: Path) -> Store:
     return store
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_check_finds_what_contradicts(tmp_path: Path) -> None:
     (problem,) = check(contradict(tmp_path)).problems
     assert problem.where == "query_is_its_example"

@@ -86,6 +86,7 @@ def test_every_answer_forbids_what_is_outside(client: TestClient) -> None:
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PAGES_SHOWN)
 def test_texts_of_the_data_stay_text(client: TestClient, name: str) -> None:
     text = _text(client, name)
@@ -98,7 +99,7 @@ def test_a_megabyte_of_an_answer_does_not_reach_the_page(client: TestClient) -> 
     assert "… (1,000,012 characters)" in text and len(text) < 100_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_filter_shows_the_rows_that_sql_gives(board: Board, client: TestClient) -> None:
     con = connect(board.store)
     for condition, sql in (
@@ -295,7 +296,7 @@ def test_a_comparison_of_one_pair_has_no_interval(tmp_path: Path) -> None:
     assert "+100.00 points" in text and "its 95 % interval" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_audit_is_that_of_lever_audit(board: Board, client: TestClient) -> None:
     figures = audit(board.store, AuditRequest(view="beam")).figures
     text = _text(client, "audit?view=beam")

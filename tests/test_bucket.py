@@ -57,7 +57,7 @@ def test_a_run_has_the_bytes_it_has_on_disk(
     assert there.equals(here)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_only_what_is_read_is_fetched(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_lease_is_held_by_one(uri: str, tmp_path: Path) -> None:
         assert mine  # it was given up, and is taken by a put bound to what was read
 
 
+@pytest.mark.long
 def test_parts_on_two_machines_make_the_bytes_of_one(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,6 +156,7 @@ def test_users_tests(store: Store) -> None:
     assert "a test that is wrong" in str(caught.value.hint)
 
 
+@pytest.mark.long
 def test_the_command(store: Store) -> None:
     run = commit(store, GOOD)
     done = lever("check", "--store", store.path)

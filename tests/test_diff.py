@@ -152,7 +152,7 @@ def test_an_evaluation_is_not_compared_with_candidates(store: Store) -> None:
         compare(store, run, evaluation)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_names_that_are_nothing(store: Store) -> None:
     commit(store, [row(0, 0, [1, 2], 0.3)])
     with pytest.raises(UsageError, match="neither a run nor a view") as caught:

@@ -39,7 +39,7 @@ CHECKED = [page for page in PAGES if page not in ("docs/lab.md", "docs/cli.md")]
 RUN = ["README.md:top", "README.md:rest", "docs/pipeline.md", "docs/concepts.md"]
 RUN += ["docs/extending.md", "docs/plan.md", "docs/tasks.md", "docs/scale.md", "docs/use.md"]
 RUN += ["docs/legacy.md", "docs/reliability.md", "docs/features.md"]
-SHORT = ("README.md:top", "docs/tasks.md", "docs/use.md", "docs/legacy.md", "docs/reliability.md")
+SHORT = ("README.md:top", "docs/tasks.md", "docs/legacy.md")
 # these begin where README's tour has ingested
 INGESTED = [f"docs/{n}.md" for n in ("extending", "plan", "scale", "use", "legacy", "reliability")]
 INGESTED += ["docs/features.md"]

@@ -258,7 +258,7 @@ def test_many_checkpoints_on_one_split_are_called_out(tmp_path: Path) -> None:
     assert not any(said[:5]) and "6 checkpoints were judged by demo/val" in said[5][0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_evaluation_is_a_run_and_its_scores_are_a_query(
     place: Place, evaluated: Evaluation
 ) -> None:

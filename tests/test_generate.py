@@ -107,7 +107,7 @@ def test_the_question_alone_is_a_candidate_where_it_is_asked_for(world: World) -
     assert not check(Store(world.store)).problems
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_policy_that_ends_pointers_stores_them_as_they_are(world: World, tmp_path: Path) -> None:
     """Empty and short pointers are rows as others: asked, scored, found again, well-formed."""
     torch.manual_seed(0)
@@ -309,7 +309,7 @@ def test_without_annotations_there_is_no_score(world: World) -> None:
     assert "--allow-fallback" in str(caught.value.hint)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_was_ingested_is_official(world: World) -> None:
     """The files need not be named again; the rows are those of the same files named."""
     named = generate(world.request())

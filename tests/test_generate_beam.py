@@ -16,7 +16,6 @@ from lever_data.relations.db import connect
 from lever_data.store.store import Store
 from lever_train.options.rollout import BeamShape
 from lever_train.rollout.infoscore import FLOOR, search_beams
-from tests.cases import long
 from tests.endpoint import Handler, serving
 from tests.rollouts import World, make_world, rows
 
@@ -136,7 +135,8 @@ def test_an_answerer_without_probabilities_is_refused(world: World) -> None:
             search_beams(request)
 
 
-@pytest.mark.parametrize("api", ["chat", long("completions")])
+@pytest.mark.long
+@pytest.mark.parametrize("api", ["chat", "completions"])
 def test_beams_of_an_endpoint_that_knows_probabilities(world: World, api: str) -> None:
     """Of what is shown (`echo`, as llama.cpp), or of the last turn (`prompt_logprobs`, as vLLM)."""
 

@@ -214,7 +214,7 @@ def test_a_job_of_failures_alone_is_no_run(world: World, endpoint: Endpoint) -> 
     assert not list((world.store / "jobs").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_failed_answers_are_asked_anew_by_the_same_command(
     world: World, endpoint: Endpoint
 ) -> None:
@@ -274,7 +274,7 @@ def test_the_summary_says_what_the_answers_are_like(world: World, endpoint: Endp
     assert again["commonest"][0] == ["red", red]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_three_prompts_are_asked_before_all_others(world: World, endpoint: Endpoint) -> None:
     endpoint.fault = lambda handler, question, attempt: handler.send(400, "not that word")
     with pytest.raises(LeverError, match="none of the first 3 prompts") as error:

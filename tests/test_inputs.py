@@ -62,7 +62,7 @@ def test_where_nothing_tells_the_size_of_a_split_any_number_of_rows_that_suffice
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_size_of_a_split_is_that_of_its_own_examples(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     place = {"dataset": "d", "split": "train", "question": "what?", "answers": ["a"], "answer": "a"}

@@ -157,7 +157,7 @@ def test_runs_of_both_times_become_one(tmp_path: Path) -> None:
     assert found[0] == found[1] and len(found[0]) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_the_same_whenever_it_was_written(tmp_path: Path) -> None:
     """A copy takes what is there, though its bytes are others."""
     now, before = _stores(tmp_path, mixed=False)
@@ -205,8 +205,10 @@ def _asked(store: Store, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         ("select gen_method, avg(vqa_correct) from all_candidates group by 1", ["vqa_correct"]),
         long("select {name} as share from all_candidates", ["vqa_acc_score"]),
         long('select "vqa_correct" as correct from beam where VQA_Correct = 1', ["vqa_correct"]),
-        ("select [s.vqa_acc_score for s in shot_scores] as s from candidates", ["vqa_acc_score"]),
-        (
+        long(
+            "select [s.vqa_acc_score for s in shot_scores] as s from candidates", ["vqa_acc_score"]
+        ),
+        long(
             "select 'ü', vqa_correct, vqa_gt_prob from stg_candidates",
             ["vqa_correct", "vqa_gt_prob"],
         ),

@@ -130,7 +130,7 @@ def test_log_probabilities_are_of_each_step(place: Path, tmp_path: Path, kind: s
     assert all(step <= 0 for step in steps)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stop_selector_stops_by_itself(place: Path, tmp_path: Path) -> None:
     selector = packed(place, tmp_path / "p", "stop")
     queries = torch.randn(30, D)

@@ -206,7 +206,7 @@ def test_examples_are_added_with_their_vectors_in_every_space(place: Path, tmp_p
             larger.select(query, 1, spaces=given)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pack_whose_sql_was_changed_is_refused(place: Path, tmp_path: Path) -> None:
     checkpoint, _, _ = evaluated(place, OWN)
     folder = packed(place, checkpoint, tmp_path / "p")

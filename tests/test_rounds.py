@@ -179,7 +179,7 @@ def test_a_killed_run_goes_on_with_the_same_rounds(
         assert outputs[f"judge-{k}"]["is_last"] == whole[f"judge-{k}"]["is_last"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="rounds need a budget"):
         RoundsTable(count=2)
@@ -240,7 +240,7 @@ def test_the_likelier_half_of_the_tied_can_be_taught(tmp_path: Path) -> None:
     assert [q for (q,) in found] == seldom
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_evaluation_of_a_view_is_of_its_queries(
     ran: tuple[PipelineConfig, dict[str, Any], list[str]],
 ) -> None:

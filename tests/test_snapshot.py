@@ -205,7 +205,7 @@ def _entries(cache: Path) -> set[str]:
     return {path.name for path in cache.iterdir() if path.is_dir()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_snapshot_is_made_once_for_what_it_is_made_of(
     con: duckdb.DuckDBPyConnection, cache: Path
 ) -> None:

@@ -47,6 +47,7 @@ assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)) and len
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.long
 def test_features_are_read_for_the_groups_that_teach(tmp_path: Path) -> None:
     config = make_store(tmp_path, 90)
     data = open_data(Source(store=tmp_path / "store"), config)

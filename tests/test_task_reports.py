@@ -119,6 +119,7 @@ def test_an_audit_says_nothing_of_vqa(store: Store) -> None:
     assert named_vqa(audit_page([found])) == []
 
 
+@pytest.mark.long
 def test_two_metrics_of_the_same_answers_are_compared(store: Store) -> None:
     (rollout,) = runs(store, "rollout")
     strict = rescore(store, RescoreRequest(run=rollout.run, task=Task(name="qa", metric="label")))

@@ -186,10 +186,8 @@ def test_every_variant_trains(bench: Bench, flags: dict[str, Any], kind: str) ->
     assert load_selector(result.last)[0].config.selector == kind
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", long_except([k for k in get_args(Kind) if k not in ("static", "gru")], "stop")
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", [k for k in get_args(Kind) if k not in ("static", "gru")])
 def test_every_kind_trains(bench: Bench, kind: str) -> None:
     result = bench.train(selector=kind, rce_epochs=2, grpo_epochs=1, rce_lr=1e-2, num_layers=2)
     losses = [row["train_loss"] for row in result.epochs]
@@ -367,6 +365,7 @@ def test_training_from_a_checkpoint(bench: Bench) -> None:
         bench.train("bad", sft_checkpoint=str(first.last), num_layers=1)
 
 
+@pytest.mark.long
 def test_an_output_folder_is_not_overwritten_by_accident(trained: Bench) -> None:
     with pytest.raises(UsageError, match="holds another training"):
         trained.train()

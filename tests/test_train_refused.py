@@ -95,6 +95,7 @@ def test_the_split_and_the_pool_are_those_of_the_views_own_place(tmp_path: Path,
     assert here.said[0] == mixed.said[0]
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_names_step_and_queries(bench: Bench) -> None:
     bench.train("good", rce_epochs=1)
     content = torch.load(bench.folder / "good" / "last.pt", weights_only=True)

@@ -34,6 +34,7 @@ def test_rows_that_would_vanish_are_refused(tmp_path: Path, change: str, message
     assert error.value.where == "odd"
 
 
+@pytest.mark.long
 def test_ids_written_as_text_are_numbers_all_the_same(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     views = bench.store.path / "views"
