@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from tests.torture.harness import Nursery
 
@@ -27,6 +28,9 @@ _MODULES = (
     *("lever_train.flow.sweep", "lever_train.rollout.generate", "lever_data.report.rescore"),
     *("lever_train.rollout.answerers.nearest", "polars", "torch._dynamo"),
 )
+# Nothing is judged by the clock: a busy machine draws and runs examples as slowly as it likes.
+settings.register_profile("any_pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_pace")
 # A shell's background job ignores Ctrl-C, and so would every command that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
