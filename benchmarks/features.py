@@ -1,6 +1,6 @@
 """Features of pairs, and a whole training of the selector that reads them, at OK-VQA's size.
 
-    python -m benchmarks.features [--questions 9009] [--threads 2] [--json FILE]
+    python -m benchmarks.features [--questions 9009] [--threads 1] [--json FILE]
 
 Questions with ten annotators each, four vector spaces of width 384, pools of the 64 most similar,
 and the reward of every demonstration alone, at about as many queries all of one worth as on OK-VQA.
@@ -172,7 +172,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--questions", type=int, default=9_009)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="Write the figures here.")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
