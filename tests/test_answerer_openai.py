@@ -114,6 +114,7 @@ def test_an_endpoint_that_asks_for_no_wait_is_not_flooded(endpoint: Endpoint, va
     assert len(endpoint.seen) <= 6  # waits of a quarter second and more, each twice the last
 
 
+@pytest.mark.long
 def test_broken_connections_pages_and_hangs_are_tried_again(endpoint: Endpoint) -> None:
     breaks = list(BREAKS.values())
 
@@ -262,7 +263,7 @@ def lever(*words: str) -> int:
     return int(end.value.code or 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_as_written_and_no_secret_anywhere(
     world: World,
     endpoint: Endpoint,

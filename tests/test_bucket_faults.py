@@ -192,7 +192,7 @@ def spoiled(bucket: TestBucket, spoil: Callable[[Request, Start], Reply | None])
         bucket.cloud.calm()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_errors_and_cut_replies_are_asked_again(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

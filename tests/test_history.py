@@ -27,7 +27,7 @@ def _add(store: Store, number: int) -> str:
     return commit(store, [candidate(2**number, 0, [1])], name=str(number)).run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_any_moment_of_a_random_history(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int

@@ -87,6 +87,7 @@ def require_same_sums(store: Store, request: AuditRequest, *, one_pass: bool = T
         assert rows == rounded(con, f"from selected.{name}"), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [long(1 << 17), 10])
 def test_one_pass_sums_what_duckdb_sums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int

@@ -248,7 +248,7 @@ def asked(world: World, **more: Any) -> Any:
     return world.request(questions=None, annotations=None, **more)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",  # test_examples.py goes the way of the other two, too
     ["choice", *(pytest.param(n, marks=pytest.mark.long) for n in ("qa", "caption"))],

@@ -355,7 +355,7 @@ def test_supervised_training_learns_the_best_beam(tmp_path: Path) -> None:
     assert load_selector(result.last)[1].phase == "sft"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_from_a_checkpoint(bench: Bench) -> None:
     first = bench.train("sft", num_layers=2, rce_epochs=1)
     bench.train("next", sft_checkpoint=str(first.last), rce_epochs=1)

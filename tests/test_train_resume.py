@@ -128,7 +128,7 @@ def test_it_can_die_again_and_again(whole: Whole, tmp_path: Path) -> None:
     assert whole("static").metrics().equals(bench.metrics("killed"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resuming_what_is_finished_changes_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     first = bench.train()
