@@ -25,6 +25,7 @@ import pytest
 
 from lever_data.errors import LeverError
 from lever_data.relations.db import connect
+from lever_data.store.bucket import Bucket, Object
 from lever_data.store.store import Store
 from tests.cloud import KEY, SECRET, Reply, Request, TestBucket, cut, fail
 from tests.commands import lever
@@ -402,6 +403,30 @@ def test_a_run_makes_an_older_store_one_that_older_levers_refuse(bucket: TestBuc
     run = commit(Store.create(bucket.uri), ROWS)
     assert json.loads(bucket.read("lever.json")) == {"format": 2}
     assert Store.open(bucket.uri).runs() == [run]
+
+
+@pytest.mark.parametrize("other", [b'{"format":2}', b'{"format": 3}'])
+def test_two_writers_raise_the_format(
+    bucket: TestBucket, monkeypatch: pytest.MonkeyPatch, other: bytes
+) -> None:
+    """The other one is between our look at the marker and our put."""
+    Store.create(bucket.uri)
+    bucket.put("lever.json", b'{"format": 1}')
+    store, look = Store.open(bucket.uri), Bucket.look
+
+    def look_and_wait(self: Bucket, key: str) -> Object | None:
+        found = look(self, key)
+        bucket.put("lever.json", other)
+        return found
+
+    assert store.mirror is not None
+    monkeypatch.setattr(Bucket, "look", look_and_wait)
+    if other == b'{"format":2}':
+        store.mirror.raise_format(other)
+    else:
+        with pytest.raises(LeverError, match="marker changed meanwhile"):
+            store.mirror.raise_format(b'{"format":2}')
+    assert bucket.read("lever.json") == other
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def test_picks_are_those_of_an_evaluation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("lever_train.pack.packed._QUERIES", 7)  # scored at once
+    monkeypatch.setattr("lever_train.pack.packed._BLOCK", 16)  # of a thread
     selector = packed(place, tmp_path / "p", kind)
     queries = torch.cat([torch.randn(40, D), vectors[3:4]])
     pools = similar_pools(queries, vectors, K, leave_out_self=False)
@@ -112,6 +114,18 @@ def test_picks_are_those_of_an_evaluation(
     given[:, -1] = -1  # a shorter pool
     found = selector.select(queries, 2, pools=given)
     assert [[p.id for p in row] for row in found] == evaluated(place, kind, queries, given, 2)
+
+
+def test_threads_that_ask_different_pools_get_their_own(place: Path, tmp_path: Path) -> None:
+    selector, rng = packed(place, tmp_path / "p", "static"), np.random.default_rng(0)
+    asked = [(torch.randn(D), rng.permutation(N)[:K][None]) for _ in range(400)]
+
+    def ask(one: tuple[torch.Tensor, np.ndarray]) -> list[int]:
+        return [pick.id for pick in selector.select(one[0], 2, pools=one[1])]
+
+    alone = [ask(one) for one in asked]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, asked)) == alone
 
 
 @pytest.mark.parametrize("kind", ["static", "gated"])

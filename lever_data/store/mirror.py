@@ -84,13 +84,14 @@ class Mirror:
             self.bucket.create(MARKER, marker)
 
     def raise_format(self, marker: bytes) -> None:
-        """Put a newer marker in the place of the one that is there.
+        """Put a newer marker in the place of the one that is there; another writer may do the same.
 
         Raises:
             LeverError: another writer put a different one meanwhile.
         """
         there = self.bucket.look(MARKER)
-        if there is None or self.bucket.swap(MARKER, marker, there.state) is None:
+        state = None if there is None else self.bucket.swap(MARKER, marker, there.state)
+        if state is None and self.bucket.read(MARKER) != marker:
             raise LeverError("the store's marker changed meanwhile", where=f"{self.uri}/{MARKER}")
         with self._changing():
             _put(self.path / MARKER, marker)

@@ -304,10 +304,10 @@ class PackedSelector:
     def _pool(self, rows: Ids) -> Pool:
         """The candidates of these pools; one that all questions share is kept until another is
         asked for."""
-        every, is_one = self._every, is_one_pool(rows)
+        every, last, is_one = self._every, self._last, is_one_pool(rows)
         filled = np.where(rows < 0, rows.max(), rows)
-        if is_one and self._last is not None and np.array_equal(self._last[0], rows[0]):
-            pool = self._last[1]
+        if is_one and last is not None and np.array_equal(last[0], rows[0]):
+            pool = last[1]  # read once: another thread may ask for another pool meanwhile
         elif every is not None and not is_one:
             pool = replace(every, index=torch.from_numpy(filled))
         else:
