@@ -118,14 +118,19 @@ def test_picks_are_those_of_an_evaluation(
 
 def test_threads_that_ask_different_pools_get_their_own(place: Path, tmp_path: Path) -> None:
     selector, rng = packed(place, tmp_path / "p", "static"), np.random.default_rng(0)
-    asked = [(torch.randn(D), rng.permutation(N)[:K][None]) for _ in range(400)]
+    pools = [rng.permutation(N)[:K][None] for _ in range(2)]
+    asked = [(torch.randn(D), pools[n // 3 % 2]) for n in range(900)]
 
     def ask(one: tuple[torch.Tensor, np.ndarray]) -> list[int]:
         return [pick.id for pick in selector.select(one[0], 2, pools=one[1])]
 
-    alone = [ask(one) for one in asked]
-    with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(ask, asked)) == alone
+    alone, interval = [ask(one) for one in asked], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that one is stopped between any two of its steps
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(ask, asked)) == alone
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("kind", ["static", "gated"])
