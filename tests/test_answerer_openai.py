@@ -70,6 +70,7 @@ def test_a_file_that_is_no_image_fails_alone(
     assert "an image cannot be read: it is" in str(found[1].error)
 
 
+@pytest.mark.slow
 def test_requests_run_side_by_side_within_the_bound(endpoint: Endpoint) -> None:
     endpoint.delay = 0.02
     assert texts(answerer(endpoint, concurrency=5).answer(prompts(40))) == EXPECTED
@@ -218,6 +219,7 @@ def test_a_long_outage_is_told_every_30_seconds(
     assert told == [["10"], ["40"], ["70"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_rejected_key_stops_at_once_and_is_not_repeated(
     endpoint: Endpoint, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -110,6 +110,7 @@ def refusal(message: str, code: str | None = None) -> str:
     return json.dumps({"error": {"message": message, "code": code}})
 
 
+@pytest.mark.slow
 def test_a_server_that_wants_other_parameters_is_understood_once(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_wait_that_is_none_is_not_taken_for_one(after: str) -> None:
     assert retry_after(reply) is None
 
 
+@pytest.mark.slow
 def test_an_error_sent_as_success_is_tried_again(endpoint: Endpoint) -> None:
     endpoint.fault = lambda handler, question, attempt: (
         attempt == 1 and handler.send(200, refusal("Rate limit exceeded"))

@@ -117,6 +117,7 @@ def test_the_chat_is_interleaved_as_in_the_legacy_prompt(
     assert encoded[2].ids.count(model.image_token) == sum(int(g.prod()) // 4 for g in grids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 3])
 def test_texts_are_those_of_transformers_and_do_not_depend_on_the_batch(
     model: VisionLanguageModel, encoded: list[PromptTokens], beams: int
@@ -269,6 +270,7 @@ def by_hand(model: VisionLanguageModel, one: PromptTokens, answer: str) -> float
     return spoken + math.log(sum(math.exp(float(logits[at + len(tokens), e])) for e in ends))
 
 
+@pytest.mark.slow
 def test_an_image_goes_through_the_vision_tower_once(folder: Path, prompts: list[Prompt]) -> None:
     fresh = VisionLanguageModel.load(str(folder), "cpu")
     passes = 0
@@ -286,6 +288,7 @@ def test_an_image_goes_through_the_vision_tower_once(folder: Path, prompts: list
     assert passes == 6
 
 
+@pytest.mark.slow
 def test_features_that_were_dropped_are_computed_again(
     folder: Path,
     prompts: list[Prompt],
@@ -419,6 +422,7 @@ def test_a_model_that_depends_on_the_batch_answers_one_by_one(
     assert [a.text for a in found] == alone
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_fails_alone(
     answerer: TransformersAnswerer, prompts: list[Prompt], tmp_path: Path
 ) -> None:

@@ -165,6 +165,7 @@ def test_missing_is_what_the_reward_counts_as_0(
     assert audit(made, AuditRequest(reward=spec)).figures["missing_share"] == share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["correct / 0", "'-inf'::double", "'nan'::double"])
 def test_a_reward_that_is_not_finite(store: Store, text: str) -> None:
     spec = RewardSpec(expression=text)
@@ -293,6 +294,7 @@ def test_an_empty_view(tmp_path: Path) -> None:
     assert "lever views" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_a_view_emptied_by_pointers_that_hold_their_own_query(tmp_path: Path) -> None:
     made = new_store(tmp_path)
     commit(made, [candidate(3, 0, [3, 1], correct=1, score=1.0)])
@@ -301,6 +303,7 @@ def test_a_view_emptied_by_pointers_that_hold_their_own_query(tmp_path: Path) ->
     assert "answer in the prompt, are left out: 1 (view own_pointers)" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_a_view_that_is_not_for_training(store: Store) -> None:
     with pytest.raises(LeverError, match="not made for training: it has no column candidate"):
         audit(store, AuditRequest(view="queries"))

@@ -98,6 +98,7 @@ def test_data_moves_no_cursor(tmp_path: Path) -> None:
     assert "reward correct -- \\e[2J[x]" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_gate_over_a_reward_that_is_not_finite(store: Store, tmp_path: Path) -> None:
     """It once passed: every comparison with NaN is false."""
     out = tmp_path / "a.json"

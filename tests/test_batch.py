@@ -139,6 +139,7 @@ def test_a_reward_that_is_not_finite_names_the_candidate() -> None:
     assert (error.value.where, error.value.value) == ("query 3, candidate 1", float("inf"))
 
 
+@pytest.mark.slow
 def test_a_stored_pool_that_repeats_an_example_is_refused(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     spec = RunSpec(kind="rl_data", dataset="d", split="train", source_sha256="q")
@@ -183,6 +184,7 @@ def test_the_shared_pool_is_every_id_of_the_selected_runs(tmp_path: Path) -> Non
     assert pools.ids.tolist() == [3, 7, 12]
 
 
+@pytest.mark.slow
 def test_pool_files_that_are_none(tmp_path: Path) -> None:
     con = connect(new_store(tmp_path))
     with pytest.raises(UsageError, match="no such pool file"):
@@ -195,6 +197,7 @@ def test_pool_files_that_are_none(tmp_path: Path) -> None:
         open_pools(con, tmp_path / "text.npy", "stg_candidates", ("d", "train"))
 
 
+@pytest.mark.slow
 def test_embeddings_of_every_format_are_float32(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -228,6 +231,7 @@ def test_embeddings_by_their_name_in_the_store(tmp_path: Path) -> None:
     assert "clip" in str(error.value.hint)
 
 
+@pytest.mark.slow
 def test_embeddings_that_are_none(tmp_path: Path) -> None:
     con = connect(new_store(tmp_path))
     torch.save(torch.tensor([[1.0], [torch.nan]]), tmp_path / "nan.pt")

@@ -85,6 +85,7 @@ def test_rl_data_without_ids_that_answers_other_questions(tmp_path: Path, rl_fir
         put(tmp_path, *second)
 
 
+@pytest.mark.slow
 def test_the_right_files_are_taken_in_any_order(tmp_path: Path) -> None:
     files, rl = write_questions(tmp_path), write_rl(tmp_path, WORDS)
     put(tmp_path, rl, *files)
@@ -110,6 +111,7 @@ def test_check_finds_what_contradicts(tmp_path: Path) -> None:
     assert (row["question_in_run"], row["question_in_examples"]) == ("5", "7")
 
 
+@pytest.mark.slow
 def test_items_of_a_rollout_or_an_evaluation(tmp_path: Path) -> None:
     con = connect(contradict(tmp_path))
     with pytest.raises(LeverError, match="question 5 in the RL data, 7 in the examples"):
@@ -160,6 +162,7 @@ def test_check_finds_answers_to_other_questions(tmp_path: Path) -> None:
     assert [p.where for p in check(store).problems] == ["right_answers_are_known"]
 
 
+@pytest.mark.slow
 def test_training_on_examples_of_other_numbers(tmp_path: Path) -> None:
     from lever_train.learn.data import open_data
     from lever_train.options.train import Source, TrainConfig
@@ -184,6 +187,7 @@ def test_a_query_in_its_own_pointer_is_found_left_out_and_counted(tmp_path: Path
     assert (problem.where, problem.what[:11]) == ("pointer_leaves_out_its_query", "2 rows fail")
 
 
+@pytest.mark.slow
 def test_an_item_without_an_image_is_refused(tmp_path: Path) -> None:
     put(tmp_path, *write_questions(tmp_path))
     con = connect(tmp_path / "s")

@@ -159,6 +159,7 @@ def test_a_download_holds_every_row(client: TestClient) -> None:
     assert client.get("download", params={"sql": "select 1", "form": "exe"}).status_code == 400
 
 
+@pytest.mark.slow
 def test_a_view_is_sorted_and_paged_by_its_sql(board: Board, client: TestClient) -> None:
     sql = "select logprob_score from candidates order by logprob_score limit 50"
     texts = [f"{row[0]:g}" for row in connect(board.store).sql(sql).fetchall()]
@@ -186,6 +187,7 @@ def test_train_on_this_gives_a_command_that_means_these_rows(
     assert "Train on this" not in _text(client, "view?view=runs")
 
 
+@pytest.mark.slow
 def test_a_query_has_its_candidates_by_reward(board: Board, client: TestClient) -> None:
     sql = "select correct + score from candidates where query_id = 5 order by 1 desc"
     rewards = [f"{row[0]:.3f}" for row in connect(board.store).sql(sql).fetchall()]
@@ -226,6 +228,7 @@ def test_a_query_has_what_each_selector_picked_and_every_prefix(client: TestClie
     assert [name for name, _ in rows] == ["cell", "oracle", "random"] * 3
 
 
+@pytest.mark.slow
 def test_an_evaluation_leads_to_the_questions_two_selectors_disagree_on(
     board: Board, client: TestClient
 ) -> None:
@@ -359,6 +362,7 @@ def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:
         assert "lever" in client.get(name).text and client.get(name).status_code in (200, 400)
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_the_image_folder(tmp_path: Path) -> None:
     from PIL import Image
 

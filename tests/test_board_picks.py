@@ -115,6 +115,7 @@ def test_a_training_whose_folder_is_gone(bench: Bench, board: Board, tmp_path: P
     assert pick == Pick(f"gone {run.run[-12:]}", "–", (), f"no checkpoint lies in {tmp_path}/gone")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_may_not_be_read_costs_the_page_nothing_else(
     bench: Bench, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:

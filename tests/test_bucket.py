@@ -88,6 +88,7 @@ def test_what_is_there_already_is_not_made_twice(
     assert not [r for r in bucket.cloud.seen if r.method == "PUT" and "runs" in r.path]
 
 
+@pytest.mark.slow
 def test_other_bytes_under_the_same_id_are_refused(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_other_bytes_under_the_same_id_are_refused(
     assert [r.run for r in Store.open(bucket.uri).runs()] == [run.run]
 
 
+@pytest.mark.slow
 def test_a_removed_run_is_gone_everywhere(
     bucket: TestBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def test_parts_on_two_machines_make_the_bytes_of_one(
     assert whole is not None and made is not None and made.files == whole.files
 
 
+@pytest.mark.slow
 def test_a_file_in_parts_and_listings_in_pages(uri: str, tmp_path: Path) -> None:
     """A file above 5 MB goes up in parts; Google's stand-in lists three keys a page."""
     bucket, file = Bucket(uri), tmp_path / "big"
@@ -129,6 +130,7 @@ def test_a_file_in_parts_and_listings_in_pages(uri: str, tmp_path: Path) -> None
     assert bucket.objects("runs") == []
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_without_secrets(
     kind: _Kind, uri: str, server: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

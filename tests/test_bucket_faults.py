@@ -216,6 +216,7 @@ def test_errors_and_cut_replies_are_asked_again(
         assert connect(bucket.uri).sql("select count(*) from all_candidates").fetchall() == [(12,)]
 
 
+@pytest.mark.slow
 def test_a_lost_reply_to_the_manifest_is_no_failure(bucket: TestBucket) -> None:
     """It was stored, the connection broke, and the second attempt finds it there."""
 
@@ -251,6 +252,7 @@ def test_a_slow_server_is_waited_for(bucket: TestBucket, monkeypatch: pytest.Mon
         assert len(Store.open(bucket.uri).runs()) == 1
 
 
+@pytest.mark.slow
 def test_a_part_that_is_swept_before_the_manifest_is_put_again(bucket: TestBucket) -> None:
     """By whoever took the writer for dead, or removed the run meanwhile."""
 
@@ -322,6 +324,7 @@ def test_a_removed_run_that_is_still_listed_is_gone(
         assert Store.open(bucket.uri).runs() == []
 
 
+@pytest.mark.slow
 def test_what_dead_writers_left_is_swept_when_it_is_a_day_old(bucket: TestBucket) -> None:
     store = Store.create(bucket.uri)
     for run, hours in (("dead", 25), ("alive", 23)):
@@ -386,6 +389,7 @@ def test_a_bucket_without_a_store(bucket: TestBucket) -> None:
     assert f"there is no store here; at {bucket.uri}" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_newer_store_is_refused(bucket: TestBucket) -> None:
     commit(Store.create(bucket.uri), ROWS)
     bucket.put("lever.json", b'{"format": 3}')
@@ -397,6 +401,7 @@ def test_a_newer_store_is_refused(bucket: TestBucket) -> None:
     assert bucket.listed() == before
 
 
+@pytest.mark.slow
 def test_a_run_makes_an_older_store_one_that_older_levers_refuse(bucket: TestBucket) -> None:
     Store.create(bucket.uri)
     bucket.put("lever.json", b'{"format": 1}')

@@ -41,6 +41,7 @@ def test_a_sound_store(store: Store) -> None:
     assert report.num_tests >= 10
 
 
+@pytest.mark.slow
 def test_an_empty_store_is_sound(store: Store) -> None:
     assert check(store).problems == ()
 
@@ -100,6 +101,7 @@ def test_each_data_test_finds_its_fault(store: Store, name: str) -> None:
     assert problem.examples[0]["query_id"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pointer", [[1, 1], [-1, 2]])
 def test_malformed_pointers(store: Store, pointer: list[int]) -> None:
     commit(store, [candidate(0, 0, pointer)])
@@ -115,6 +117,7 @@ def commit_pool(store: Store, pool: list[int], pointer: list[int], places: list[
         writer.commit()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pointer", "places", "is_sound"),
     [([7, 5], [2, 0], True), ([7, 9], [2, 0], False), ([7, 5], [0, 2], False)],
@@ -127,6 +130,7 @@ def test_pointers_and_pools(
     assert [p.where for p in check(store).problems] == expected
 
 
+@pytest.mark.slow
 def test_a_candidate_without_its_query(store: Store) -> None:
     with store.begin(RunSpec("rl_data", "d", "train")) as writer:
         writer.write("candidates", table(CANDIDATES, GOOD))

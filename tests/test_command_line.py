@@ -75,6 +75,7 @@ def test_help_of_80_columns_cuts_nothing(
             assert said, parameter.name
 
 
+@pytest.mark.slow
 def test_everyday_options_come_first() -> None:
     for words, _ in COMMANDS[1:]:
         titles = re.findall(r"^(\w.*):$", lever(*words, "--help").stdout, re.MULTILINE)
@@ -121,6 +122,7 @@ def test_the_shell_completes(
     assert found in lever().stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @pytest.mark.parametrize("words", [["train", "--help"], ["runs", "--help"], ["views"]])
 def test_a_console_of_few_characters_shows_help_and_tables(

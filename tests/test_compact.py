@@ -152,6 +152,7 @@ def test_the_shell_sees_the_same_rows(tmp_path: Path, monkeypatch: pytest.Monkey
         assert [run for (run,) in order] == [run.run for run in store.runs()]
 
 
+@pytest.mark.slow
 def test_what_stays_apart(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     one = commit(store, _batch(1, [1]), name="1")
@@ -167,6 +168,7 @@ def test_what_stays_apart(tmp_path: Path) -> None:
     assert not {one.run, two.run, made.run} & {run.run for run in store.runs()}
 
 
+@pytest.mark.slow
 def test_of_two_machines_that_compact_at_once_the_first_counts(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for number in range(3):
@@ -181,6 +183,7 @@ def test_of_two_machines_that_compact_at_once_the_first_counts(tmp_path: Path) -
     assert _rows(store, "stg_candidates") == rows
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     runs = [commit(store, _batch(number, [number]), name=str(number)) for number in range(3)]
@@ -233,6 +236,7 @@ def _killed_before(change: int) -> Iterator[None]:
         _changes.left = None
 
 
+@pytest.mark.slow
 def test_killed_before_any_change(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for number in range(3):

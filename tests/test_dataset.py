@@ -158,6 +158,7 @@ def test_labels_that_are_numbers_have_names(tmp_path: Path) -> None:
     assert "task choice, scored by label" in said[0]
 
 
+@pytest.mark.slow
 def test_an_empty_cell_is_no_answer(tmp_path: Path) -> None:
     """Else saying nothing would be right, and the word nan an answer."""
     (tmp_path / "c.csv").write_text("question,answer\nwho?,me\nwhy?,\n")
@@ -344,6 +345,7 @@ def test_a_broken_row_is_named(tmp_path: Path, name: str, text: str, said: str) 
     assert Store.create(tmp_path / "store").runs() == []
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_official(tmp_path: Path) -> None:
     """A rollout needs neither --questions nor --annotations; text ids come back as they were."""
     rows = [{"id": f"q{n:03d}", "question": f"n{n}?", "answers": [str(n % 3)]} for n in range(9)]

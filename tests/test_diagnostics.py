@@ -42,6 +42,7 @@ def ask(con: duckdb.DuckDBPyConnection, sql: str) -> list[tuple[Any, ...]]:
     return con.cursor().execute(sql).fetchall()
 
 
+@pytest.mark.slow
 def test_query_classes(tmp_path: Path) -> None:
     con = open_rows(
         tmp_path,
@@ -68,12 +69,14 @@ def test_query_classes(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_spread_has_a_bar_of_its_own_for_flat_queries(tmp_path: Path) -> None:
     rows = [scored(0, 0, 0.0), scored(0, 1, 0.3), scored(1, 0, 0.6), scored(2, 0, 0.0)]
     con = open_rows(tmp_path, rows)
     assert ask(con, "from reward_spread") == [(0.0, 0.0, 2), (0.6, 0.7, 1)]
 
 
+@pytest.mark.slow
 def test_the_picks_and_the_oracle(tmp_path: Path) -> None:
     beams = {"gen_method": "beam"}
     drawn = {"gen_method": "sample", "temperature": 1.0}
@@ -196,6 +199,7 @@ def _sources() -> duckdb.DuckDBPyConnection:
 SOURCES = _sources()
 
 
+@pytest.mark.slow
 def test_eval_modes_count_failures_apart(tmp_path: Path) -> None:
     gold = [{"dataset": "d", "split": "train", "example_id": 0, "question_id": 5, "question": "?",
              "answers": ["red", "dark red"]}]  # fmt: skip
@@ -249,6 +253,7 @@ def _matcher() -> duckdb.DuckDBPyConnection:
 MATCHER = _matcher()
 
 
+@pytest.mark.slow
 def test_logprob_orders_within_a_query_only(tmp_path: Path) -> None:
     con = open_rows(
         tmp_path,
@@ -264,6 +269,7 @@ def test_logprob_orders_within_a_query_only(tmp_path: Path) -> None:
     assert ask(con, "from logprob_vs_reward") == [("beam", None, 3, 1, pytest.approx(tau))]
 
 
+@pytest.mark.slow
 def test_importance_weights_of_the_stored_policy(tmp_path: Path) -> None:
     hot = {"gen_method": "sample", "temperature": 1.3}
     con = open_rows(
@@ -309,12 +315,14 @@ def test_order_repeats_and_usage(tmp_path: Path) -> None:
     ) == [(1, 5, 0.0, False), (2, 5, 0.0, False), (3, 1, 0.0, False)]
 
 
+@pytest.mark.slow
 def test_a_hub_is_picked_ten_times_as_often(tmp_path: Path) -> None:
     rows = [scored(q, 0, 0.0, pointer=[99, 40 + q]) for q in range(40)]
     con = open_rows(tmp_path, rows)
     assert ask(con, "select example_id from demonstration_usage where is_hub") == [(99,)]
 
 
+@pytest.mark.slow
 def test_answer_copying_needs_every_demonstration(tmp_path: Path) -> None:
     item = {"dataset": "d", "split": "train", "question": "?"}
     examples = [
@@ -334,6 +342,7 @@ def test_answer_copying_needs_every_demonstration(tmp_path: Path) -> None:
     assert ask(con, "from answer_copying") == [("beam", 2, 0.5, 2.0, 0.0)]
 
 
+@pytest.mark.slow
 def test_reward_modes_that_cannot_be_computed_are_left_out(tmp_path: Path) -> None:
     con = open_rows(
         tmp_path, [scored(0, 0, 1.0), scored(0, 1, 0.0), scored(1, 0, 0.3), scored(1, 1, 0.6)]
@@ -353,6 +362,7 @@ def test_reward_modes_that_cannot_be_computed_are_left_out(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.slow
 def test_reward_modes_of_prefix_scores(tmp_path: Path) -> None:
     shots = [{"shot": 1, "correct": 1, "score": 1.0},
              {"shot": 2, "correct": 0, "score": 0.0}]  # fmt: skip
@@ -361,6 +371,7 @@ def test_reward_modes_of_prefix_scores(tmp_path: Path) -> None:
     assert found == [(1.0,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shots",
     [
@@ -383,6 +394,7 @@ def test_prefixes_without_a_score_leave_multi_shot_out(tmp_path: Path, shots: An
     assert "multi_shot" not in found
 
 
+@pytest.mark.slow
 def test_a_sample_is_whole_queries(tmp_path: Path) -> None:
     con = open_rows(tmp_path, [scored(q, i, 0.0) for q in range(5) for i in range(3)])
     assert ask(con, "select count(*), count(distinct query_id) from scored_sample") == [(15, 5)]

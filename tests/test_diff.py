@@ -104,12 +104,14 @@ def test_one_pair_has_no_interval(store: Store) -> None:
     assert (found.pairs, found.mean_change, found.low, found.high) == (1, 1.0, None, None)
 
 
+@pytest.mark.slow
 def test_two_views(store: Store) -> None:
     commit(store, [row(0, 0, [1, 2], 0.3), row(0, 1, [3, 4], 0.6, gen_method="random")])
     found = compare(store, "beam", "all_candidates")
     assert (found.pairs, found.only_a, found.only_b) == (1, 0, 1)
 
 
+@pytest.mark.slow
 def test_a_run_wins_over_a_view_by_its_id_and_a_view_over_a_prefix(store: Store) -> None:
     """Runs of InfoScore data are called beam-…, like the view."""
     run = commit(store, [row(0, 0, [1, 2], 0.3)])
@@ -125,6 +127,7 @@ def test_a_run_wins_over_a_view_by_its_id_and_a_view_over_a_prefix(store: Store)
     assert compare(store, "mine", "rl_data-d").pairs == 1
 
 
+@pytest.mark.slow
 def test_evaluations_pair_by_query_and_shots(store: Store) -> None:
     base = [("random", 1, q, 0.0) for q in range(4)]
     a = commit_evaluation(
@@ -186,6 +189,7 @@ def test_the_command(store: Store, tmp_path: Path) -> None:
     assert "Error: there is neither a run nor a view of this name; value 'nix'" in failed.stderr
 
 
+@pytest.mark.slow
 def test_the_interval_has_its_seed(store: Store) -> None:
     a = commit(store, [row(q, 0, [1, 2], 0.0) for q in range(20)], name="a")
     b = commit(store, [row(q, 0, [1, 2], (q * 7 % 10) / 10) for q in range(20)], name="b")
@@ -204,6 +208,7 @@ def test_a_failed_answer_is_no_wrong_one(store: Store) -> None:
     assert (found.mean_change, found.picks, found.mcnemar_p) == (0.0, 2, 1.0)
 
 
+@pytest.mark.slow
 def test_candidates_without_a_score_are_not_there(store: Store) -> None:
     a = commit(store, [row(0, 0, [1], 1.0), row(1, 0, [1], 1.0)], name="a")
     b = commit(store, [row(0, 0, [1], 1.0), candidate(1, 0, [1])], name="b")
@@ -215,6 +220,7 @@ def test_a_negative_seed_is_a_usage_error(store: Store) -> None:
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
 
 
+@pytest.mark.slow
 def test_what_is_compared_with_itself_is_said_to_be(store: Store) -> None:
     """Under a shorter name, or as a view, too: a change of 0 would look like a finding."""
     run = commit(store, [row(0, 0, [1, 2], 1.0)]).run

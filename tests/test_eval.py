@@ -272,6 +272,7 @@ def test_an_evaluation_is_a_run_and_its_scores_are_a_query(
     assert again.scoreboard == evaluated.scoreboard and not again.is_new
 
 
+@pytest.mark.slow
 def test_limits_are_nested_subsets(place: Place, evaluated: Evaluation) -> None:
     found = run_evaluation(place.request(sizes=(10, 20, 400), shots=(1,), oracle="no"))
     whole = next(o for o in evaluated.outcomes if (o.selector, o.shots) == ("nearest", 1))
@@ -343,6 +344,7 @@ def test_predictions_are_the_picks(place: Place, evaluated: Evaluation) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_evaluation_and_a_prediction_say_what_they_were_made_from(
     place: Place, evaluated: Evaluation, tmp_path: Path
 ) -> None:
@@ -471,6 +473,7 @@ def test_numbers_may_stand_behind_one_flag_or_several(place: Place) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_view_of_other_queries_is_refused(place: Place) -> None:
     views = place.store.path / "views"
     views.mkdir(exist_ok=True)
@@ -491,18 +494,21 @@ def test_the_table_says_which_checkpoint_it_is_of(place: Place) -> None:
     assert all(word in head for word in ("answerer nearest", "date 20", "run evaluation-demo-val"))
 
 
+@pytest.mark.slow
 def test_a_pick_needs_embeddings_of_the_candidates(place: Place) -> None:
     questions = place.questions.but(candidate_embeddings=None)
     with pytest.raises(UsageError, match="need embeddings of their own"):
         open_held_out(connect(place.store), questions)
 
 
+@pytest.mark.slow
 def test_embeddings_of_another_split_are_refused(place: Place) -> None:
     other = place.questions.but(query_embeddings=place.questions.candidate_embeddings)
     with pytest.raises(LeverError, match=r"embeddings have \d+ rows, the split val has \d+ quest"):
         open_held_out(connect(place.store), other)
 
 
+@pytest.mark.slow
 def test_a_pool_of_another_split_is_refused_with_both_sizes(place: Place) -> None:
     """Rows of train's pools read as val's: every question would be shown another's pool."""
     other = place.questions.but(pool=place.files.pool("train"))

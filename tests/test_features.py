@@ -61,6 +61,7 @@ def _value(store: Store, pairs: Pairs, sql: str) -> np.ndarray:
     return pair_features(store, pairs, ["mine"]).values[..., 0]
 
 
+@pytest.mark.slow
 def test_votes_are_those_counted_by_hand(store: Store) -> None:
     pairs = _pairs(store, own=False)
     found = pair_features(store, pairs, ["vote", "agreement"])
@@ -103,6 +104,7 @@ def test_votes_between_candidates_are_those_counted_by_hand(store: Store) -> Non
     assert found.of(pairs.query_ids[2:4], 4).shape == (2, 4, len(found.names) + 4)
 
 
+@pytest.mark.slow
 def test_the_vote_picks_the_answer_most_voted_for(store: Store) -> None:
     pairs = _pairs(store, own=False)
     ask = Ask(pairs.query_ids, pairs.query, pairs.table, pairs.pool, False)
@@ -113,6 +115,7 @@ def test_the_vote_picks_the_answer_most_voted_for(store: Store) -> None:
         assert picks[q].tolist() == pairs.pool[q, best].tolist()
 
 
+@pytest.mark.slow
 def test_values_are_kept_in_the_store(store: Store) -> None:
     pairs = _pairs(store, own=False)
     first = pair_features(store, pairs, ["vote"])
@@ -199,6 +202,7 @@ def test_spaces_are_read_by_their_names(store: Store) -> None:
         pair_features(store, pairs, ["cosine_question"])
 
 
+@pytest.mark.slow
 def test_every_feature_says_what_it_gives(store: Store) -> None:
     for name, feature in catalog.features().items():
         columns = [column.name for column in feature.columns]

@@ -43,6 +43,7 @@ def lever(*argv: str) -> int:
     return int(end.value.code or 0)
 
 
+@pytest.mark.slow
 def test_rows_hold_everything_and_agree_with_the_metric(world: World) -> None:
     outcome = generate(world.request())
     found = rows(outcome.run)
@@ -78,6 +79,7 @@ def test_rows_hold_everything_and_agree_with_the_metric(world: World) -> None:
     assert queries[3]["gt_answers"] == truth[3]
 
 
+@pytest.mark.slow
 def test_the_expected_accuracy_is_that_of_the_mixture(world: World) -> None:
     found = rows(generate(world.request()).run)
     truth, vectors = _answers(world), np.load(world.embeddings)
@@ -201,6 +203,7 @@ def test_processes_share_a_job_and_pay_once(world: World) -> None:
     assert not list((world.store / "jobs").iterdir())
 
 
+@pytest.mark.slow
 def test_who_commits_too_late_finds_the_run_of_the_other(world: World) -> None:
     """Another process committed and deleted the shards while this one was about to."""
     made = generate(world.request())
@@ -299,6 +302,7 @@ def test_fallback_is_said_and_counted(world: World, capfd: pytest.CaptureFixture
     assert "WARNING" in shown.err and "fallback 1" in shown.out
 
 
+@pytest.mark.slow
 def test_without_annotations_there_is_no_score(world: World) -> None:
     with pytest.raises(LeverError, match="the store has no examples of this split"):
         generate(world.request(questions=None, annotations=None))
@@ -400,6 +404,7 @@ def test_the_command_line_as_written(world: World, capfd: pytest.CaptureFixture[
     assert "--shard is i/n with 0 <= i < n" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_pool_every_example_of_the_split_may_be_shown(world: World) -> None:
     """Not those alone that pointers of the store happen to name."""
     first = generate(world.request(limit=2, num_retrieval=5, pool=None))
@@ -409,6 +414,7 @@ def test_without_a_pool_every_example_of_the_split_may_be_shown(world: World) ->
     assert isinstance(job.pool, SharedPool) and job.pool.ids.tolist() == list(range(world.queries))
 
 
+@pytest.mark.slow
 def test_view_and_run_names_travel_safely(world: World) -> None:
     generate(world.request())
     with pytest.raises(UsageError, match="no such view"):

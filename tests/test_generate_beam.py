@@ -71,6 +71,7 @@ class Plain:
         return [self.log_truth(query, s) - self.log_truth(query, ()) for s in kept]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shots", [1, 2])
 def test_beams_are_those_of_a_plain_search(world: World, shots: int) -> None:
     outcome = search_beams(world.request(shot_num=shots, num_beams=3))
@@ -169,6 +170,7 @@ def test_beams_of_an_endpoint_that_knows_probabilities(world: World, api: str) -
     assert any(row["info_score"] for row in beams) == (api == "completions")
 
 
+@pytest.mark.slow
 def test_the_command(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["beam", *world.argv()[1:], "--limit", "4", "--beam-size", "2"]
     for head in ("searched", "already searched as"):

@@ -117,6 +117,7 @@ def test_every_step_of_both_stages_and_beta(
     _close(walk.betas, wanted["kl_beta"])
 
 
+@pytest.mark.slow
 @needs_shared
 def test_reference_log_probabilities(source: Source, expected: dict[str, Any]) -> None:
     config = resolve(None, FLAGS)

@@ -51,6 +51,7 @@ def test_no_name_of_a_data_set_holds_a_null_character() -> None:
         IngestOptions(dataset=ODD["nul"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ODD.keys() - {"nul"}))
 def test_names_of_data_sets_stay_data(tmp_path: Path, name: str) -> None:
     source = tmp_path / "a.json"
@@ -89,6 +90,7 @@ def test_names_of_runs_and_views_are_looked_up_and_nothing_else(tmp_path: Path, 
     assert victim.is_dir() and store.runs() == [run]
 
 
+@pytest.mark.slow
 def test_an_identifier_never_ends_its_quotes(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [candidate(0, 0, [1], correct=1)])
@@ -216,6 +218,7 @@ def test_a_hostile_reward_is_refused(store: Store) -> None:
     assert done.stderr.startswith("Error: ") and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_hostile_data_tests_are_reported(store: Store) -> None:
     folder = store.path / "tests"
     folder.mkdir()

@@ -88,6 +88,7 @@ def test_a_malicious_pickle_never_runs(tmp_path: Path, name: str) -> None:
     assert store.runs() == []
 
 
+@pytest.mark.slow
 def test_commands_refuse_a_malicious_checkpoint(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [candidate(q, c, [c, c + 1], correct=c % 2) for q in (0, 1) for c in (0, 1)])

@@ -109,6 +109,7 @@ def test_it_is_read(hub: StandIn, tmp_path: Path) -> None:
     assert [run.files for run in there] == [run.files for run in here]
 
 
+@pytest.mark.slow
 def test_it_is_not_written(hub: StandIn) -> None:
     before = sorted(hub.folder.rglob("*"))
     (run,) = Store.open(URI).runs()
@@ -118,6 +119,7 @@ def test_it_is_not_written(hub: StandIn) -> None:
     assert sorted(hub.folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_faults_are_waited_out(hub: StandIn) -> None:
     hub.failures = 2
     assert len(Store.open(URI).runs()) == 1

@@ -367,6 +367,7 @@ def test_a_pipe_is_refused_not_waited_for(tmp_path: Path) -> None:
     assert "the file cannot be read (No such file or directory)" in failed.stderr
 
 
+@pytest.mark.slow
 def test_bytes_of_the_tables_do_not_depend_on_the_name_or_the_time(tmp_path: Path) -> None:
     first = ingest_one(write(tmp_path, "a.json", RL), tmp_path / "s")
     second = ingest_one(write(tmp_path, "b.json", RL), tmp_path / "t")

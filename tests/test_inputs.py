@@ -72,6 +72,7 @@ def test_the_size_of_a_split_is_that_of_its_own_examples(tmp_path: Path) -> None
     assert split_size(con, "d", "val") is None
 
 
+@pytest.mark.slow
 def test_pools_are_those_of_the_queries_own_place(tmp_path: Path) -> None:
     """Query 0 of two datasets: each has the ids that its own pointers name."""
     store = new_store(tmp_path)

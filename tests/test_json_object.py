@@ -62,6 +62,7 @@ def test_the_exact_parser_nulls_what_is_not_finite(value: Any) -> None:
     assert found == null_non_finite(json.loads(text))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(ANYTHING)
 def test_every_value_is_found_at_its_path(value: Any) -> None:

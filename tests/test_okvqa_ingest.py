@@ -92,6 +92,7 @@ def test_the_strict_file_has_its_scorer_text_and_pools(runs: dict[str, Run]) -> 
     ]
 
 
+@pytest.mark.slow
 def test_examples_hold_questions_and_answers(runs: dict[str, Run]) -> None:
     run = runs["OpenEnded_mscoco_train2014_questions.json.gz"]
     questions = load("OpenEnded_mscoco_train2014_questions.json.gz")["questions"]
@@ -105,6 +106,7 @@ def test_examples_hold_questions_and_answers(runs: dict[str, Run]) -> None:
     assert column(run, "examples", "answer")[0] == "pony tail"
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_torch_reads(runs: dict[str, Run]) -> None:
     run = runs["train_question_embeddings.pt"]
     (path,) = run.table_files("embeddings")

@@ -147,6 +147,7 @@ def test_runs_of_before_are_audited_as_runs_of_now(tmp_path: Path, mixed: bool) 
     assert audits[0] == audits[1]
 
 
+@pytest.mark.slow
 def test_runs_of_both_times_become_one(tmp_path: Path) -> None:
     now, before = _stores(tmp_path, mixed=True)
     found = []
@@ -290,6 +291,7 @@ def test_rewards_and_views_of_ones_own_keep_their_older_names(
     assert both[0] == both[1]
 
 
+@pytest.mark.slow
 def test_a_view_that_gives_an_older_column_of_its_own_is_told(tmp_path: Path) -> None:
     store, _ = _stores(tmp_path, mixed=False)
     (store.path / "views").mkdir()

@@ -133,6 +133,7 @@ def test_threads_that_ask_different_pools_get_their_own(place: Path, tmp_path: P
         sys.setswitchinterval(interval)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["static", "gated"])
 def test_log_probabilities_are_of_each_step(place: Path, tmp_path: Path, kind: str) -> None:
     selector = packed(place, tmp_path / "p", kind)
@@ -211,6 +212,7 @@ def test_of_equally_similar_examples_the_lower_id_is_nearer(place: Path, tmp_pat
         assert (pick.id, pick.example["question"]) == (500, "500")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_asked_is_said(place: Path, tmp_path: Path) -> None:
     selector = packed(place, tmp_path / "p")
     bad = np.full((1, D), np.nan)
@@ -249,6 +251,7 @@ def test_a_pack_of_other_vectors_is_refused(place: Path, tmp_path: Path) -> None
     assert not list(tmp_path.glob(".p*")) and not (tmp_path / "p").exists()
 
 
+@pytest.mark.slow
 def test_a_pack_that_was_changed_is_refused(place: Path, tmp_path: Path) -> None:
     packed(place, tmp_path / "p")
     with pytest.raises(LeverError, match="no packed selector"):

@@ -118,6 +118,7 @@ def test_picks_are_those_of_an_evaluation(
     assert [pick.id for pick in one] == expected[4]
 
 
+@pytest.mark.slow
 def test_twins_give_what_the_sql_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """All features of lever, for pools of any kind: padded, of examples that nobody answered."""
     asked = tuple(f for f in catalog.features().values() if twins.have_twins([f]))

@@ -112,6 +112,7 @@ def test_a_text_where_a_list_is_meant_is_refused(bench: Bench) -> None:
         lever.Contest(shots="12")
 
 
+@pytest.mark.slow
 def test_an_unknown_view_comes_with_the_nearest(bench: Bench) -> None:
     with pytest.raises(lever.UsageError, match="there is no such view; value 'beem'") as caught:
         lever.open(bench.store.path).view("beem")

@@ -158,6 +158,7 @@ def test_the_limits_hold_for_the_form_too(store: Store, sql: str, form: str) -> 
         assert len(out.getvalue()) < 1_000_000
 
 
+@pytest.mark.slow
 def test_a_table_cuts_what_is_long(store: Store) -> None:
     shown = json.loads(ask(store, "select range(1000), repeat('é', 3000), 'nan'::double", "table"))
     many, text, number = shown["rows"][0]
@@ -177,6 +178,7 @@ def test_a_killed_query_leaves_no_spilled_files(store: Store) -> None:
     assert set(own.iterdir()) <= before
 
 
+@pytest.mark.slow
 def test_what_killed_processes_spilled_is_swept(tmp_path: Path) -> None:
     """By the next process that needs a folder; a live one's stays."""
     code = (
@@ -203,6 +205,7 @@ def test_what_killed_processes_spilled_is_swept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_unknown_names_get_the_nearest(store: Store) -> None:
     with (
         pytest.raises(UsageError, match="no such view") as caught,
@@ -212,6 +215,7 @@ def test_unknown_names_get_the_nearest(store: Store) -> None:
     assert "did you mean beam_sample?" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_the_error_of_a_column_names_the_candidates(store: Store) -> None:
     done = _lever(store, "select vqa_corect from beam")
     assert done.returncode == 1
@@ -259,6 +263,7 @@ def test_a_failed_query_leaves_no_file(store: Store, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_usage_errors_exit_with_2(store: Store) -> None:
     assert lever("query", "--store", store.path, check=False).returncode == 2
     words = ("query", "--store", store.path, "select 1", "--frmat", "x")
@@ -315,6 +320,7 @@ def test_an_error_of_a_form_comes_through(store: Store) -> None:
     assert done.returncode == 1 and "column day" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_type_that_parquet_has_not_is_an_error(store: Store) -> None:
     with pytest.raises(LeverError, match="Parquet has no such type"):
         ask(store, "select interval 1 day as a", "parquet")

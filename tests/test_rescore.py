@@ -107,6 +107,7 @@ def test_twice_is_once(store: Store, tmp_path: Path) -> None:
     assert len(store.runs()) == 2
 
 
+@pytest.mark.slow
 def test_the_new_run_counts_in_the_views(store: Store, tmp_path: Path) -> None:
     rescore(store, request(tmp_path, commit(store, [old_row(0, 0, "blue"), old_row(1, 0, "x")])))
     con = open_session(store, only=["all_candidates"]).con

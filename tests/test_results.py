@@ -40,6 +40,7 @@ def put(store: Store, path: Path, content: Any, **options: Any) -> tuple[Run, li
     return done.run, said
 
 
+@pytest.mark.slow
 def test_predictions_are_scored_by_what_was_ingested(store: Store, tmp_path: Path) -> None:
     run, said = put(store, tmp_path / "mine.json", RIGHT)
     assert (run.kind, run.details["accuracy"]) == ("evaluation", 1.0)
@@ -54,6 +55,7 @@ def test_predictions_are_scored_by_what_was_ingested(store: Store, tmp_path: Pat
     ]
 
 
+@pytest.mark.slow
 def test_every_form_holds_the_same_predictions(store: Store, tmp_path: Path) -> None:
     lines = "\n".join(json.dumps(row) for row in RIGHT)
     gqa = [{"questionId": str(r["question_id"]), "prediction": r["answer"]} for r in RIGHT]
@@ -67,6 +69,7 @@ def test_every_form_holds_the_same_predictions(store: Store, tmp_path: Path) -> 
     assert len({tuple(run.files.values()) for run in runs}) == 1
 
 
+@pytest.mark.slow
 def test_two_files_are_compared(store: Store, tmp_path: Path) -> None:
     a, _ = put(store, tmp_path / "a.json", RIGHT)
     b, _ = put(store, tmp_path / "b.json", WRONG)
@@ -74,6 +77,7 @@ def test_two_files_are_compared(store: Store, tmp_path: Path) -> None:
     assert (found.pairs, found.changed, found.mean_change) == (2, 1, -0.5)
 
 
+@pytest.mark.slow
 def test_answers_are_normalised_as_the_task_says(tmp_path: Path) -> None:
     """As a rollout's are, whose scores they are compared with."""
     made = Store.create(tmp_path / "s")

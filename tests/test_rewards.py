@@ -221,6 +221,7 @@ def test_a_mode_whose_column_is_all_null_says_which_and_how(tmp_path: Path) -> N
         require_scores(con, "candidates", RewardSpec(expression="expected_score"))
 
 
+@pytest.mark.slow
 def test_an_expression_over_an_all_null_column_names_it_and_says_how(tmp_path: Path) -> None:
     con = _con(tmp_path, [{"correct": 1}, {"correct": 0, "expected_score": 0.5,
                                                "eval_failed": True}])  # fmt: skip

@@ -107,6 +107,7 @@ def test_no_answer_is_paid_beyond_the_budget(
     assert outputs["evaluate"]["run"] is not None
 
 
+@pytest.mark.slow
 def test_the_held_out_fold_teaches_nothing(
     ran: tuple[PipelineConfig, dict[str, Any], list[str]],
 ) -> None:
@@ -190,6 +191,7 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         done(config)
 
 
+@pytest.mark.slow
 def test_rounds_are_asked_for_by_flags(tmp_path: Path) -> None:
     prepare_demo(DemoOptions(tmp_path, world=WorldSpec(60, 20, 12), epochs=1))
     words = ["run", "--config", tmp_path / "lever.toml", "--dry-run", "--json", "-"]
@@ -199,6 +201,7 @@ def test_rounds_are_asked_for_by_flags(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "rounds need a budget" in refused.stderr
 
 
+@pytest.mark.slow
 def test_folds_keep_equal_words_together(tmp_path: Path) -> None:
     texts = ["What is it?", "what  is it", "WHAT IS IT!", *(f"question {i}?" for i in range(200))]
     store = new_store(tmp_path)

@@ -70,6 +70,7 @@ def _config(world: WorldFiles, folder: Path, more: str, vectors: bool = True) ->
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*CASES, *FILES])
 def test_the_plan_refuses_what_it_can_know(case: str, world: WorldFiles, tmp_path: Path) -> None:
     more, message = (CASES | FILES)[case]
@@ -81,6 +82,7 @@ def test_the_plan_refuses_what_it_can_know(case: str, world: WorldFiles, tmp_pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OF_ANOTHER_SPLIT)
 def test_the_plan_refuses_files_of_another_split(
     case: str, world: WorldFiles, tmp_path: Path
@@ -92,6 +94,7 @@ def test_the_plan_refuses_files_of_another_split(
     assert done.returncode == 1 and message in done.stderr
 
 
+@pytest.mark.slow
 def test_the_plan_refuses_a_checkpoint_of_another_width(world: WorldFiles, tmp_path: Path) -> None:
     selector = make_selector(12, ModelConfig(), 0)
     save_v3(tmp_path / "wide.pt", selector, Progress(1, "rce", 0.1, {}))

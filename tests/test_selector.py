@@ -228,6 +228,7 @@ def test_gradients_of_picked_dots_that_are_gathered_in_parts(
     assert torch.autograd.gradcheck(lambda q: picked_dots(q, rows, index), (query,))
 
 
+@pytest.mark.slow
 def test_gradients_of_kernels_that_work_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_ROWS", 3)
     monkeypatch.setattr(kernels, "_CACHE", 200)

@@ -179,6 +179,7 @@ def test_a_missing_view_and_a_missing_column_are_named(con: duckdb.DuckDBPyConne
         open_snapshot(con, Selection(("thin",), DEFAULT))
 
 
+@pytest.mark.slow
 def test_a_run_that_vanishes_is_an_error_and_not_a_short_snapshot(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     run = commit(store, _rows())
@@ -250,6 +251,7 @@ def test_what_a_view_reads_is_part_of_the_key(tmp_path: Path, cache: Path) -> No
     assert len(_entries(cache)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone", "seal"])
 def test_a_damaged_snapshot_is_made_again(
     con: duckdb.DuckDBPyConnection, cache: Path, damage: str

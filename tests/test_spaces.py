@@ -62,6 +62,7 @@ def _embed(store: Store, encoder: Path, template: str, name: str) -> torch.Tenso
     return load_embeddings(name, connect(store, only=["embeddings"]))
 
 
+@pytest.mark.slow
 def test_a_list_of_texts_becomes_a_relation(store: Store) -> None:
     _ingest(store, WORDS)
     rows = connect(store).execute("select name, example_id, text from texts order by 2").fetchall()
@@ -97,6 +98,7 @@ def test_a_template_of_unknown_or_few_texts_is_refused(store: Store, tmp_path: P
         EmbedRequest(template="{question}", features="text")
 
 
+@pytest.mark.slow
 def test_a_cosine_side_by_side_is_the_mean_of_cosines(store: Store, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in "ab":

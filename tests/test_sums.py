@@ -109,6 +109,7 @@ def test_runs_that_share_queries_are_sorted(tmp_path: Path) -> None:
     require_same_sums(store, AuditRequest())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "odd",
     [{"score": float("nan")}, {"temperature": float("inf")}, {"pointer": [1 << 25]}],
@@ -134,6 +135,7 @@ def test_a_place_that_is_not_known_is_left_to_duckdb(tmp_path: Path) -> None:
     assert con.execute("select count(*) from query_rewards").fetchall() == [(20,)]
 
 
+@pytest.mark.slow
 def test_a_view_that_fails_on_the_way(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, random_rows(1, 20))

@@ -155,6 +155,7 @@ def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert Scoring(other).scorer("m") != scoring.scorer("m")  # its source is part of the name
 
 
+@pytest.mark.slow
 def test_a_metric_that_was_edited_is_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +293,7 @@ def test_the_whole_way_with_another_task(world: World, name: Any) -> None:
     assert {r["metric"] for r in rows(changed.run)} == {METRIC_VERSION}
 
 
+@pytest.mark.slow
 def test_a_task_named_is_an_override(world: World) -> None:
     put(world, None)
     plain, other = resolve(asked(world)), resolve(asked(world, task=Task(name="qa")))
@@ -299,6 +301,7 @@ def test_a_task_named_is_an_override(world: World) -> None:
     assert plain.spec.run_id() != other.spec.run_id()
 
 
+@pytest.mark.slow
 def test_words_are_as_rare_for_some_queries_as_for_all(world: World) -> None:
     """CIDEr-D of a caption is that of its split, whichever queries are evaluated."""
     put(world, Task(name="caption"))

@@ -172,6 +172,7 @@ def test_malicious_pickles_run_nothing(protocol: int, tmp_path: Path) -> None:
         assert not target.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [

@@ -373,6 +373,7 @@ def test_an_output_folder_is_not_overwritten_by_accident(trained: Bench) -> None
     assert not (trained.folder / "out" / "rce_epoch2.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

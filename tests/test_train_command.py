@@ -51,6 +51,7 @@ def test_the_example_of_the_notes(tmp_path: Path) -> None:
     assert "kl_target_min" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

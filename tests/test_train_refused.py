@@ -28,6 +28,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -48,6 +49,7 @@ def test_what_cannot_be_trained_on(bench: Bench, flags: dict[str, Any], message:
         bench.train(**flags)
 
 
+@pytest.mark.slow
 def test_scorers_and_splits_are_not_mixed(tmp_path: Path) -> None:
     rows = [row | {"scorer": "ab"[row["query_id"] % 2]} for row in random_rows()]
     bench = Bench(tmp_path, rows)
@@ -65,6 +67,7 @@ def test_scorers_and_splits_are_not_mixed(tmp_path: Path) -> None:
     assert error.value.value == "d/train, e/train"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("column", "named"), [long("split", "d/train, d/val"), ("scorer", "a, b")])
 def test_a_mix_that_only_validation_holds_is_refused(
     tmp_path: Path, column: str, named: str
@@ -78,6 +81,7 @@ def test_a_mix_that_only_validation_holds_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["id", long("hash")])
 def test_the_split_and_the_pool_are_those_of_the_views_own_place(tmp_path: Path, by: str) -> None:
     """Equal query ids of another dataset, in the same store, change nothing at all."""
@@ -127,6 +131,7 @@ def test_what_fails_in_a_folder_with_other_files_takes_back_its_own_alone(bench:
     assert [path.name for path in (bench.folder / "out").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [{"rce_lr": 1e300}, long({"rce_lr": 1e38, "weight_decay": 1e38}), long({"rce_lr": 1e30})],
@@ -218,6 +223,7 @@ def test_amounts_of_memory(amount: str) -> None:
         con.execute("set memory_limit = ?", [config.run.memory_limit])
 
 
+@pytest.mark.slow
 def test_missing_vectors_name_the_query(bench: Bench) -> None:
     torch.save(torch.randn(POOL, 6), bench.folder / "few.pt")
     with pytest.raises(LeverError, match="12 rows, none for a query") as error:
@@ -267,6 +273,7 @@ def test_a_bad_config_file(tmp_path: Path, text: str, message: str, hint: str | 
     assert error.value.hint == hint
 
 
+@pytest.mark.slow
 def test_an_empty_store(tmp_path: Path) -> None:
     bench = Bench(tmp_path, [])
     bench.store = new_store(tmp_path / "empty")

@@ -11,6 +11,7 @@ from tests.cases import long
 from tests.training import Bench
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -123,6 +123,7 @@ def test_vectors_of_another_width_and_a_device_that_is_not_there(
         value(request.but(device="cuda:7"))
 
 
+@pytest.mark.slow
 def test_with_all_pointers_stored_the_value_is_exact(world: World) -> None:
     rows = [world.row(q, i, [i]) for q in range(N) for i in range(K)]
     chosen = (0, 6, 13, 19)

@@ -63,6 +63,7 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_file_is_hashed_once(store: Store, hashed: list[str]) -> None:
     for _ in range(3):
         open_session(store)
@@ -101,6 +102,7 @@ def test_damage_after_a_verification_is_seen(store: Store, hashed: list[str], ch
         open_session(store)
 
 
+@pytest.mark.slow
 def test_full_and_check_trust_nothing(
     store: Store, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

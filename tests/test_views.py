@@ -76,6 +76,7 @@ def _newer(**columns: Any) -> list[dict[str, Any]]:
     return [candidate(0, 0, [1, 2], correct=0, **columns), candidate(9, 0, [1], correct=0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "rows"),
     [
@@ -145,6 +146,7 @@ def test_repeats_inside_one_run_stay(tmp_path: Path) -> None:
     assert len(_keys(connect(store, only=["candidates"]), "candidates")) == 3
 
 
+@pytest.mark.slow
 def test_beam_runs_appear_in_beam_infoscore_and_nowhere_else(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     beams = [candidate(5, i, [i, 9], beam_rank=i, info_score=1.0 - i) for i in range(3)]
@@ -242,6 +244,7 @@ def test_counts_of_the_same_runs_are_remembered(
     assert counts["all_candidates"] == 2
 
 
+@pytest.mark.slow
 def test_a_folder_of_views_can_be_named(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, ROWS)
@@ -252,6 +255,7 @@ def test_a_folder_of_views_can_be_named(tmp_path: Path) -> None:
     assert _keys(con, "only_right") == [(0, 0), (1, 0), (1, 1)]
 
 
+@pytest.mark.slow
 def test_the_connection_reads_the_store_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("secret")
     con = connect(new_store(tmp_path))
@@ -311,6 +315,7 @@ def test_a_store_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
     assert "lever ingest" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_views_that_read_each_other_and_a_name_that_is_taken(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [candidate(0, 0, [1])])

@@ -53,6 +53,7 @@ def naive_accuracy(prediction: str, answers: list[str]) -> float:
     return round(100 * sum(scores) / len(scores), 2) / 100
 
 
+@pytest.mark.slow
 @needs_shared
 def test_equals_the_official_tools_on_every_golden_prediction() -> None:
     predictions, answers, percent = golden_predictions()
@@ -98,6 +99,7 @@ def test_ten_annotators(matches: int, accuracy: float) -> None:
     assert vqa_accuracy(["Yes!"], [answers])[0] == accuracy
 
 
+@pytest.mark.slow
 @given(words, st.lists(words, min_size=1, max_size=12))
 def test_agrees_with_the_definition(prediction: str, answers: list[str]) -> None:
     assert vqa_accuracy([prediction], [answers])[0] == naive_accuracy(prediction, answers)

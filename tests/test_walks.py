@@ -158,6 +158,7 @@ def _named() -> dict[str, set[str]]:
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", ["rce", "grpo", "dense"])
 def test_the_walk_of_an_option_from_flag_to_use(section: str) -> None:
     """What all options share (flags.py, options.py, resolve.py) names none of them."""

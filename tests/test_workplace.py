@@ -217,6 +217,7 @@ def renewals(
     bucket.cloud.calm()
 
 
+@pytest.mark.slow
 def test_a_lease_is_renewed_while_its_owner_lives(
     bucket: TestBucket, one: BucketWorkplace, renewals: tuple[threading.Semaphore, list[bool]]
 ) -> None:
@@ -231,6 +232,7 @@ def test_a_lease_is_renewed_while_its_owner_lives(
     assert leases(bucket) == []
 
 
+@pytest.mark.slow
 def test_a_lost_reply_to_a_lease_is_no_conflict(bucket: TestBucket, one: BucketWorkplace) -> None:
     """It was stored, the connection broke, and the second attempt finds it there."""
 

@@ -146,6 +146,7 @@ def _until(
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remove", [True, long(False)], ids=["rm", "ingest"])
 def test_a_reader_that_has_begun_is_not_disturbed(tmp_path: Path, remove: bool) -> None:
     store = Store.create(tmp_path / "store")

@@ -109,6 +109,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "damage"), CASES)
 def test_damage_is_named_and_the_rest_is_readable(
     store: Store, nursery: Nursery, name: str, damage: Callable[[Path], None]
@@ -141,6 +142,7 @@ def test_a_vanished_run_is_no_run(store: Store, nursery: Nursery) -> None:
     assert (shown.code, "there is no such run" in shown.stderr) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format": 3}', b"[" * 100_000, b"\xff"])
 def test_a_store_whose_marker_is_damaged_says_so(
     store: Store, nursery: Nursery, content: bytes

@@ -60,6 +60,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("long", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
