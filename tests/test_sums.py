@@ -13,7 +13,7 @@ from lever_data.catalog import body, builtin
 from lever_data.errors import LeverError
 from lever_data.relations.db import open_session
 from lever_data.relations.reward_spec import RewardSpec
-from lever_data.report import scored, sums
+from lever_data.report import kinds, scored, sums
 from lever_data.report.audit import audit, audited
 from lever_data.report.options import AuditRequest
 from lever_data.store.store import Store
@@ -93,7 +93,7 @@ def test_one_pass_sums_what_duckdb_sums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     monkeypatch.setattr(sums, "_BATCH_ROWS", batch)
-    monkeypatch.setattr(sums, "_MOST_CELLS", 200)
+    monkeypatch.setattr(kinds, "_MOST_CELLS", 200)
     store = new_store(tmp_path)
     commit(store, random_rows(1, 60))
     commit(store, random_rows(2, 40, split="val"), name="b")
@@ -148,7 +148,7 @@ def test_a_view_that_fails_on_the_way(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_many_kinds_are_left_to_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sums, "_MOST_KINDS", 3)
+    monkeypatch.setattr(kinds, "_MOST_KINDS", 3)
     store = new_store(tmp_path)
     commit(store, random_rows(1, 20))
     require_same_sums(store, AuditRequest(), one_pass=False)
