@@ -1,8 +1,10 @@
-"""A store of synthetic RL data of any size: ``python -m benchmarks.synthetic DIR [QUERIES]``.
+"""A store of synthetic RL data of any size: ``python -m benchmarks.synthetic DIR [QUERIES [FIRST]]``.
 
 15 candidates a query: 5 beams, 4 samples at each of two temperatures, 2 random. Half of the
 queries have no right candidate; the others have some, so that every class of query occurs. A few
-rows are fallback, unknown or failed, a few pointers occur twice or in another order.
+rows are fallback, unknown or failed, a few pointers occur twice or in another order. From the
+262,145th query on they repeat under new ids, so that a billion candidates take minutes. A second
+call with the FIRST query id of its own adds a second run.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from benchmarks import PER_QUERY
 from lever_data.store.schema import CANDIDATES, QUERIES
@@ -20,6 +23,7 @@ from lever_data.store.store import Run, RunSpec, Store
 
 POOL = 9_009  # examples, as many as OK-VQA has training questions
 CHUNK = 65_536  # queries generated at a time
+DISTINCT = 4  # chunks that differ
 
 _CANDIDATES = """
 with rolls as (
@@ -70,20 +74,36 @@ order by query_id, candidate
 _KEYS = "select 'synthetic' as dataset, 'train' as split, range as query_id from range(?, ?)"
 
 
-def make_store(path: Path, queries: int, *, seed: int = 0) -> Run:
-    """Commit one run of ``queries`` × 15 candidates; the same seed gives the same rows."""
-    spec = RunSpec("rl_data", "synthetic", "train", parameters={"queries": queries, "seed": seed})
+def make_store(path: Path, queries: int, *, first: int = 0, seed: int = 0) -> Run:
+    """Commit one run of ``queries`` × 15 candidates, of queries from ``first`` on; the same seed
+    gives the same rows."""
+    parameters = {"queries": queries, "first": first, "seed": seed}
+    spec = RunSpec("rl_data", "synthetic", "train", parameters=parameters)
     store = Store.create(path)
     con = duckdb.connect()
+    made: list[pa.Table] = []
     with store.begin(spec) as writer:
         for low in range(0, queries, CHUNK):
-            high = min(low + CHUNK, queries)
-            bounds = {"low": low, "high": high, "per_query": PER_QUERY}
-            rows = con.sql(_CANDIDATES, params={**bounds, "seed": seed, "pool": POOL})
-            writer.write("candidates", _conform(rows.to_arrow_table(), CANDIDATES))
-            keys = con.sql(_KEYS, params=[low, high])
+            number = low // CHUNK
+            if number < DISTINCT:
+                bounds = {"low": low, "high": min(low + CHUNK, queries), "per_query": PER_QUERY}
+                rows = con.sql(_CANDIDATES, params={**bounds, "seed": seed, "pool": POOL})
+                made.append(_conform(rows.to_arrow_table(), CANDIDATES))
+            again = number % DISTINCT
+            count = min(CHUNK, queries - low)
+            rows = made[again].slice(0, count * PER_QUERY)
+            writer.write("candidates", _moved(rows, first + low - again * CHUNK))
+            keys = con.sql(_KEYS, params=[first + low, first + low + count])
             writer.write("queries", _conform(keys.to_arrow_table(), QUERIES))
         return writer.commit()
+
+
+def _moved(rows: pa.Table, by: int) -> pa.Table:
+    """The same rows with ``by`` more in every query id."""
+    place = rows.schema.get_field_index("query_id")
+    field = rows.schema.field(place)
+    ids = pc.add(rows["query_id"], pa.scalar(by, field.type))
+    return rows.set_column(place, field, ids)
 
 
 def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -98,7 +118,8 @@ def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 def main() -> None:
     start = time.perf_counter()
     queries = int(sys.argv[2]) if len(sys.argv) > 2 else 666_667
-    run = make_store(Path(sys.argv[1]), queries)
+    first = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    run = make_store(Path(sys.argv[1]), queries, first=first)
     print(f"{run.run}: {run.num_rows:,} candidates in {time.perf_counter() - start:.1f} s")
 
 
