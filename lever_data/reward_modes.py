@@ -123,15 +123,20 @@ _COMPARISON = """\
 --   default_reward double: the reward of hard_plus_soft
 with settings as (select * from audit_settings),
 
+informed as not materialized (
+    select * from candidate_info
+    where query_id in (select query_id from scored_sample)
+),
+
 source as (
     select
         v.*,
-        candidate_info.info,
+        informed.info,
         -- Numbers for texts: everything after this groups and joins by them.
         dense_rank() over (order by v.dataset, v.split, v.query_id) as query,
         row_number() over () as item
     from scored_sample as v
-    left join candidate_info using (run, dataset, split, query_id, candidate)
+    left join informed using (run, dataset, split, query_id, candidate)
 ),
 
 known as (

@@ -28,8 +28,10 @@ kinds as (
         eval_mode,
         coalesce(eval_failed, false) as is_failed,
         correct is null or score is null as is_missing,
-        coalesce(list_contains([shot.eval_mode for shot in shot_scores], 'fallback'), false)
-            as has_fallback_shot,
+        case
+            when shot_scores is null then false
+            else coalesce(list_contains([shot.eval_mode for shot in shot_scores], 'fallback'), false)
+        end as has_fallback_shot,
         count(*) as num_candidates
     from source
     group by all

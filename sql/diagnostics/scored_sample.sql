@@ -12,9 +12,16 @@ chosen as (
     limit 10000
 ),
 
-final as (
+-- by number first: most rows go before their texts are looked at
+near as not materialized (
     select source.*
     from source
+    where query_id in (select query_id from chosen)
+),
+
+final as (
+    select near.*
+    from near
     semi join chosen using (dataset, split, query_id)
 )
 
