@@ -25,6 +25,7 @@ Bools = NDArray[np.bool_]
 
 _BATCH_ROWS = 1 << 17  # a column of a batch is 1 MB and stays in the processor's cache
 _EXAMPLES_END = 1 << 24  # every example id below the largest has a place in memory
+_HELD_ROWS = 1 << 18  # of a table, before they go to DuckDB, which keeps them on disk if need be
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: queries far apart
 
 
@@ -37,18 +38,22 @@ def put_sums(
         con: its current schema is ``schema``, which has the relation ``scored``.
         levels: the values of ``dataset``, ``split`` and ``gen_method`` there.
     """
+    if not levels["dataset"] or not levels["split"]:
+        return False
     rows = f"select {', '.join(_columns(levels))} from {schema}.scored"
     for order in ("", " order by place, query_id"):  # a sort takes longer than all the rest
-        sums, cursor = _Sums(levels), con.cursor()
+        sums, cursor = _Sums(con, levels), con.cursor()
         reader = cursor.sql(rows + order).to_arrow_reader(_BATCH_ROWS)
         try:
             for queries, begins in _whole_queries(reader):
                 sums.add(queries, begins)
         except (OddRowsError, OSError):  # where the view fails, DuckDB says it best
-            return False
+            break
         if sums.stand_together():
-            sums.put(con)
+            sums.put()
             return True
+    for table in ("query_sums", "duplicate_candidates"):
+        con.execute(f"drop table {table}")
     return False
 
 
@@ -112,13 +117,13 @@ def _finite(rows: pa.RecordBatch, name: str) -> tuple[NDArray[Any], Bools]:
 class _Sums:
     """What was summed so far."""
 
-    def __init__(self, levels: Mapping[str, Sequence[str]]) -> None:
-        self._levels = levels
+    def __init__(self, con: duckdb.DuckDBPyConnection, levels: Mapping[str, Sequence[str]]) -> None:
+        self._con, self._levels = con, levels
         self._kinds = Kinds([*levels["eval_mode"], "fallback"].index("fallback") + 1)
         self._sources = Sources()
         self._examples: dict[int, Floats] = {}  # place → [3, ids]: picks, rewards, lifts
-        self._queries: list[pa.RecordBatch] = []
-        self._repeats: list[pa.RecordBatch] = []
+        self._queries = _Table(con, "query_sums", levels)
+        self._repeats = _Table(con, "duplicate_candidates", levels)
 
     def add(self, rows: pa.RecordBatch, begins: Ints) -> None:
         """Add whole queries.
@@ -147,7 +152,7 @@ class _Sums:
         found["reward_variance"] = np.where(low < high, variance, 0.0)
         found |= _picks(rows, begins, query, reward, np.array(self._kinds.is_first_beam)[kind])
         found["num_pointers"] = found["num_candidates"] - self._add_repeats(rows, query, reward)
-        self._queries.append(_batch(found))
+        self._queries.add(_batch(found))
         self._kinds.add(kind, reward)
         mixed = low < high
         chosen = np.flatnonzero(mixed[query])
@@ -182,7 +187,7 @@ class _Sums:
             }
         )
         pointers = rows.column("pointer").take(pa.array(row))
-        self._repeats.append(found.append_column("pointer", pointers))
+        self._repeats.add(found.append_column("pointer", pointers))
         return extra
 
     def _add_examples(
@@ -215,21 +220,20 @@ class _Sums:
 
     def stand_together(self) -> bool:
         """Whether no query came twice."""
-        keys = [
-            np.concatenate([numbers(b, name) for b in self._queries])
-            for name in ("place", "query_id")
-        ]
-        order = np.lexsort(keys[::-1])
-        place, query = (key[order] for key in keys)
-        return not ((place[1:] == place[:-1]) & (query[1:] == query[:-1])).any()
+        self._queries.flush()
+        twice = (
+            "select 1 from query_sums group by dataset, split, query_id having count(*) > 1 limit 1"
+        )
+        return not self._con.execute(twice).fetchall()
 
-    def put(self, con: duckdb.DuckDBPyConnection) -> None:
+    def put(self) -> None:
         """Make the tables in the current schema."""
-        _put_batches(con, "query_sums", self._queries, self._levels)
-        _put_batches(con, "duplicate_candidates", self._repeats, self._levels)
-        _put_rows(con, "reward_by_source", self._source_rows())
-        usage = [_usage(place, held) for place, held in self._examples.items()]
-        _put_batches(con, "demonstration_usage", usage, self._levels)
+        self._repeats.flush()
+        _put_rows(self._con, "reward_by_source", self._source_rows())
+        usage = _Table(self._con, "demonstration_usage", self._levels)
+        for place, held in self._examples.items():
+            usage.add(_usage(place, held))
+        usage.flush()
 
     def _source_rows(self) -> Iterator[tuple[object, ...]]:
         for name in DIMENSIONS:
@@ -292,28 +296,41 @@ def _batch(columns: Mapping[str, NDArray[Any]]) -> pa.RecordBatch:
     return pa.record_batch(arrays, names=[*columns])
 
 
-def _put_batches(
-    con: duckdb.DuckDBPyConnection,
-    name: str,
-    batches: Sequence[pa.RecordBatch],
-    levels: Mapping[str, Sequence[str]],
-) -> None:
-    """Make the table of a documented relation; dataset and split are what ``place`` numbers."""
-    columns = documented_columns(builtin()[name])
-    if not batches:
-        listed = ", ".join(f"null::{c.type} as {c.name}" for c in columns)
-        con.execute(f"create table {name} as select {listed} where false")
-        return
-    splits = len(levels["split"]) + 1
-    text = {
-        "dataset": f"$datasets[place // {splits}]::dataset_level",
-        "split": f"$splits[place % {splits}]::split_level",
-    }
-    listed = ", ".join(text.get(c.name, f"{c.name}::{c.type}") + f" as {c.name}" for c in columns)
-    con.register("summed", pa.Table.from_batches(batches))
-    bound = {"datasets": [*levels["dataset"]], "splits": [*levels["split"]]}
-    con.execute(f"create table {name} as select {listed} from summed", bound)
-    con.unregister("summed")
+class _Table:
+    """A documented relation as a table that grows; dataset and split are what ``place`` numbers."""
+
+    def __init__(
+        self, con: duckdb.DuckDBPyConnection, name: str, levels: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._con, self._name = con, name
+        self._bound = {"datasets": [*levels["dataset"]], "splits": [*levels["split"]]}
+        columns = documented_columns(builtin()[name])
+        types = {"dataset": "dataset_level", "split": "split_level"}
+        splits = len(levels["split"]) + 1
+        text = {
+            "dataset": f"$datasets[place // {splits}]::dataset_level",
+            "split": f"$splits[place % {splits}]::split_level",
+        }
+        made = ", ".join(f"{c.name} {types.get(c.name, c.type)}" for c in columns)
+        con.execute(f"create or replace table {name} ({made})")
+        self._selected = ", ".join(text.get(c.name, f"{c.name}::{c.type}") for c in columns)
+        self._held: list[pa.RecordBatch] = []
+        self._rows = 0
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        self._held.append(rows)
+        self._rows += rows.num_rows
+        if self._rows >= _HELD_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on what is held."""
+        if self._held:
+            self._con.register("summed", pa.Table.from_batches(self._held))
+            insert = f"insert into {self._name} select {self._selected} from summed"
+            self._con.execute(insert, self._bound)
+            self._con.unregister("summed")
+        self._held, self._rows = [], 0
 
 
 def _put_rows(
