@@ -1,4 +1,4 @@
-"""A store of synthetic RL data of any size: ``python -m benchmarks.synthetic DIR [QUERIES [FIRST]]``.
+"""A store of synthetic RL data of any size: ``python -m benchmarks.synthetic DIR [QUERIES] [FIRST]``
 
 15 candidates a query: 5 beams, 4 samples at each of two temperatures, 2 random. Half of the
 queries have no right candidate; the others have some, so that every class of query occurs. A few
