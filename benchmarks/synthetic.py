@@ -1,10 +1,10 @@
-"""A store of synthetic RL data of any size: ``python -m benchmarks.synthetic DIR [QUERIES] [FIRST]``
+"""A store of synthetic RL data of any size: ``python -m benchmarks.synthetic DIR [QUERIES] [LOW]``
 
 15 candidates a query: 5 beams, 4 samples at each of two temperatures, 2 random. Half of the
 queries have no right candidate; the others have some, so that every class of query occurs. A few
 rows are fallback, unknown or failed, a few pointers occur twice or in another order. From the
 262,145th query on they repeat under new ids, so that a billion candidates take minutes. A second
-call with the FIRST query id of its own adds a second run.
+call whose ids begin at LOW adds a second run.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -40,6 +41,7 @@ Ids = NDArray[np.int64]
 Records = NDArray[np.void]
 
 FORMAT = 1
+NO_FILE = -1
 _BATCH_ROWS = 65_536
 _KEYS = 1 << 18
 
@@ -63,6 +65,10 @@ def record(columns: tuple[str, ...], width: int) -> np.dtype[np.void]:
             *(("candidate", "<i4"), ("length", "<i4"), ("pointer", "<i4", (width,))),
         ]
     )
+
+
+class NoRoomError(LeverError):
+    """The disk of the cache is too small for a snapshot."""
 
 
 @dataclass(frozen=True)
@@ -162,14 +168,22 @@ def open_snapshot(
 
     Raises:
         LeverError: a view lacks a training column or holds no rows, the reward cannot be computed,
-            the rows that came are not those that were counted, or there is no room.
+            or the rows that came are not those that were counted.
+        NoRoomError: there is no room; :mod:`lever_data.relations.blocks` reads without.
     """
     require_columns(con, selection)
+    with entry(key_of(con, selection, known), lambda to: _make(con, selection, to)) as folder:
+        return _opened(folder)
+
+
+def key_of(
+    con: duckdb.DuckDBPyConnection, selection: Selection, known: str | None, *further: str
+) -> str:
+    """A digest of all that the rows of a selection are made of, and of further words."""
     sql = union_sql(con, selection, limited=False)
     made_of = [FORMAT, known or identity(con), sql, selection.gen_methods, selection.skip_fallback]
-    key = hashlib.sha256(repr(made_of).encode()).hexdigest()
-    with entry(key, lambda folder: _make(con, selection, sql, folder)) as folder:
-        return _opened(folder)
+    made_of += further
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()
 
 
 def _opened(folder: Path) -> Snapshot:
@@ -186,39 +200,91 @@ def _opened(folder: Path) -> Snapshot:
     return snapshot
 
 
-def _make(con: duckdb.DuckDBPyConnection, selection: Selection, sql: str, folder: Path) -> None:
-    failed, other_source, fallback = conditions(selection)
-    source = f"from ({sql}) where not ({failed}) and not ({other_source}) and not ({fallback})"
-    bound: dict[str, object] = {"methods": list(selection.gen_methods)}
-    counted = run_sql(con.cursor(), _COUNT_SQL + source, bound).fetchall()[0]
-    count, width, *names = counted
-    where = ", ".join(selection.views)
-    if not count:
-        raise LeverError("the view holds no rows", where=where)
-    _require_room(folder, count * record(selection.columns, width).itemsize)
-    levels = dict(zip(("dataset", "split", "run"), names, strict=True))
-    rows_sql = f"select {_columns_sql(selection, levels)} {source}"
-    # a view over runs whose queries stand together gives whole groups as it stands, in a fifth of
-    # the time of a sort
-    for order in ("", f" order by {', '.join((*GROUP_KEY, *_WITHIN))}"):
-        with (folder / "rows").open("wb") as file, readable_errors():
-            cursor = con.cursor()  # kept alive: on some versions the reader needs it
-            reader = cursor.sql(rows_sql + order, params=bound).to_arrow_reader(_BATCH_ROWS)
-            groups = _write(reader, file, selection.columns, width)
-        if groups is not None:
-            break
-    if groups is None or groups["size"].sum() != count:
-        raise LeverError(
+def _make(con: duckdb.DuckDBPyConnection, selection: Selection, folder: Path) -> None:
+    source = Source.of(con, selection)
+    require_room(folder, source.count * record(selection.columns, source.width).itemsize)
+
+    def read(reader: pa.RecordBatchReader) -> Records | None:
+        with (folder / "rows").open("wb") as file:
+            width = source.width
+            return whole_groups(reader, lambda b: records(b, selection, width).tofile(file))
+
+    np.save(folder / "groups.npy", source.groups(con, read))
+    layout = {"columns": selection.columns, "width": source.width}
+    layout |= {"datasets": source.levels["dataset"], "splits": source.levels["split"]}
+    (folder / "layout.json").write_text(json.dumps(layout))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a selection come from: SQL that begins with ``from`` and its parameters,
+    and what a first look found there."""
+
+    selection: Selection
+    sql: str
+    bound: dict[str, object]
+    count: int
+    width: int  # of the longest pointer
+    levels: dict[str, list[str]]  # the values of dataset, split and run
+
+    @classmethod
+    def of(cls, con: duckdb.DuckDBPyConnection, selection: Selection) -> Source:
+        """Look at the selection once.
+
+        Raises:
+            LeverError: it holds no rows.
+        """
+        failed, other_source, fallback = conditions(selection)
+        sql = union_sql(con, selection, limited=False)
+        sql = f"from ({sql}) where not ({failed}) and not ({other_source}) and not ({fallback})"
+        bound: dict[str, object] = {"methods": list(selection.gen_methods)}
+        count, width, *names = run_sql(con.cursor(), _COUNT_SQL + sql, bound).fetchall()[0]
+        if not count:
+            raise LeverError("the view holds no rows", where=", ".join(selection.views))
+        levels = dict(zip(("dataset", "split", "run"), names, strict=True))
+        return cls(selection, sql, bound, count, width, levels)
+
+    def groups(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        read: Callable[[pa.RecordBatchReader], Records | None],
+        *,
+        with_values: bool = True,
+    ) -> Records:
+        """What ``read`` finds in the rows: their groups, ``None`` where they stand apart.
+
+        Args:
+            with_values: whether the rows are whole, or keys alone.
+
+        Raises:
+            LeverError: there are more or fewer rows than were counted.
+        """
+        columns = _keys_sql(self.levels)
+        if with_values:
+            columns += ", " + _values_sql(self.selection)
+        # a view over runs whose queries stand together gives whole groups as it stands, in a fifth
+        # of the time of a sort
+        for order in ("", f" order by {', '.join((*GROUP_KEY, *_WITHIN))}"):
+            with readable_errors():
+                cursor = con.cursor()  # kept alive: on some versions the reader needs it
+                rows = cursor.sql(f"select {columns} {self.sql}{order}", params=self.bound)
+                groups = read(rows.to_arrow_reader(_BATCH_ROWS))
+            if groups is not None:
+                break
+        found = 0 if groups is None else int(groups["size"].sum())
+        if groups is None or found != self.count:
+            raise self.changed(f"{found:,} of {self.count:,}")
+        return groups
+
+    def changed(self, value: str) -> LeverError:
+        """Say that the rows are not those of before."""
+        return LeverError(
             "reading the view twice gave other rows; the store changed, or its SQL is not the same "
             "every time",
-            where=where,
-            value=f"{0 if groups is None else groups['size'].sum():,} of {count:,}",
+            where=", ".join(self.selection.views),
+            value=value,
             hint="start the command again",
         )
-    np.save(folder / "groups.npy", groups)
-    layout = {"columns": selection.columns, "width": width}
-    layout |= {"datasets": levels["dataset"], "splits": levels["split"]}
-    (folder / "layout.json").write_text(json.dumps(layout))
 
 
 _COUNT_SQL = """
@@ -231,28 +297,27 @@ _COUNT_SQL = """
     """
 
 
-def _columns_sql(selection: Selection, levels: dict[str, list[str]]) -> str:
-    """The columns of a record and its key, texts as enums in their order."""
+def _keys_sql(levels: dict[str, list[str]]) -> str:
+    """The columns that :func:`whole_groups` reads, texts as enums in their order."""
     texts = [
         f"{name}::enum({', '.join(map(quote_literal, values))}) as {name}"
         for name, values in levels.items()
     ]
+    return ", ".join([*texts, "view_index", "query_id", "shot_num", "candidate"])
+
+
+def _values_sql(selection: Selection) -> str:
+    """What a record holds beside its candidate number."""
     own = [f"{quote_identifier(c)}::double as {quote_identifier(c)}" for c in selection.columns]
-    return ", ".join(
-        [
-            *texts,
-            *("view_index", "query_id", "shot_num", "candidate", "pointer"),
-            "coalesce(raw_reward, 0)::double as reward",
-            "logprob_score as behaviour",
-            *own,
-        ]
-    )
+    reward = "coalesce(raw_reward, 0)::double as reward"
+    return ", ".join(["pointer", reward, "logprob_score as behaviour", *own])
 
 
-def _require_room(folder: Path, size: int) -> None:
+def require_room(folder: Path, size: int) -> None:
+    """Refuse to write so many bytes where they do not fit."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise LeverError(
+        raise NoRoomError(
             f"what training reads takes {size / 1e9:.1f} GB on disk, and {free / 1e9:.1f} GB are "
             "free",
             where=str(folder.parent),
@@ -260,10 +325,10 @@ def _require_room(folder: Path, size: int) -> None:
         )
 
 
-def _write(
-    reader: pa.RecordBatchReader, file: Any, columns: tuple[str, ...], width: int
+def whole_groups(
+    reader: pa.RecordBatchReader, take: Callable[[pa.RecordBatch], object]
 ) -> Records | None:
-    """Write the records; returns their groups by key, ``None`` where they do not stand together."""
+    """Hand every batch on; returns the groups by key, ``None`` where rows do not stand together."""
     parts = []
     last: dict[str, Any] = {}
     before = 0
@@ -282,7 +347,7 @@ def _write(
         parts.append(found)
         last = {name: values[-1] for name, values in keys.items()}
         before += batch.num_rows
-        _records(batch, columns, width).tofile(file)
+        take(batch)
     groups = np.concatenate(parts) if parts else np.empty(0, GROUP)
     groups["size"] = np.diff(groups["start"], append=before)
     groups = groups[np.lexsort([groups[name] for name in reversed(GROUP_KEY)])]
@@ -320,9 +385,10 @@ def _numbers(column: pa.Array, name: str) -> Ids:
     return numbers
 
 
-def _records(batch: pa.RecordBatch, columns: tuple[str, ...], width: int) -> Records:
-    found = np.zeros(batch.num_rows, record(columns, width))
-    for name in ("reward", "behaviour", *columns):
+def records(batch: pa.RecordBatch, selection: Selection, width: int) -> Records:
+    """The rows of a batch as records."""
+    found = np.zeros(batch.num_rows, record(selection.columns, width))
+    for name in ("reward", "behaviour", *selection.columns):
         found[name] = batch.column(name).to_numpy(zero_copy_only=False)
     found["candidate"] = batch.column("candidate").to_numpy()
     pointers = batch.column("pointer")

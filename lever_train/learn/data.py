@@ -24,6 +24,8 @@ from torch import Tensor
 from lever_data.catalog import quote_literal
 from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Place, load_items, require_same_questions
+from lever_data.paths import cache_folder
+from lever_data.relations.blocks import Blocks, open_blocks
 from lever_data.relations.db import (
     Session,
     empty_view,
@@ -39,7 +41,7 @@ from lever_data.relations.rewards import (
     reward_sql,
     with_todays_columns,
 )
-from lever_data.relations.snapshot import Snapshot, open_snapshot
+from lever_data.relations.snapshot import NoRoomError, Snapshot, open_snapshot
 from lever_data.relations.stream import Census, Selection, census
 from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
@@ -123,7 +125,10 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
         require_same_questions(con, *place)
     if held_out is not None and not held_out.rows:
         validation = None  # the filters left nothing of it; the notices say so
-    snapshot = open_snapshot(con, selection, known)
+    try:
+        snapshot = open_snapshot(con, selection, known)
+    except NoRoomError:
+        snapshot = open_blocks(con, selection, known)
     pools = open_pools(con, data.pool, base, *places, known=known)
     queries, candidates = _embeddings(source, con, config, places, pools, counted, held_out)
     features = _features(source, session, config, places, pools, queries, candidates)
@@ -142,6 +147,8 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
         "pool_sha256": pools.sha256(),
         "embeddings": [list(queries.shape), list(candidates.shape)],
     }
+    if isinstance(snapshot, Blocks):
+        provenance["shuffle"] = snapshot.shuffle
     if features is not None:
         provenance |= {"pair_features": list(features.features), "features_run": features.run}
     vectors = queries, candidates
@@ -316,6 +323,11 @@ def describe_data(data: TrainingData) -> Iterator[str]:
         yield f"{without:,} queries have no right candidate: left out, of training and validation"
     if counted.null_rewards:
         yield f"{counted.null_rewards:,} candidates have no score: it counts as 0"
+    if isinstance(data.snapshot, Blocks):
+        yield (
+            f"{cache_folder()} has no room for what is trained on: it is read from the views in "
+            f"every epoch, shuffled among {data.snapshot.shuffle}"
+        )
     held_out = data.validation_census
     if data.validation is None and held_out is not None:
         yield "the filters leave nothing of the validation queries: there is no validation"
