@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,8 +24,10 @@ from tests.rollouts import make_world
 from tests.tiny_lm import save_tiny_lm
 
 RAY = ("--engine", "ray", "--workers", "2")
+LOST = "lost 1 of 2 machines of the cluster; what was in work there, others did again"
 
-# Two nodes, each with a home and a cache of its own; the second is killed when it has a worker.
+# Two nodes, each with a home and a cache of its own; the second is killed when it has a worker and
+# what `kills` names is there. What of it was there then is said, with when it was written.
 _CLUSTER = """
 import json, sys, threading
 from pathlib import Path
@@ -32,6 +35,7 @@ import ray
 from ray.cluster_utils import Cluster
 from lever_cli.__main__ import main
 
+WORKERS = "ray::MapWorker", "ray::AnswerWorker"
 folder, kills, *commands = json.loads(sys.argv[1])
 nodes = Cluster()
 
@@ -52,9 +56,11 @@ def children(process):
 def kill_the_second():
     raylet = second.all_processes["raylet"][0].process.pid
     while not over.wait(0.05):
-        if any(line.startswith("ray::MapWorker") for line in children(raylet)):
+        is_here = any(line.startswith(WORKERS) for line in children(raylet))
+        made = {str(path): path.stat().st_mtime_ns for path in Path(folder).glob(kills)}
+        if is_here and made:
             nodes.remove_node(second, allow_graceful=False)
-            print("killed a node", file=sys.stderr)
+            print("killed a node", json.dumps(made), file=sys.stderr)
             return
 
 first, second, over = node("first"), node("second"), threading.Event()
@@ -74,8 +80,13 @@ sys.exit(any(codes))
 """
 
 
-def on_two_nodes(folder: Path, *commands: list[str], kills: bool = False) -> str:
-    """Run commands with a cluster there; what they said on stderr."""
+def on_two_nodes(folder: Path, *commands: list[str], kills: str = "") -> str:
+    """Run commands with a cluster there; what they said on stderr.
+
+    Args:
+        kills: a pattern of files below the folder; one there and a worker on the second node: the
+            node is killed.
+    """
     given = json.dumps([str(folder), kills, *commands])
     done = subprocess.run(
         [sys.executable, "-c", _CLUSTER, given],
@@ -103,15 +114,18 @@ def test_a_node_is_killed_and_the_bucket_has_the_same_bytes(
     world = make_world(tmp_path)
     lever(*world.argv("--shots", "1,2"))
     words = world.argv("--shots", "1,2", *RAY, store=bucket.uri)
-    assert "killed a node" in on_two_nodes(tmp_path, words, kills=True)
+    assert "killed a node" in on_two_nodes(tmp_path, words, kills="first")
     assert files(bucket.uri, "rollout") == files(world.store, "rollout")
 
 
 @needs_ray
 @pytest.mark.long
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kills", ["", "first"])
 @pytest.mark.parametrize("command", ["beam", "embed", "eval"])
-def test_what_a_model_makes_is_that_of_one_process(command: str, tmp_path: Path) -> None:
+def test_what_a_model_makes_is_that_of_one_process(
+    command: str, kills: str, tmp_path: Path
+) -> None:
     """Of a small model that each worker loads; 600 questions are two parts of vectors."""
     world = make_world(tmp_path, 600)
     place: list[Any] = ["--dataset", "d", "--split", "train"]
@@ -128,7 +142,11 @@ def test_what_a_model_makes_is_that_of_one_process(command: str, tmp_path: Path)
     for store in (tmp_path / "local", world.store):
         lever("ingest", world.questions, world.annotations, *place, "--store", store)
     lever(command, *words, "--store", tmp_path / "local")
-    on_two_nodes(tmp_path, [command, *map(str, words), "--store", str(world.store), *RAY])
+    asked_by_ray = [command, *map(str, words), "--store", str(world.store), *RAY]
+    said = on_two_nodes(tmp_path, asked_by_ray, kills=kills)
+    assert ("killed a node" in said) == bool(kills)
+    if command == "eval":  # others may be ready before Ray has noticed
+        assert (LOST in said) == bool(kills)
     kind = {"beam": "beam", "embed": "embeddings", "eval": "evaluation"}[command]
     assert files(world.store, kind) == files(tmp_path / "local", kind)
 
@@ -136,20 +154,47 @@ def test_what_a_model_makes_is_that_of_one_process(command: str, tmp_path: Path)
 @needs_ray
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_cells_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare_demo(DemoOptions(tmp_path / "d", WorldSpec(120, 60, 8)))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sweep.toml").write_text(
-        'name = "s"\nbase = "d/lever.toml"\n[train.rce]\nepochs = 1\n[train.grpo]\nepochs = 0\n'
-        '[train.sft]\nepochs = 1\n[grid]\n"reward.mode" = ["hard_plus_soft", "soft_only"]\n'
-    )
-    on_two_nodes(tmp_path, ["sweep", "sweep.toml", *RAY])
-    by_ray = json.loads((tmp_path / "sweeps" / "s" / "report.json").read_text())
-    for result in (tmp_path / "sweeps" / "s").glob("*/result.json"):
-        result.unlink()
-    lever("sweep", "sweep.toml")
-    local = json.loads((tmp_path / "sweeps" / "s" / "report.json").read_text())
-    assert by_ray["cells"] == local["cells"] and len(local["cells"]) == 2
+@pytest.mark.parametrize("kills", ["", "sweeps/s/*/result.json"])
+def test_cells_of_a_sweep(kills: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node is killed when a cell is finished: no finished cell is made again."""
+    made = {}
+    for place in ("local", "ray"):  # one after the other in one folder: a cell's id holds paths
+        prepare_demo(DemoOptions(tmp_path / "here" / "d", WorldSpec(120, 60, 8)))
+        monkeypatch.chdir(tmp_path / "here")
+        Path("sweep.toml").write_text(_SWEEP)
+        if place == "local":
+            lever("sweep", "sweep.toml")
+        else:
+            said = on_two_nodes(tmp_path / "here", ["sweep", "sweep.toml", *RAY], kills=kills)
+        report = json.loads(Path("sweeps", "s", "report.json").read_text())
+        made[place] = report["cells"], files("d/store", "sweep"), checkpoints(Path("sweeps"))
+        if place == "local":
+            (tmp_path / "here").rename(tmp_path / "local")
+    assert made["ray"] == made["local"] and len(made["local"][0]) == 6
+    assert (LOST in said) == bool(kills)
+    if kills:
+        (killed,) = [line for line in said.splitlines() if line.startswith("killed a node")]
+        finished = json.loads(killed.removeprefix("killed a node "))
+        assert 0 < len(finished) < 6
+        assert finished == {name: Path(name).stat().st_mtime_ns for name in finished}
+
+
+_SWEEP = """
+name = "s"
+base = "d/lever.toml"
+train.rce.epochs = 4
+train.grpo.epochs = 0
+train.sft.epochs = 1
+[grid]
+"reward.mode" = ["hard_plus_soft", "soft_only"]
+"run.seed" = [1, 2, 3]
+"""
+
+
+def checkpoints(folder: Path) -> dict[str, str]:
+    """The files of weights below a folder, with their checksums."""
+    found = sorted(folder.rglob("*.pt"))
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
 
 @pytest.mark.parametrize("spec", ["nearest", "openai:http://127.0.0.1:9/v1"])

@@ -6,6 +6,7 @@ objects make of them, in any order. A worker that is lost is started again, and 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -15,6 +16,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_train.options.engine import Engine
 
 Row = dict[str, Any]
+_LOG = logging.getLogger("lever.workers")  # on stderr, where nobody handles it otherwise
 
 
 def spread(
@@ -74,12 +76,21 @@ def cluster(how: Engine) -> Iterator[Any]:
                     value=f"{how.workers} x {how.gpus_per_worker:g}, and Ray sees {there:g}",
                     hint="lower --workers or --gpus-per-worker",
                 )
+            machines = _machines(ray)
             yield ray
+            if lost := len(machines - _machines(ray)):
+                told = "lost %d of %d machines of the cluster; what was in work there, others did again"
+                _LOG.warning(told, lost, len(machines))
         except ray.exceptions.RayError as error:
             raise _of_worker(error) from error
         finally:
             if is_ours:
                 ray.shutdown()
+
+
+def _machines(ray: Any) -> set[str]:
+    """Those that are alive."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _of_worker(error: BaseException) -> LeverError:

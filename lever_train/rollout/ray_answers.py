@@ -42,7 +42,11 @@ def answering(
     """
     with cluster(how) as ray:
         worker = ray.remote(AnswerWorker).options(
-            num_gpus=how.gpus_per_worker or None, max_restarts=-1, max_task_retries=-1
+            num_gpus=how.gpus_per_worker or None,
+            max_restarts=-1,
+            max_task_retries=-1,
+            # or all of them may sit on one machine: without GPUs they reserve nothing
+            scheduling_strategy="SPREAD",
         )
         actors = [worker.remote(spec, task) for _ in range(how.workers)]
         yield lambda: ActorFlight(ray, actors, batch_size)
