@@ -79,8 +79,11 @@ def cluster(how: Engine) -> Iterator[Any]:
             machines = _machines(ray)
             yield ray
             if lost := len(machines - _machines(ray)):
-                told = "lost %d of %d machines of the cluster; what was in work there, others did again"
-                _LOG.warning(told, lost, len(machines))
+                _LOG.warning(
+                    "lost %d of %d machines of the cluster; what was in work there, others did "
+                    "again",
+                    *(lost, len(machines)),
+                )
         except ray.exceptions.RayError as error:
             raise _of_worker(error) from error
         finally:
