@@ -186,6 +186,15 @@ def test_a_damaged_manifest_is_named_and_hides_no_other_run(tmp_path: Path, how:
     assert store.runs() == [good, new]
 
 
+def test_a_manifest_that_somebody_else_wrote(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    folder = store.path / "runs" / "run=theirs"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"run": "theirs"}')
+    with pytest.raises(LeverError, match=r"\(it has no 'seal': lever did not write it\)"):
+        store.runs()
+
+
 def test_text_that_utf8_cannot_hold_is_committed(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     spec = RunSpec(kind="rl_data", dataset="d", split="train", parameters={"1": "x", "10": "y"})

@@ -183,7 +183,9 @@ def read_manifest(folder: Path) -> Run | None:
         if not folder.exists():
             return None
         raise _damaged(path, "it is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except KeyError as error:
+        raise _damaged(path, f"it has no {error}: lever did not write it") from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
