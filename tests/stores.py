@@ -31,6 +31,8 @@ def candidate(
 
 
 def table(schema: pa.Schema, rows: Sequence[Row]) -> pa.Table:
+    unknown = {name for row in rows for name in row} - {f.name for f in schema}
+    assert not unknown, f"no columns of the table: {unknown}"
     return pa.Table.from_pylist([{f.name: row.get(f.name) for f in schema} for row in rows], schema)
 
 
