@@ -14,14 +14,28 @@ def main(argv: list[str] | None = None) -> NoReturn:
     interrupts.watch()
     # pydantic looks through all installed packages for plugins: 10 ms of every command
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    words = sys.argv[1:] if argv is None else argv
+    # the other process of a query imports as long as this one does, so it starts first; what
+    # stands before the command changes the environment that it takes over
+    is_query = words[:1] == ["query"] and not {"-h", "--help"} & set(words)
     try:
-        from .app import run
-    except BaseException:  # an import that is cut off raises what it likes
-        if not interrupts.seen:
-            raise
-        print("Error: interrupted", file=sys.stderr)  # before anything began
-        sys.exit(130)
-    run(sys.argv[1:] if argv is None else argv)
+        try:
+            if is_query:
+                from lever_data.relations.child import start_ahead
+
+                start_ahead()
+            from .app import run
+        except BaseException:  # an import that is cut off raises what it likes
+            if not interrupts.seen:
+                raise
+            print("Error: interrupted", file=sys.stderr)  # before anything began
+            sys.exit(130)
+        run(words)
+    finally:
+        if is_query:
+            from lever_data.relations.child import end_ahead
+
+            end_ahead()
 
 
 def process() -> NoReturn:

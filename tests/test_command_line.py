@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,27 @@ def test_an_interrupt_inside_duckdb(tmp_path: Path) -> None:
         out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (130, "")
     assert err.startswith("Error: interrupted\n") and "Traceback" not in err
+    _wait_until_gone(child.pid)
+
+
+def _wait_until_gone(group: int) -> None:
+    """Until no process of the group is left: one that an interrupt met ends by itself."""
+    with suppress(ProcessLookupError):
+        while True:
+            os.killpg(group, 0)
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("words", "code"), [(["select 1", "--frmat", "x"], 2), (["select 1"], 1)])
+def test_a_query_that_is_refused_leaves_no_process(words: list[str], code: int) -> None:
+    """The one that was started ahead waits for a request that never comes, as for no store."""
+    command = [sys.executable, "-m", "lever_cli", "query", "--store", "none", *words]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, start_new_session=True, text=True, **pipes) as child:
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == code and "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
 
 
 def test_a_table_takes_the_width_of_the_terminal(

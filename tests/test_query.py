@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.relations.child import end, start
 from lever_data.relations.db import open_session, require_select
 from lever_data.relations.forms import write
-from lever_data.relations.query import query, write_query
+from lever_data.relations.query import FAILED, query, write_query
 from lever_data.relations.query_options import QueryOptions
 from lever_data.store.spill import new_spill_folder
 from lever_data.store.store import Store
@@ -176,6 +177,25 @@ def test_a_killed_query_leaves_no_spilled_files(store: Store) -> None:
     with pytest.raises(LeverError, match="out of time"):
         write_query(store.path, spilling, "csv", io.BytesIO(), QueryOptions(memory=0.05, timeout=2))
     assert set(own.iterdir()) <= before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_the_process_ends_when_nobody_waits_for_it(store: Store, is_asked: bool) -> None:
+    """Its parent was killed: before it asked, or in the middle of a query."""
+    endless = "select count(*) from range(1000000000) a, range(1000000) b"
+    request: dict[str, object] = {"store": str(store.path), "sql": endless, "form": "csv"}
+    request |= {"spill": "/none", "runs": [], "sql_dir": None, "memory": 1_000_000_000}
+    child = start()
+    try:
+        assert child.stdin is not None and child.stdout is not None
+        if is_asked:
+            child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.close()
+        assert child.stdout.read() == b""
+        assert child.wait() == (FAILED if is_asked else 0)
+    finally:
+        end(child)
 
 
 @pytest.mark.slow

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lever_data.errors import LeverError, UsageError
+from lever_data.relations.child import Child, end, start
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,12 +59,7 @@ def write_query(
 def _started(store: Path, sql: str, form: str, options: QueryOptions | None) -> Iterator[_Process]:
     """The process that answers, until the block ends; what it spilled to disk goes with it."""
     _require_utf8(sql)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "lever_data.relations.sandbox"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    child = start()
     if options is None:
         from lever_data.relations.query_options import QueryOptions
 
@@ -82,12 +76,7 @@ def _started(store: Path, sql: str, form: str, options: QueryOptions | None) -> 
             yield process
     finally:
         timer.cancel()
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout, child.stderr):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
+        end(child)
 
 
 def _require_utf8(sql: str) -> None:
@@ -119,7 +108,7 @@ def _request(
 class _Process:
     """The process that answers one request, and why it ended."""
 
-    def __init__(self, child: subprocess.Popen[bytes], options: QueryOptions) -> None:
+    def __init__(self, child: Child, options: QueryOptions) -> None:
         self.child, self.options = child, options
         self.timed_out = False
 
@@ -132,8 +121,8 @@ class _Process:
         """Hand it the request; one that died already is asked why when its result is read."""
         assert self.child.stdin is not None
         with suppress(BrokenPipeError):
-            self.child.stdin.write(json.dumps(request).encode())
-            self.child.stdin.close()
+            self.child.stdin.write(json.dumps(request).encode() + b"\n")
+            self.child.stdin.flush()
 
     def batches(self) -> pa.RecordBatchReader:
         """Its result, where the request's form is ``arrow``."""

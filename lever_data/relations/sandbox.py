@@ -1,7 +1,8 @@
 """The child process that runs a user's SELECT: it can be killed, and it can only read the store.
 
-In go a JSON request on stdin and out comes an Arrow IPC stream on stdout, or the bytes of a form
-and the number of rows as JSON on stderr; a failure is one JSON object on stderr and exit status 3.
+In go a JSON request, a line of stdin, and out comes an Arrow IPC stream on stdout, or the bytes of
+a form and the number of rows as JSON on stderr; a failure is one JSON object on stderr and exit
+status 3. When stdin ends the process does: nobody waits for it any more.
 DuckDB's own limits are not enough: ``interrupt`` does not stop ``repeat('x', 2e9)`` and the memory
 limit does not see it; a process with RLIMIT_AS that its parent can kill is the bound that holds.
 """
@@ -12,10 +13,16 @@ import json
 import os
 import re
 import resource
+import signal
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+if __name__ == "__main__":  # before what takes long to import
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it without a word
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # see child.py
 
 import duckdb
 import pyarrow as pa
@@ -32,7 +39,10 @@ BATCH_ROWS = 16_384
 
 def main() -> int:
     """Answer one request; returns the exit status."""
-    request: dict[str, Any] = json.load(sys.stdin)
+    if not (line := sys.stdin.readline()):
+        return 0  # nobody asks
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    request: dict[str, Any] = json.loads(line)
     try:
         _answer(request)
     except LeverError as error:
@@ -45,6 +55,12 @@ def main() -> int:
     else:
         return 0
     return FAILED
+
+
+def _end_with_parent() -> NoReturn:
+    """A query may take minutes without a byte of output, which nobody would miss."""
+    sys.stdin.read()
+    os._exit(FAILED)
 
 
 def _answer(request: dict[str, Any]) -> None:
