@@ -357,6 +357,11 @@ def quote_literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def enum_sql(names: Sequence[str]) -> str:
+    """The type of a column that holds one of these names, as a number of one or two bytes."""
+    return f"enum({', '.join(map(quote_literal, names))})"
+
+
 def quote_identifier(name: str) -> str:
     """A SQL identifier, quoted: the only way a name from outside gets into SQL.
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import lever_train.learn.batch as collating
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import connect
-from lever_data.relations.snapshot import GROUP, Snapshot, record
+from lever_data.relations.records import DROPPED, GROUP, record
+from lever_data.relations.snapshot import Snapshot
 from lever_data.store.schema import CANDIDATES, QUERIES
 from lever_data.store.store import RunSpec
 from lever_train.inputs.embeddings import load_embeddings
@@ -45,7 +46,10 @@ def _collate(
     with tempfile.TemporaryFile() as file:
         rows.tofile(file)
         file.flush()
-        snapshot = Snapshot(found, file.fileno(), rows.dtype, ("d",), ("train",))
+        snapshot = Snapshot(
+            *(found, file.fileno(), rows.dtype, ("d",), ("train",)),
+            *(np.empty(0, DROPPED), (), 0),
+        )
         return list(collate(snapshot, np.arange(len(groups)), pools, size, **options))
 
 
@@ -238,6 +242,12 @@ def test_embeddings_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(LeverError, match="NaN or infinity") as error:
         load_embeddings(str(tmp_path / "nan.pt"), con)
     assert str(error.value.where).endswith("row 1")
+    far = np.ones((70_000, 1))  # rows are looked at in blocks
+    far[69_999] = np.inf
+    np.save(tmp_path / "far.npy", far)
+    with pytest.raises(LeverError, match="NaN or infinity") as error:
+        load_embeddings(str(tmp_path / "far.npy"), con)
+    assert str(error.value.where).endswith("row 69999")
     torch.save(torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]]), tmp_path / "zero.pt")
     with pytest.raises(LeverError, match=r"all zeros.*row 1; value '2 of 3 rows'"):
         load_embeddings(str(tmp_path / "zero.pt"), con)

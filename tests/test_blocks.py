@@ -15,9 +15,11 @@ from lever_data import connect
 from lever_data.errors import LeverError
 from lever_data.relations import blocks
 from lever_data.relations.blocks import open_blocks
+from lever_data.relations.census import census
+from lever_data.relations.records import GROUP
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
-from lever_data.relations.snapshot import GROUP, NoRoomError, open_snapshot
+from lever_data.relations.snapshot import NoRoomError, open_snapshot
 from lever_data.relations.stream import Selection
 from lever_train.learn.state import StateError
 from tests.stores import candidate, commit, new_store
@@ -61,6 +63,7 @@ def test_the_groups_and_their_rows_are_those_of_a_snapshot(con: duckdb.DuckDBPyC
     names = [name for name in GROUP.names or () if name != "start"]
     assert (found.groups[names] == whole.groups[names]).all()
     assert found.block.max() > 20
+    assert census(con, found, TWO_VIEWS) == census(con, whole, TWO_VIEWS)
     everything = np.arange(len(whole.groups))
     for chosen in (everything, everything[::-1], np.random.default_rng(0).permutation(everything)):
         assert found.read(chosen).tobytes() == whole.read(chosen).tobytes()

@@ -19,7 +19,8 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import open_session, require_select
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
-from lever_data.relations.stream import Selection, census
+from lever_data.relations.snapshot import open_snapshot
+from lever_data.relations.stream import Selection
 from lever_data.report.check import check
 from lever_data.sources.export import export
 from lever_data.sources.ingest import ingest
@@ -83,7 +84,7 @@ def test_names_of_runs_and_views_are_looked_up_and_nothing_else(tmp_path: Path, 
     with pytest.raises(LeverError):
         export(store, odd, tmp_path / "o.json")
     with pytest.raises(LeverError):
-        census(connect(store), Selection((odd,), "correct"))
+        open_snapshot(connect(store), Selection((odd,), "correct"))
     done = lever("views", "show", "--store", store.path, "--", odd, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ") and "Traceback" not in done.stderr
@@ -97,7 +98,7 @@ def test_an_identifier_never_ends_its_quotes(tmp_path: Path) -> None:
     con = connect(store)
     for view in ('beam" as x; drop view "beam', "beam; drop view beam", '"beam"', "beam --"):
         with pytest.raises(LeverError):
-            census(con, Selection((view,), "correct"))
+            open_snapshot(con, Selection((view,), "correct"))
     assert con.execute("select count(*) from beam").fetchall() == [(1,)]
 
 
@@ -210,7 +211,7 @@ def test_a_hostile_reward_is_refused(store: Store) -> None:
         rewards += [f"({text})", f"(select a from ({text}))", f"1) from beam; {text}; --"]
     for reward in rewards:
         with pytest.raises(LeverError):
-            census(con, Selection(("beam",), reward_sql(RewardSpec(expression=reward))))
+            open_snapshot(con, Selection(("beam",), reward_sql(RewardSpec(expression=reward))))
     assert _files(store) == before
     assert con.execute("select count(*) from beam").fetchall() == [(6,)]
     done = lever("audit", "--store", store.path, "--reward", rewards[-1], check=False)

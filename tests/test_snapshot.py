@@ -15,10 +15,12 @@ import pytest
 
 from lever_data import connect
 from lever_data.errors import LeverError, UsageError
+from lever_data.relations.census import census
+from lever_data.relations.records import Ids
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
-from lever_data.relations.snapshot import Ids, Snapshot, open_snapshot
-from lever_data.relations.stream import Selection, census, union_sql
+from lever_data.relations.snapshot import Snapshot, open_snapshot
+from lever_data.relations.stream import Selection, union_sql
 from lever_data.store.cache import entry
 from tests.stores import candidate, commit, new_store
 
@@ -138,7 +140,7 @@ def test_filters_leave_rows_out_and_census_counts_them(con: duckdb.DuckDBPyConne
         and r["gen_method"] in ("beam", "sample")
         and r["eval_mode"] != "fallback"
     ]
-    found = census(con, selection)
+    found = census(con, open_snapshot(con, selection), selection)
     assert found.rows == len(kept) == sum(len(g) for g in _read(con, selection))
     assert found.queries == len({r["query_id"] for r in kept})
     assert found.groups == len({(r["query_id"], r["shot_num"]) for r in kept})

@@ -16,18 +16,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from lever_data.relations.snapshot import (
-    NO_FILE,
-    Ids,
-    Records,
-    Snapshot,
-    Source,
-    key_of,
-    record,
-    records,
-    require_room,
-    whole_groups,
-)
+from lever_data.relations.records import Ids, Records, record, records, whole_groups
+from lever_data.relations.snapshot import NO_FILE, Snapshot, Source, key_of, require_room
 from lever_data.relations.stream import GROUP_KEY, Selection, require_columns
 from lever_data.store.cache import entry
 
@@ -111,8 +101,8 @@ class Blocks(Snapshot):
 
         def read(reader: pa.RecordBatchReader) -> Records | None:
             parts.clear()
-            selection, width = part.selection, part.width
-            return whole_groups(reader, lambda b: parts.append(records(b, selection, width)))
+            columns, width = part.selection.columns, part.width
+            return whole_groups(reader, lambda b: parts.append(records(b, columns, width)))
 
         found = part.groups(self.con, read)
         names = [*GROUP_KEY, "size"]
@@ -137,7 +127,7 @@ def open_blocks(
         known: as in :func:`~lever_data.relations.snapshot.open_snapshot`.
 
     Raises:
-        LeverError: as there; and there is no room for the groups, 40 bytes each.
+        LeverError: as there; and there is no room for the groups, 32 bytes each.
     """
     require_columns(con, selection)
     source = Source.of(con, selection)
@@ -150,15 +140,20 @@ def open_blocks(
         groups["start"] = np.cumsum(groups["size"]) - groups["size"]
         require_room(folder, groups.nbytes)
         np.save(folder / "groups.npy", groups)
+        np.save(folder / "dropped.npy", source.dropped(con))
 
     with entry(key_of(con, selection, known, "blocks"), make) as folder:
         groups = np.load(folder / "groups.npy", mmap_mode="r")
+        dropped = np.load(folder / "dropped.npy", mmap_mode="r")
     return Blocks(
         groups,
         NO_FILE,
         record(selection.columns, source.width),
         tuple(source.levels["dataset"]),
         tuple(source.levels["split"]),
+        dropped,
+        tuple(source.levels["scorer"]),
+        source.unscored,
         source,
         con,
         _blocks(groups),

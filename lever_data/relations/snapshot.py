@@ -1,13 +1,15 @@
 """A selection on disk, group by group, for reading in any order without a sort.
 
 In go a connection and a :class:`~lever_data.relations.stream.Selection`; out comes a
-:class:`Snapshot`: records of one width of its candidates in a file, and where each group begins. It
-is made once in the cache (``store/cache.py``), under a key of everything it was made of: the SQL of
-every relation of the connection, the runs, the reward and the filters.
+:class:`Snapshot`: records of one width of its candidates in a file, where each group begins, and
+what the filters left out. It is made once in the cache (``store/cache.py``), under a key of
+everything it was made of: the SQL of every relation of the connection, the runs, the reward and the
+filters.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -17,16 +19,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lever_data.catalog import quote_identifier, quote_literal
+from lever_data.catalog import enum_sql, quote_identifier
 from lever_data.errors import LeverError
 from lever_data.relations.db import identity, readable_errors
+from lever_data.relations.records import (
+    DROPPED,
+    WITHIN,
+    Ids,
+    Records,
+    integers,
+    numbers,
+    record,
+    records,
+    whole_groups,
+)
 from lever_data.relations.stream import (
     GROUP_KEY,
     Selection,
@@ -37,34 +49,12 @@ from lever_data.relations.stream import (
 )
 from lever_data.store.cache import entry
 
-Ids = NDArray[np.int64]
-Records = NDArray[np.void]
-
-FORMAT = 1
+FORMAT = 2
 NO_FILE = -1
 _BATCH_ROWS = 65_536
-_KEYS = 1 << 18
-
-GROUP = np.dtype(
-    [
-        *(("view_index", "<i4"), ("dataset", "<i4"), ("split", "<i4"), ("shot_num", "<i4")),
-        *(("query_id", "<i8"), ("start", "<i8"), ("size", "<i8")),
-    ]
-)
-_WITHIN = ("run", "candidate")
-
-
-def record(columns: tuple[str, ...], width: int) -> np.dtype[np.void]:
-    """The record of a candidate: ``reward``, ``behaviour`` (its log-probability in nats) and the
-    selection's own columns as float64, NaN where null; its ``candidate`` number; and its
-    ``pointer`` int32[width], of which the first ``length`` count."""
-    width += width % 2  # whole words, or numpy reads the doubles byte by byte
-    return np.dtype(
-        [
-            *((name, "<f8") for name in ("reward", "behaviour", *columns)),
-            *(("candidate", "<i4"), ("length", "<i4"), ("pointer", "<i4", (width,))),
-        ]
-    )
+_KEYS = 1 << 16  # keys looked at once
+_NAN = "'nan'::double"
+_TEXTS = ("dataset", "split", "run")  # as numbers, in the order of their names
 
 
 class NoRoomError(LeverError):
@@ -76,8 +66,9 @@ class Snapshot:
     """Candidates group by group.
 
     ``groups`` [G], of dtype ``GROUP``, stand by their key: those of group g are the records
-    ``start`` to ``start + size`` of the open file ``file``, of dtype ``record``. ``datasets`` and
-    ``splits`` are the names that the groups number.
+    ``start`` to ``start + size`` of the open file ``file``, of dtype ``record``; ``nulls`` of them
+    have no reward. ``datasets`` and ``splits`` are the names that the groups number. Besides:
+    ``dropped``, of dtype ``DROPPED``, the models that answered, and how many candidates name none.
     """
 
     groups: Records
@@ -85,19 +76,32 @@ class Snapshot:
     record: np.dtype[np.void]
     datasets: tuple[str, ...]
     splits: tuple[str, ...]
+    dropped: Records
+    scorers: tuple[str, ...]
+    unscored: int
 
     def groups_of(self, con: duckdb.DuckDBPyConnection, queries: str | None) -> Ids:
         """The numbers of the groups of the queries of a relation; of all for ``None``."""
+        return np.flatnonzero(self.is_of(con, queries, self.groups))
+
+    def is_of(
+        self, con: duckdb.DuckDBPyConnection, queries: str | None, keys: Records
+    ) -> NDArray[np.bool_]:
+        """Which of the keys, groups or others, are of the queries of a relation."""
+        chosen = np.full(len(keys), queries is None)
         if queries is None:
-            return np.arange(len(self.groups))
-        own = [self.groups[name] for name in ("dataset", "split", "query_id")]
-        chosen = np.zeros(len(self.groups), dtype=bool)
+            return chosen
         sql = f"select query_id from {quote_identifier(queries)} where dataset = ? and split = ?"
         for d, dataset in enumerate(self.datasets):
             for s, split in enumerate(self.splits):
                 found = con.cursor().execute(sql, [dataset, split]).fetchnumpy()["query_id"]
-                chosen |= (own[0] == d) & (own[1] == s) & np.isin(own[2], found)
-        return np.flatnonzero(chosen)
+                found.sort()
+                for start in range(0, len(keys) if len(found) else 0, _KEYS):
+                    part = keys[start : start + _KEYS]
+                    place = np.searchsorted(found, part["query_id"]).clip(max=len(found) - 1)
+                    here = (part["dataset"] == d) & (part["split"] == s)
+                    chosen[start : start + _KEYS] |= here & (found[place] == part["query_id"])
+        return chosen
 
     def order(
         self, con: duckdb.DuckDBPyConnection, groups: Ids, *, seed: int = 0, epoch: int = 0
@@ -106,13 +110,15 @@ class Snapshot:
         by a hash of their keys."""
         cursor = con.cursor()
         bound = {"datasets": list(self.datasets), "splits": list(self.splits)}
-        places = [np.empty(0, np.uint64)]
+        places = np.empty(len(groups), np.uint64)
         for start in range(0, len(groups), _KEYS):  # all keys at once take 80 bytes a group
             keys = self.groups[groups[start : start + _KEYS]]
-            cursor.register("keys", pa.table({n: _column(keys[n]) for n in GROUP_KEY}))
+            cursor.register("keys", pa.table({n: integers(keys[n]) for n in GROUP_KEY}))
             found = cursor.execute(_ORDER_SQL, bound | {"seed": seed, "epoch": epoch})
-            places.append(found.fetchnumpy()["place"])
-        return groups[np.argsort(np.concatenate(places), kind="stable")]
+            places[start : start + _KEYS] = found.fetchnumpy()["place"]
+        order = np.argsort(places, kind="stable")
+        del places
+        return groups[order]
 
     def read(self, groups: Ids) -> Records:
         """The records of these groups, one group after the other.
@@ -167,8 +173,8 @@ def open_snapshot(
             were defined that the selection does not read.
 
     Raises:
-        LeverError: a view lacks a training column or holds no rows, the reward cannot be computed,
-            or the rows that came are not those that were counted.
+        LeverError: a view lacks a training column or holds no rows, before any filter, the reward
+            cannot be computed, or the rows that came are not those that were counted.
         NoRoomError: there is no room; :mod:`lever_data.relations.blocks` reads without.
     """
     require_columns(con, selection)
@@ -195,6 +201,9 @@ def _opened(folder: Path) -> Snapshot:
         record(tuple(layout["columns"]), layout["width"]),
         tuple(layout["datasets"]),
         tuple(layout["splits"]),
+        np.load(folder / "dropped.npy", mmap_mode="r"),
+        tuple(layout["scorers"]),
+        layout["unscored"],
     )
     weakref.finalize(snapshot, os.close, file)
     return snapshot
@@ -206,13 +215,23 @@ def _make(con: duckdb.DuckDBPyConnection, selection: Selection, folder: Path) ->
 
     def read(reader: pa.RecordBatchReader) -> Records | None:
         with (folder / "rows").open("wb") as file:
-            width = source.width
-            return whole_groups(reader, lambda b: records(b, selection, width).tofile(file))
+            columns, width = selection.columns, source.width
+            return whole_groups(reader, lambda b: records(b, columns, width).tofile(file))
 
     np.save(folder / "groups.npy", source.groups(con, read))
-    layout = {"columns": selection.columns, "width": source.width}
-    layout |= {"datasets": source.levels["dataset"], "splits": source.levels["split"]}
+    np.save(folder / "dropped.npy", source.dropped(con))
+    layout = {"columns": selection.columns, "width": source.width, "unscored": source.unscored}
+    layout |= {f"{name}s": source.levels[name] for name in ("dataset", "split", "scorer")}
     (folder / "layout.json").write_text(json.dumps(layout))
+    _give_back()
+
+
+def _give_back() -> None:
+    """Let the system have what is free: at 20 million candidates glibc keeps 50 MB of what
+    DuckDB's threads used."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
+    if trim is not None:
+        trim(0)
 
 
 @dataclass(frozen=True)
@@ -222,27 +241,35 @@ class Source:
 
     selection: Selection
     sql: str
+    left_out: str  # as ``sql``, of the rows that the filters leave out
     bound: dict[str, object]
     count: int
+    total: int  # with those left out
     width: int  # of the longest pointer
-    levels: dict[str, list[str]]  # the values of dataset, split and run
+    unscored: int  # candidates of which no model is known
+    levels: dict[str, list[str]]  # the values of dataset, split, run and scorer
 
     @classmethod
     def of(cls, con: duckdb.DuckDBPyConnection, selection: Selection) -> Source:
         """Look at the selection once.
 
         Raises:
-            LeverError: it holds no rows.
+            LeverError: its views hold no rows.
         """
         failed, other_source, fallback = conditions(selection)
-        sql = union_sql(con, selection, limited=False)
-        sql = f"from ({sql}) where not ({failed}) and not ({other_source}) and not ({fallback})"
+        keep = f"not ({failed}) and not ({other_source}) and not ({fallback})"
+        rows = f"from ({union_sql(con, selection, limited=False)})"
         bound: dict[str, object] = {"methods": list(selection.gen_methods)}
-        count, width, *names = run_sql(con.cursor(), _COUNT_SQL + sql, bound).fetchall()[0]
-        if not count:
+        sql = f"select {_COUNT_SQL.format(keep=keep)} {rows}"
+        total, *found = run_sql(con.cursor(), sql, bound).fetchall()[0]
+        if not total:
             raise LeverError("the view holds no rows", where=", ".join(selection.views))
-        levels = dict(zip(("dataset", "split", "run"), names, strict=True))
-        return cls(selection, sql, bound, count, width, levels)
+        count, width, unscored, *names = found
+        levels = dict(zip((*_TEXTS, "scorer"), names, strict=True))
+        reason = f"case when {failed} then 0 when {other_source} then 1 else 2 end as reason"
+        left_out = f"from (select *, {reason} {rows} where not ({keep}))"
+        sql = f"{rows} where {keep}"
+        return cls(selection, sql, left_out, bound, count, total, width, unscored, levels)
 
     def groups(
         self,
@@ -264,7 +291,7 @@ class Source:
             columns += ", " + _values_sql(self.selection)
         # a view over runs whose queries stand together gives whole groups as it stands, in a fifth
         # of the time of a sort
-        for order in ("", f" order by {', '.join((*GROUP_KEY, *_WITHIN))}"):
+        for order in ("", f" order by {', '.join((*GROUP_KEY, *WITHIN))}"):
             with readable_errors():
                 cursor = con.cursor()  # kept alive: on some versions the reader needs it
                 rows = cursor.sql(f"select {columns} {self.sql}{order}", params=self.bound)
@@ -275,6 +302,30 @@ class Source:
         if groups is None or found != self.count:
             raise self.changed(f"{found:,} of {self.count:,}")
         return groups
+
+    def dropped(self, con: duckdb.DuckDBPyConnection) -> Records:
+        """What the filters leave out, of dtype ``DROPPED``: neighbours of a query and a reason
+        together; rows of no query are nobody's."""
+        parts = bytearray()
+        names = ("dataset", "split", "query_id", "reason")
+        if self.count == self.total:
+            return np.empty(0, DROPPED)
+        known = " and ".join(f"{name} is not null" for name in names)
+        columns = f"{_texts_sql(self.levels)}, query_id, reason"
+        with readable_errors():
+            cursor = con.cursor()  # kept alive: on some versions the reader needs it
+            rows = cursor.sql(f"select {columns} {self.left_out} where {known}", params=self.bound)
+            for batch in rows.to_arrow_reader(_BATCH_ROWS):
+                keys = {name: numbers(batch.column(name), name) for name in names}
+                change = np.ones(batch.num_rows, dtype=bool)
+                change[1:] = np.any([k[1:] != k[:-1] for k in keys.values()], axis=0)
+                starts = np.flatnonzero(change)
+                found = np.empty(len(starts), DROPPED)
+                for name, values in keys.items():
+                    found[name] = values[starts]
+                found["count"] = np.diff(starts, append=batch.num_rows)
+                parts += found.tobytes()
+        return np.frombuffer(parts, DROPPED)
 
     def changed(self, value: str) -> LeverError:
         """Say that the rows are not those of before."""
@@ -288,29 +339,36 @@ class Source:
 
 
 _COUNT_SQL = """
-    select
-        count(*),
-        coalesce(max(len(pointer)), 0),
-        list_sort(list(distinct dataset)),
-        list_sort(list(distinct split)),
-        list_sort(list(distinct run))
+    count(*),
+    count(*) filter ({keep}),
+    coalesce(max(len(pointer)) filter ({keep}), 0),
+    count(*) filter ({keep} and scorer is null),
+    coalesce(list_sort(list(distinct dataset) filter (dataset is not null)), []),
+    coalesce(list_sort(list(distinct split) filter (split is not null)), []),
+    coalesce(list_sort(list(distinct run) filter (run is not null)), []),
+    coalesce(list_sort(list(distinct scorer) filter ({keep} and scorer is not null)), [])
     """
 
 
 def _keys_sql(levels: dict[str, list[str]]) -> str:
-    """The columns that :func:`whole_groups` reads, texts as enums in their order."""
-    texts = [
-        f"{name}::enum({', '.join(map(quote_literal, values))}) as {name}"
-        for name, values in levels.items()
-    ]
-    return ", ".join([*texts, "view_index", "query_id", "shot_num", "candidate"])
+    """The columns that :func:`whole_groups` reads."""
+    keys = ("view_index", "query_id", "shot_num", "candidate")
+    return ", ".join([_texts_sql(levels), *keys, "(raw_reward is null)::tinyint as lacks"])
+
+
+def _texts_sql(levels: dict[str, list[str]]) -> str:
+    """Columns of text as enums, whose numbers are the places of their names."""
+    return ", ".join(f"{name}::{enum_sql(levels[name])} as {name}" for name in _TEXTS)
 
 
 def _values_sql(selection: Selection) -> str:
-    """What a record holds beside its candidate number."""
-    own = [f"{quote_identifier(c)}::double as {quote_identifier(c)}" for c in selection.columns]
+    """What a record holds beside its candidate number; NaN for null."""
     reward = "coalesce(raw_reward, 0)::double as reward"
-    return ", ".join(["pointer", reward, "logprob_score as behaviour", *own])
+    behaviour = f"coalesce(logprob_score, {_NAN}) as behaviour"
+    own = [
+        f"coalesce({c}::double, {_NAN}) as {c}" for c in map(quote_identifier, selection.columns)
+    ]
+    return ", ".join(["pointer", reward, behaviour, *own])
 
 
 def require_room(folder: Path, size: int) -> None:
@@ -323,78 +381,3 @@ def require_room(folder: Path, size: int) -> None:
             where=str(folder.parent),
             hint="make room there, or name another folder: LEVER_CACHE=DIR",
         )
-
-
-def whole_groups(
-    reader: pa.RecordBatchReader, take: Callable[[pa.RecordBatch], object]
-) -> Records | None:
-    """Hand every batch on; returns the groups by key, ``None`` where rows do not stand together."""
-    parts = []
-    last: dict[str, Any] = {}
-    before = 0
-    for batch in reader:
-        if not batch.num_rows:
-            continue
-        keys = {name: _numbers(batch.column(name), name) for name in (*GROUP_KEY, *_WITHIN)}
-        begins = _begins(keys, last)
-        if begins is None:
-            return None
-        starts = np.flatnonzero(begins)
-        found = np.empty(len(starts), GROUP)
-        for name in GROUP_KEY:
-            found[name] = keys[name][starts]
-        found["start"] = starts + before
-        parts.append(found)
-        last = {name: values[-1] for name, values in keys.items()}
-        before += batch.num_rows
-        take(batch)
-    groups = np.concatenate(parts) if parts else np.empty(0, GROUP)
-    groups["size"] = np.diff(groups["start"], append=before)
-    groups = groups[np.lexsort([groups[name] for name in reversed(GROUP_KEY)])]
-    sorted_keys = groups[list(GROUP_KEY)]
-    return None if (sorted_keys[1:] == sorted_keys[:-1]).any() else groups
-
-
-def _begins(keys: dict[str, NDArray[Any]], last: dict[str, Any]) -> NDArray[np.bool_] | None:
-    """Which rows begin a group; ``None`` where rows of one are not in the order of (run,
-    candidate)."""
-    change = np.zeros(len(keys["run"]), dtype=bool)
-    change[0] = not last
-    before = {n: np.insert(v[:-1], 0, last.get(n, v[0])) for n, v in keys.items()}
-    for name in GROUP_KEY:
-        change |= keys[name] != before[name]
-    run, candidate = keys["run"], keys["candidate"]
-    later = (run > before["run"]) | ((run == before["run"]) & (candidate >= before["candidate"]))
-    return change if (change | later).all() else None
-
-
-def _column(values: NDArray[Any]) -> pa.Array:
-    """Integers as an Arrow array; ``pa.array`` would import pandas where it is installed: 0.5 s."""
-    kind, buffer = pa.from_numpy_dtype(values.dtype), pa.py_buffer(np.ascontiguousarray(values))
-    return pa.Array.from_buffers(kind, len(values), [None, buffer])
-
-
-def _numbers(column: pa.Array, name: str) -> Ids:
-    if column.null_count:
-        raise LeverError(
-            f"rows of the view lack a {name}", hint="leave them out in its SQL", value=None
-        )
-    if pa.types.is_dictionary(column.type):
-        column = column.indices
-    numbers: Ids = column.to_numpy().astype(np.int64)
-    return numbers
-
-
-def records(batch: pa.RecordBatch, selection: Selection, width: int) -> Records:
-    """The rows of a batch as records."""
-    found = np.zeros(batch.num_rows, record(selection.columns, width))
-    for name in ("reward", "behaviour", *selection.columns):
-        found[name] = batch.column(name).to_numpy(zero_copy_only=False)
-    found["candidate"] = batch.column("candidate").to_numpy()
-    pointers = batch.column("pointer")
-    lengths = pointers.value_lengths().to_numpy(zero_copy_only=False)
-    found["length"] = lengths
-    values = pointers.flatten().to_numpy(zero_copy_only=False)
-    steps = np.arange(found.dtype["pointer"].shape[0]) < lengths[:, None]
-    found["pointer"][steps] = values
-    return found

@@ -1,9 +1,8 @@
 """What a training reads: views, filters and a reward, as one SELECT.
 
-In go a connection and a :class:`Selection` as the user asked for it; out come its SQL, and a
-:class:`Census` of what is in it and what its filters leave out. A group is what competes in
-training: the candidates of one query and one shot number in one view, or of one query where the
-reward already weighs the shots.
+In go a connection and a :class:`Selection` as the user asked for it; out comes its SQL. A group is
+what competes in training: the candidates of one query and one shot number in one view, or of one
+query where the reward already weighs the shots.
 """
 
 from __future__ import annotations
@@ -42,77 +41,6 @@ class Selection:
     queries: str | None = None
     merge_shots: bool = False
     columns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Census:
-    """What a selection holds.
-
-    ``dropped`` counts rows left out by reason (``eval_failed``, ``gen_method``, ``fallback``);
-    ``emptied`` counts the queries of which nothing is left. ``last_query`` is the largest query id
-    of the rows, -1 without any.
-    """
-
-    rows: int
-    groups: int
-    queries: int
-    null_rewards: int
-    datasets: tuple[tuple[str, str], ...]
-    scorers: tuple[str, ...]
-    dropped: dict[str, int]
-    emptied: int
-    last_query: int
-
-
-def census(con: duckdb.DuckDBPyConnection, selection: Selection) -> Census:
-    """Count what the selection holds and what its filters leave out.
-
-    Raises:
-        LeverError: a view lacks a training column or holds no rows, or the reward cannot be
-            computed.
-    """
-    require_columns(con, selection)
-    failed, other_source, fallback = conditions(selection)
-    keep = f"not ({failed}) and not ({other_source}) and not ({fallback})"
-    key = "dataset, split, query_id"
-    # sums of every group first: to count distinct keys among all rows takes three times as long
-    sql = f"""
-        select
-            coalesce(sum(kept), 0)::bigint,
-            count(distinct (view_index, {key}, shot_num)) filter (kept > 0),
-            count(distinct ({key})) filter (kept > 0),
-            count(distinct ({key})),
-            coalesce(sum(nulls), 0)::bigint,
-            list_sort(list(distinct (dataset, split)) filter (kept > 0)),
-            list_sort(list(distinct scorer) filter (kept > 0 and scorer is not null)),
-            coalesce(sum(num_failed), 0)::bigint,
-            coalesce(sum(num_other_source), 0)::bigint,
-            coalesce(sum(num_fallback), 0)::bigint,
-            coalesce(max(query_id) filter (kept > 0), -1)
-        from (
-            select
-                view_index, {key}, shot_num, scorer,
-                count(*) filter ({keep}) as kept,
-                count(*) filter ({keep} and raw_reward is null) as nulls,
-                count(*) filter ({failed}) as num_failed,
-                count(*) filter (not ({failed}) and {other_source}) as num_other_source,
-                count(*) filter (not ({failed}) and not ({other_source}) and {fallback})
-                    as num_fallback
-            from ({union_sql(con, selection)})
-            group by all
-        )"""
-    row = run_sql(con.cursor(), sql, {"methods": list(selection.gen_methods)}).fetchall()[0]
-    return Census(
-        rows=row[0],
-        groups=row[1],
-        queries=row[2],
-        null_rewards=row[4],
-        datasets=tuple(tuple(pair) for pair in row[5] or ()),
-        scorers=tuple(row[6] or ()),
-        dropped={"eval_failed": row[7], "gen_method": row[8], "fallback": row[9]},
-        emptied=row[3] - row[2],
-        last_query=row[10],
-    )
 
 
 def require_columns(con: duckdb.DuckDBPyConnection, selection: Selection) -> None:

@@ -7,6 +7,7 @@ In go a path (.pt, .npy, .safetensors) or the name embeddings have in the store;
 from __future__ import annotations
 
 import math
+import mmap
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +27,7 @@ KINDS = {
     ".npy": "npy",
     ".safetensors": "safetensors",
 }  # suffix → kind of file
+_ROWS = 65_536
 
 
 def load_embeddings(
@@ -56,13 +58,29 @@ def load_embeddings(
         values = read_vectors(path, KINDS[path.suffix])
     else:
         values = _from_store(source, con, prefer)
-    vectors = np.array(values, dtype=np.float32)  # a copy: files are mapped, read only
-    if not np.isfinite(vectors).all():
-        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise LeverError("an embedding holds NaN or infinity", where=f"{source}: row {row}")
+    vectors = _copied(values)
+    for start in range(0, len(vectors), _ROWS):
+        finite = np.isfinite(vectors[start : start + _ROWS]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.flatnonzero(~finite)[0])
+            raise LeverError("an embedding holds NaN or infinity", where=f"{source}: row {row}")
     if path.suffix in KINDS:  # a run of `lever embed` names the items it was told to go on without
         _require_telling(vectors, source)
     return torch.from_numpy(vectors)
+
+
+def _copied(values: np.ndarray) -> np.ndarray:
+    """Float32 [n, d] of our own: files are mapped, read only. What was copied of a file is let go,
+    or it counted twice as memory of this process."""
+    file: object = values
+    while isinstance(file, np.ndarray):
+        file = file.base
+    copy = np.empty(values.shape, np.float32)
+    for start in range(0, len(values), _ROWS):
+        copy[start : start + _ROWS] = values[start : start + _ROWS]
+        if isinstance(file, mmap.mmap):
+            file.madvise(mmap.MADV_DONTNEED)
+    return copy
 
 
 def _require_telling(vectors: np.ndarray, source: str) -> None:

@@ -170,13 +170,18 @@ def _from_store(
 ) -> PoolSource:
     here = " or ".join("(dataset = ? and split = ?)" for _ in places)
     bound = [name for place in places for name in place]
-    counts = con.cursor().execute(
-        "select count(*), count(candidate_pool), min(query_id) filter (candidate_pool is null), "
-        "min(query_id) filter (len(list_distinct(candidate_pool)) < len(candidate_pool)) "
-        f"from queries where {here}",
-        bound,
-    )
-    total, pooled, lacking, twice = counts.fetchall()[0]
+    total, pooled, lacking, twice = 0, 0, None, None
+    # most stores hold none, and `queries` compares the runs of every query: 120 MB at 1.3 million
+    any_pool = f"select count(candidate_pool) from stg_queries where {here}"
+    if con.cursor().execute(any_pool, bound).fetchall()[0][0]:
+        counts = con.cursor().execute(
+            "select count(*), count(candidate_pool), "
+            "min(query_id) filter (candidate_pool is null), "
+            "min(query_id) filter (len(list_distinct(candidate_pool)) < len(candidate_pool)) "
+            f"from queries where {here}",
+            bound,
+        )
+        total, pooled, lacking, twice = counts.fetchall()[0]
     if pooled == 0:
         sql = f"select distinct unnest(pointer)::bigint as id from {quote_identifier(base)} "
         found = con.cursor().execute(f"{sql} where {here} order by id", bound).fetchnumpy()["id"]

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import duckdb
 import numpy as np
@@ -26,6 +26,7 @@ from lever_data.errors import LeverError, UsageError
 from lever_data.items.items import Place, load_items, require_same_questions
 from lever_data.paths import cache_folder
 from lever_data.relations.blocks import Blocks, open_blocks
+from lever_data.relations.census import Census, census
 from lever_data.relations.db import (
     Session,
     empty_view,
@@ -42,11 +43,10 @@ from lever_data.relations.rewards import (
     with_todays_columns,
 )
 from lever_data.relations.snapshot import NoRoomError, Snapshot, open_snapshot
-from lever_data.relations.stream import Census, Selection, census
+from lever_data.relations.stream import Selection
 from lever_data.store.store import Store
 from lever_train.inputs.check import Vectors, check_inputs, split_size
 from lever_train.inputs.embeddings import load_embeddings
-from lever_train.inputs.pair_features import PairFeatures, Pairs, pair_features
 from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
 from lever_train.inputs.provenance import Input, input_records
 from lever_train.learn.split import (
@@ -59,6 +59,9 @@ from lever_train.learn.split import (
     split_queries,
 )
 from lever_train.options.train import Source, TrainConfig
+
+if TYPE_CHECKING:
+    from lever_train.inputs.pair_features import PairFeatures
 
 READ = (
     *("runs", "queries", "examples", "embeddings", "stg_candidates", "stg_beams"),
@@ -97,8 +100,12 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     con = session.con
     known = identity(con)
     selection = _selection(con, config, known)
-    runs: list[str] = remembered(known, "runs", data.view, lambda: runs_read(con, data.view))
-    base = base_relation(con, data.view, runs)
+    # [run, dataset, split] of all rows
+    read: list[list[str | None]] = remembered(
+        known, "read", data.view, lambda: runs_read(con, data.view)
+    )
+    runs = sorted({run for run, *_ in read if run is not None})
+    base = base_relation(con, data.view, read)
     # the split, and what is counted by it, is another where other queries are held out
     halves = known + _read_held_out(source, con, config)
     split = split_queries(con, base, config, halves)
@@ -116,19 +123,21 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
             value = f"--require-positive-query: {split[2]:,} queries without a right candidate"
         raise UsageError("no query is left to train on", value=value)
     train = replace(selection, queries=TRAIN)
-    counted = _census(con, train, config, halves)
+    try:
+        snapshot = open_snapshot(con, selection, known)
+    except NoRoomError:
+        snapshot = open_blocks(con, selection, known)
+    counted = _census(con, snapshot, train, config, halves)
     validation = replace(selection, queries=VALIDATION) if split[1] else None
-    held_out = _census(con, validation, config, halves) if validation is not None else None
+    held_out = None
+    if validation is not None:
+        held_out = _census(con, snapshot, validation, config, halves)
     counted = _with_own_pointers(con, counted, known)
     places = _require_trainable(counted, held_out, config)
     for place in counted.datasets:
         require_same_questions(con, *place)
     if held_out is not None and not held_out.rows:
         validation = None  # the filters left nothing of it; the notices say so
-    try:
-        snapshot = open_snapshot(con, selection, known)
-    except NoRoomError:
-        snapshot = open_blocks(con, selection, known)
     pools = open_pools(con, data.pool, base, *places, known=known)
     queries, candidates = _embeddings(source, con, config, places, pools, counted, held_out)
     features = _features(source, session, config, places, pools, queries, candidates)
@@ -180,6 +189,9 @@ def _features(
             value=", ".join(names),
             hint="--pool FILE.npy gives every query one",
         )
+    # its kernels of Arrow take 17 MB and 0.1 s of a training without features
+    from lever_train.inputs.pair_features import Pairs, pair_features
+
     place, con = places[0], session.con
     rows = con.cursor().execute("select distinct query_id from split_queries order by 1").fetchall()
     ids = np.array([row[0] for row in rows], dtype=np.int64)
@@ -212,10 +224,14 @@ def _inputs(source: Source, config: TrainConfig) -> list[Input]:
 
 
 def _census(
-    con: duckdb.DuckDBPyConnection, selection: Selection, config: TrainConfig, known: str
+    con: duckdb.DuckDBPyConnection,
+    snapshot: Snapshot,
+    selection: Selection,
+    config: TrainConfig,
+    known: str,
 ) -> Census:
     made_of = (*split_options(config), config.data.require_positive_query, selection)
-    found = remembered(known, "census", made_of, lambda: asdict(census(con, selection)))
+    found = remembered(known, "census", made_of, lambda: asdict(census(con, snapshot, selection)))
     found |= {"datasets": tuple(map(tuple, found["datasets"]))}  # JSON has lists
     return Census(**found | {"scorers": tuple(found["scorers"])})
 
@@ -272,15 +288,18 @@ def _read_held_out(source: Source, con: duckdb.DuckDBPyConnection, config: Train
     return hashlib.sha256(repr(found.to_pydict()).encode()).hexdigest()
 
 
-def runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[str]:
-    """The runs the views' rows come from, by id."""
-    union = " union ".join(f"select run from {quote_identifier(v)}" for v in views)
-    rows = con.cursor().execute(f"select distinct run from ({union}) order by run").fetchall()
-    return [row[0] for row in rows]
+def runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[list[str | None]]:
+    """The runs the views' rows come from, by id, each with a dataset and split of theirs; none
+    where a view of the user's has none."""
+    union = " union ".join(f"select run, dataset, split from {quote_identifier(v)}" for v in views)
+    rows = con.cursor().execute(f"select distinct * from ({union}) order by all").fetchall()
+    return [list(row) for row in rows]
 
 
-def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str], runs: Sequence[str]) -> str:
-    """A relation with every stored pointer of the kind of ``runs``, those the views read,
+def base_relation(
+    con: duckdb.DuckDBPyConnection, views: Sequence[str], read: Sequence[Sequence[str | None]]
+) -> str:
+    """A relation with every stored pointer of the kind of the runs that the views ``read``,
     unfiltered, of the datasets and splits that the views hold.
 
     Raises:
@@ -290,7 +309,7 @@ def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str], runs: Se
         con.cursor()
         .execute(
             "select distinct kind = 'beam' from runs where run in (select unnest(?))",
-            [runs],
+            [list({run for run, *_ in read})],
         )
         .fetchall()
     )
@@ -301,11 +320,13 @@ def base_relation(con: duckdb.DuckDBPyConnection, views: Sequence[str], runs: Se
     union = " union all ".join(f"select {KEY}, pointer from {part}" for part in parts)
     # another dataset or split of the same runs is not part of this training: its queries would
     # take places in the split, and its pointers in the shared pool
-    own = " union ".join(f"select dataset, split from {quote_identifier(v)}" for v in views)
-    con.execute(
-        f"create view training_base as select * from ({union}) "
-        f"semi join (select distinct dataset, split from ({own})) using (dataset, split)"
-    )
+    own = [
+        f"(dataset = {quote_literal(dataset)} and split = {quote_literal(split)})"
+        for _, dataset, split in read
+        if dataset is not None and split is not None
+    ]
+    here = " or ".join(sorted(set(own))) or "false"
+    con.execute(f"create view training_base as select * from ({union}) where {here}")
     return "training_base"
 
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from lever_data.errors import LeverError, UsageError
-from lever_train.inputs.pair_features import PairFeatures
 from lever_train.learn.step import Phase
 from lever_train.options.train import TrainConfig
 from lever_train.selector.checkpoint import load_selector
 from lever_train.selector.features import FeatureSelector
 from lever_train.selector.kinds import make_selector
 from lever_train.selector.model import Selector
+
+if TYPE_CHECKING:
+    from lever_train.inputs.pair_features import PairFeatures
 
 # LEGACY: freezing the backbone trains the attention; its norms train with it, our choice
 TRAINED_WHEN_FROZEN = ("cross_attn_layers.", "attn_norms.")
