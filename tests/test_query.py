@@ -267,6 +267,36 @@ def test_formats(store: Store, tmp_path: Path) -> None:
     assert json.loads(done.stdout) == [{"n": 10}]
 
 
+TYPES = {
+    "numbers": "1::tinyint a, 2::ubigint b, null::int c, 9::hugeint d, 1.25::decimal(10, 2) e, "
+    "0.1::float f, 'nan'::double g, -0.0::double h, true i",
+    "texts": "'é\n,\"' a, ''::varchar b, '\\x00ab'::blob c, '101'::bit d, uuid() is null e, "
+    "'a'::enum('a', 'b') f, '{\"a\": 1}'::json g, null h",
+    "times": "date '2020-02-03' a, time '01:02:03.456' b, timestamp '2020-01-02 03:04:05.678' c, "
+    "timestamptz '2020-01-02 03:04:05+02' d, timetz '01:02:03+02' e",
+    "nanoseconds": "timestamp_ns '2020-01-02 03:04:05.678901234' a",
+    "nested": "[1, null] a, {'x': 1, 'y': ['a']} b, map {'k': 1} c, array_value(1, 2) d, "
+    "range(300) e, [date '2020-01-01'] f, union_value(num := 2) g, interval 2 days h",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("types", TYPES)
+def test_the_process_writes_what_any_other_would(
+    store: Store, types: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It imports pyarrow without numpy."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # by which processes of tests have no pandas
+    sql = f"select {TYPES[types]} from range(3)"
+    for form in ("table", "csv", "json", *(["parquet"] if types != "nested" else [])):
+        out = io.BytesIO()
+        with duckdb.connect() as con:
+            write(con.sql(sql).to_arrow_reader(10), form, out)
+        asked = io.BytesIO()
+        assert write_query(store.path, sql, form, asked) == 3
+        assert asked.getvalue() == out.getvalue()
+
+
 @pytest.mark.long
 def test_an_empty_result_is_still_a_table(store: Store) -> None:
     none = "select query_id from candidates where false"

@@ -23,6 +23,10 @@ from typing import Any, NoReturn
 if __name__ == "__main__":  # before what takes long to import
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt ends it without a word
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # see child.py
+    sys.modules["numpy"] = None  # type: ignore[assignment] # pyarrow goes without it: 70 ms
+    import pyarrow  # noqa: F401
+
+    del sys.modules["numpy"]  # pandas, of which nanoseconds are made, needs it
 
 import duckdb
 import pyarrow as pa
