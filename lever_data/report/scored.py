@@ -44,6 +44,7 @@ SHARED = (  # read by several diagnostics
     "scored_places",
     "reward_by_source",
     "scored_sample",
+    "query_answers",
     "demonstration_usage",
 )
 _ENCODED = ("dataset", "split", "gen_method", "eval_mode")  # few values: half the time as enums

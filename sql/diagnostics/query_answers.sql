@@ -8,20 +8,25 @@
 --   answers varchar[]: the annotators' answers
 with sampled as (select distinct dataset, split, query_id from scored_sample),
 
+asked as not materialized (
+    select * from queries
+    where query_id in (select query_id from sampled)
+),
+
 final as (
     select
         sampled.dataset,
         sampled.split,
         sampled.query_id,
-        coalesce(queries.gt_answers, examples.answers) as answers
+        coalesce(asked.gt_answers, examples.answers) as answers
     from sampled
-    left join queries using (dataset, split, query_id)
+    left join asked using (dataset, split, query_id)
     left join examples
         on
             sampled.dataset = examples.dataset
             and sampled.split = examples.split
             and sampled.query_id = examples.example_id
-    where coalesce(queries.gt_answers, examples.answers) is not null
+    where coalesce(asked.gt_answers, examples.answers) is not null
 )
 
 select * from final
