@@ -9,7 +9,6 @@ filters.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -223,15 +222,6 @@ def _make(con: duckdb.DuckDBPyConnection, selection: Selection, folder: Path) ->
     layout = {"columns": selection.columns, "width": source.width, "unscored": source.unscored}
     layout |= {f"{name}s": source.levels[name] for name in ("dataset", "split", "scorer")}
     (folder / "layout.json").write_text(json.dumps(layout))
-    _give_back()
-
-
-def _give_back() -> None:
-    """Let the system have what is free: at 20 million candidates glibc keeps 50 MB of what
-    DuckDB's threads used."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
-    if trim is not None:
-        trim(0)
 
 
 @dataclass(frozen=True)
