@@ -105,12 +105,14 @@ def open_session(
     sql_dir: Path | None = None,
     only: Sequence[str] | None = None,
     spill: Path | None = None,
+    con: duckdb.DuckDBPyConnection | None = None,
 ) -> Session:
     """Like :func:`connect`, and says which views exist and which of the user's are broken.
 
     Args:
         only: define just these relations and what they read (a fraction of the time).
         spill: the folder DuckDB makes where it spills, in one of this process's own if not given.
+        con: an empty database of the caller's to use; another takes 25 ms.
 
     Raises:
         LeverError: as :func:`connect`; or the user has a view of the name of one of ``only``.
@@ -127,7 +129,7 @@ def open_session(
     for name in only or ():
         if name in broken and name in catalog.builtin():
             raise LeverError(f"which {name}? {broken[name]}", where=f"{name}.sql among your views")
-    con = duckdb.connect()
+    con = con or duckdb.connect()
     # a query is bound three times before it runs, and each time reads the footer of every file:
     # at 100 million candidates half of the processor time of a count
     con.execute("set parquet_metadata_cache = true")

@@ -68,9 +68,8 @@ def _end_with_parent() -> NoReturn:
 
 
 def _answer(request: dict[str, Any]) -> None:
-    session = _session(request)
-    with closing(session.con) as con:
-        _run(con, session, request)
+    with closing(duckdb.connect()) as con:
+        _run(con, _session(con, request), request)
 
 
 def _run(con: duckdb.DuckDBPyConnection, session: Session, request: dict[str, Any]) -> None:
@@ -104,22 +103,20 @@ def _as_asked(reader: pa.RecordBatchReader, sql: str) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(schema, batches)
 
 
-def _session(request: dict[str, Any]) -> Session:
+def _session(con: duckdb.DuckDBPyConnection, request: dict[str, Any]) -> Session:
     sql = request["sql"]
-    with duckdb.connect() as con:
-        if len(con.extract_statements(sql)) != 1:
-            raise UsageError(
-                "exactly one statement is allowed", value=len(con.extract_statements(sql))
-            )
-        # Names inside query('…') and the catalog's own tables cannot be seen from outside.
-        hidden = any(word in sql.lower() for word in ("query", "duckdb_", "schema", "show"))
-        only = None if hidden else sorted(_tables(con, sql))
+    if len(con.extract_statements(sql)) != 1:  # looked at, here and below, and not run
+        raise UsageError("exactly one statement is allowed", value=len(con.extract_statements(sql)))
+    # Names inside query('…') and the catalog's own tables cannot be seen from outside.
+    hidden = any(word in sql.lower() for word in ("query", "duckdb_", "schema", "show"))
+    only = None if hidden else sorted(_tables(con, sql))
     return open_session(
         request["store"],
         runs=request["runs"],
         sql_dir=Path(request["sql_dir"]) if request["sql_dir"] else None,
         only=only,
         spill=Path(request["spill"]),
+        con=con,
     )
 
 
