@@ -92,10 +92,8 @@ def _require_utf8(sql: str) -> None:
 def _request(
     store: Path, sql: str, form: str, spill: Path, options: QueryOptions
 ) -> dict[str, Any]:
-    from lever_data.store.store import Store
-
     return {
-        "store": str(Store.open(store).path),
+        "store": str(store),
         "sql": sql,
         "form": form,
         "spill": str(spill),
