@@ -165,7 +165,7 @@ class Board:
                 folder.mkdir(parents=True, exist_ok=True)
                 asked = {"store": str(self.store.path.resolve()), "kind": kind, "request": words}
                 (folder / "request.json").write_text(json.dumps(asked))
-                command = [sys.executable, "-m", "lever_board.job", str(folder)]
+                command = [sys.executable, "-P", "-m", "lever_board.job", str(folder)]
                 self._jobs[folder] = subprocess.Popen(command, stderr=subprocess.DEVNULL)
                 if kind == "picks":
                     self._picking = self._jobs[folder]

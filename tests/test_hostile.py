@@ -6,6 +6,7 @@ views. What a file may hold is in test_hostile_files.py.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from contextlib import closing
@@ -17,6 +18,7 @@ import pytest
 from lever_data import connect
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import open_session, require_select
+from lever_data.relations.query import write_query
 from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
 from lever_data.relations.snapshot import open_snapshot
@@ -168,6 +170,17 @@ def test_a_hostile_query_changes_and_reads_nothing(store: Store, sql: str, tmp_p
         require_select(con, text)
         con.sql(text).fetchall()
     assert _files(store) == before
+
+
+@pytest.mark.slow
+def test_no_module_of_the_current_folder_is_imported(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('hijacked')")
+    monkeypatch.chdir(tmp_path)
+    out = io.BytesIO()
+    assert write_query(store.path, "select 1 as one", "csv", out) == 1
+    assert out.getvalue() == b"one\n1\n"
 
 
 @pytest.mark.slow

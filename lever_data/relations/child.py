@@ -27,7 +27,7 @@ def start() -> Child:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "lever_data.relations.sandbox"],
+            [sys.executable, "-P", "-m", "lever_data.relations.sandbox"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
