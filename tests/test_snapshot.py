@@ -15,6 +15,7 @@ import pytest
 
 from lever_data import connect
 from lever_data.errors import LeverError, UsageError
+from lever_data.relations import snapshot
 from lever_data.relations.census import census
 from lever_data.relations.records import Ids
 from lever_data.relations.reward_spec import RewardSpec
@@ -272,6 +273,19 @@ def test_a_damaged_snapshot_is_made_again(
         (cache / name / "seal.json").write_text("{")
     found = open_snapshot(con, selection)
     assert _groups(found, np.arange(len(found.groups))) == whole
+
+
+def test_a_file_larger_than_the_memory_is_read_ahead(
+    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = open_snapshot(con, Selection(("all_candidates",), DEFAULT))
+    chosen = np.random.default_rng(0).permutation(len(found.groups))
+    rows = found.read(chosen)
+    asked = []
+    monkeypatch.setattr(snapshot, "_MEMORY", 0)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *words: asked.append(words), raising=False)
+    assert found.read(chosen).tobytes() == rows.tobytes()
+    assert sum(length for _, _, length, _ in asked) == rows.nbytes
 
 
 def test_a_file_that_is_cut_while_it_is_read(con: duckdb.DuckDBPyConnection, cache: Path) -> None:

