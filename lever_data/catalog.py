@@ -331,6 +331,7 @@ def _view_statements() -> Iterator[str]:
         if relation.name == "runs":
             among = "select runs.run from runs where runs.may_overlap"
             yield contested_macro(f"candidate_run in ({among})") + ";"
+            yield beams_macro("exists (from runs where runs.kind = 'beam')") + ";"
 
 
 def scorer_macro(scorer: str | None) -> str:
@@ -345,6 +346,11 @@ def contested_macro(condition: str) -> str:
     A session knows these runs: with constants DuckDB leaves out files and branches of the plan.
     """
     return f"create or replace macro is_contested(candidate_run) as {condition}"
+
+
+def beams_macro(condition: str) -> str:
+    """``has_beams()``: whether a selected run holds InfoScore beams, a constant in a session."""
+    return f"create or replace macro has_beams() as {condition}"
 
 
 def body(relation: Relation) -> str:

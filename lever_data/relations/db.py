@@ -158,6 +158,7 @@ def _define_sources(
     require_plain_path(store.path)
     con.execute("set temp_directory = ?", [str(spill)])
     con.execute(catalog.scorer_macro(scorer))
+    con.execute(catalog.beams_macro(str(any(r.kind == "beam" for r in runs)).lower()))
     con.execute(f"create table raw_runs as {catalog.read_parquet_sql([], 'stg_runs')}")
     if runs:
         con.executemany("insert into raw_runs values (?,?,?,?,?,?,?,?,?,?)", _run_rows(runs))
