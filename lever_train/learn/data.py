@@ -10,15 +10,13 @@ the second training of the same opens at once.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,11 +28,9 @@ from lever_data.relations.blocks import Blocks, open_blocks
 from lever_data.relations.census import Census, census
 from lever_data.relations.db import (
     Session,
-    empty_view,
     identity,
     open_session,
     quote_identifier,
-    readable_errors,
 )
 from lever_data.relations.rewards import (
     prepare_reward,
@@ -51,11 +47,13 @@ from lever_train.inputs.embeddings import load_embeddings
 from lever_train.inputs.pools import PoolSource, SharedPool, open_pools
 from lever_train.inputs.provenance import Input, input_records
 from lever_train.learn.split import (
-    KEY,
     TRAIN,
     VALIDATION,
+    base_relation,
+    read_held_out,
     remembered,
     require_whole_rows,
+    runs_read,
     split_options,
     split_queries,
 )
@@ -108,7 +106,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     runs = sorted({run for run, *_ in read if run is not None})
     base = base_relation(con, data.view, read)
     # the split, and what is counted by it, is another where other queries are held out
-    halves = known + _read_held_out(source, con, config)
+    halves = known + read_held_out(source, con, config)
     split = split_queries(con, base, config, halves)
     for view in data.view:
         if session.relations[view].folder == "user":
@@ -273,71 +271,6 @@ def _open_views(source: Source, config: TrainConfig) -> Session:
             raise every.explain_missing(view)
     session.con.execute("set memory_limit = ?", [config.run.memory_limit])
     return session
-
-
-def _read_held_out(source: Source, con: duckdb.DuckDBPyConnection, config: TrainConfig) -> str:
-    """Make the relation ``held_out_queries`` where a view names them; returns a digest of them.
-
-    They are those of the whole store: what a view of folds reads, the questions, lies beside the
-    runs that are trained on.
-    """
-    view = config.data.held_out
-    if view is None:
-        return ""
-    session = open_session(source.store, sql_dir=source.sql_dir, only=(view,))
-    if view not in session.relations:
-        raise open_session(source.store, sql_dir=source.sql_dir).explain_missing(view)
-    key = "dataset, split, query_id::bigint as query_id"
-    sql = f"select distinct {key} from {quote_identifier(view)} order by all"
-    with readable_errors():
-        cursor = session.con.cursor()  # kept alive: on some versions the reader needs it
-        found = cast(pa.Table, cursor.sql(sql).to_arrow_table())
-    cursor = con.cursor().register("named", found)
-    cursor.execute("create table held_out_queries as from named")
-    cursor.unregister("named")
-    return hashlib.sha256(repr(found.to_pydict()).encode()).hexdigest()
-
-
-def runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[list[str | None]]:
-    """The runs the views' rows come from, by id, each with a dataset and split of theirs; none
-    where a view of the user's has none."""
-    union = " union ".join(f"select run, dataset, split from {quote_identifier(v)}" for v in views)
-    rows = con.cursor().execute(f"select distinct * from ({union}) order by all").fetchall()
-    return [list(row) for row in rows]
-
-
-def base_relation(
-    con: duckdb.DuckDBPyConnection, views: Sequence[str], read: Sequence[Sequence[str | None]]
-) -> str:
-    """A relation with every stored pointer of the kind of the runs that the views ``read``,
-    unfiltered, of the datasets and splits that the views hold.
-
-    Raises:
-        LeverError: the views hold no rows.
-    """
-    rows = (
-        con.cursor()
-        .execute(
-            "select distinct kind = 'beam' from runs where run in (select unnest(?))",
-            [list({run for run, *_ in read})],
-        )
-        .fetchall()
-    )
-    if not rows:
-        hint = "`lever runs` lists the runs"
-        raise empty_view(con, ", ".join(views), "the view holds no rows", hint)
-    parts = ["stg_beams" if is_beam else "stg_candidates" for (is_beam,) in sorted(rows)]
-    union = " union all ".join(f"select {KEY}, pointer from {part}" for part in parts)
-    # another dataset or split of the same runs is not part of this training: its queries would
-    # take places in the split, and its pointers in the shared pool
-    own = [
-        f"(dataset = {quote_literal(dataset)} and split = {quote_literal(split)})"
-        for _, dataset, split in read
-        if dataset is not None and split is not None
-    ]
-    here = " or ".join(sorted(set(own))) or "false"
-    con.execute(f"create view training_base as select * from ({union}) where {here}")
-    return "training_base"
 
 
 def describe_data(data: TrainingData) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Which queries train and which validate: relations of a connection, made once and remembered."""
+"""What the views read, and which of its queries train and which validate: made once, remembered."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from lever_data.catalog import enum_sql
+from lever_data.catalog import enum_sql, quote_literal
 from lever_data.errors import LeverError
-from lever_data.relations.db import quote_identifier, readable_errors
+from lever_data.relations.db import (
+    empty_view,
+    open_session,
+    quote_identifier,
+    readable_errors,
+)
 from lever_data.relations.records import Ids, integers, numbers
 from lever_data.relations.stream import run_sql
 from lever_data.store.cache import entry, value
-from lever_train.options.train import TrainConfig
+from lever_train.options.train import Source, TrainConfig
 
 TRAIN, VALIDATION = "training_queries", "validation_queries"
 _FORMAT = 3  # raised where what the cache keeps of an opening means something else
@@ -192,3 +197,68 @@ def require_whole_rows(con: duckdb.DuckDBPyConnection, view: str) -> None:
                 hint="leave them out in its SQL: dataset, split, query_id, candidate and pointer "
                 "are those of a stored candidate",
             )
+
+
+def read_held_out(source: Source, con: duckdb.DuckDBPyConnection, config: TrainConfig) -> str:
+    """Make the relation ``held_out_queries`` where a view names them; returns a digest of them.
+
+    They are those of the whole store: what a view of folds reads, the questions, lies beside the
+    runs that are trained on.
+    """
+    view = config.data.held_out
+    if view is None:
+        return ""
+    session = open_session(source.store, sql_dir=source.sql_dir, only=(view,))
+    if view not in session.relations:
+        raise open_session(source.store, sql_dir=source.sql_dir).explain_missing(view)
+    key = "dataset, split, query_id::bigint as query_id"
+    sql = f"select distinct {key} from {quote_identifier(view)} order by all"
+    with readable_errors():
+        cursor = session.con.cursor()  # kept alive: on some versions the reader needs it
+        found = cast(pa.Table, cursor.sql(sql).to_arrow_table())
+    cursor = con.cursor().register("named", found)
+    cursor.execute("create table held_out_queries as from named")
+    cursor.unregister("named")
+    return hashlib.sha256(repr(found.to_pydict()).encode()).hexdigest()
+
+
+def runs_read(con: duckdb.DuckDBPyConnection, views: Sequence[str]) -> list[list[str | None]]:
+    """The runs the views' rows come from, by id, each with a dataset and split of theirs; none
+    where a view of the user's has none."""
+    union = " union ".join(f"select run, dataset, split from {quote_identifier(v)}" for v in views)
+    rows = con.cursor().execute(f"select distinct * from ({union}) order by all").fetchall()
+    return [list(row) for row in rows]
+
+
+def base_relation(
+    con: duckdb.DuckDBPyConnection, views: Sequence[str], read: Sequence[Sequence[str | None]]
+) -> str:
+    """A relation with every stored pointer of the kind of the runs that the views ``read``,
+    unfiltered, of the datasets and splits that the views hold.
+
+    Raises:
+        LeverError: the views hold no rows.
+    """
+    rows = (
+        con.cursor()
+        .execute(
+            "select distinct kind = 'beam' from runs where run in (select unnest(?))",
+            [list({run for run, *_ in read})],
+        )
+        .fetchall()
+    )
+    if not rows:
+        hint = "`lever runs` lists the runs"
+        raise empty_view(con, ", ".join(views), "the view holds no rows", hint)
+    parts = ["stg_beams" if is_beam else "stg_candidates" for (is_beam,) in sorted(rows)]
+    union = " union all ".join(f"select {KEY}, pointer from {part}" for part in parts)
+    # another dataset or split of the same runs is not part of this training: its queries would
+    # take places in the split, and its pointers in the shared pool
+    own = [
+        f"(dataset = {quote_literal(dataset)} and split = {quote_literal(split)})"
+        for _, dataset, split in read
+        if dataset is not None and split is not None
+    ]
+    here = " or ".join(sorted(set(own))) or "false"
+    con.execute(f"create view training_base as select * from ({union}) where {here}")
+    return "training_base"
