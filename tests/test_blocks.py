@@ -48,7 +48,7 @@ def _rows(split: str, step: int) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def con(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> duckdb.DuckDBPyConnection:
-    monkeypatch.setattr(blocks, "BLOCK_ROWS", 10)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 40)
     monkeypatch.setattr(blocks, "WINDOW", 3)
     store = new_store(tmp_path)
     commit(store, _rows("train", 3))
@@ -62,10 +62,10 @@ def test_the_groups_and_their_rows_are_those_of_a_snapshot(con: duckdb.DuckDBPyC
     whole, found = open_snapshot(con, TWO_VIEWS), open_blocks(con, TWO_VIEWS)
     names = [name for name in GROUP.names or () if name != "start"]
     assert (found.groups[names] == whole.groups[names]).all()
-    assert found.block.max() > 20
+    assert found.block.max() > 6
     assert census(con, found, TWO_VIEWS) == census(con, whole, TWO_VIEWS)
     everything = np.arange(len(whole.groups))
-    for chosen in (everything, everything[::-1], np.random.default_rng(0).permutation(everything)):
+    for chosen in (everything, np.random.default_rng(0).permutation(everything)):
         assert found.read(chosen).tobytes() == whole.read(chosen).tobytes()
     assert not len(found.read(everything[:0]))
 
@@ -80,7 +80,7 @@ def test_a_query_and_a_place_are_in_one_block(con: duckdb.DuckDBPyConnection) ->
         places.setdefault(block, set()).add(key[:3])
     assert all(len(held) == 1 for held in [*of_query.values(), *places.values()])
     rows = np.bincount(found.block, found.groups["size"])
-    assert rows.max() < 10 + 5  # a block ends after the query in which it is full
+    assert rows.max() < 40 + 5  # a block ends after the query in which it is full
 
 
 def test_the_order_is_shuffled_in_two_levels(con: duckdb.DuckDBPyConnection) -> None:

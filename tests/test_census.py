@@ -17,6 +17,7 @@ from lever_data.relations.snapshot import open_snapshot
 from lever_data.relations.stream import Selection, union_sql
 from lever_train.learn import split
 from lever_train.options.train import TrainConfig
+from tests.cases import long_except
 from tests.stores import candidate, commit, new_store
 
 
@@ -91,7 +92,7 @@ VIEWS = [("all_candidates",), ("mine",), ("all_candidates", "beam"), ("one",), (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("views", VIEWS, ids=" ".join)
+@pytest.mark.parametrize("views", long_except(VIEWS, ("mine",), ("one",)), ids=" ".join)
 def test_a_snapshot_counts_what_a_reading_counts(
     con: duckdb.DuckDBPyConnection, views: tuple[str, ...]
 ) -> None:

@@ -26,7 +26,7 @@ from lever_data.relations.query import FAILED, query, write_query
 from lever_data.relations.query_options import QueryOptions
 from lever_data.store.spill import new_spill_folder
 from lever_data.store.store import Store
-from tests.cases import long
+from tests.cases import long, long_except
 from tests.commands import Done, lever
 from tests.stores import candidate, commit, new_store
 
@@ -281,7 +281,7 @@ TYPES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("types", TYPES)
+@pytest.mark.parametrize("types", long_except(TYPES, "nanoseconds"))
 def test_the_process_writes_what_any_other_would(
     store: Store, types: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
