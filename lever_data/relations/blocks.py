@@ -16,7 +16,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from lever_data.relations.records import Ids, Records, record, records, whole_groups
+from lever_data.relations.records import Ids, Records, record, records, save_array, whole_groups
 from lever_data.relations.snapshot import NO_FILE, Snapshot, Source, key_of, require_room
 from lever_data.relations.stream import GROUP_KEY, Selection, require_columns
 from lever_data.store.cache import entry
@@ -139,8 +139,8 @@ def open_blocks(
         groups = source.groups(con, read, with_values=False)
         groups["start"] = np.cumsum(groups["size"]) - groups["size"]
         require_room(folder, groups.nbytes)
-        np.save(folder / "groups.npy", groups)
-        np.save(folder / "dropped.npy", source.dropped(con))
+        save_array(folder / "groups.npy", groups)
+        save_array(folder / "dropped.npy", source.dropped(con))
 
     with entry(key_of(con, selection, known, "blocks"), make) as folder:
         groups = np.load(folder / "groups.npy", mmap_mode="r")

@@ -8,6 +8,7 @@ pandas where it is installed: 50 MB and 0.3 s.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,21 @@ def _begins(keys: dict[str, NDArray[Any]], last: dict[str, Any]) -> NDArray[np.b
     run, candidate = keys["run"], keys["candidate"]
     later = (run > before["run"]) | ((run == before["run"]) & (candidate >= before["candidate"]))
     return change if (change | later).all() else None
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """``np.save`` that fails where the disk is full: numpy writes into a file by a handle of its
+    own, and what that still holds when it is closed is lost without an error."""
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(as_bytes(array))
+
+
+def as_bytes(array: NDArray[Any]) -> memoryview:
+    """The bytes of an array that is in one piece."""
+    return array.view(np.uint8).data
 
 
 def integers(values: NDArray[Any]) -> pa.Array:

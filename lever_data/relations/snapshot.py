@@ -33,10 +33,12 @@ from lever_data.relations.records import (
     WITHIN,
     Ids,
     Records,
+    as_bytes,
     integers,
     numbers,
     record,
     records,
+    save_array,
     whole_groups,
 )
 from lever_data.relations.stream import (
@@ -224,10 +226,10 @@ def _make(con: duckdb.DuckDBPyConnection, selection: Selection, folder: Path) ->
     def read(reader: pa.RecordBatchReader) -> Records | None:
         with (folder / "rows").open("wb") as file:
             columns, width = selection.columns, source.width
-            return whole_groups(reader, lambda b: records(b, columns, width).tofile(file))
+            return whole_groups(reader, lambda b: file.write(as_bytes(records(b, columns, width))))
 
-    np.save(folder / "groups.npy", source.groups(con, read))
-    np.save(folder / "dropped.npy", source.dropped(con))
+    save_array(folder / "groups.npy", source.groups(con, read))
+    save_array(folder / "dropped.npy", source.dropped(con))
     layout = {"columns": selection.columns, "width": source.width, "unscored": source.unscored}
     layout |= {f"{name}s": source.levels[name] for name in ("dataset", "split", "scorer")}
     (folder / "layout.json").write_text(json.dumps(layout))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lever_data.errors import LeverError, UsageError, reason
 from lever_data.readers.vectors import map_npy
 from lever_data.relations.db import quote_identifier
+from lever_data.relations.records import save_array
 from lever_data.store.cache import entry
 
 Ids = NDArray[np.int64]
@@ -157,7 +158,7 @@ def open_pools(
 
     def make(folder: Path) -> None:
         for name, array in vars(_from_store(con, base, places)).items():
-            np.save(folder / name, array)
+            save_array(folder / f"{name}.npy", array)
 
     with entry(hashlib.sha256(repr(["pools", known, places]).encode()).hexdigest(), make) as folder:
         # mapped for writing, which torch wants, but nothing is written back

@@ -20,7 +20,7 @@ from lever_data.relations.db import (
     quote_identifier,
     readable_errors,
 )
-from lever_data.relations.records import Ids, integers, numbers
+from lever_data.relations.records import Ids, integers, numbers, save_array
 from lever_data.relations.stream import run_sql
 from lever_data.store.cache import entry, value
 from lever_train.options.train import Source, TrainConfig
@@ -126,7 +126,7 @@ def _write_split(
             for name, values in zip(_SPLIT.names or (), columns, strict=True):
                 rows[name] = values
             found += rows.tobytes()
-    np.save(folder / "split.npy", np.frombuffer(found, _SPLIT))
+    save_array(folder / "split.npy", np.frombuffer(found, _SPLIT))
     (folder / "places.json").write_text(json.dumps(places))
 
 
