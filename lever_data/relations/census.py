@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from lever_data.relations.records import REASONS, Ids, Records
+from lever_data.relations.records import REASONS, Ids, Records, distinct
 from lever_data.relations.snapshot import Snapshot
 from lever_data.relations.stream import Selection, conditions, run_sql, union_sql
 
@@ -77,10 +77,8 @@ def _queries(snapshot: Snapshot, keys: Records, chosen: NDArray[np.bool_]) -> di
         for s, split in enumerate(snapshot.splits):
             ids = keys["query_id"][chosen & (keys["dataset"] == d) & (keys["split"] == s)]
             ids.sort()
-            # np.unique takes five times the memory
-            ids = ids[np.append(True, ids[1:] != ids[:-1])[: len(ids)]]
             if len(ids):
-                found[dataset, split] = ids
+                found[dataset, split] = distinct(ids)
     return found
 
 

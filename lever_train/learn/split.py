@@ -20,7 +20,7 @@ from lever_data.relations.db import (
     quote_identifier,
     readable_errors,
 )
-from lever_data.relations.records import Ids, integers, numbers, save_array
+from lever_data.relations.records import Ids, distinct, integers, numbers, save_array
 from lever_data.relations.stream import run_sql
 from lever_data.store.cache import entry, value
 from lever_train.options.train import Source, TrainConfig
@@ -153,16 +153,10 @@ def _queries(con: duckdb.DuckDBPyConnection, base: str, dataset: str, split: str
     found = bytearray()
     place = {"dataset": dataset, "split": split}
     for batch in cursor.sql(sql, params=place).to_arrow_reader(_ROWS):
-        found += _distinct(numbers(batch.column(0), "query_id")).tobytes()
+        found += distinct(numbers(batch.column(0), "query_id")).tobytes()
     ids = np.frombuffer(found, np.int64)
     ids.sort()
-    return _distinct(ids)
-
-
-def _distinct(ids: Ids) -> Ids:
-    """Without those that equal their neighbour."""
-    kept = np.append(True, ids[1:] != ids[:-1])[: len(ids)]
-    return ids if kept.all() else ids[kept]
+    return distinct(ids)
 
 
 def _positive_sql(views: Sequence[str]) -> str:
