@@ -67,22 +67,46 @@ def test_groups_are_padded_and_masked() -> None:
     assert batch.pool is None
 
 
+def _asked_before(
+    groups: list[Group], size: int, *, patch: pytest.MonkeyPatch, **options: Any
+) -> list[Batch]:
+    """The batches; each group that is read was asked of the disk before, once."""
+    read, asked, its_own = list[int](), list[int](), Snapshot.read
+
+    def reading(snapshot: Snapshot, numbers: Any) -> Any:
+        read.extend(numbers.tolist())
+        assert read == asked[: len(read)]
+        return its_own(snapshot, numbers)
+
+    patch.setattr(Snapshot, "ahead", lambda _, numbers: asked.extend(numbers.tolist()))
+    patch.setattr(Snapshot, "read", reading)
+    batches = _collate(groups, size, **options)
+    patch.setattr(Snapshot, "read", its_own)
+    assert read == asked
+    return batches
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=12),
     batch_size=st.integers(1, 5),
     read=st.integers(1, 9),
+    ask=st.integers(1, 9),
     world=st.integers(1, 3),
 )
 def test_every_group_comes_once_in_order(
-    sizes: list[int], batch_size: int, read: int, world: int
+    sizes: list[int], batch_size: int, read: int, ask: int, world: int
 ) -> None:
     groups: list[Group] = [
         (q, [([(q + i) % 10], q + i / 10) for i in range(n)]) for q, n in enumerate(sizes)
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collating, "READ", read)
-        shares = [_collate(groups, batch_size, rank=r, world=world) for r in range(world)]
+        patch.setattr(collating, "ASKED", ask)
+        shares = [
+            _asked_before(groups, batch_size, rank=r, world=world, patch=patch)
+            for r in range(world)
+        ]
     assert {len(share) for share in shares} == {-(-len(sizes) // batch_size)}
     seen: list[int] = []
     for parts in zip(*shares, strict=True):

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lever_data.relations import snapshot
 from lever_data.store.store import Store
 from lever_train.inputs import pools
 from lever_train.inputs.pools import SharedPool
 from lever_train.learn import data, split
-from lever_train.learn.data import open_data
+from lever_train.learn.data import describe_data, open_data
 from lever_train.options.train import Source, TrainConfig
 from tests.stores import candidate, commit, new_store
 
@@ -64,3 +65,17 @@ def test_a_second_opening_reads_nothing_again(
         assert [_opened(store, **o) for o in OPTIONS] == first
     commit(store, [candidate(40, 0, [7], correct=1, score=1.0)], name="b")
     assert _opened(store)[3] == [7, *first[0][3]]  # another run is another question
+
+
+def test_a_coarser_order_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _store(tmp_path)
+    asked = {"view": ["all_candidates"], "query_embeddings": str(tmp_path / "v.npy")}
+    config = TrainConfig.model_validate({"data": asked})
+    whole = open_data(Source(store=store.path), config)
+    assert "shuffle" not in whole.provenance
+    assert not any("shuffled" in line for line in describe_data(whole))
+    monkeypatch.setattr(snapshot, "LARGE", 0)
+    coarse = open_data(Source(store=store.path), config)
+    said = "128 stretches of 32,768 candidates at a time"
+    assert coarse.provenance == whole.provenance | {"shuffle": said}
+    assert f"the groups of an epoch are shuffled among {said}" in describe_data(coarse)

@@ -275,17 +275,53 @@ def test_a_damaged_snapshot_is_made_again(
     assert _groups(found, np.arange(len(found.groups))) == whole
 
 
-def test_a_file_larger_than_the_memory_is_read_ahead(
+def test_what_stands_near_is_asked_of_the_disk_at_once(
     con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = open_snapshot(con, Selection(("all_candidates",), DEFAULT))
-    chosen = np.random.default_rng(0).permutation(len(found.groups))
-    rows = found.read(chosen)
-    asked = []
+    size, asked = found.record.itemsize, []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *words: asked.append(words[1:3]), raising=False)
+    found.ahead(np.arange(len(found.groups)))
+    assert not asked  # the memory holds such a file
     monkeypatch.setattr(snapshot, "_MEMORY", 0)
-    monkeypatch.setattr(os, "posix_fadvise", lambda *words: asked.append(words), raising=False)
-    assert found.read(chosen).tobytes() == rows.tobytes()
-    assert sum(length for _, _, length, _ in asked) == rows.nbytes
+    found.ahead(np.arange(0))
+    assert not asked
+    groups = found.groups[:8]
+    ends = ((groups["start"] + groups["size"]) * size).tolist()
+    found.ahead(np.array([7, 0, 3]))
+    assert asked == [(0, ends[7])]
+    asked.clear()
+    monkeypatch.setattr(snapshot, "_NEAR", 0)
+    monkeypatch.setattr(snapshot, "_ASKED", size)
+    found.ahead(np.array([7, 0, 3, 4]))
+    wanted = [range(0, ends[0], size), range(ends[2], ends[4], size), range(ends[6], ends[7], size)]
+    assert asked == [(offset, size) for offsets in wanted for offset in offsets]
+
+
+def test_a_large_selection_is_shuffled_in_two_levels(
+    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = open_snapshot(con, Selection(("all_candidates",), DEFAULT))
+    chosen = found.groups_of(con, None)[3:]
+    rows = int(found.groups["size"][chosen].sum())
+    whole = found.order(con, chosen, seed=1, epoch=2)
+    monkeypatch.setattr(snapshot, "LARGE", rows * found.record.itemsize)
+    assert found.order(con, chosen, seed=1, epoch=2).tolist() == whole.tolist()
+    assert found.shuffle(rows) is None
+    assert found.shuffle(rows + 1) == "128 stretches of 32,768 candidates at a time"
+    monkeypatch.setattr(snapshot, "LARGE", rows * found.record.itemsize - 1)
+    monkeypatch.setattr(snapshot, "STRETCH", 7)
+    monkeypatch.setattr(snapshot, "TOGETHER", 3)
+    order = found.order(con, chosen, seed=1, epoch=2)
+    stretch = (found.groups["start"] // 7)[order].tolist()
+    met = list(dict.fromkeys((found.groups["start"] // 7)[whole].tolist()))  # in the hash's order
+    assert len(met) > 6
+    windows = [met[i : i + 3] for i in range(0, len(met), 3)]
+    by_hand = [g for w in windows for g in whole.tolist() if found.groups["start"][g] // 7 in w]
+    assert order.tolist() == by_hand
+    assert stretch != sorted(stretch)
+    monkeypatch.setattr(snapshot, "TOGETHER", 1_000)  # all of them: the order of the hash
+    assert found.order(con, chosen, seed=1, epoch=2).tolist() == whole.tolist()
 
 
 def test_a_file_that_is_cut_while_it_is_read(con: duckdb.DuckDBPyConnection, cache: Path) -> None:

@@ -11,14 +11,24 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from lever_data.relations.records import Ids, Records, record, records, save_array, whole_groups
-from lever_data.relations.snapshot import NO_FILE, Snapshot, Source, key_of, require_room
-from lever_data.relations.stream import GROUP_KEY, Selection, require_columns
+from lever_data.relations.records import (
+    GROUP_KEY,
+    Ids,
+    Records,
+    record,
+    records,
+    save_array,
+    whole_groups,
+)
+from lever_data.relations.snapshot import NO_FILE, Snapshot, key_of, require_room
+from lever_data.relations.stream import Selection, Source, require_columns
 from lever_data.store.cache import entry
 
 BLOCK_ROWS = 1 << 19  # candidates, 17 MB of two shots
@@ -36,24 +46,13 @@ class Blocks(Snapshot):
     block: Ids
     _held: OrderedDict[int, Records] = field(default_factory=OrderedDict)
 
-    @property
-    def shuffle(self) -> str:
-        """Among what the groups are shuffled."""
+    def shuffle(self, rows: int) -> str | None:
+        """Among what the groups are shuffled, however few candidates they hold."""
         return f"{WINDOW} blocks of {BLOCK_ROWS:,} candidates at a time"
 
-    def order(
-        self, con: duckdb.DuckDBPyConnection, groups: Ids, *, seed: int = 0, epoch: int = 0
-    ) -> Ids:
-        """The groups in the order of an epoch, which depends on (seed, epoch) alone: blocks in the
-        order in which a snapshot would come upon them, ``WINDOW`` of them at a time, and within
-        these the groups in the order of a snapshot."""
-        groups = super().order(con, groups, seed=seed, epoch=epoch)
-        block = self.block[groups]
-        numbers, first = np.unique(block, return_index=True)
-        rank = np.empty(len(numbers), np.int64)
-        rank[np.argsort(first)] = np.arange(len(numbers))
-        window = rank[np.searchsorted(numbers, block)] // WINDOW
-        return groups[np.argsort(window, kind="stable")]
+    def _stretches(self, groups: Ids) -> tuple[NDArray[Any], int]:
+        """The blocks are the stretches, as that many can be held."""
+        return self.block[groups], WINDOW
 
     def read(self, groups: Ids) -> Records:
         """The records of these groups, one group after the other.

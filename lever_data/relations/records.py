@@ -16,11 +16,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lever_data.errors import LeverError
-from lever_data.relations.stream import GROUP_KEY
 
 Ids = NDArray[np.int64]
 Records = NDArray[np.void]
 
+GROUP_KEY = ("view_index", "dataset", "split", "query_id", "shot_num")
 WITHIN = ("run", "candidate")  # the order of a group's candidates
 
 # Small, as they stay in memory: 43 MB for 20 million candidates in groups of 15.

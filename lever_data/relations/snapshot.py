@@ -14,51 +14,43 @@ import json
 import os
 import shutil
 import weakref
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lever_data.catalog import enum_sql, quote_identifier
+from lever_data.catalog import quote_identifier
 from lever_data.errors import LeverError
-from lever_data.relations.db import identity, readable_errors
+from lever_data.relations.db import identity
 from lever_data.relations.records import (
-    DROPPED,
-    WITHIN,
+    GROUP_KEY,
     Ids,
     Records,
     as_bytes,
     integers,
-    numbers,
     record,
     records,
     save_array,
     whole_groups,
 )
-from lever_data.relations.stream import (
-    GROUP_KEY,
-    Selection,
-    conditions,
-    require_columns,
-    run_sql,
-    union_sql,
-)
+from lever_data.relations.stream import Selection, Source, require_columns, union_sql
 from lever_data.store.cache import entry
 
 FORMAT = 2
 NO_FILE = -1
-_BATCH_ROWS = 65_536
 _KEYS = 1 << 16  # keys looked at once
+LARGE = 1 << 33  # bytes of candidates beyond which an order is coarser, on any machine alike
+STRETCH = 1 << 15  # candidates that stand together in the file, a megabyte
+TOGETHER = 128  # stretches whose groups are shuffled together
 _MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes of this machine
 _WILL_NEED = getattr(os, "POSIX_FADV_WILLNEED", 0)
-_NAN = "'nan'::double"
-_TEXTS = ("dataset", "split", "run")  # as numbers, in the order of their names
+_ASKED = 1 << 18  # bytes asked for at once: the system caps it, many at 1 MB
+_NEAR = 1 << 17  # bytes between groups that are read along with them
 
 
 class NoRoomError(LeverError):
@@ -111,7 +103,12 @@ class Snapshot:
         self, con: duckdb.DuckDBPyConnection, groups: Ids, *, seed: int = 0, epoch: int = 0
     ) -> Ids:
         """The groups in the order of an epoch: a permutation that depends on (seed, epoch) alone,
-        by a hash of their keys."""
+        by a hash of their keys.
+
+        Where :meth:`shuffle` says so it is shuffled in two levels: stretches in the order in which
+        the hash comes upon them, so many of them at a time, and within these the groups by their
+        hash.
+        """
         cursor = con.cursor()
         bound = {"datasets": list(self.datasets), "splits": list(self.splits)}
         places = np.empty(len(groups), np.uint64)
@@ -120,9 +117,48 @@ class Snapshot:
             cursor.register("keys", pa.table({n: integers(keys[n]) for n in GROUP_KEY}))
             found = cursor.execute(_ORDER_SQL, bound | {"seed": seed, "epoch": epoch})
             places[start : start + _KEYS] = found.fetchnumpy()["place"]
+        stretches = self._stretches(groups)
         order = np.argsort(places, kind="stable")
         del places
+        if stretches is not None:
+            stretch, together = stretches
+            order = order[np.argsort(_windows(stretch[order], together), kind="stable")]
         return groups[order]
+
+    def shuffle(self, rows: int) -> str | None:
+        """Among what the groups of so many candidates are shuffled; ``None``: all of them."""
+        if rows * self.record.itemsize <= LARGE:
+            return None
+        return f"{TOGETHER} stretches of {STRETCH:,} candidates at a time"
+
+    def _stretches(self, groups: Ids) -> tuple[NDArray[Any], int] | None:
+        """The number of each group's stretch, and how many are shuffled together; ``None`` where
+        all groups are."""
+        if self.shuffle(int(self.groups["size"].sum())) is None:
+            return None
+        stretch, rows = np.empty(len(groups), np.uint32), 0
+        for start in range(0, len(groups), _KEYS):
+            found = self.groups[groups[start : start + _KEYS]]
+            stretch[start : start + _KEYS] = found["start"] // STRETCH
+            rows += int(found["size"].sum())
+        return None if self.shuffle(rows) is None else (stretch, TOGETHER)
+
+    def ahead(self, groups: Ids) -> None:
+        """Let the system read the records of these groups, soon to be read, from the disk: all that
+        stand near each other at once. Nothing where the memory holds the file anyway."""
+        if self.file == NO_FILE or not hasattr(os, "posix_fadvise"):
+            return
+        if os.fstat(self.file).st_size <= _MEMORY // 2 or not len(groups):
+            return
+        size = self.record.itemsize
+        found = self.groups[groups]
+        found = found[np.argsort(found["start"])]
+        first, end = found["start"] * size, (found["start"] + found["size"]) * size
+        apart = np.flatnonzero(first[1:] - end[:-1] > _NEAR)
+        first, end = first[np.append(0, apart + 1)], end[np.append(apart, -1)]
+        for begin, close in zip(first.tolist(), end.tolist(), strict=True):
+            for offset in range(begin, close, _ASKED):
+                os.posix_fadvise(self.file, offset, min(_ASKED, close - offset), _WILL_NEED)
 
     def read(self, groups: Ids) -> Records:
         """The records of these groups, one group after the other.
@@ -141,12 +177,6 @@ class Snapshot:
         first, last = first[opens], end[closes]
         size = self.record.itemsize
         lengths, offsets = ((last - first) * size).tolist(), (first * size).tolist()
-        if os.fstat(self.file).st_size > _MEMORY // 2 and hasattr(os, "posix_fadvise"):
-            # the disk looks for all of them at once: six times as many a second
-            asked = map(
-                os.posix_fadvise, *(repeat(self.file), offsets, lengths, repeat(_WILL_NEED))
-            )
-            deque(asked, maxlen=0)
         data = b"".join(map(os.pread, repeat(self.file), lengths, offsets))
         if len(data) != sum(lengths):
             raise LeverError(
@@ -155,6 +185,19 @@ class Snapshot:
                 hint="start the command again: it is made anew",
             )
         return np.frombuffer(data, self.record)
+
+
+def _windows(stretch: NDArray[Any], together: int) -> NDArray[np.unsignedinteger[Any]]:
+    """For groups in the order of their hash the number of the window [G] that each is shuffled in:
+    ``together`` stretches are one, as the hash comes upon them."""
+    first = np.full(int(stretch.max(initial=0)) + 1, len(stretch), np.int64)
+    first[stretch[::-1]] = np.arange(len(stretch))[::-1]  # of several the last is kept: the first
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    window = rank // together
+    few = np.min_scalar_type(int(window.max(initial=0)))  # two bytes are sorted in linear time
+    found: NDArray[np.unsignedinteger[Any]] = window.astype(few)[stretch]
+    return found
 
 
 _ORDER_SQL = """
@@ -233,143 +276,6 @@ def _make(con: duckdb.DuckDBPyConnection, selection: Selection, folder: Path) ->
     layout = {"columns": selection.columns, "width": source.width, "unscored": source.unscored}
     layout |= {f"{name}s": source.levels[name] for name in ("dataset", "split", "scorer")}
     (folder / "layout.json").write_text(json.dumps(layout))
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the rows of a selection come from: SQL that begins with ``from`` and its parameters,
-    and what a first look found there."""
-
-    selection: Selection
-    sql: str
-    left_out: str  # as ``sql``, of the rows that the filters leave out
-    bound: dict[str, object]
-    count: int
-    total: int  # with those left out
-    width: int  # of the longest pointer
-    unscored: int  # candidates of which no model is known
-    levels: dict[str, list[str]]  # the values of dataset, split, run and scorer
-
-    @classmethod
-    def of(cls, con: duckdb.DuckDBPyConnection, selection: Selection) -> Source:
-        """Look at the selection once.
-
-        Raises:
-            LeverError: its views hold no rows.
-        """
-        failed, other_source, fallback = conditions(selection)
-        keep = f"not ({failed}) and not ({other_source}) and not ({fallback})"
-        rows = f"from ({union_sql(con, selection, limited=False)})"
-        bound: dict[str, object] = {"methods": list(selection.gen_methods)}
-        sql = f"select {_COUNT_SQL.format(keep=keep)} {rows}"
-        total, *found = run_sql(con.cursor(), sql, bound).fetchall()[0]
-        if not total:
-            raise LeverError("the view holds no rows", where=", ".join(selection.views))
-        count, width, unscored, *names = found
-        levels = dict(zip((*_TEXTS, "scorer"), names, strict=True))
-        reason = f"case when {failed} then 0 when {other_source} then 1 else 2 end as reason"
-        left_out = f"from (select *, {reason} {rows} where not ({keep}))"
-        sql = f"{rows} where {keep}"
-        return cls(selection, sql, left_out, bound, count, total, width, unscored, levels)
-
-    def groups(
-        self,
-        con: duckdb.DuckDBPyConnection,
-        read: Callable[[pa.RecordBatchReader], Records | None],
-        *,
-        with_values: bool = True,
-    ) -> Records:
-        """What ``read`` finds in the rows: their groups, ``None`` where they stand apart.
-
-        Args:
-            with_values: whether the rows are whole, or keys alone.
-
-        Raises:
-            LeverError: there are more or fewer rows than were counted.
-        """
-        columns = _keys_sql(self.levels)
-        if with_values:
-            columns += ", " + _values_sql(self.selection)
-        # a view over runs whose queries stand together gives whole groups as it stands, in a fifth
-        # of the time of a sort
-        for order in ("", f" order by {', '.join((*GROUP_KEY, *WITHIN))}"):
-            with readable_errors():
-                cursor = con.cursor()  # kept alive: on some versions the reader needs it
-                rows = cursor.sql(f"select {columns} {self.sql}{order}", params=self.bound)
-                groups = read(rows.to_arrow_reader(_BATCH_ROWS))
-            if groups is not None:
-                break
-        found = 0 if groups is None else int(groups["size"].sum())
-        if groups is None or found != self.count:
-            raise self.changed(f"{found:,} of {self.count:,}")
-        return groups
-
-    def dropped(self, con: duckdb.DuckDBPyConnection) -> Records:
-        """What the filters leave out, of dtype ``DROPPED``: neighbours of a query and a reason
-        together; rows of no query are nobody's."""
-        parts = bytearray()
-        names = ("dataset", "split", "query_id", "reason")
-        if self.count == self.total:
-            return np.empty(0, DROPPED)
-        known = " and ".join(f"{name} is not null" for name in names)
-        columns = f"{_texts_sql(self.levels)}, query_id, reason"
-        with readable_errors():
-            cursor = con.cursor()  # kept alive: on some versions the reader needs it
-            rows = cursor.sql(f"select {columns} {self.left_out} where {known}", params=self.bound)
-            for batch in rows.to_arrow_reader(_BATCH_ROWS):
-                keys = {name: numbers(batch.column(name), name) for name in names}
-                change = np.ones(batch.num_rows, dtype=bool)
-                change[1:] = np.any([k[1:] != k[:-1] for k in keys.values()], axis=0)
-                starts = np.flatnonzero(change)
-                found = np.empty(len(starts), DROPPED)
-                for name, values in keys.items():
-                    found[name] = values[starts]
-                found["count"] = np.diff(starts, append=batch.num_rows)
-                parts += found.tobytes()
-        return np.frombuffer(parts, DROPPED)
-
-    def changed(self, value: str) -> LeverError:
-        """Say that the rows are not those of before."""
-        return LeverError(
-            "reading the view twice gave other rows; the store changed, or its SQL is not the same "
-            "every time",
-            where=", ".join(self.selection.views),
-            value=value,
-            hint="start the command again",
-        )
-
-
-_COUNT_SQL = """
-    count(*),
-    count(*) filter ({keep}),
-    coalesce(max(len(pointer)) filter ({keep}), 0),
-    count(*) filter ({keep} and scorer is null),
-    coalesce(list_sort(list(distinct dataset) filter (dataset is not null)), []),
-    coalesce(list_sort(list(distinct split) filter (split is not null)), []),
-    coalesce(list_sort(list(distinct run) filter (run is not null)), []),
-    coalesce(list_sort(list(distinct scorer) filter ({keep} and scorer is not null)), [])
-    """
-
-
-def _keys_sql(levels: dict[str, list[str]]) -> str:
-    """The columns that :func:`whole_groups` reads."""
-    keys = ("view_index", "query_id", "shot_num", "candidate")
-    return ", ".join([_texts_sql(levels), *keys, "(raw_reward is null)::tinyint as lacks"])
-
-
-def _texts_sql(levels: dict[str, list[str]]) -> str:
-    """Columns of text as enums, whose numbers are the places of their names."""
-    return ", ".join(f"{name}::{enum_sql(levels[name])} as {name}" for name in _TEXTS)
-
-
-def _values_sql(selection: Selection) -> str:
-    """What a record holds beside its candidate number; NaN for null."""
-    reward = "coalesce(raw_reward, 0)::double as reward"
-    behaviour = f"coalesce(logprob_score, {_NAN}) as behaviour"
-    own = [
-        f"coalesce({c}::double, {_NAN}) as {c}" for c in map(quote_identifier, selection.columns)
-    ]
-    return ", ".join(["pointer", reward, behaviour, *own])
 
 
 def require_room(folder: Path, size: int) -> None:

@@ -1,22 +1,29 @@
-"""What a training reads: views, filters and a reward, as one SELECT.
+"""What a training reads: views, filters and a reward, as one SELECT, and its rows.
 
-In go a connection and a :class:`Selection` as the user asked for it; out comes its SQL. A group is
+In go a connection and a :class:`Selection` as the user asked for it; out comes its SQL, or a
+:class:`Source` that hands on its rows as Arrow batches. A group is
 what competes in training: the candidates of one query and one shot number in one view, or of one
 query where the reward already weighs the shots.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 
-from lever_data.catalog import TRAINING_COLUMNS, quote_identifier
+from lever_data.catalog import TRAINING_COLUMNS, enum_sql, quote_identifier
 from lever_data.errors import LeverError, UsageError
 from lever_data.relations.db import readable_errors
+from lever_data.relations.records import DROPPED, GROUP_KEY, WITHIN, Records, numbers
 
 _OPTIONAL = {"logprob_score": "double", "scorer": "varchar"}
-GROUP_KEY = ("view_index", "dataset", "split", "query_id", "shot_num")
+_BATCH_ROWS = 65_536
+_NAN = "'nan'::double"
+_TEXTS = ("dataset", "split", "run")  # as numbers, in the order of their names
 
 
 @dataclass(frozen=True)
@@ -135,3 +142,140 @@ def run_sql(
     """Execute with named parameters; what the user's SQL did wrong becomes a LeverError."""
     with readable_errors():
         return cursor.execute(sql, parameters)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a selection come from: SQL that begins with ``from`` and its parameters,
+    and what a first look found there."""
+
+    selection: Selection
+    sql: str
+    left_out: str  # as ``sql``, of the rows that the filters leave out
+    bound: dict[str, object]
+    count: int
+    total: int  # with those left out
+    width: int  # of the longest pointer
+    unscored: int  # candidates of which no model is known
+    levels: dict[str, list[str]]  # the values of dataset, split, run and scorer
+
+    @classmethod
+    def of(cls, con: duckdb.DuckDBPyConnection, selection: Selection) -> Source:
+        """Look at the selection once.
+
+        Raises:
+            LeverError: its views hold no rows.
+        """
+        failed, other_source, fallback = conditions(selection)
+        keep = f"not ({failed}) and not ({other_source}) and not ({fallback})"
+        rows = f"from ({union_sql(con, selection, limited=False)})"
+        bound: dict[str, object] = {"methods": list(selection.gen_methods)}
+        sql = f"select {_COUNT_SQL.format(keep=keep)} {rows}"
+        total, *found = run_sql(con.cursor(), sql, bound).fetchall()[0]
+        if not total:
+            raise LeverError("the view holds no rows", where=", ".join(selection.views))
+        count, width, unscored, *names = found
+        levels = dict(zip((*_TEXTS, "scorer"), names, strict=True))
+        reason = f"case when {failed} then 0 when {other_source} then 1 else 2 end as reason"
+        left_out = f"from (select *, {reason} {rows} where not ({keep}))"
+        sql = f"{rows} where {keep}"
+        return cls(selection, sql, left_out, bound, count, total, width, unscored, levels)
+
+    def groups(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        read: Callable[[pa.RecordBatchReader], Records | None],
+        *,
+        with_values: bool = True,
+    ) -> Records:
+        """What ``read`` finds in the rows: their groups, ``None`` where they stand apart.
+
+        Args:
+            with_values: whether the rows are whole, or keys alone.
+
+        Raises:
+            LeverError: there are more or fewer rows than were counted.
+        """
+        columns = _keys_sql(self.levels)
+        if with_values:
+            columns += ", " + _values_sql(self.selection)
+        # a view over runs whose queries stand together gives whole groups as it stands, in a fifth
+        # of the time of a sort
+        for order in ("", f" order by {', '.join((*GROUP_KEY, *WITHIN))}"):
+            with readable_errors():
+                cursor = con.cursor()  # kept alive: on some versions the reader needs it
+                rows = cursor.sql(f"select {columns} {self.sql}{order}", params=self.bound)
+                groups = read(rows.to_arrow_reader(_BATCH_ROWS))
+            if groups is not None:
+                break
+        found = 0 if groups is None else int(groups["size"].sum())
+        if groups is None or found != self.count:
+            raise self.changed(f"{found:,} of {self.count:,}")
+        return groups
+
+    def dropped(self, con: duckdb.DuckDBPyConnection) -> Records:
+        """What the filters leave out, of dtype ``DROPPED``: neighbours of a query and a reason
+        together; rows of no query are nobody's."""
+        parts = bytearray()
+        names = ("dataset", "split", "query_id", "reason")
+        if self.count == self.total:
+            return np.empty(0, DROPPED)
+        known = " and ".join(f"{name} is not null" for name in names)
+        columns = f"{_texts_sql(self.levels)}, query_id, reason"
+        with readable_errors():
+            cursor = con.cursor()  # kept alive: on some versions the reader needs it
+            rows = cursor.sql(f"select {columns} {self.left_out} where {known}", params=self.bound)
+            for batch in rows.to_arrow_reader(_BATCH_ROWS):
+                keys = {name: numbers(batch.column(name), name) for name in names}
+                change = np.ones(batch.num_rows, dtype=bool)
+                change[1:] = np.any([k[1:] != k[:-1] for k in keys.values()], axis=0)
+                starts = np.flatnonzero(change)
+                found = np.empty(len(starts), DROPPED)
+                for name, values in keys.items():
+                    found[name] = values[starts]
+                found["count"] = np.diff(starts, append=batch.num_rows)
+                parts += found.tobytes()
+        return np.frombuffer(parts, DROPPED)
+
+    def changed(self, value: str) -> LeverError:
+        """Say that the rows are not those of before."""
+        return LeverError(
+            "reading the view twice gave other rows; the store changed, or its SQL is not the same "
+            "every time",
+            where=", ".join(self.selection.views),
+            value=value,
+            hint="start the command again",
+        )
+
+
+_COUNT_SQL = """
+    count(*),
+    count(*) filter ({keep}),
+    coalesce(max(len(pointer)) filter ({keep}), 0),
+    count(*) filter ({keep} and scorer is null),
+    coalesce(list_sort(list(distinct dataset) filter (dataset is not null)), []),
+    coalesce(list_sort(list(distinct split) filter (split is not null)), []),
+    coalesce(list_sort(list(distinct run) filter (run is not null)), []),
+    coalesce(list_sort(list(distinct scorer) filter ({keep} and scorer is not null)), [])
+    """
+
+
+def _keys_sql(levels: dict[str, list[str]]) -> str:
+    """The columns that :func:`whole_groups` reads."""
+    keys = ("view_index", "query_id", "shot_num", "candidate")
+    return ", ".join([_texts_sql(levels), *keys, "(raw_reward is null)::tinyint as lacks"])
+
+
+def _texts_sql(levels: dict[str, list[str]]) -> str:
+    """Columns of text as enums, whose numbers are the places of their names."""
+    return ", ".join(f"{name}::{enum_sql(levels[name])} as {name}" for name in _TEXTS)
+
+
+def _values_sql(selection: Selection) -> str:
+    """What a record holds beside its candidate number; NaN for null."""
+    reward = "coalesce(raw_reward, 0)::double as reward"
+    behaviour = f"coalesce(logprob_score, {_NAN}) as behaviour"
+    own = [
+        f"coalesce({c}::double, {_NAN}) as {c}" for c in map(quote_identifier, selection.columns)
+    ]
+    return ", ".join(["pointer", reward, behaviour, *own])

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -33,6 +34,7 @@ Mask = NDArray[np.bool_]
 
 AHEAD = 3  # batches collated before they are needed
 READ = 1_024  # groups read at once
+ASKED = 1 << 15  # groups that the disk is asked for at once, before they are needed
 COMPARED = 1_000_000  # ids of pools held at once, 8 MB
 
 
@@ -208,18 +210,29 @@ def collate(
     """
     positions = _SharedPositions(pools.ids) if isinstance(pools, SharedPool) else None
     at_once = max(1, READ // batch_size) * batch_size
+    asked = max(1, ASKED // at_once) * at_once
+    shares_from = partial(_shares, groups, batch_size, rank, world)
+    snapshot.ahead(np.concatenate(shares_from(0, asked)))
     for first in range(0, len(groups), at_once):
-        part = groups[first : first + at_once]
-        shares = [
-            part[start + rank : start + batch_size : world]
-            for start in range(0, len(part), batch_size)
-        ]
+        if first % asked == 0:
+            snapshot.ahead(np.concatenate(shares_from(first + asked, asked)))
+        shares = shares_from(first, at_once)
         records = snapshot.read(np.concatenate(shares))
         for share in shares:
             found = snapshot.groups[share]
             rows = _Rows(found["query_id"], found["size"], records[: int(found["size"].sum())])
             records = records[len(rows.records) :]
             yield _batch(rows, pools, positions, shot_num, can_stop)
+
+
+def _shares(
+    groups: Ids, batch_size: int, rank: int, world: int, first: int, count: int
+) -> list[Ids]:
+    """One process's groups of each batch among ``count`` groups from ``first`` on; one empty share
+    where there are none."""
+    part = groups[first : first + count]
+    starts = range(0, max(1, len(part)), batch_size)
+    return [part[start + rank : start + batch_size : world] for start in starts]
 
 
 @dataclass(frozen=True)

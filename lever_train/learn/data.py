@@ -156,8 +156,8 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
         "pool_sha256": pools.sha256(),
         "embeddings": [list(queries.shape), list(candidates.shape)],
     }
-    if isinstance(snapshot, Blocks):
-        provenance["shuffle"] = snapshot.shuffle
+    if (shuffle := snapshot.shuffle(counted.rows)) is not None:
+        provenance["shuffle"] = shuffle
     if features is not None:
         provenance |= {"pair_features": list(features.features), "features_run": features.run}
     vectors = queries, candidates
@@ -290,8 +290,10 @@ def describe_data(data: TrainingData) -> Iterator[str]:
     if isinstance(data.snapshot, Blocks):
         yield (
             f"{cache_folder()} has no room for what is trained on: it is read from the views in "
-            f"every epoch, shuffled among {data.snapshot.shuffle}"
+            "every epoch"
         )
+    if shuffle := data.snapshot.shuffle(counted.rows):
+        yield f"the groups of an epoch are shuffled among {shuffle}"
     held_out = data.validation_census
     if data.validation is None and held_out is not None:
         yield "the filters leave nothing of the validation queries: there is no validation"
