@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+MEGABYTE = 1_000_000
 _INTERVAL = 0.02  # seconds between two looks at the memory
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -64,6 +65,16 @@ class Figure:
         return {**asdict(self), "rate": self.rate}
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What to run: where to work, sizes beyond the short ones or not, how often."""
+
+    work: Path
+    long: bool
+    repeats: int
+    say: Callable[[str], None]
+
+
 def run(words: Sequence[str | Path], *, watch: bool) -> Sample:
     """Run a command to its end; its memory is that of its largest process.
 
@@ -94,13 +105,17 @@ def run(words: Sequence[str | Path], *, watch: bool) -> Sample:
     return Sample(said.get("seconds", seconds), max(peak, said.get("peak", 0)), said)
 
 
-def interleave(cases: Mapping[str, Sequence[str | Path]], repeats: int) -> dict[str, Sample]:
+def interleave(
+    cases: Mapping[str, Sequence[str | Path]], repeats: int, *, watch: bool = True
+) -> dict[str, Sample]:
     """Run every case ``repeats`` times, in turns, so that a busy moment hits all; medians.
 
-    Before that the first, ours, runs once for the memory of all its processes; the others have one.
+    Args:
+        watch: before that the first, ours, runs once for the memory of all its processes; the
+            others have one.
     """
     first = next(iter(cases))
-    watched = run(cases[first], watch=True)
+    watched = run(cases[first], watch=True) if watch else Sample(0.0, 0, {})
     samples: dict[str, list[Sample]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, words in cases.items():
@@ -113,6 +128,22 @@ def interleave(cases: Mapping[str, Sequence[str | Path]], repeats: int) -> dict[
         )
         for name, found in samples.items()
     }
+
+
+def figures_of(
+    bench: str, size: float, unit: str, found: dict[str, Sample], repeats: int
+) -> Iterator[Figure]:
+    """One figure a case; the first is ours."""
+    ours, *others = (
+        Figure(bench, name, size, unit, sample.seconds, repeats, sample.peak / MEGABYTE)
+        for name, sample in found.items()
+    )
+    return against(ours, others)
+
+
+def call(words: Sequence[str | Path]) -> None:
+    """Run what is not measured; what it prints is of no use unless it fails."""
+    subprocess.run([str(w) for w in words], check=True, stdout=subprocess.DEVNULL)
 
 
 def in_turns(bench: str, unit: str, work: Sequence[Work], repeats: int = 3) -> list[Figure]:

@@ -1,13 +1,13 @@
 """Every benchmark in one run: a Markdown table and JSON.
 
-    python -m benchmarks.run [--long] [--only ingest audit …] [--out DIR] [--repeats 3]
+    python -m benchmarks.run [--long] [--only ingest stores …] [--out DIR] [--repeats 3]
 
 ``make bench`` runs the sizes of a pause (200 MB of JSON, 10 million candidates), ``make
-bench-long`` adds 2 GB and 100 million. Each case is a process of its own, cases take turns, what
-is shown are medians; peak memory is that of the whole process tree. Data too is made by processes
-of their own: the peak of a process begins with what its parent held. Every figure is a side of a
-ratio: a peer's time over ours, or a second size's over the first's. A contender whose package is
-not installed (the extra ``bench``) is left out and named.
+bench-long`` adds 2 GB, 100 million and a billion. Each case is a process of its own, cases take
+turns, what is shown are medians; peak memory is that of the whole process tree. Data too is made by
+processes of their own: the peak of a process begins with what its parent held. Every figure is a
+side of a ratio: a peer's time over ours, or a second size's over the first's. A contender whose
+package is not installed (the extra ``bench``) is left out and named.
 """
 
 from __future__ import annotations
@@ -20,38 +20,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks import PER_QUERY
-from benchmarks.measure import Figure, Sample, against, exponent, interleave, python
+from benchmarks import PER_QUERY, stores
+from benchmarks.measure import Figure, Plan, call, exponent, figures_of, interleave, python
+from benchmarks.stores import OWN_CACHE, QUERIES
 
 MEGABYTE = 1_000_000
 NEEDS = {"bucket": "moto", "orjson + pyarrow": "orjson", "datasets": "datasets"}
 RESIDENT = {"duckdb": 5, "json + pyarrow": 5, "orjson + pyarrow": 6, "polars": 13}  # times the file
-_OWN_CACHE = 'LEVER_CACHE="$0/$$" exec "$@"'
-QUERIES = {
-    "count": "select count(*) from all_candidates",
-    "count of rows": "select count(*) from stg_candidates",
-    "mean by source": "select gen_method, avg(score) from all_candidates group by 1",
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to run: where to work, sizes beyond the short ones or not, how often."""
-
-    work: Path
-    long: bool
-    repeats: int
-    say: Callable[[str], None]
 
 
 def ingest(plan: Plan) -> Iterator[Figure]:
@@ -67,7 +50,7 @@ def ingest(plan: Plan) -> Iterator[Figure]:
             cases |= {
                 n: python("benchmarks.peers", n, source, out) for n in _peers(plan, megabytes)
             }
-        yield from _figures("ingest", size, "MB", interleave(cases, plan.repeats), plan.repeats)
+        yield from figures_of("ingest", size, "MB", interleave(cases, plan.repeats), plan.repeats)
 
 
 def _peers(plan: Plan, megabytes: int) -> list[str]:
@@ -95,56 +78,14 @@ def stream(plan: Plan) -> Iterator[Figure]:
         said = {(s.said["candidates"], round(s.said["reward"])) for s in found.values()}
         assert len(said) == 1, f"the contenders disagree: {said}"
         candidates = next(iter(said))[0]
-        yield from _figures("view to tensors", candidates, "candidates", found, plan.repeats)
-
-
-def audit(plan: Plan) -> Iterator[Figure]:
-    """Audit, a count and a group-by over 1, 10 and 100 million candidates, against the peers."""
-    for millions in (1, 10, 100) if plan.long else (1, 10):
-        store = plan.work / f"audit-{millions}"
-        plan.say(f"making {millions} million candidates")
-        queries = millions * 1_000_000 // PER_QUERY
-        _call(python("benchmarks.synthetic", store, str(queries)))
-        size = queries * PER_QUERY
-        out = store / "audit.json"
-        ours_again = python("lever_cli", "audit", "--store", store, "--json", out)
-        # an audit is remembered: the first has a cache of its own
-        cases = {"lever audit": ["sh", "-c", _OWN_CACHE, str(store / "cache"), *ours_again]}
-        peers = ["polars", "rows"] if millions == 1 else ["polars"]
-        found = interleave(cases | {n: _audit_peer(n, store) for n in peers}, plan.repeats)
-        _agree(json.loads(out.read_text()), [found[n].said for n in peers])
-        note = {10: "goal 6 s and 4,000 MB", 100: "goal 60 s and 4,000 MB"}.get(millions, "")
-        ours, *others = _figures("audit", size, "candidates", found, plan.repeats)
-        yield from (replace(ours, note=note), *(replace(f, note="a tenth of it") for f in others))
-        cases = {"lever audit, again": ours_again, "polars": _audit_peer("polars", store)}
-        again = interleave(cases, plan.repeats)
-        yield from _figures("audit, again", size, "candidates", again, plan.repeats)
-        for name, query in QUERIES.items():
-            words = ("query", query, "--store", store, "--memory", "4")
-            cases = {f"lever query, {name}": python("lever_cli", *words)}
-            cases[f"duckdb, {name}"] = _audit_peer(f"duckdb, {name}", store)
-            found = interleave(cases, plan.repeats)
-            yield from _figures(f"query, {name}", size, "candidates", found, plan.repeats)
-        shutil.rmtree(store)
-
-
-def _audit_peer(name: str, store: Path) -> list[str | Path]:
-    return python("benchmarks.audit_peers", name, store)
-
-
-def _agree(ours: dict[str, Any], others: list[dict[str, Any]]) -> None:
-    """What the peers found must be what the audit says."""
-    for other in others:
-        assert other["candidates"] == ours["candidates"]
-        assert other["mixed"] == ours["classes"]["mixed"]
-        assert abs(other["mean_reward"] - ours["mean_reward"]) < 1e-9
+        yield from figures_of("view to tensors", candidates, "candidates", found, plan.repeats)
 
 
 def _program(plan: Plan, module: str, *words: str) -> Iterator[Figure]:
     """The figures of a bench that is a program of its own."""
     plan.say(" ".join((module, *words)))
     out = plan.work / "figures.json"
-    _call(python(module, *words, "--json", out))
+    call(python(module, *words, "--json", out))
     for row in json.loads(out.read_text()):
         del row["rate"]
         yield Figure(**row)
@@ -183,7 +124,7 @@ def pack(plan: Plan) -> Iterator[Figure]:
         "torch alone": "import lever_train, torch",
     }
     cases = {name: [sys.executable, "-c", words] for name, words in starts.items()}
-    yield from _figures("pack", 1, "start", interleave(cases, plan.repeats), plan.repeats)
+    yield from figures_of("pack", 1, "start", interleave(cases, plan.repeats), plan.repeats)
     yield from _program(plan, "benchmarks.pack")
     if plan.long:
         yield from _program(plan, "benchmarks.pack", "--examples", "1000000", "--cells")
@@ -192,7 +133,7 @@ def pack(plan: Plan) -> Iterator[Figure]:
 def board(plan: Plan) -> Iterator[Figure]:
     """Pages of `lever board` over small stores, in seconds, and the start of the command."""
     help_of = {f"lever {n} --help": python("lever_cli", n, "--help") for n in ("board", "query")}
-    yield from _figures("start", 1, "command", interleave(help_of, plan.repeats), plan.repeats)
+    yield from figures_of("start", 1, "command", interleave(help_of, plan.repeats), plan.repeats)
     for candidates in (20_000, 200_000):
         yield from _pages(plan, candidates)
 
@@ -211,9 +152,9 @@ def bucket(plan: Plan) -> Iterator[Figure]:
     cache = {"LEVER_CACHE": str(plan.work / "cache")}
     with Cloud() as cloud, patch.dict(os.environ, environment(cloud) | cache):
         place = f"s3://{new_bucket(cloud).name}"
-        stores = {"bucket": f"{place}/store", "folder": str(plan.work / "kept")}
-        for store in stores.values():
-            _call(python("lever_cli", "ingest", source, "--store", store, *named))
+        places = {"bucket": f"{place}/store", "folder": str(plan.work / "kept")}
+        for store in places.values():
+            call(python("lever_cli", "ingest", source, "--store", store, *named))
         fresh = ["sh", "-c", 'exec "$@" --store "$0/$$"']  # a store of its own for every process
         ingests = {
             name: [*fresh, root, *python("lever_cli", "ingest", source, *named)]
@@ -221,16 +162,18 @@ def bucket(plan: Plan) -> Iterator[Figure]:
         }
         count = {
             name: python("lever_cli", "query", QUERIES["count"], "--store", store)
-            for name, store in stores.items()
+            for name, store in places.items()
         }
-        empty = ["sh", "-c", _OWN_CACHE, str(plan.work / "empty")]
+        empty = ["sh", "-c", OWN_CACHE, str(plan.work / "empty")]
         first = {
             name: [*empty, *python("benchmarks.first_batch", store, vectors)]
-            for name, store in stores.items()
+            for name, store in places.items()
         }
         for case, words in (("ingest", ingests), ("count", count), ("first batch", first)):
             found = {f"{case}, {name}": w for name, w in words.items()}
-            yield from _figures("bucket", size, "MB", interleave(found, plan.repeats), plan.repeats)
+            yield from figures_of(
+                "bucket", size, "MB", interleave(found, plan.repeats), plan.repeats
+            )
 
 
 def board_millions(plan: Plan) -> Iterator[Figure]:
@@ -244,7 +187,7 @@ def _pages(plan: Plan, candidates: int) -> Iterator[Figure]:
     store = plan.work / f"board-{candidates}"
     plan.say(f"making {candidates:,} candidates")
     queries = candidates // PER_QUERY
-    _call(python("benchmarks.synthetic", store, str(queries)))
+    call(python("benchmarks.synthetic", store, str(queries)))
     words = [str(w) for w in python("benchmarks.board", store)]
     found = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout)
     peak = found.pop("peak_mb")
@@ -258,7 +201,7 @@ def _pages(plan: Plan, candidates: int) -> Iterator[Figure]:
 BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "ingest": ingest,
     "stream": stream,
-    "audit": audit,
+    "stores": stores.figures,
     "training": training,
     "features": features,
     "proposals": proposals,
@@ -271,22 +214,11 @@ BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
 }
 
 
-def _figures(
-    bench: str, size: float, unit: str, found: dict[str, Sample], repeats: int
-) -> Iterator[Figure]:
-    """One figure a case; the first is ours."""
-    ours, *others = (
-        Figure(bench, name, size, unit, sample.seconds, repeats, sample.peak / MEGABYTE)
-        for name, sample in found.items()
-    )
-    return against(ours, others)
-
-
 def _rl_data(plan: Plan, megabytes: int) -> Path:
     path = plan.work / f"rl_{megabytes}.json"
     if not path.exists():
         plan.say(f"making {megabytes} MB of RL data")
-        _call(python("benchmarks.generate", path, "--megabytes", str(megabytes)))
+        call(python("benchmarks.generate", path, "--megabytes", str(megabytes)))
     return path
 
 
@@ -294,13 +226,8 @@ def _ingested(plan: Plan, source: Path) -> Path:
     store = plan.work / f"store-{source.stem}"
     if not store.exists():
         words = ("ingest", source, "--store", store, "--dataset", "d", "--split", "train")
-        _call(python("lever_cli", *words))
+        call(python("lever_cli", *words))
     return store
-
-
-def _call(words: Sequence[str | Path]) -> None:
-    """Run what is not measured; what it prints is of no use unless it fails."""
-    subprocess.run([str(w) for w in words], check=True, stdout=subprocess.DEVNULL)
 
 
 def _there(plan: Plan, contender: str) -> bool:

@@ -74,11 +74,16 @@ def python_loop(store: Path, source: Path) -> Iterator[Tensors]:
 
 
 def polars(store: Path, source: Path) -> Iterator[Tensors]:
-    """Plain polars over the same Parquet files: sort by a hash of the query, then numpy."""
+    """Plain polars over the same Parquet files: sort by a hash of the query, then numpy. Failed
+    evaluations and pointers that hold the query itself are left out, as in all_candidates."""
     import polars as pl
 
     found = (
         pl.scan_parquet(store / "runs" / "*" / "candidates" / "*.parquet", hive_partitioning=False)
+        .filter(
+            ~pl.col("eval_failed").fill_null(False)
+            & ~pl.col("pointer").list.contains(pl.col("query_id"))
+        )
         .select(
             "query_id",
             "candidate",
