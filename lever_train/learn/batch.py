@@ -34,7 +34,7 @@ Mask = NDArray[np.bool_]
 
 AHEAD = 3  # batches collated before they are needed
 READ = 1_024  # groups read at once
-ASKED = 1 << 15  # groups that the disk is asked for at once, before they are needed
+ASKED = 1 << 16  # groups that the disk is asked for at once, before they are needed
 COMPARED = 1_000_000  # ids of pools held at once, 8 MB
 
 
