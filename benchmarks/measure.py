@@ -30,9 +30,11 @@ Work = tuple[str, float, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One run of a command: seconds, peak bytes, and what it printed."""
+    """One run of a command: seconds, those of the processor (its children's too), peak bytes, and
+    what it printed."""
 
     seconds: float
+    cpu: float
     peak: int
     said: dict[str, Any]
 
@@ -42,7 +44,8 @@ class Figure:
     """One measured case: medians over ``repeats`` runs.
 
     ``size`` is in ``unit``; ``ratio``: lever did so many times the work of this case a second, in
-    the same run; ``peak_mb`` is none for a call inside a process.
+    the same run; ``peak_mb`` is none for a call inside a process, as is ``cpu``, the seconds of the
+    processor that a process took, with its start.
     """
 
     bench: str
@@ -52,6 +55,7 @@ class Figure:
     seconds: float
     repeats: int
     peak_mb: float | None = None
+    cpu: float | None = None
     ratio: float | None = None
     note: str = ""
 
@@ -89,12 +93,14 @@ def run(words: Sequence[str | Path], *, watch: bool) -> Sample:
     with tempfile.TemporaryFile("w+") as out:
         started = time.perf_counter()
         process = subprocess.Popen(plain, stdout=out)
-        while watch and process.poll() is None:
-            peak = max(peak, _tree_bytes(process.pid))
-            time.sleep(_INTERVAL)
+        pid, status = 0, 0
+        while not pid:
+            if watch:
+                peak = max(peak, _tree_bytes(process.pid))
+                time.sleep(_INTERVAL)
+            pid, status, used = os.wait4(process.pid, os.WNOHANG if watch else 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
         if not watch:
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
             peak = used.ru_maxrss * 1024
         seconds = time.perf_counter() - started
         out.seek(0)
@@ -102,7 +108,8 @@ def run(words: Sequence[str | Path], *, watch: bool) -> Sample:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, plain)
     said: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    return Sample(said.get("seconds", seconds), max(peak, said.get("peak", 0)), said)
+    cpu = used.ru_utime + used.ru_stime
+    return Sample(said.get("seconds", seconds), cpu, max(peak, said.get("peak", 0)), said)
 
 
 def interleave(
@@ -115,7 +122,7 @@ def interleave(
             others have one.
     """
     first = next(iter(cases))
-    watched = run(cases[first], watch=True) if watch else Sample(0.0, 0, {})
+    watched = run(cases[first], watch=True) if watch else Sample(0.0, 0.0, 0, {})
     samples: dict[str, list[Sample]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, words in cases.items():
@@ -123,6 +130,7 @@ def interleave(
     return {
         name: Sample(
             statistics.median(s.seconds for s in found),
+            statistics.median(s.cpu for s in found),
             max(watched.peak if name == first else 0, *(s.peak for s in found)),
             found[-1].said,
         )
@@ -135,8 +143,8 @@ def figures_of(
 ) -> Iterator[Figure]:
     """One figure a case; the first is ours."""
     ours, *others = (
-        Figure(bench, name, size, unit, sample.seconds, repeats, sample.peak / MEGABYTE)
-        for name, sample in found.items()
+        Figure(bench, name, size, unit, s.seconds, repeats, s.peak / MEGABYTE, s.cpu)
+        for name, s in found.items()
     )
     return against(ours, others)
 
@@ -188,9 +196,14 @@ def python(module: str, *words: str | Path) -> list[str | Path]:
     return [sys.executable, "-m", module, *words]
 
 
-def exponent(small: Figure, large: Figure) -> float:
-    """How the cost grows: seconds ~ size ** exponent."""
-    return math.log(large.seconds / small.seconds) / math.log(large.size / small.size)
+def exponents(small: Figure, large: Figure) -> tuple[float, float | None]:
+    """How the cost grows: seconds ~ size ** exponent, and the same of those of the processor, which
+    are less disturbed by what else runs."""
+    step = math.log(large.size / small.size)
+    of_cpu = None
+    if small.cpu and large.cpu:
+        of_cpu = math.log(large.cpu / small.cpu) / step
+    return math.log(large.seconds / small.seconds) / step, of_cpu
 
 
 def _tree_bytes(root: int) -> int:

@@ -29,7 +29,7 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks import PER_QUERY, stores
-from benchmarks.measure import Figure, Plan, call, exponent, figures_of, interleave, python
+from benchmarks.measure import Figure, Plan, call, exponents, figures_of, interleave, python
 from benchmarks.stores import OWN_CACHE, QUERIES
 
 MEGABYTE = 1_000_000
@@ -244,24 +244,30 @@ def markdown(figures: list[Figure]) -> str:
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; "
         "medians, peak memory of the whole process tree.",
         "",
-        "| bench | case | size | seconds | rate/s | peak MB | lever is faster | |",
-        "|---|---|---:|---:|---:|---:|---:|---|",
+        "| bench | case | size | seconds | processor s | rate/s | peak MB | lever is faster | |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for f in figures:
         ratio = "" if f.ratio is None else f"{_short(f.ratio)} ×"
         peak = "" if f.peak_mb is None else f"{f.peak_mb:,.0f}"
         size = f"{f.size:,.0f} {f.unit}"
         lines.append(
-            f"| {f.bench} | {f.case} | {size} | {f.seconds:.2f} | {_short(f.rate)} "
-            f"| {peak} | {ratio} | {f.note} |"
+            f"| {f.bench} | {f.case} | {size} | {f.seconds:.2f} | {_known(f.cpu)} "
+            f"| {_short(f.rate)} | {peak} | {ratio} | {f.note} |"
         )
-    lines += ["", "| growth | from | to | seconds ~ size^ |", "|---|---:|---:|---:|"]
+    lines += ["", "| growth | from | to | seconds ~ size^ | processor s ~ size^ |"]
+    lines += ["|---|---:|---:|---:|---:|"]
     for small, large in growth(figures):
+        by_clock, by_cpu = exponents(small, large)
         lines.append(
             f"| {small.bench}: {small.case} | {small.size:,.0f} | {large.size:,.0f} {small.unit} "
-            f"| {exponent(small, large):.2f} |"
+            f"| {by_clock:.2f} | {_known(by_cpu)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _known(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _short(value: float) -> str:

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import audit_peers, features, metric, pack, proposals, synthetic, train
-from benchmarks.measure import Figure, against, exponent, in_turns
+from benchmarks.measure import Figure, against, exponents, in_turns
 from benchmarks.run import alone, growth, markdown
 from lever_data.report.audit import audit
 from lever_data.report.options import AuditRequest
 from lever_data.store.store import Store
 
-TEN = Figure("ingest", "lever", 10, "MB", 2.0, 3, peak_mb=100.0)
-HUNDRED = replace(TEN, size=100, seconds=8.0, note="goal 5 s")
-PEER = replace(HUNDRED, case="peer", seconds=24.0, peak_mb=None)
+TEN = Figure("ingest", "lever", 10, "MB", 2.0, 3, peak_mb=100.0, cpu=1.5)
+HUNDRED = replace(TEN, size=100, seconds=8.0, cpu=15.0, note="goal 5 s")
+PEER = replace(HUNDRED, case="peer", seconds=24.0, peak_mb=None, cpu=None)
 
 
 def test_a_ratio_says_how_many_times_faster_lever_is() -> None:
@@ -27,8 +27,10 @@ def test_a_ratio_says_how_many_times_faster_lever_is() -> None:
 
 
 def test_the_exponent_says_how_seconds_grow_with_the_size() -> None:
-    assert exponent(TEN, replace(HUNDRED, seconds=20.0)) == pytest.approx(1.0)
-    assert exponent(TEN, replace(HUNDRED, seconds=200.0)) == pytest.approx(2.0)
+    assert exponents(TEN, replace(HUNDRED, seconds=20.0)) == pytest.approx((1.0, 1.0))
+    by_clock, by_cpu = exponents(TEN, replace(HUNDRED, seconds=200.0, cpu=None))
+    assert by_clock == pytest.approx(2.0)
+    assert by_cpu is None
     assert list(growth([HUNDRED, PEER, TEN])) == [(TEN, HUNDRED)]
 
 
@@ -39,10 +41,10 @@ def test_a_figure_that_is_compared_with_nothing_is_found() -> None:
 
 def test_one_table_holds_every_figure() -> None:
     lines = markdown([TEN, *against(HUNDRED, [PEER])]).splitlines()
-    assert "| ingest | lever | 10 MB | 2.00 | 5.00 | 100 |  |  |" in lines
-    assert "| ingest | lever | 100 MB | 8.00 | 12.50 | 100 |  | goal 5 s |" in lines
-    assert "| ingest | peer | 100 MB | 24.00 | 4.17 |  | 3.00 × | goal 5 s |" in lines
-    assert "| ingest: lever | 10 | 100 MB | 0.60 |" in lines
+    assert "| ingest | lever | 10 MB | 2.00 | 1.50 | 5.00 | 100 |  |  |" in lines
+    assert "| ingest | lever | 100 MB | 8.00 | 15.00 | 12.50 | 100 |  | goal 5 s |" in lines
+    assert "| ingest | peer | 100 MB | 24.00 |  | 4.17 |  | 3.00 × | goal 5 s |" in lines
+    assert "| ingest: lever | 10 | 100 MB | 0.60 | 1.00 |" in lines
 
 
 def test_calls_take_turns_and_the_first_turn_is_not_counted() -> None:
