@@ -313,15 +313,32 @@ def test_a_large_selection_is_shuffled_in_two_levels(
     monkeypatch.setattr(snapshot, "STRETCH", 7)
     monkeypatch.setattr(snapshot, "TOGETHER", 3)
     order = found.order(con, chosen, seed=1, epoch=2)
-    stretch = (found.groups["start"] // 7)[order].tolist()
-    met = list(dict.fromkeys((found.groups["start"] // 7)[whole].tolist()))  # in the hash's order
+    sizes = found.groups["size"][chosen]
+    stretch = dict(zip(chosen.tolist(), ((sizes.cumsum() - sizes) // 7).tolist(), strict=True))
+    met = list(dict.fromkeys(stretch[g] for g in whole.tolist()))  # in the order of the hash
     assert len(met) > 6
     windows = [met[i : i + 3] for i in range(0, len(met), 3)]
-    by_hand = [g for w in windows for g in whole.tolist() if found.groups["start"][g] // 7 in w]
-    assert order.tolist() == by_hand
-    assert stretch != sorted(stretch)
+    assert order.tolist() == [g for w in windows for g in whole.tolist() if stretch[g] in w]
+    assert met != sorted(met)
     monkeypatch.setattr(snapshot, "TOGETHER", 1_000)  # all of them: the order of the hash
     assert found.order(con, chosen, seed=1, epoch=2).tolist() == whole.tolist()
+
+
+def test_the_order_of_a_large_selection_is_that_of_its_keys_however_they_lie(
+    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LARGE", 0), ("STRETCH", 7), ("TOGETHER", 3)):
+        monkeypatch.setattr(snapshot, name, value)
+    con.execute(
+        "create view later as from all_candidates order by query_id desc, len(pointer), candidate"
+    )
+    files = set()
+    orders = set()
+    for view in ("all_candidates", "later"):
+        found = open_snapshot(con, Selection((view,), DEFAULT))
+        files.add(tuple(found.groups["start"].tolist()))
+        orders.add(tuple(found.order(con, found.groups_of(con, None), seed=5).tolist()))
+    assert (len(files), len(orders)) == (2, 1)
 
 
 def test_a_file_that_is_cut_while_it_is_read(con: duckdb.DuckDBPyConnection, cache: Path) -> None:

@@ -45,7 +45,7 @@ FORMAT = 2
 NO_FILE = -1
 _KEYS = 1 << 16  # keys looked at once
 LARGE = 1 << 33  # bytes of candidates beyond which an order is coarser, on any machine alike
-STRETCH = 1 << 15  # candidates that stand together in the file, a megabyte
+STRETCH = 1 << 15  # candidates of neighbours, which mostly stand together: a megabyte
 TOGETHER = 128  # stretches whose groups are shuffled together
 _MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes of this machine
 _WILL_NEED = getattr(os, "POSIX_FADV_WILLNEED", 0)
@@ -103,11 +103,14 @@ class Snapshot:
         self, con: duckdb.DuckDBPyConnection, groups: Ids, *, seed: int = 0, epoch: int = 0
     ) -> Ids:
         """The groups in the order of an epoch: a permutation that depends on (seed, epoch) alone,
-        by a hash of their keys.
+        by a hash of their keys, and not on how they lie in the file.
 
         Where :meth:`shuffle` says so it is shuffled in two levels: stretches in the order in which
         the hash comes upon them, so many of them at a time, and within these the groups by their
         hash.
+
+        Args:
+            groups: ascending.
         """
         cursor = con.cursor()
         bound = {"datasets": list(self.datasets), "splits": list(self.splits)}
@@ -132,15 +135,16 @@ class Snapshot:
         return f"{TOGETHER} stretches of {STRETCH:,} candidates at a time"
 
     def _stretches(self, groups: Ids) -> tuple[NDArray[Any], int] | None:
-        """The number of each group's stretch, and how many are shuffled together; ``None`` where
-        all groups are."""
+        """The number of each group's stretch, neighbours by key, and how many are shuffled
+        together; ``None`` where all groups are."""
         if self.shuffle(int(self.groups["size"].sum())) is None:
             return None
         stretch, rows = np.empty(len(groups), np.uint32), 0
         for start in range(0, len(groups), _KEYS):
-            found = self.groups[groups[start : start + _KEYS]]
-            stretch[start : start + _KEYS] = found["start"] // STRETCH
-            rows += int(found["size"].sum())
+            size = self.groups["size"][groups[start : start + _KEYS]].astype(np.int64)
+            begins = rows + np.cumsum(size) - size
+            stretch[start : start + _KEYS] = begins // STRETCH
+            rows += int(size.sum())
         return None if self.shuffle(rows) is None else (stretch, TOGETHER)
 
     def ahead(self, groups: Ids) -> None:
