@@ -1,6 +1,6 @@
 """Rows of a view → the records of a snapshot, and the groups they form.
 
-In go batches of Arrow with the columns that ``snapshot.py`` asks of a view; out come records of one
+In go batches of Arrow with the columns that ``stream.py`` asks of a view; out come records of one
 width, and where each group begins. Nothing here may call ``to_numpy``, which imports
 pandas where it is installed: 50 MB and 0.3 s.
 """
