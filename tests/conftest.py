@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -31,6 +32,8 @@ _MODULES = (
 # Nothing is judged by the clock: a busy machine draws and runs examples as slowly as it likes.
 settings.register_profile("any_pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_pace")
+# Or bindings would say at the end that they leak. Not sooner: pytest collects twice as it ends.
+atexit.register(gc.unfreeze)
 # A shell's background job ignores Ctrl-C, and so would every command that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,17 +44,24 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_unconfigure() -> None:
-    """Or bindings would say at the end that they leak."""
-    gc.unfreeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What lever remembers of verified files: not in the user's cache."""
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What session fixtures have lever remember: not in the user's cache."""
+    yield from _own_cache(tmp_path_factory)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache_of_the_module(
+    _cache_of_the_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Few entries: whoever makes one looks through all, 0.1 s where a whole suite's lie."""
+    yield from _own_cache(tmp_path_factory)
 
 
 @pytest.fixture(scope="session", autouse=True)
