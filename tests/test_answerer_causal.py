@@ -15,6 +15,7 @@ from lever_data.items.task import Task
 from lever_train.options.rollout import AnswererSpec
 from lever_train.rollout.answerers.causal_language import CausalModel
 from lever_train.rollout.answerers.transformers import TransformersAnswerer
+from tests.cases import long
 from tests.tiny_lm import save_tiny_lm
 
 QA = Task(name="qa")
@@ -34,7 +35,7 @@ def answerer(folder: Path, **more: Any) -> TransformersAnswerer:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("api", ["chat", "completions"])
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [long(1), 3])
 def test_answers_do_not_depend_on_the_batch(folder: Path, api: str, beams: int) -> None:
     found = [
         answerer(folder, api=api, num_beams=beams, batch_size=size).answer(PROMPTS)

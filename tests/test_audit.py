@@ -141,7 +141,7 @@ def test_few_annotators_and_string_matched_shots_are_said(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("spec", "share"),
     [
-        (RewardSpec(mode="legacy", reward_alpha=1, use_logprob=True), 0.25),
+        long(RewardSpec(mode="legacy", reward_alpha=1, use_logprob=True), 0.25),
         long(RewardSpec(mode="legacy", reward_beta=1), 0.25),
         long(RewardSpec(mode="hard_plus_gtprob_plus_rel", soft_weight=0, hard_weight=0), 0.5),
         long(RewardSpec(mode="hard01_plus_gtprob", soft_weight=0), 0.25),
@@ -166,7 +166,7 @@ def test_missing_is_what_the_reward_counts_as_0(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", ["correct / 0", "'-inf'::double", "'nan'::double"])
+@pytest.mark.parametrize("text", ["correct / 0", long("'-inf'::double"), long("'nan'::double")])
 def test_a_reward_that_is_not_finite(store: Store, text: str) -> None:
     spec = RewardSpec(expression=text)
     with pytest.raises(LeverError, match=r"not a finite number, in . candidates") as caught:

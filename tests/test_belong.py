@@ -20,6 +20,7 @@ from lever_data.report.options import DiffRequest, RescoreRequest
 from lever_data.report.rescore import rescore
 from lever_data.sources.ingest import IngestOptions, ingest
 from lever_data.store.store import Run, Store
+from tests.cases import long
 from tests.stores import candidate, commit, commit_examples
 
 WORDS = [chr(97 + n) * 3 for n in range(12)]
@@ -61,7 +62,7 @@ SHIFTED = [*WORDS[1:], WORDS[0]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rl_first", [True, False])
+@pytest.mark.parametrize("rl_first", [True, long(False)])
 def test_rl_data_that_names_other_questions(tmp_path: Path, rl_first: bool) -> None:
     files, rl = write_questions(tmp_path), write_rl(tmp_path, WORDS_BY_ID, BY_ID)
     first, second = ([rl], files) if rl_first else (files, [rl])

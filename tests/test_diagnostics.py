@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lever_data.catalog import body, builtin, macros
 from lever_data.items.vqa_metric import fallback_match
 from lever_data.relations.db import open_session
+from tests.cases import long
 from tests.stores import candidate, commit, commit_examples, new_store
 
 Rows = Sequence[dict[str, Any]]
@@ -375,9 +376,9 @@ def test_reward_modes_of_prefix_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "shots",
     [
-        [{"shot": 2, "correct": 1, "score": 1.0}],
+        long([{"shot": 2, "correct": 1, "score": 1.0}]),
         [{"shot": 1, "correct": None}, {"shot": 2, "correct": 1, "score": 1.0}],
-        None,
+        long(None),
     ],
 )
 def test_prefixes_without_a_score_leave_multi_shot_out(tmp_path: Path, shots: Any) -> None:

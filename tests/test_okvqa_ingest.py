@@ -26,8 +26,9 @@ BEAM = (
     "vqa-okvqa-NearestDemo-TextSimSampler-scorer_infoscore-beam_size_5-max_shot_2-"
     "candidate_num_64-sample_num_800.json"
 )
+LARGE = "rl_data_TextSimSampler_NearestDemo.json.gz"
 RL = {
-    "rl_data_TextSimSampler_NearestDemo.json.gz": (88_827, 9_009),
+    LARGE: (88_827, 9_009),
     "rl_data_no_eval_mode_800.json": (7_886, 800),
     "rl_data_v4_strict_400.json": (3_826, 400),
     BEAM: (4_000, 800),
@@ -42,10 +43,20 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """Every training file, by its name (questions and annotations: by that of the questions)."""
-    store = Store.create(tmp_path_factory.mktemp("okvqa") / "store")
-    done = ingest([OKVQA / f for f in FILES], store, IngestOptions(dataset="okvqa", split="train"))
-    names = [f for f in FILES if "annotations" not in f]
+    """Training files, by their names (questions and annotations: by that of the questions)."""
+    return _ingested(tmp_path_factory.mktemp("okvqa"), [f for f in FILES if f != LARGE])
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """The one that takes more than the others together."""
+    return _ingested(tmp_path_factory.mktemp("large"), [LARGE])
+
+
+def _ingested(folder: Path, files: list[str]) -> dict[str, Run]:
+    store = Store.create(folder / "store")
+    done = ingest([OKVQA / f for f in files], store, IngestOptions(dataset="okvqa", split="train"))
+    names = [f for f in files if "annotations" not in f]
     return {name: d.run for name, d in zip(names, done, strict=True)}
 
 
@@ -62,8 +73,8 @@ def column(run: Run, table: str, name: str) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", long_except(RL, *[n for n in RL if "TextSim" not in n]))
-def test_counts_and_the_way_back(name: str, runs: dict[str, Run], tmp_path: Path) -> None:
-    run = runs[name]
+def test_counts_and_the_way_back(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run: Run = request.getfixturevalue("large" if name == LARGE else "runs")[name]
     assert (run.rows["candidates"], run.rows["queries"]) == RL[name]
     out = tmp_path / "back.json.gz"
     export(Store.open(run.path.parents[1]), run.run, out)
@@ -71,14 +82,14 @@ def test_counts_and_the_way_back(name: str, runs: dict[str, Run], tmp_path: Path
 
 
 @pytest.mark.long
-def test_columns_agree_with_a_count_over_the_json(runs: dict[str, Run]) -> None:
-    name = "rl_data_TextSimSampler_NearestDemo.json.gz"
-    candidates = [c for v in load(name).values() for c in v["pointer_candidates"]]
+def test_columns_agree_with_a_count_over_the_json(large: dict[str, Run]) -> None:
+    run = large[LARGE]
+    candidates = [c for v in load(LARGE).values() for c in v["pointer_candidates"]]
     for key, found in (("gen_method", "gen_method"), ("vqa_eval_mode", "eval_mode")):
         counted = Counter(c[key] for c in candidates)
-        assert Counter(column(runs[name], "candidates", found)) == counted
-    assert column(runs[name], "candidates", "score") == [c["vqa_acc_score"] for c in candidates]
-    assert set(column(runs[name], "candidates", "extra")) == {None}
+        assert Counter(column(run, "candidates", found)) == counted
+    assert column(run, "candidates", "score") == [c["vqa_acc_score"] for c in candidates]
+    assert set(column(run, "candidates", "extra")) == {None}
 
 
 def test_the_strict_file_has_its_scorer_text_and_pools(runs: dict[str, Run]) -> None:

@@ -240,7 +240,10 @@ def test_a_query_with_an_older_name_gets_its_figure_and_is_told(
     "sql",
     [
         "select 'vqa_correct' as x, count(*) from candidates /* vqa_correct */ group by 1",
-        "with v as (select correct as vqa_correct from candidates) select sum(vqa_correct) from v",
+        long(
+            "with v as (select correct as vqa_correct from candidates) "
+            "select sum(vqa_correct) from v"
+        ),
     ],
 )
 def test_a_query_that_only_looks_like_it_is_left_alone(

@@ -35,6 +35,7 @@ from lever_train.rollout.policy import load_policy
 from lever_train.rollout.propose import Ask, propose
 from lever_train.selector.checkpoint import Progress, save_v3
 from lever_train.selector.kinds import make_selector
+from tests.cases import long
 from tests.commands import lever
 from tests.encoders import QUESTIONS, tiny_clip
 from tests.stores import commit_examples, new_store, table
@@ -91,7 +92,7 @@ def evaluated(place: Path, kind: str, queries: torch.Tensor, pools: np.ndarray, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["static", "gated"])
+@pytest.mark.parametrize("kind", [long("static"), "gated"])
 def test_picks_are_those_of_an_evaluation(
     place: Path,
     tmp_path: Path,
@@ -116,6 +117,7 @@ def test_picks_are_those_of_an_evaluation(
     assert [[p.id for p in row] for row in found] == evaluated(place, kind, queries, given, 2)
 
 
+@pytest.mark.long  # of fewer questions none is stopped where it matters
 def test_threads_that_ask_different_pools_get_their_own(place: Path, tmp_path: Path) -> None:
     selector, rng = packed(place, tmp_path / "p", "static"), np.random.default_rng(0)
     pools = [rng.permutation(N)[:K][None] for _ in range(2)]
@@ -134,7 +136,7 @@ def test_threads_that_ask_different_pools_get_their_own(place: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["static", "gated"])
+@pytest.mark.parametrize("kind", [long("static"), "gated"])
 def test_log_probabilities_are_of_each_step(place: Path, tmp_path: Path, kind: str) -> None:
     selector = packed(place, tmp_path / "p", kind)
     query = torch.randn(1, D)

@@ -11,6 +11,7 @@ from lever_demo.world import WorldSpec, make_world
 from lever_train.options.train import ModelConfig
 from lever_train.selector.checkpoint import Progress, save_v3
 from lever_train.selector.kinds import make_selector
+from tests.cases import long_except
 from tests.commands import lever
 
 CASES = {
@@ -71,7 +72,10 @@ def _config(world: WorldFiles, folder: Path, more: str, vectors: bool = True) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*CASES, *FILES])
+@pytest.mark.parametrize(
+    "case",
+    long_except([*CASES, *FILES], "view", "column", "model", "checkpoint", "store", "vectors"),
+)
 def test_the_plan_refuses_what_it_can_know(case: str, world: WorldFiles, tmp_path: Path) -> None:
     more, message = (CASES | FILES)[case]
     path = _config(world, tmp_path, more)

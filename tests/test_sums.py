@@ -112,7 +112,7 @@ def test_runs_that_share_queries_are_sorted(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "odd",
-    [{"score": float("nan")}, {"temperature": float("inf")}, {"pointer": [1 << 25]}],
+    [{"score": float("nan")}, long({"temperature": float("inf")}), long({"pointer": [1 << 25]})],
     ids=["score", "temperature", "pointer"],
 )
 def test_odd_rows_are_left_to_duckdb(tmp_path: Path, odd: dict[str, Any]) -> None:

@@ -130,7 +130,7 @@ def test_two_metrics_of_the_same_answers_are_compared(store: Store) -> None:
     store.remove(strict.run.run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_ranks_by_the_tasks_metric(store: Store) -> None:
     (made,) = runs(store, "sweep")
     with connect(store) as con:

@@ -380,7 +380,7 @@ def test_an_output_folder_is_not_overwritten_by_accident(trained: Bench) -> None
         ({"view": ["nosuch"]}, "no such view"),
         ({"rce_epochs": 0}, "nothing to train"),
         long({"sft_checkpoint": "none.pt"}, "none.pt"),
-        ({"query_embeddings": "none.pt"}, "no such embeddings file"),
+        long({"query_embeddings": "none.pt"}, "no such embeddings file"),
         long({"pool": "none.npy"}, "none.npy"),
         long(
             {"num_layers": 0, "grpo_epochs": 1, "freeze_backbone_in_grpo": True},

@@ -12,6 +12,7 @@ from lever_data.options import options
 from lever_train.options.resolve import resolve
 from lever_train.options.train import TrainConfig
 from lever_train.selector.checkpoint import load_selector
+from tests.cases import long
 from tests.commands import Done, lever
 from tests.training import Bench
 
@@ -61,7 +62,7 @@ def test_the_example_of_the_notes(tmp_path: Path) -> None:
         (["--tied-groups", "maybe"], 2, None),
         (["--view", "beem"], 2, "did you mean beam?"),
         (["--config", "none.toml"], 2, "the config cannot be read"),
-        (["--gen-method", "nothing"], 1, "holds no rows to train on"),
+        long(["--gen-method", "nothing"], 1, "holds no rows to train on"),
         (["--resume"], 1, "no training here to resume"),
     ],
 )

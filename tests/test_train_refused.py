@@ -56,7 +56,7 @@ def test_scorers_and_splits_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="scores of several models") as error:
         bench.train()
     assert error.value.value == "a, b"
-    bench.train("one", scorer="a")
+    bench.train("one", scorer="a", rce_epochs=1)
     other = [row | {"dataset": "e", "scorer": "a"} for row in random_rows(1)]
     store = bench.store
     with store.begin(RunSpec(kind="rl_data", dataset="e", split="train", source_sha256="e")) as w:

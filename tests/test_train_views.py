@@ -18,7 +18,7 @@ from tests.training import Bench
         ("nullif(query_id, 1) as query_id", "rows of the view lack a query"),
         long("nullif(split, 'train') as split", "rows of the view lack a query"),
         long("query_id - 5 as query_id", "rows of the view lack a query"),
-        ("null::integer as candidate", "rows of the view lack a candidate"),
+        long("null::integer as candidate", "rows of the view lack a candidate"),
         (
             "case when query_id > 1 then pointer end as pointer",
             "rows of the view lack a pointer",
