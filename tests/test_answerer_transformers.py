@@ -31,7 +31,7 @@ from lever_train.rollout.answerers.vision_language import (
     VisionLanguageModel,
     spoken,
 )
-from tests.cases import long_except
+from tests.cases import long, long_except
 from tests.rollouts import add_images, make_world, rows
 from tests.tiny_vlm import PROCESSED, VISION, save_tiny_processed, save_tiny_vlm
 
@@ -119,7 +119,7 @@ def test_the_chat_is_interleaved_as_in_the_legacy_prompt(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [long(1), 3])
 def test_texts_are_those_of_transformers_and_do_not_depend_on_the_batch(
     model: VisionLanguageModel, encoded: list[PromptTokens], beams: int
 ) -> None:

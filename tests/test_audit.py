@@ -87,7 +87,7 @@ def test_remembered_figures_are_of_the_same_runs_view_reward_and_policy(tmp_path
     assert audit(made, AuditRequest(runs=(run,))).figures["candidates"] == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_expression_is_a_reward(store: Store) -> None:
     text = "coalesce(correct, 0) + 0.5 * coalesce(expected_score, 0)"
     figures = audit(store, AuditRequest(reward=RewardSpec(expression=text))).figures
@@ -244,7 +244,7 @@ def test_a_policy_without_its_columns(store: Store) -> None:
     assert "dataset, split, query_id, pointer, logprob" in str(caught.value.hint)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_users_view_without_what_only_diagnostics_read(tmp_path: Path) -> None:
     made = new_store(tmp_path)
     commit(made, rows())

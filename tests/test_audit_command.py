@@ -115,7 +115,7 @@ def test_a_closed_pipe_is_no_error(store: Store) -> None:
     assert done.stdout.splitlines()[-1] == "0" and done.stderr == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_examples_come_along_with_a_chosen_run(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     run = commit(store, [candidate(0, 0, [1], answer="cat", correct=1, score=1.0)])

@@ -58,7 +58,7 @@ def test_shares_as_people_read_them() -> None:
     ("rights", "reward", "advice"),
     [
         ((0, 0), RewardSpec(), "Propose more candidates"),
-        ((1, 1), RewardSpec(), "nothing left to teach"),
+        long((1, 1), RewardSpec(), "nothing left to teach"),
         ((0, 1), RewardSpec(expression="1"), "does not tell the candidates of a query apart"),
         long((0, 1), RewardSpec(expression="query_id + 1"), "does not tell the candidates"),
     ],

@@ -308,7 +308,7 @@ def test_an_audit_is_that_of_lever_audit(board: Board, client: TestClient) -> No
     assert f"{figures['candidates']:,} rewards from string match" in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_demonstrations_are_those_of_the_audit(board: Board, client: TestClient) -> None:
     sql = "select example_id, num_picks from demonstration_usage order by 2 desc, 1"
     rows = connect(board.store).sql(sql).fetchall()

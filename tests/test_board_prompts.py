@@ -131,7 +131,7 @@ def test_a_rescored_run_shows_what_its_parent_asked(tmp_path: Path) -> None:
     assert len(both) % 2 == 0 and {title for title, _, _ in both} == {"The prompt, as it was sent"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nearest_reads_no_prompt(tmp_path: Path) -> None:
     world = _world(tmp_path)
     generate(world.request(limit=1, num_beams=2))

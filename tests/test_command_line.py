@@ -22,6 +22,7 @@ from typer.main import get_command
 import lever_data
 from lever_data.options import options
 from lever_train.options.train import TrainConfig
+from tests.cases import long
 from tests.commands import lever
 from tests.stores import candidate, commit, new_store
 
@@ -125,7 +126,7 @@ def test_the_shell_completes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", [long("ascii"), "cp1252"])
 @pytest.mark.parametrize("words", [["train", "--help"], ["runs", "--help"], ["views"]])
 def test_a_console_of_few_characters_shows_help_and_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, words: list[str]
@@ -211,7 +212,9 @@ def _wait_until_gone(group: int) -> None:
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("words", "code"), [(["select 1", "--frmat", "x"], 2), (["select 1"], 1)])
+@pytest.mark.parametrize(
+    ("words", "code"), [long(["select 1", "--frmat", "x"], 2), (["select 1"], 1)]
+)
 def test_a_query_that_is_refused_leaves_no_process(words: list[str], code: int) -> None:
     """The one that was started ahead waits for a request that never comes, as for no store."""
     command = [sys.executable, "-m", "lever_cli", "query", "--store", "none", *words]

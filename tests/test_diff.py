@@ -189,7 +189,7 @@ def test_the_command(store: Store, tmp_path: Path) -> None:
     assert "Error: there is neither a run nor a view of this name; value 'nix'" in failed.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_interval_has_its_seed(store: Store) -> None:
     a = commit(store, [row(q, 0, [1, 2], 0.0) for q in range(20)], name="a")
     b = commit(store, [row(q, 0, [1, 2], (q * 7 % 10) / 10) for q in range(20)], name="b")

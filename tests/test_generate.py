@@ -94,7 +94,7 @@ def test_the_expected_accuracy_is_that_of_the_mixture(world: World) -> None:
         assert row["expected_score"] == pytest.approx(expected, abs=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_question_alone_is_a_candidate_where_it_is_asked_for(world: World) -> None:
     """Its run is another; a run without it has the id that it had before there was the option."""
     recipe = {"num_beams": 2, "temps": (), "num_random": 0}

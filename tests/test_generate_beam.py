@@ -16,6 +16,7 @@ from lever_data.relations.db import connect
 from lever_data.store.store import Store
 from lever_train.options.rollout import BeamShape
 from lever_train.rollout.infoscore import FLOOR, search_beams
+from tests.cases import long
 from tests.endpoint import Handler, serving
 from tests.rollouts import World, make_world, rows
 
@@ -72,7 +73,7 @@ class Plain:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shots", [1, 2])
+@pytest.mark.parametrize("shots", [long(1), 2])
 def test_beams_are_those_of_a_plain_search(world: World, shots: int) -> None:
     outcome = search_beams(world.request(shot_num=shots, num_beams=3))
     found = rows(outcome.run)

@@ -294,7 +294,7 @@ def test_rewards_and_views_of_ones_own_keep_their_older_names(
     assert both[0] == both[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_view_that_gives_an_older_column_of_its_own_is_told(tmp_path: Path) -> None:
     store, _ = _stores(tmp_path, mixed=False)
     (store.path / "views").mkdir()

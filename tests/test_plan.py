@@ -97,7 +97,7 @@ def test_bounds_are_the_published_ones(number: int, published: list[float]) -> N
     assert sum(look.p for look in found) > 0.05 > found[-1].p
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_looks_cost_little() -> None:
     assert inflation(looks([1.0])) == 1
     late = looks([0.01, 1.0])  # nothing can be seen at one in a hundred: as good as one look

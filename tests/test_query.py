@@ -94,7 +94,7 @@ def test_nothing_is_written_and_nothing_outside_is_read(store: Store, sql: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sql", [WRITES[1], WRITES[13], ""])
+@pytest.mark.parametrize("sql", [WRITES[1], long(WRITES[13]), ""])
 def test_the_process_refuses_it_too(store: Store, sql: str) -> None:
     before = _files(store)
     with (
@@ -143,7 +143,7 @@ WIDE = [  # of a wide value: rows that are few, and large in the form that is wr
 @pytest.mark.parametrize(
     ("sql", "form"),
     [
-        (WIDE[1], "json"),
+        long(WIDE[1], "json"),
         *(long(WIDE[0], form) for form in ("table", "csv", "json")),
         *(long(WIDE[1], form) for form in ("table", "csv")),
     ],

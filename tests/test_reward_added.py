@@ -67,7 +67,7 @@ def test_it_trains(tmp_path: Path) -> None:
     assert "reward_bonus(" in (result.out / "provenance.json").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_audited_and_compared(tmp_path: Path) -> None:
     store = _bench(tmp_path).store
     rows = {row["reward_mode"]: row for row in audit(store, AuditRequest()).figures["reward_modes"]}

@@ -107,7 +107,7 @@ def test_no_answer_is_paid_beyond_the_budget(
     assert outputs["evaluate"]["run"] is not None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_held_out_fold_teaches_nothing(
     ran: tuple[PipelineConfig, dict[str, Any], list[str]],
 ) -> None:
@@ -124,6 +124,7 @@ def test_the_held_out_fold_teaches_nothing(
     assert {row["selector"] for row in board["rows"]} >= {"round 1", "nearest", "random"}
 
 
+@pytest.mark.long
 def test_later_rounds_ask_what_was_not_tried(
     ran: tuple[PipelineConfig, dict[str, Any], list[str]],
 ) -> None:

@@ -176,7 +176,7 @@ def test_nothing_but_ties_is_an_error(tmp_path: Path) -> None:
         long("static", {"grpo_epochs": 2}),
         ("gru", {"grpo_epochs": 1, "advantage": "loo", "kl_estimator": "k2"}),
         long("static", {"grpo_epochs": 1, "topk_baseline": "subset", "reference": "rce"}),
-        ("gru", {"rce_epochs": 0, "grpo_epochs": 1, "importance_cap": 2.0, "dual_clip": 3.0}),
+        long("gru", {"rce_epochs": 0, "grpo_epochs": 1, "importance_cap": 2.0, "dual_clip": 3.0}),
         long("gru", {"grpo_epochs": 1, "freeze_backbone_in_grpo": True}),
     ],
 )
@@ -237,7 +237,7 @@ def test_single_demonstrations_are_compared_by_their_scores(tmp_path: Path) -> N
         pairs.train("stops", can_stop=True, **flags)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_empty_pointer_is_a_candidate_where_the_selector_can_stop(tmp_path: Path) -> None:
     rows = [
         candidate(query, ordinal, pointer, correct=int(not pointer), score=0.0)
@@ -287,7 +287,7 @@ def test_pointers_of_many_lengths_train_together(tmp_path: Path) -> None:
         bench.train("two", shot_num=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_multi_shot_rewards_put_all_lengths_into_one_group(tmp_path: Path) -> None:
     rows = random_rows(shots=(2, 3))
     for row in rows:

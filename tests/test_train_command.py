@@ -60,7 +60,7 @@ def test_the_example_of_the_notes(tmp_path: Path) -> None:
         (["--reward-mode", "hard"], 2, "unknown reward mode"),
         (["--batch-size", "0"], 2, "--batch-size ([run] batch_size)"),
         (["--tied-groups", "maybe"], 2, None),
-        (["--view", "beem"], 2, "did you mean beam?"),
+        long(["--view", "beem"], 2, "did you mean beam?"),
         (["--config", "none.toml"], 2, "the config cannot be read"),
         long(["--gen-method", "nothing"], 1, "holds no rows to train on"),
         (["--resume"], 1, "no training here to resume"),

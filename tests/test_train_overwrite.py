@@ -39,7 +39,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
             {"candidate_embeddings": "few.npy", "pool": "all.npy"}, "12 rows, none for example 39"
         ),
         long({"pool": "pool.npy", "split_ratio": 0.99}, "the pool file pool.npy has 39 rows"),
-        ({"pool": "empty.npy"}, "a pointer leaves the query's pool"),
+        long({"pool": "empty.npy"}, "a pointer leaves the query's pool"),
         long({"shot_num": 3}, "a pointer has the wrong length: 2, not 3"),
         long({"reward": "if(query_id = 31, 'nan'::double, correct)"}, "not a finite number"),
         ({"reward": "if(query_id = 39, 'nan'::double, correct)"}, "not a finite number"),

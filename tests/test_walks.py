@@ -110,7 +110,7 @@ def _record(query: int) -> dict[str, Any]:
     return {"pointer_candidates": [right, wrong]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_walk_of_a_record_from_json_to_the_gradient(tmp_path: Path) -> None:
     # it stands behind what is read to tell what kind of file this is
     queries = [*range(7000, 7100), QUERY, *range(8000, 8003)]
