@@ -91,19 +91,25 @@ def _counted(con: duckdb.DuckDBPyConnection, selection: Selection) -> Census:
 VIEWS = [("all_candidates",), ("mine",), ("all_candidates", "beam"), ("one",), ("lone",)]
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "filtered": {"gen_methods": ("beam",), "skip_fallback": True},
+    "merged": {"merge_shots": True},
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", long_except(KINDS, "filtered"))
 @pytest.mark.parametrize("views", long_except(VIEWS, ("mine",)), ids=" ".join)
 def test_a_snapshot_counts_what_a_reading_counts(
-    con: duckdb.DuckDBPyConnection, views: tuple[str, ...]
+    con: duckdb.DuckDBPyConnection, views: tuple[str, ...], kind: str
 ) -> None:
     con.execute("create view none as from few limit 0")
-    plain = Selection(views, "v.score::double")
-    filtered = replace(plain, gen_methods=("beam",), skip_fallback=True)
-    for selection in (plain, filtered, replace(plain, merge_shots=True)):
-        snapshot = open_snapshot(con, selection)
-        for queries in (None, "few", "none"):
-            asked = replace(selection, queries=queries)
-            assert census(con, snapshot, asked) == _counted(con, asked)
+    selection = Selection(views, "v.score::double", **KINDS[kind])
+    snapshot = open_snapshot(con, selection)
+    for queries in (None, "few", "none"):
+        asked = replace(selection, queries=queries)
+        assert census(con, snapshot, asked) == _counted(con, asked)
 
 
 def test_filters_that_leave_nothing_are_counted(con: duckdb.DuckDBPyConnection) -> None:

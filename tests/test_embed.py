@@ -247,7 +247,7 @@ def test_one_bad_image_is_one_failed_item(store: Store, clip: Path) -> None:
     torch.testing.assert_close(vectors, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_text_encoder_averages_its_tokens(store: Store, tmp_path: Path) -> None:
     torch.manual_seed(1)
     folder = tmp_path / "bert"

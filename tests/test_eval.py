@@ -498,14 +498,14 @@ def test_the_table_says_which_checkpoint_it_is_of(place: Place) -> None:
 def test_a_pick_needs_embeddings_of_the_candidates(place: Place) -> None:
     questions = place.questions.but(candidate_embeddings=None)
     with pytest.raises(UsageError, match="need embeddings of their own"):
-        open_held_out(connect(place.store), questions)
+        open_held_out(connect(place.store, only=ITEM_RELATIONS), questions)
 
 
 @pytest.mark.slow
 def test_embeddings_of_another_split_are_refused(place: Place) -> None:
     other = place.questions.but(query_embeddings=place.questions.candidate_embeddings)
     with pytest.raises(LeverError, match=r"embeddings have \d+ rows, the split val has \d+ quest"):
-        open_held_out(connect(place.store), other)
+        open_held_out(connect(place.store, only=ITEM_RELATIONS), other)
 
 
 @pytest.mark.slow
@@ -513,7 +513,7 @@ def test_a_pool_of_another_split_is_refused_with_both_sizes(place: Place) -> Non
     """Rows of train's pools read as val's: every question would be shown another's pool."""
     other = place.questions.but(pool=place.files.pool("train"))
     with pytest.raises(LeverError, match=r"has \d+ rows, the split val has \d+ questions"):
-        open_held_out(connect(place.store), other)
+        open_held_out(connect(place.store, only=ITEM_RELATIONS), other)
 
 
 @pytest.mark.parametrize("command", [run_evaluation, predict])

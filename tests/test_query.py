@@ -245,24 +245,30 @@ def test_the_error_of_a_column_names_the_candidates(store: Store) -> None:
     assert "LINE 1" not in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
-def test_formats(store: Store, tmp_path: Path) -> None:
-    sql = (
-        "select query_id, pointer, sum(correct) as n "
-        "from candidates where query_id = 1 group by all order by all"
-    )
-    as_json = _lever(store, sql, "--format", "json")
+SUMS = (
+    "select query_id, pointer, sum(correct) as n "
+    "from candidates where query_id = 1 group by all order by all"
+)
+
+
+@pytest.mark.long
+def test_to_a_terminal_or_as_json(store: Store) -> None:
+    as_json = _lever(store, SUMS, "--format", "json")
     assert json.loads(as_json.stdout) == [
         {"query_id": 1, "pointer": [11, 12], "n": 0},
         {"query_id": 1, "pointer": [11, 13], "n": 1},
     ]
-    as_csv = _lever(store, sql, "--format", "csv")
+    assert "[11, 13]" in _lever(store, SUMS).stdout
+
+
+@pytest.mark.slow
+def test_formats(store: Store, tmp_path: Path) -> None:
+    as_csv = _lever(store, SUMS, "--format", "csv")
     assert as_csv.stdout == 'query_id,pointer,n\n1,"[11,12]",0\n1,"[11,13]",1\n'
     out = tmp_path / "o.parquet"
-    done = _lever(store, sql, "--out", str(out))
+    done = _lever(store, SUMS, "--out", str(out))
     assert done.stdout == "" and "wrote 2 rows" in done.stderr
     assert pq.read_table(out).column("pointer").to_pylist() == [[11, 12], [11, 13]]
-    assert "[11, 13]" in _lever(store, sql).stdout
     (tmp_path / "q.sql").write_text("select count(*) as n from all_candidates")
     done = _lever(store, "--file", str(tmp_path / "q.sql"), "--format", "json")
     assert json.loads(done.stdout) == [{"n": 10}]

@@ -114,7 +114,7 @@ def open_selector(request: SelectRequest) -> PackedSelector:
         LeverError: the vectors are not those of the examples, or of another width.
     """
     store = Store.open(request.store)
-    con = connect(store)
+    con = connect(store, only=ITEM_RELATIONS)
     place = (request.dataset or only_dataset(con), request.candidate_split)
     policy = load_policy(request.checkpoint, "cpu")
     assert isinstance(policy, SelectorPolicy)
