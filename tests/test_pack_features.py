@@ -103,7 +103,7 @@ def packed(place: Path, checkpoint: Path, out: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("votes", long_except([False, True], True))
-@pytest.mark.parametrize("features", [long(OWN), long((*OWN, *SPACES))])
+@pytest.mark.parametrize("features", [long(OWN), (*OWN, *SPACES)])
 def test_picks_are_those_of_an_evaluation(
     place: Path, tmp_path: Path, features: tuple[str, ...], votes: bool
 ) -> None:

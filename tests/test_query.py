@@ -143,7 +143,7 @@ WIDE = [  # of a wide value: rows that are few, and large in the form that is wr
 @pytest.mark.parametrize(
     ("sql", "form"),
     [
-        long(WIDE[1], "json"),
+        (WIDE[1], "json"),
         *(long(WIDE[0], form) for form in ("table", "csv", "json")),
         *(long(WIDE[1], form) for form in ("table", "csv")),
     ],

@@ -33,7 +33,7 @@ def bench(tmp_path: Path) -> Bench:
     ("flags", "message"),
     [
         long({"view": ["beams"]}, "no such view"),
-        long({"query_embeddings": "none.pt"}, "no such embeddings file"),
+        ({"query_embeddings": "none.pt"}, "no such embeddings file"),
         ({"reward_mode": "hard_plus_sofd"}, "unknown reward mode"),
         ({"reward_mode": "hard01_plus_gtprob"}, "null in every row"),
         ({"gen_method": ["retrieval"]}, "holds no rows to train on"),
@@ -82,7 +82,7 @@ def test_a_mix_that_only_validation_holds_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", [long("id"), long("hash")])
+@pytest.mark.parametrize("by", ["id", long("hash")])
 def test_the_split_and_the_pool_are_those_of_the_views_own_place(tmp_path: Path, by: str) -> None:
     """Equal query ids of another dataset, in the same store, change nothing at all."""
     here, mixed = Bench(tmp_path / "here"), Bench(tmp_path / "mixed")
@@ -223,7 +223,7 @@ def test_amounts_of_memory(amount: str) -> None:
         con.execute("set memory_limit = ?", [config.run.memory_limit])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_missing_vectors_name_the_query(bench: Bench) -> None:
     torch.save(torch.randn(POOL, 6), bench.folder / "few.pt")
     with pytest.raises(LeverError, match="12 rows, none for a query") as error:
