@@ -29,12 +29,21 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks import PER_QUERY, stores
-from benchmarks.measure import Figure, Plan, call, exponents, figures_of, interleave, python
-from benchmarks.stores import OWN_CACHE, QUERIES
+from benchmarks.measure import (
+    MEGABYTE,
+    Figure,
+    Plan,
+    call,
+    exponents,
+    figures_of,
+    interleave,
+    python,
+)
+from benchmarks.stores import QUERIES
 
-MEGABYTE = 1_000_000
 NEEDS = {"bucket": "moto", "orjson + pyarrow": "orjson", "datasets": "datasets"}
 RESIDENT = {"duckdb": 5, "json + pyarrow": 5, "orjson + pyarrow": 6, "polars": 13}  # times the file
+_OWN_CACHE = 'LEVER_CACHE="$0/$$" exec "$@"'
 
 
 def ingest(plan: Plan) -> Iterator[Figure]:
@@ -164,7 +173,7 @@ def bucket(plan: Plan) -> Iterator[Figure]:
             name: python("lever_cli", "query", QUERIES["count"], "--store", store)
             for name, store in places.items()
         }
-        empty = ["sh", "-c", OWN_CACHE, str(plan.work / "empty")]
+        empty = ["sh", "-c", _OWN_CACHE, str(plan.work / "empty")]
         first = {
             name: [*empty, *python("benchmarks.first_batch", store, vectors)]
             for name, store in places.items()
@@ -309,7 +318,10 @@ def main() -> None:
     wanted = given.only or BENCHES
     with tempfile.TemporaryDirectory() as work:
         plan = Plan(Path(work), given.long, given.repeats, _say)
-        figures = [f for name in BENCHES if name in wanted for f in BENCHES[name](plan)]
+        figures = []
+        for figure in (f for name in BENCHES if name in wanted for f in BENCHES[name](plan)):
+            _say(f"{figure.bench}: {figure.case}, {figure.seconds:.2f} s")
+            figures.append(figure)
     given.out.mkdir(parents=True, exist_ok=True)
     name = "bench-long" if given.long else "bench"
     rows = json.dumps([f.row() for f in figures], indent=2)

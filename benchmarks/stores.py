@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ from benchmarks.measure import Figure, Plan, call, figures_of, interleave, pytho
 BILLION = 1_000  # millions
 _ROOM = 50_000_000_000  # bytes of disk for the billion
 _GOALS = {10: "goal 6 s and 4,000 MB", 100: "goal 60 s and 4,000 MB"}
-OWN_CACHE = 'LEVER_CACHE="$0/$$" exec "$@"'
-_SNAPSHOTS = 'LEVER_CACHE="$0" LEVER_CACHE_SIZE=100GB exec "$@"'
+_CACHE = "cache"  # in the store's folder, of the commands that come one after the other
 QUERIES = {
     "count": "select count(*) from all_candidates",
     "count of rows": "select count(*) from stg_candidates",
@@ -58,22 +57,30 @@ def _make(plan: Plan, store: Path, millions: int) -> int:
 
 def _audit(plan: Plan, store: Path, millions: int, size: int) -> Iterator[Figure]:
     """The audit, the first and when it is remembered."""
-    out = store / "audit.json"
-    ours_again = python("lever_cli", "audit", "--store", store, "--json", out)
-    # an audit is remembered: the first has a cache of its own
-    ours = ["sh", "-c", OWN_CACHE, str(store / "cache"), *ours_again]
+    out, cache = store / "audit.json", store / _CACHE
+    words = python("lever_cli", "audit", "--store", store, "--json", out)
     peers = {1: ["polars", "rows"], BILLION: []}.get(millions, ["polars"])
     cases = {n: python("benchmarks.audit_peers", n, store) for n in peers}
     watch = millions < BILLION
-    found = interleave({"lever audit": ours} | cases, plan.repeats, watch=watch)
+    first = {"lever audit": _with_cache(cache, words, anew=True)}
+    found = interleave(first | cases, plan.repeats, watch=watch)
     _agree(json.loads(out.read_text()), [found[n].said for n in peers])
-    first, *others = figures_of("audit", size, "candidates", found, plan.repeats)
-    yield replace(first, note=_GOALS.get(millions, ""))
+    ours, *others = figures_of("audit", size, "candidates", found, plan.repeats)
+    yield replace(ours, note=_GOALS.get(millions, ""))
     yield from (replace(figure, note="a tenth of it") for figure in others)
-    shutil.rmtree(store / "cache")
     cases.pop("rows", None)
-    again = interleave({"lever audit, again": ours_again} | cases, plan.repeats, watch=watch)
-    yield from figures_of("audit, again", size, "candidates", again, plan.repeats)
+    again = {"lever audit, again": _with_cache(cache, words)}
+    found = interleave(again | cases, plan.repeats, watch=watch)
+    yield from figures_of("audit, again", size, "candidates", found, plan.repeats)
+
+
+def _with_cache(
+    cache: Path, words: Sequence[str | Path], *, anew: bool = False
+) -> list[str | Path]:
+    """The words of a command that remembers what it finds in this folder, emptied before if
+    ``anew``."""
+    begin = 'rm -rf "$0"; ' if anew else ""
+    return ["sh", "-c", f'{begin}LEVER_CACHE="$0" LEVER_CACHE_SIZE=100GB exec "$@"', cache, *words]
 
 
 def _agree(ours: dict[str, Any], others: list[dict[str, Any]]) -> None:
@@ -89,7 +96,7 @@ def _queries(plan: Plan, store: Path, millions: int, size: int) -> Iterator[Figu
     for name, query in QUERIES.items():
         words = ("query", query, "--store", store, "--memory", "4", "--timeout", "3000")
         cases = {
-            f"lever query, {name}": python("lever_cli", *words),
+            f"lever query, {name}": _with_cache(store / _CACHE, python("lever_cli", *words)),
             f"duckdb, {name}": python("benchmarks.audit_peers", f"duckdb, {name}", store),
         }
         found = interleave(cases, plan.repeats, watch=millions < BILLION)
@@ -100,14 +107,13 @@ def _training(plan: Plan, store: Path, millions: int, size: int) -> Iterator[Fig
     """View → tensors: with the snapshot to be made, and an epoch more of it."""
     cache = store / "snapshots"
     ours = python("benchmarks.stream", "lever", store, store)
-    first = ["sh", "-c", f'rm -rf "$0"; {_SNAPSHOTS}', cache, *ours]
-    again = ["sh", "-c", _SNAPSHOTS, cache, *ours]
     watch = millions < BILLION
-    found = interleave({"lever, its snapshot made": first}, plan.repeats, watch=watch)
+    first = {"lever, its snapshot made": _with_cache(cache, ours, anew=True)}
+    found = interleave(first, plan.repeats, watch=watch)
     yield from figures_of("first epoch", size, "candidates", found, plan.repeats)
     peers = [] if millions == BILLION else ["polars"]
     cases = {n: python("benchmarks.stream", n, store, store) for n in peers}
-    found = interleave({"lever": again} | cases, plan.repeats, watch=watch)
+    found = interleave({"lever": _with_cache(cache, ours)} | cases, plan.repeats, watch=watch)
     said = {(s.said["candidates"], round(s.said["reward"])) for s in found.values()}
     assert len(said) == 1, f"the contenders disagree: {said}"
     yield from figures_of("epoch", size, "candidates", found, plan.repeats)
