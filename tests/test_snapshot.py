@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +23,7 @@ from lever_data.relations.reward_spec import RewardSpec
 from lever_data.relations.rewards import reward_sql
 from lever_data.relations.snapshot import Snapshot, open_snapshot
 from lever_data.relations.stream import Selection, union_sql
+from lever_data.store import cache as store_cache
 from lever_data.store.cache import entry
 from tests.stores import candidate, commit, new_store
 
@@ -366,6 +368,27 @@ def test_the_cache_has_a_bound_and_what_is_open_stays_readable(
     monkeypatch.setenv("LEVER_CACHE_SIZE", "much")
     with pytest.raises(UsageError, match="is not a size"):
         open_snapshot(con, selection)
+
+
+def test_small_entries_are_rarely_followed_by_a_sweep(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[str] = []
+    monkeypatch.setattr(store_cache, "_sweep", lambda _, keep, limit: swept.append(keep.name))
+
+    def write(folder: Path) -> None:
+        (folder / "file").write_bytes(bytes(2_000))
+
+    keys = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(280, 290)]
+    monkeypatch.setenv("LEVER_CACHE_SIZE", "10MB")
+    for key in keys:
+        with entry(key, write):
+            pass
+    assert swept == [key for key in keys if key.startswith("00")] == [keys[6]]
+    monkeypatch.setenv("LEVER_CACHE_SIZE", "8MB")  # of which the next is more than a part in 4,096
+    with entry("ff" * 32, write):
+        pass
+    assert swept[-1] == "ff" * 32
 
 
 def test_two_at_once_make_it_once(con: duckdb.DuckDBPyConnection, cache: Path) -> None:
