@@ -105,9 +105,9 @@ class Snapshot:
         """The groups in the order of an epoch: a permutation that depends on (seed, epoch) alone,
         by a hash of their keys, and not on how they lie in the file.
 
-        Where :meth:`shuffle` says so it is shuffled in two levels: stretches in the order in which
-        the hash comes upon them, so many of them at a time, and within these the groups by their
-        hash.
+        Where :meth:`shuffle` says so it is shuffled in two levels: stretches, neighbours by key, in
+        the order in which the hash comes upon them, so many of them at a time, and within these the
+        groups by their hash.
 
         Args:
             groups: ascending.
@@ -121,12 +121,9 @@ class Snapshot:
             found = cursor.execute(_ORDER_SQL, bound | {"seed": seed, "epoch": epoch})
             places[start : start + _KEYS] = found.fetchnumpy()["place"]
         stretches = self._stretches(groups)
-        order = np.argsort(places, kind="stable")
-        del places
-        if stretches is not None:
-            stretch, together = stretches
-            order = order[np.argsort(_windows(stretch[order], together), kind="stable")]
-        return groups[order]
+        if stretches is None or not len(groups):
+            return groups[np.argsort(places, kind="stable")]
+        return groups[_in_windows(places, *stretches)]
 
     def shuffle(self, rows: int) -> str | None:
         """Among what the groups of so many candidates are shuffled; ``None``: all of them."""
@@ -135,8 +132,8 @@ class Snapshot:
         return f"{TOGETHER} stretches of {STRETCH:,} candidates at a time"
 
     def _stretches(self, groups: Ids) -> tuple[NDArray[Any], int] | None:
-        """The number of each group's stretch, neighbours by key, and how many are shuffled
-        together; ``None`` where all groups are."""
+        """The number of each group's stretch, ascending, and how many are shuffled together;
+        ``None`` where all groups are."""
         if self.shuffle(int(self.groups["size"].sum())) is None:
             return None
         stretch, rows = np.empty(len(groups), np.uint32), 0
@@ -191,17 +188,23 @@ class Snapshot:
         return np.frombuffer(data, self.record)
 
 
-def _windows(stretch: NDArray[Any], together: int) -> NDArray[np.unsignedinteger[Any]]:
-    """For groups in the order of their hash the number of the window [G] that each is shuffled in:
-    ``together`` stretches are one, as the hash comes upon them."""
-    first = np.full(int(stretch.max(initial=0)) + 1, len(stretch), np.int64)
-    first[stretch[::-1]] = np.arange(len(stretch))[::-1]  # of several the last is kept: the first
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    window = rank // together
-    few = np.min_scalar_type(int(window.max(initial=0)))  # two bytes are sorted in linear time
-    found: NDArray[np.unsignedinteger[Any]] = window.astype(few)[stretch]
-    return found
+def _in_windows(places: NDArray[np.uint64], stretch: NDArray[Any], together: int) -> Ids:
+    """An order of groups [G] of whose ``places`` those of ``together`` stretches are sorted at a
+    time: stretches come as the least of their places does.
+
+    Args:
+        stretch: of each group, ascending.
+    """
+    begins = np.flatnonzero(np.append(True, stretch[1:] != stretch[:-1]))
+    ends = np.append(begins[1:], len(places))
+    met = np.argsort(np.minimum.reduceat(places, begins), kind="stable")
+    order, end = np.empty(len(places), np.int64), 0
+    for first in range(0, len(met), together):
+        window = np.sort(met[first : first + together])
+        groups = np.concatenate([np.arange(begins[n], ends[n]) for n in window])
+        start, end = end, end + len(groups)
+        order[start:end] = groups[np.argsort(places[groups], kind="stable")]
+    return order
 
 
 _ORDER_SQL = """
