@@ -125,7 +125,7 @@ class _StopError(Exception):
     """Raised in place of a kill."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("small_disk")
 def test_a_training_without_room_says_so_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -198,7 +198,7 @@ def test_a_query_has_its_candidates_by_reward(board: Board, client: TestClient) 
     assert re.findall(r'rel="(?:prev|next)" href="[^"]*id=(\d+)', text) == ["4", "6"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_grid_filters_as_the_audit_counts(board: Board, client: TestClient) -> None:
     text = _text(client, "queries")
     con = connect(board.store)

@@ -236,7 +236,7 @@ def _killed_before(change: int) -> Iterator[None]:
         _changes.left = None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_before_any_change(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for number in range(3):
