@@ -52,7 +52,7 @@ torture: $(READY)
 	$(PYTEST) tests/torture --timeout 3600
 
 # Markdown and JSON in build/bench/; peers that are not installed are left out and named. Minutes;
-# bench-long takes more than an hour.
+# bench-long takes more than three hours and, for a billion candidates, 50 GB of disk.
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run
 
