@@ -60,7 +60,7 @@ def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def _cache_of_the_module(
     _cache_of_the_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """Few entries: whoever makes one looks through all, 0.1 s where a whole suite's lie."""
+    """No file of tests finds what another had lever remember."""
     yield from _own_cache(tmp_path_factory)
 
 

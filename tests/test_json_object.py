@@ -41,7 +41,7 @@ def members(text: bytes, size: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)  # 0.03 s each
+@settings(deadline=None)
 @given(
     st.dictionaries(st.text(max_size=5), ANYTHING, max_size=5),
     st.integers(1, 50),

@@ -46,7 +46,7 @@ class Blocks(Snapshot):
     block: Ids
     _held: OrderedDict[int, Records] = field(default_factory=OrderedDict)
 
-    def shuffle(self, rows: int) -> str | None:
+    def shuffle(self, rows: int) -> str:
         """Among what the groups are shuffled, however few candidates they hold."""
         return f"{WINDOW} blocks of {BLOCK_ROWS:,} candidates at a time"
 

@@ -57,7 +57,7 @@ from lever_train.learn.split import (
     split_options,
     split_queries,
 )
-from lever_train.options.train import Source, TrainConfig
+from lever_train.options.train import DataConfig, Source, TrainConfig
 
 if TYPE_CHECKING:
     from lever_train.inputs.pair_features import PairFeatures
@@ -112,15 +112,7 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
         if session.relations[view].folder == "user":
             whole = partial(require_whole_rows, con, view)
             remembered(halves, "whole rows", (*split_options(config), view), whole)
-    if data.held_out is not None and not split[1]:
-        raise UsageError("the view holds no query of this training", where=data.held_out)
-    if not split[0]:
-        value = f"--split-ratio {data.split_ratio}"
-        if data.held_out is not None:
-            value = f"--held-out {data.held_out}"
-        if split[2]:
-            value = f"--require-positive-query: {split[2]:,} queries without a right candidate"
-        raise UsageError("no query is left to train on", value=value)
+    _require_queries(split, data)
     train = replace(selection, queries=TRAIN)
     try:
         snapshot = open_snapshot(con, selection, known)
@@ -164,6 +156,26 @@ def open_data(source: Source, config: TrainConfig) -> TrainingData:
     return TrainingData(
         con, train, counted, validation, held_out, snapshot, pools, *vectors, features, provenance
     )
+
+
+def _require_queries(split: tuple[int, int, int], data: DataConfig) -> None:
+    """Refuse a split that leaves no query to train on, or holds none out that were named.
+
+    Args:
+        split: queries of training, of validation, and without a right candidate.
+
+    Raises:
+        UsageError: so it is; it names what the split was made by.
+    """
+    if data.held_out is not None and not split[1]:
+        raise UsageError("the view holds no query of this training", where=data.held_out)
+    if not split[0]:
+        value = f"--split-ratio {data.split_ratio}"
+        if data.held_out is not None:
+            value = f"--held-out {data.held_out}"
+        if split[2]:
+            value = f"--require-positive-query: {split[2]:,} queries without a right candidate"
+        raise UsageError("no query is left to train on", value=value)
 
 
 def _give_back() -> None:

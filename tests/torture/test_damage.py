@@ -48,7 +48,7 @@ def test_no_flipped_bit_goes_unseen(store: Store, report: Report, long: bool) ->
     expected = connect(store, runs=[good.run]).execute(ALL).fetchall()
     roll = random.Random(0)
     places: Counter[str] = Counter()
-    for _ in range(5_000 if long else 40):
+    for _ in range(5_000 if long else 80):
         path = roll.choice([p for p in sorted(bad.path.rglob("*")) if p.is_file()])
         whole = path.read_bytes()
         at, bit = roll.randrange(len(whole)), roll.randrange(8)
